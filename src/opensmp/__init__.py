@@ -1,0 +1,110 @@
+"""Pipeline model parallelism for Keras models on TensorFlow.
+
+Example:
+    ```python
+    import opensmp as smp
+
+    smp.init({"partitions": 2, "microbatches": 4})
+    ```
+"""
+
+from __future__ import annotations
+
+from opensmp._require import require_tensorflow
+
+require_tensorflow()
+
+from opensmp.config import Config  # noqa: E402
+from opensmp.errors import (  # noqa: E402
+    AlreadyInitializedError,
+    ConfigError,
+    NotInitializedError,
+    PartitionError,
+    ScheduleError,
+    SmpError,
+    StepError,
+    TraceError,
+)
+from opensmp.hooks import register_post_partition_hook  # noqa: E402
+from opensmp.model import DistributedModel  # noqa: E402
+from opensmp.partition import partition  # noqa: E402
+from opensmp.runtime.bootstrap import init, shutdown  # noqa: E402
+from opensmp.runtime.world import (  # noqa: E402
+    DP_GROUP,
+    MP_GROUP,
+    PP_GROUP,
+    RDP_GROUP,
+    TP_GROUP,
+    WORLD,
+    CommGroup,
+    RankType,
+    barrier,
+    dp_barrier,
+    dp_rank,
+    dp_size,
+    get_dp_group,
+    get_mp_group,
+    local_rank,
+    local_size,
+    mp_barrier,
+    mp_rank,
+    mp_size,
+    pp_rank,
+    pp_size,
+    rank,
+    rdp_rank,
+    rdp_size,
+    size,
+    tp_rank,
+    tp_size,
+)
+from opensmp.step import step  # noqa: E402
+from opensmp.step_output import StepOutput  # noqa: E402
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "DP_GROUP",
+    "MP_GROUP",
+    "PP_GROUP",
+    "RDP_GROUP",
+    "TP_GROUP",
+    "WORLD",
+    "AlreadyInitializedError",
+    "CommGroup",
+    "Config",
+    "ConfigError",
+    "DistributedModel",
+    "NotInitializedError",
+    "PartitionError",
+    "RankType",
+    "ScheduleError",
+    "SmpError",
+    "StepError",
+    "StepOutput",
+    "TraceError",
+    "barrier",
+    "dp_barrier",
+    "dp_rank",
+    "dp_size",
+    "get_dp_group",
+    "get_mp_group",
+    "init",
+    "local_rank",
+    "local_size",
+    "mp_barrier",
+    "mp_rank",
+    "mp_size",
+    "partition",
+    "pp_rank",
+    "pp_size",
+    "rank",
+    "rdp_rank",
+    "rdp_size",
+    "register_post_partition_hook",
+    "shutdown",
+    "size",
+    "step",
+    "tp_rank",
+    "tp_size",
+]

@@ -1,0 +1,369 @@
+"""The only module that touches private names of TensorFlow and Keras; each function says why.
+
+Every name here has a canary test that fails clearly on a version that moved it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.backend.common import global_state
+from keras.src.models.functional import Functional
+from keras.src.ops.function import Function
+from keras.src.ops.node import Node
+from tensorflow.python.distribute import distribute_lib
+from tensorflow.python.eager import record
+from tensorflow.python.framework import auto_control_deps
+from tensorflow.python.ops import handle_data_util, resource_variable_ops
+
+Op = Any
+Tensor = Any
+
+_TAG = "_smp_partition"
+_STRIPPED_ATTRIBUTES = ("_class", _TAG, "_gradient_op_type")
+
+__all__ = ["Functional"]
+
+# --- graphs -----------------------------------------------------------------
+
+
+def new_graph(name: str) -> Any:
+    """An empty function graph; a public `tf.Graph` cannot capture eager tensors."""
+    return tf.__internal__.FuncGraph(name)
+
+
+def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (tensor outside, placeholder inside) that a function graph captured."""
+    return list(graph.captures)
+
+
+def is_stateful(op: Op) -> bool:
+    """Whether an operation has state or side effects; public graphs do not say."""
+    return bool(op._is_stateful)
+
+
+@contextlib.contextmanager
+def tagged(graph: Any, partition: int) -> Iterator[None]:
+    """Marks all operations that `graph` makes inside with a partition number.
+
+    The public ways (device scopes, name scopes) are either overwritten by the
+    user's own or do not reach operations in library code.
+    """
+    with graph._attr_scope({_TAG: tf.compat.v1.AttrValue(i=partition)}):
+        yield
+
+
+def tag_of(op: Op) -> int | None:
+    """The partition number an operation was marked with, or None."""
+    try:
+        return int(op.get_attr(_TAG))
+    except ValueError:
+        return None
+
+
+def strip_attributes(node: Any) -> None:
+    """Drops from a NodeDef what means something in the traced graph only."""
+    for name in _STRIPPED_ATTRIBUTES:
+        node.attr.pop(name, None)
+
+
+def copy_handle_data(source: Tensor, target: Tensor) -> None:
+    """Copies the element type of a variant or resource; without it gradients vanish."""
+    if source.dtype in (tf.variant, tf.resource):
+        handle_data_util.copy_handle_data(source, target)
+
+
+def add_control_input(op: Op, before: Op) -> None:
+    """Makes an existing operation wait; `tf.control_dependencies` reaches new ones only."""
+    op._add_control_input(before)
+
+
+def replace_input(op: Op, index: int, tensor: Tensor) -> None:
+    """Rewires one input of an existing operation."""
+    op._update_input(index, tensor)
+
+
+@contextlib.contextmanager
+def automatic_control_dependencies() -> Iterator[None]:
+    """Orders stateful operations as `tf.function` does, and restores an outer such context.
+
+    The order must be known before a schedule is imposed on the graph, that is
+    before `tf.function` itself would add it.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    flag, manager = graph._add_control_dependencies, graph.experimental_acd_manager
+    try:
+        with auto_control_deps.AutomaticControlDependencies():
+            yield
+    finally:
+        graph._add_control_dependencies = flag
+        graph.experimental_acd_manager = manager
+
+
+# --- gradient tapes -----------------------------------------------------------
+
+
+def tape_is_active() -> bool:
+    """Whether any `tf.GradientTape` is recording now; there is no public question."""
+    return bool(record.could_possibly_record())
+
+
+def is_watched(tensor: Tensor) -> bool:
+    """Whether an active tape would differentiate through `tensor`."""
+    return bool(record.should_record_backprop([tensor]))
+
+
+def stop_recording() -> Any:
+    """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
+    return record.stop_recording()
+
+
+# --- Keras variables ------------------------------------------------------------
+
+
+def in_stateless_scope() -> bool:
+    """Whether Keras runs functionally now (`stateless_call`, shape inference)."""
+    return bool(keras_backend.in_stateless_scope())
+
+
+def is_keras_tensor(value: Any) -> bool:
+    """Whether a value is a symbolic Keras tensor."""
+    return isinstance(value, keras.KerasTensor)
+
+
+def is_initialized(variable: Any) -> bool:
+    """Whether a Keras variable holds memory."""
+    return variable._value is not None
+
+
+def variable_dtype(variable: Any) -> Any:
+    """The stored dtype; the public one follows the autocast scope."""
+    return tf.as_dtype(variable._dtype)
+
+
+def take_pending_variables() -> list[Any]:
+    """Takes over Keras' list of variables that wait for their memory.
+
+    Left in place, any unrelated layer call would initialise them all on the
+    default device.
+    """
+    pending = global_state.get_global_attribute("uninitialized_variables") or []
+    taken = list(pending)
+    pending.clear()
+    return taken
+
+
+def initialize_on(variable: Any, device: str) -> None:
+    """Gives a waiting Keras variable its memory and first value on `device`."""
+    with tf.device(device):
+        variable._deferred_initialize()
+
+
+def storage(variable: Any) -> Any:
+    """The `tf.Variable` behind a Keras variable, untouched by autocast scopes."""
+    return variable._value
+
+
+def move_to(variable: Any, device: str) -> None:
+    """Moves an initialised Keras variable to `device`, values kept."""
+    old = variable._value
+    with tf.init_scope(), tf.device(device):
+        variable._value = tf.Variable(
+            old.read_value(),
+            trainable=old.trainable,
+            name=variable.name,
+            dtype=old.dtype,
+            aggregation=old.aggregation,
+            synchronization=old.synchronization,
+            shape=old.shape,
+        )
+
+
+def get_mask(tensor: Tensor) -> Tensor | None:
+    """The Keras mask that travels with a tensor."""
+    return keras_backend.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Tensor, mask: Tensor) -> None:
+    """Lets a Keras mask travel with a tensor."""
+    keras_backend.set_keras_mask(tensor, mask)
+
+
+def regularization_losses(layer: Any) -> list[Tensor]:
+    """Weight penalties alone; `layer.losses` mixes them with those of activations."""
+    return list(layer._get_regularization_losses())
+
+
+# --- hooks that live while a model is traced --------------------------------------
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Replaces a method of a class for a while: `make(original)` gives the new one."""
+    original = owner.__dict__[name]
+    setattr(owner, name, make(original))
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def layer_calls(around: Callable[[Any], Any]) -> Any:
+    """Context in which every Keras layer call runs inside `around(layer)`.
+
+    Name scopes do not identify layers (shared layers, nested functions).
+    """
+
+    def make(original: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with around(self):
+                return original(self, *args, **kwargs)
+
+        return __call__
+
+    return replaced(keras.layers.Layer, "__call__", make)
+
+
+def functional_nodes(around: Callable[[Any], Any]) -> Any:
+    """Context in which each node of a Functional model runs inside `around(node)`.
+
+    `around` is asked with the Node, as one layer may have several. Keras offers
+    only the layer to its per-call hook, in the order of the nodes.
+    """
+
+    def make(original: Any) -> Any:
+        def run(self: Any, inputs: Any, operation_fn: Any = None, call_fn: Any = None) -> Any:
+            if call_fn is not None:
+                return original(self, inputs, operation_fn or (lambda op: op), call_fn)
+            depths = sorted(self._nodes_by_depth, reverse=True)
+            nodes = itertools.chain.from_iterable(self._nodes_by_depth[d] for d in depths)
+            waiting = iter([n for n in nodes if n.operation and not n.is_input])
+
+            def in_context(operation: Any) -> Any:
+                node = next(n for n in waiting if n.operation is operation)
+                function = operation_fn(operation) if operation_fn else operation
+
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    with around(node):
+                        return function(*args, **kwargs)
+
+                return call
+
+            return original(self, inputs, in_context)
+
+        return run
+
+    return replaced(Function, "_run_through_graph", make)
+
+
+def new_nodes(created: Callable[[Any], None]) -> Any:
+    """Context in which `created(node)` is told of every new node of a Functional graph."""
+
+    def make(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            created(self)
+
+        return __init__
+
+    return replaced(Node, "__init__", make)
+
+
+@contextlib.contextmanager
+def variable_access(
+    read: Callable[[Any], Tensor | None], write: Callable[[Any, Tensor], bool]
+) -> Iterator[None]:
+    """Context in which reads and assignments of `tf.Variable`s are redirected.
+
+    `read(variable)` gives the value to use, or None to leave the read alone;
+    `write(variable, value)` says whether it took the assignment. Keras offers
+    this for its own variables only (StatelessScope).
+    """
+    base = resource_variable_ops.BaseResourceVariable
+
+    def reading(original: Any) -> Any:
+        def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+            value = read(self)
+            return original(self, *args, **kwargs) if value is None else value
+
+        return _read_variable_op
+
+    def gathering(original: Any, gather: Any) -> Any:
+        def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
+            value = read(self)
+            return original(self, indices, name) if value is None else gather(value, indices)
+
+        return sparse_read
+
+    def assigning(original: Any, update: Any) -> Any:
+        def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            old = read(self)
+            if old is not None:
+                change = tf.convert_to_tensor(value, dtype=self.dtype)
+                if write(self, update(old, change)):
+                    return self
+            return original(self, value, *args, **kwargs)
+
+        return assign
+
+    with contextlib.ExitStack() as stack:
+        for name, make in {
+            "_read_variable_op": reading,
+            "sparse_read": lambda o: gathering(o, tf.gather),
+            "gather_nd": lambda o: gathering(o, tf.gather_nd),
+            "assign": lambda o: assigning(o, lambda old, new: tf.identity(new)),
+            "assign_add": lambda o: assigning(o, lambda old, new: old + new),
+            "assign_sub": lambda o: assigning(o, lambda old, new: old - new),
+        }.items():
+            owner = resource_variable_ops.ResourceVariable if "assign" in name else base
+            stack.enter_context(replaced(owner, name, make))
+        yield
+
+
+# --- optimizers ---------------------------------------------------------------
+
+
+def place_updates_with_variables() -> None:
+    """Makes optimizer slots and update arithmetic sit on their variable's device.
+
+    Keras asks the default strategy to keep them together, which it does not do:
+    slots and arithmetic land on the first device. Idempotent.
+    """
+    extended = distribute_lib._DefaultDistributionExtended
+    if getattr(extended, "_smp_placed", False):
+        return
+    update, colocate = extended._update, extended.colocate_vars_with
+
+    def _update(self: Any, var: Any, fn: Any, args: Any, kwargs: Any, group: Any) -> Any:
+        with tf.device(var.device):
+            return update(self, var, fn, args, kwargs, group)
+
+    def colocate_vars_with(self: Any, colocate_with_variable: Any) -> Any:
+        device = getattr(colocate_with_variable, "device", None)
+        return tf.device(device) if device else colocate(self, colocate_with_variable)
+
+    extended._update, extended.colocate_vars_with = _update, colocate_vars_with
+    extended._smp_placed = True
+
+
+def functions_of(node: Any) -> Sequence[str]:
+    """Names of the library functions that a NodeDef calls."""
+    names = [value.func.name for value in node.attr.values() if value.HasField("func")]
+    names += [f.name for value in node.attr.values() for f in value.list.func]
+    return names
+
+
+def in_symbolic_scope() -> bool:
+    """Whether Keras runs a layer for its output shapes only, in a scratch graph."""
+    return bool(keras_backend.in_symbolic_scope())
+
+
+def is_variable_creation_error(error: Exception) -> bool:
+    """Whether Keras refused to make a variable that cannot wait for its first value."""
+    return "create a variable while in a stateless scope" in " ".join(str(error).split())

@@ -1,0 +1,71 @@
+"""What must be there before anything else of the package can be imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_BACKEND_MENDING = (
+    "Set it before Keras is imported for the first time: `KERAS_BACKEND=tensorflow` in the "
+    'environment, or `os.environ["KERAS_BACKEND"] = "tensorflow"` as the first line of the '
+    'script; or write "backend": "tensorflow" into ~/.keras/keras.json.'
+)
+
+
+def require_tensorflow() -> None:
+    """Checks that TensorFlow is installed and that Keras 3 runs on it.
+
+    Raises:
+        ImportError: TensorFlow or Keras 3 is missing, Keras uses another backend, or
+            `TF_USE_LEGACY_KERAS` asks for Keras 2. The message says how to mend it.
+
+    Example:
+        ```python
+        require_tensorflow()
+        import tensorflow as tf
+        ```
+    """
+    # TensorFlow reads this variable in the same way.
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    if legacy in ("1", "true", "True"):
+        raise ImportError(
+            f"opensmp needs Keras 3, but TF_USE_LEGACY_KERAS={legacy} makes tf.keras Keras 2. "
+            "Remove the variable from the environment before TensorFlow is imported."
+        )
+    # Asked before the import: importing Keras with a backend that is not installed fails with
+    # a message about that backend, which does not help here.
+    asked = os.environ.get("KERAS_BACKEND")
+    if "keras" not in sys.modules and asked and asked != "tensorflow":
+        raise ImportError(_wrong_backend(f"KERAS_BACKEND={asked}"))
+    try:
+        import tensorflow  # noqa: F401, I001  # imports Keras itself, so that either may be missing
+        import keras
+    except ImportError as error:
+        raise ImportError(_not_importable(error)) from error
+    if int(keras.__version__.split(".")[0]) < 3:
+        raise ImportError(
+            f"opensmp needs Keras 3, but Keras {keras.__version__} is installed. Run: "
+            'pip install --upgrade "keras>=3.5".'
+        )
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(_wrong_backend(f"Keras uses the backend {keras.backend.backend()!r}"))
+
+
+def _not_importable(error: ImportError) -> str:
+    missing = (error.name or "").partition(".")[0]
+    if missing in ("jax", "jaxlib", "torch", "openvino"):
+        return _wrong_backend(f"Keras was told to use another one ({error})")
+    if missing == "keras":
+        return (
+            f"opensmp needs Keras 3, which could not be imported ({error}). Install it with: "
+            'pip install "keras>=3.5".'
+        )
+    return (
+        f"opensmp needs TensorFlow, which could not be imported ({error}). Install it with one "
+        'of: pip install "opensmp[cpu]" for machines without a GPU, or '
+        'pip install "opensmp[gpu]" for NVIDIA GPUs.'
+    )
+
+
+def _wrong_backend(received: str) -> str:
+    return f"opensmp needs Keras on the backend 'tensorflow', but {received}. {_BACKEND_MENDING}"

@@ -1,0 +1,1 @@
+"""What existing scripts expect and current libraries have dropped."""

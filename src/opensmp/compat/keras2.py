@@ -1,0 +1,247 @@
+"""Keras 2 habits on Keras 3 objects, for scripts written for the smp API in its day.
+
+Only `import smdistributed.modelparallel.tensorflow` installs them; `import opensmp` alone
+changes nothing. Each function below is one habit and says what Keras 2 did. They add names
+that Keras 3 does not have, or accept arguments that it refuses or ignores, so that code
+written for Keras 3 keeps its meaning; only `optimizer.set_weights` becomes stricter.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from numbers import Real
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_installed = False
+
+
+def install() -> None:
+    """Makes the habits of this module work. Calling it again does nothing.
+
+    Example:
+        ```python
+        install()
+        optimizer = keras.optimizers.Adam(lr=0.001)
+        accuracy = keras.metrics.SparseCategoricalAccuracy()
+        accuracy.reset_states()
+        ```
+    """
+    global _installed
+    if _installed:
+        return
+    _installed = True
+    _add_get_gradients()
+    _add_lr()
+    _accept_lr_and_decay()
+    _make_variables_callable()
+    _add_optimizer_weights()
+    _add_metric_reset_states()
+    _add_model_reset_states()
+
+
+# ------------------------------------------------------------------------------- optimizers
+
+
+def _add_get_gradients() -> None:
+    """`optimizer.get_gradients(loss, params)`.
+
+    Keras 2 returned the symbolic gradients of a loss, in graph mode only: eagerly it raised
+    what `tf.gradients` raises. A gradient that does not exist was an error there; here it is
+    None, as `tf.gradients` and `tf.GradientTape` give it, since `apply_gradients` of Keras 3
+    passes over it with a warning.
+    """
+
+    def get_gradients(self: Any, loss: Any, params: Any) -> list[Any]:
+        """Gradients of `loss` with respect to `params`, None where there is no connection."""
+        if tf.executing_eagerly():
+            raise RuntimeError(
+                "optimizer.get_gradients is not supported when eager execution is enabled. "
+                "Expected: a call inside a function decorated with @smp.step or @tf.function. "
+                "Received: an eager call. Decorate the function, or use tf.GradientTape."
+            )
+        params = tf.nest.flatten(params)
+        values = [param.value if isinstance(param, keras.Variable) else param for param in params]
+        return list(tf.gradients(loss, values))
+
+    keras.optimizers.Optimizer.get_gradients = get_gradients
+
+
+def _add_lr() -> None:
+    """`optimizer.lr`.
+
+    Keras 2 kept it as a second name of `learning_rate`, to read and to set.
+    """
+
+    def get_lr(self: Any) -> Any:
+        """Second name of `learning_rate`."""
+        return self.learning_rate
+
+    def set_lr(self: Any, value: Any) -> None:
+        self.learning_rate = value
+
+    keras.optimizers.Optimizer.lr = property(get_lr, set_lr)
+
+
+def _accept_lr_and_decay() -> None:
+    """`Adam(lr=0.01, decay=1e-4)`.
+
+    In Keras 2 `lr` won over `learning_rate`, integers were accepted, and with `decay` the
+    rate of a step was `learning_rate / (1 + decay * iterations)`. Keras 3 refuses `lr` and
+    ignores `decay` with a warning. The decay becomes an `InverseTimeDecay`, which Keras can
+    save and load; so, as with every schedule of Keras 3, the rate cannot be set afterwards.
+    """
+    original = keras.optimizers.Optimizer.__init__
+
+    @functools.wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        if "lr" not in kwargs and "decay" not in kwargs:
+            original(self, *args, **kwargs)
+            return
+        if args:
+            kwargs["learning_rate"], args = args[0], args[1:]
+        lr = kwargs.pop("lr", None)
+        decay = kwargs.pop("decay", None)
+        if lr is not None:
+            kwargs["learning_rate"] = float(lr) if isinstance(lr, Real) else lr
+        if decay:
+            kwargs["learning_rate"] = _decayed(kwargs.get("learning_rate"), decay)
+        original(self, *args, **kwargs)
+
+    keras.optimizers.Optimizer.__init__ = init
+
+
+def _decayed(learning_rate: Any, decay: Any) -> Any:
+    if not isinstance(decay, Real) or decay < 0:
+        raise ValueError(
+            f"decay must be a number >= 0. Received: decay={decay!r} ({type(decay).__name__})."
+        )
+    if not isinstance(learning_rate, Real):
+        raise ValueError(
+            "decay needs a learning rate that is a number, for Keras 3 takes one schedule only. "
+            f"Received: learning_rate={learning_rate!r}, decay={decay!r}. Put the decay into the "
+            "schedule, or leave one of the two out."
+        )
+    return keras.optimizers.schedules.InverseTimeDecay(
+        float(learning_rate), decay_steps=1, decay_rate=float(decay)
+    )
+
+
+class CallableList(list[Any]):
+    """A list that gives itself when it is called."""
+
+    def __call__(self) -> list[Any]:
+        """The same values as an ordinary list."""
+        return list(self)
+
+
+def _make_variables_callable() -> None:
+    """`optimizer.variables()`.
+
+    It was a method in Keras 2 and is a property in Keras 3, which Keras itself reads to save
+    and count. The property stays and gives a list that can be called as well.
+    """
+    for cls in _classes_of(keras.optimizers.Optimizer):
+        stock = vars(cls).get("variables")
+        if isinstance(stock, property) and stock.fget is not None:
+            cls.variables = property(_callable(stock.fget), stock.fset, stock.fdel, stock.__doc__)
+
+
+def _callable(getter: Callable[[Any], Sequence[Any]]) -> Callable[[Any], CallableList]:
+    @functools.wraps(getter)
+    def variables(self: Any) -> CallableList:
+        return CallableList(getter(self))
+
+    return variables
+
+
+def _classes_of(cls: Any) -> Iterator[Any]:
+    """The class, its bases, and all classes below it."""
+    yield from cls.__mro__[1:]
+    pending = [cls]
+    seen = set()
+    while pending:
+        found = pending.pop()
+        if found not in seen:
+            seen.add(found)
+            pending += found.__subclasses__()
+            yield found
+
+
+def _add_optimizer_weights() -> None:
+    """`optimizer.get_weights()` and `optimizer.set_weights(weights)`.
+
+    Keras 2 gave the values of all variables as arrays and took them back in that order,
+    refusing a list of another length. Keras 3 has no `get_weights`, and its `set_weights`
+    drops what is too much and passes over optimizers inside an optimizer. The values are those
+    of Keras 3: after the iteration comes the learning rate, which Keras 2 left out.
+    """
+
+    def get_weights(self: Any) -> list[Any]:
+        """Values of all variables of the optimizer, as arrays."""
+        return [variable.numpy() for variable in self.variables]
+
+    def set_weights(self: Any, weights: Sequence[Any]) -> None:
+        """Takes values in the order of `get_weights`."""
+        if not self.built:
+            raise ValueError(
+                f"{self.name}.set_weights was called before the optimizer has its variables. Call "
+                "optimizer.build(model.trainable_variables) first."
+            )
+        variables = list(self.variables)
+        faults = [
+            f"array {index} ({variable.name}) has the shape {tuple(variable.shape)}, received "
+            f"{np.shape(weight)}"
+            for index, (variable, weight) in enumerate(zip(variables, weights, strict=False))
+            if tuple(variable.shape) != np.shape(weight)
+        ]
+        if len(weights) != len(variables):
+            faults.insert(0, f"expected {len(variables)} arrays, received {len(weights)}")
+        if faults:
+            raise ValueError(
+                f"{self.name}.set_weights: {'; '.join(faults)}. Give the list that "
+                "optimizer.get_weights() of the same optimizer returns."
+            )
+        for variable, weight in zip(variables, weights, strict=True):
+            variable.assign(weight)
+
+    for cls in _classes_of(keras.optimizers.Optimizer):
+        if cls is keras.optimizers.Optimizer or "set_weights" in vars(cls):
+            cls.set_weights = set_weights
+    keras.optimizers.Optimizer.get_weights = get_weights
+
+
+# ------------------------------------------------------------------------ metrics and models
+
+
+def _add_metric_reset_states() -> None:
+    """`metric.reset_states()`.
+
+    The name in Keras before 2.5 and an alias of `reset_state` until Keras 3.
+    """
+
+    def reset_states(self: Any) -> None:
+        """Second name of `reset_state`."""
+        self.reset_state()
+
+    keras.metrics.Metric.reset_states = reset_states
+
+
+def _add_model_reset_states() -> None:
+    """`model.reset_states()`.
+
+    Keras 2 cleared the states of all stateful recurrent layers, in nested models too. In
+    Keras 3 each such layer has a `reset_states` of its own and the model has none.
+    """
+
+    def reset_states(self: Any) -> None:
+        """Clears the states of all stateful layers."""
+        for layer in self.layers:
+            if isinstance(layer, keras.Model) or getattr(layer, "stateful", False):
+                layer.reset_states()
+
+    keras.Model.reset_states = reset_states

@@ -1,0 +1,35 @@
+"""The exceptions that opensmp raises, all below one base class."""
+
+from __future__ import annotations
+
+
+class SmpError(Exception):
+    """Base class of every error that opensmp raises on purpose."""
+
+
+class ConfigError(SmpError, ValueError):
+    """The configuration given to `smp.init` has one or more faults."""
+
+
+class NotInitializedError(SmpError, RuntimeError):
+    """Something was used before `smp.init`."""
+
+
+class AlreadyInitializedError(SmpError, RuntimeError):
+    """`smp.init` was called a second time, or too late."""
+
+
+class PartitionError(SmpError, ValueError):
+    """A partition index or an `smp.partition` context is not possible."""
+
+
+class TraceError(SmpError, RuntimeError):
+    """The model does something that cannot be captured as one graph."""
+
+
+class StepError(SmpError, ValueError):
+    """A call of an `smp.step` function, or of a model, is not possible."""
+
+
+class ScheduleError(SmpError, ValueError):
+    """A schedule is incomplete, breaks a dependency or would deadlock."""

@@ -1,0 +1,66 @@
+"""Which operations of a graph belong to which call of which layer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+
+
+@dataclass(frozen=True)
+class LayerSpan:
+    """The operations `start <= index < stop` made by one call of one layer.
+
+    Attributes:
+        layer: The Keras layer.
+        call_index: 0 for the layer's first call in the graph, 1 for its second, ...
+        depth: Number of layer calls around this one; 0 for the model itself.
+        start: Index of its first operation in the graph.
+        stop: One past the index of its last operation.
+    """
+
+    layer: Any
+    call_index: int
+    depth: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{'  ' * self.depth}{self.layer.name}[{self.start}:{self.stop}]"
+
+
+@contextlib.contextmanager
+def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
+    """Yields a list that fills with the spans of layer calls made in `graph`.
+
+    Calls inside nested functions (loop bodies, branches) belong to the span of
+    the operation that calls the function, and are not listed.
+    """
+    spans: list[LayerSpan] = []
+    stack: list[Any] = []
+    calls: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def around(layer: Any) -> Iterator[None]:
+        if tf.compat.v1.get_default_graph() is not graph:
+            yield
+            return
+        start, depth = len(graph.get_operations()), len(stack)
+        call_index = calls.get(id(layer), 0)
+        calls[id(layer)] = call_index + 1
+        stack.append(layer)
+        try:
+            yield
+        finally:
+            stack.pop()
+            stop = len(graph.get_operations())
+            spans.append(LayerSpan(layer, call_index, depth, start, stop))
+
+    with _private.layer_calls(around):
+        yield spans
+    spans.sort(key=lambda span: (span.start, span.depth))

@@ -1,0 +1,88 @@
+"""Nested arguments and results, taken apart into tensors and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+Tensor = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Structure:
+    """A nest of lists, tuples, dicts and composite tensors around some leaves.
+
+    Attributes:
+        template: The nest itself.
+        leaves: Its flat leaves; composite tensors count as their components.
+        is_tensor: Which of the leaves are tensors.
+    """
+
+    template: Any
+    leaves: tuple[Any, ...]
+    is_tensor: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, nest: Any) -> Structure:
+        """Takes a nest apart; arrays and variables become tensors.
+
+        Example:
+            >>> Structure.of({"x": tf.ones([2]), "training": True}).tensors
+            (<tf.Tensor: shape=(2,), ...>,)
+        """
+        nest = tf.nest.map_structure(_as_tensor, nest)
+        leaves = tuple(tf.nest.flatten(nest, expand_composites=True))
+        return cls(nest, leaves, tuple(tf.is_tensor(leaf) for leaf in leaves))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The leaves that are tensors."""
+        return tuple(
+            leaf for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True) if is_tensor
+        )
+
+    @property
+    def others(self) -> tuple[Any, ...]:
+        """The leaves that are not tensors."""
+        return tuple(
+            leaf
+            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
+            if not is_tensor
+        )
+
+    def pack(self, tensors: Sequence[Tensor]) -> Any:
+        """The same nest with other tensors in the tensors' places."""
+        waiting = iter(tensors)
+        leaves = [
+            next(waiting) if is_tensor else leaf
+            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
+        ]
+        return tf.nest.pack_sequence_as(self.template, leaves, expand_composites=True)
+
+    def signature(self) -> str:
+        """Equal for two nests of the same shape, specs and other leaves."""
+        specs = [
+            (leaf.shape.as_list() if leaf.shape.rank is not None else None, leaf.dtype.name)
+            if is_tensor
+            else ("object", _identity(leaf))
+            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
+        ]
+        nest = tf.nest.map_structure(lambda leaf: type(leaf).__name__, self.template)
+        return f"{nest}{specs}"
+
+
+def _as_tensor(leaf: Any) -> Any:
+    if isinstance(leaf, keras.Variable):
+        return tf.convert_to_tensor(leaf)
+    if isinstance(leaf, (np.ndarray, np.generic, tf.Variable)):
+        return tf.convert_to_tensor(leaf)
+    return leaf
+
+
+def _identity(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, (bool, int, float, str, bytes, type(None))) else id(leaf)

@@ -1,0 +1,150 @@
+"""Variables as explicit inputs and outputs of a traced graph."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import TraceError
+
+Variable = Any
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class VariableInput:
+    """A variable and the placeholder that stands for its value in the graph.
+
+    Attributes:
+        variable: A `keras.Variable` or a `tf.Variable`.
+        placeholder: Tensor of the variable's shape and stored dtype.
+    """
+
+    variable: Variable
+    placeholder: Tensor
+
+    @property
+    def name(self) -> str:
+        """Path or name of the variable."""
+        return variable_name(self.variable)
+
+
+def is_keras(variable: Variable) -> bool:
+    """Whether this is a Keras variable rather than a plain `tf.Variable`."""
+    return isinstance(variable, keras.Variable)
+
+
+def variable_name(variable: Variable) -> str:
+    """The path of a Keras variable, the name of a `tf.Variable`."""
+    return str(variable.path if is_keras(variable) else variable.name)
+
+
+def tf_variable(variable: Variable) -> Any:
+    """The `tf.Variable` that holds the memory."""
+    return _private.storage(variable) if is_keras(variable) else variable
+
+
+def is_trainable(variable: Variable) -> bool:
+    """Whether gradients with respect to the variable are wanted by default."""
+    dtype = tf_variable(variable).dtype
+    return bool(variable.trainable) and (dtype.is_floating or dtype.is_complex)
+
+
+class VariableScope(keras.StatelessScope):
+    """Collects what a model reads from and writes to its variables while traced.
+
+    On its first read a variable, Keras' or TensorFlow's, gets one placeholder in
+    the root graph; a later read in the same trace sees the newest assigned value.
+    Nothing is allocated and no variable changes.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        super().__init__(collect_losses=True, initialize_variables=False)
+        self._graph = graph
+        self._inputs: dict[int, VariableInput] = {}
+        self._raw_values: dict[int, Tensor] = {}
+        self._written: dict[int, Variable] = {}
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Enters the scope for Keras variables and for `tf.Variable`s."""
+        with self, _private.variable_access(self._read_raw, self._write_raw):
+            yield
+
+    @property
+    def inputs(self) -> tuple[VariableInput, ...]:
+        """The variables read, in the order of their first read."""
+        return tuple(self._inputs.values())
+
+    @property
+    def updates(self) -> tuple[tuple[Variable, Tensor], ...]:
+        """Pairs (variable, new value) of the variables assigned to."""
+        pairs = []
+        for key, variable in self._written.items():
+            value = self._raw_values[key] if key in self._raw_values else self.state_mapping[key]
+            with self._graph.as_default():
+                pairs.append((variable, tf.convert_to_tensor(value)))
+        return tuple(pairs)
+
+    # Keras asks these two for its own variables.
+
+    def get_current_value(self, variable: Variable) -> Tensor:
+        """The variable's placeholder, or the newest value assigned in this trace."""
+        value = super().get_current_value(variable)
+        if value is None:
+            dtype = _private.variable_dtype(variable)
+            value = self._placeholder(variable, variable.shape, dtype)
+            self.state_mapping[id(variable)] = value
+        return value
+
+    def add_update(self, update: tuple[Variable, Tensor]) -> None:
+        """Takes an assignment as the variable's new value."""
+        variable, value = update
+        self._check_graph(variable, value)
+        super().add_update(update)
+        self._written[id(variable)] = variable
+
+    # The same for `tf.Variable`s.
+
+    def _read_raw(self, variable: Variable) -> Tensor | None:
+        if _private.in_symbolic_scope() or not _lives_outside(variable):
+            return None
+        if id(variable) not in self._raw_values:
+            self._raw_values[id(variable)] = self._placeholder(
+                variable, variable.shape, variable.dtype
+            )
+        return self._raw_values[id(variable)]
+
+    def _write_raw(self, variable: Variable, value: Tensor) -> bool:
+        self._check_graph(variable, value)
+        self._raw_values[id(variable)] = value
+        self._written[id(variable)] = variable
+        return True
+
+    def _placeholder(self, variable: Variable, shape: Any, dtype: Any) -> Tensor:
+        name = "".join(c if c.isalnum() else "_" for c in variable_name(variable))
+        with self._graph.as_default(), tf.control_dependencies(None), tf.device(None):
+            value = tf.compat.v1.placeholder(dtype, shape, name=f"variable_{name}")
+        self._inputs[id(variable)] = VariableInput(variable, value)
+        return value
+
+    def _check_graph(self, variable: Variable, value: Tensor) -> None:
+        graph = getattr(value, "graph", self._graph)
+        if graph is not self._graph:
+            raise TraceError(
+                f"Variable '{variable_name(variable)}' is assigned inside a loop body, a branch "
+                "or a nested tf.function of the model. Its new value cannot leave that body. "
+                "Return the new value from the loop or branch and assign it afterwards, or use a "
+                "Python loop."
+            )
+
+
+def _lives_outside(variable: Variable) -> bool:
+    """Whether the variable is a real one, not made inside some function graph."""
+    return not hasattr(variable.handle, "graph")

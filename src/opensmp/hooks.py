@@ -1,0 +1,51 @@
+"""Functions that the user wants called when the model has been partitioned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from opensmp.errors import StepError
+
+Hook = TypeVar("Hook", bound=Callable[[], Any])
+
+_waiting: list[Callable[[], Any]] = []
+
+
+def register_post_partition_hook(hook: Hook) -> Hook:
+    """Decorator: calls the function once, after partitioning and before the first pass runs.
+
+    At that moment all variables of the model exist and lie on their devices, so the
+    function may load weights or restore a checkpoint. It runs outside of any graph.
+
+    Args:
+        hook: A function without arguments.
+
+    Raises:
+        StepError: if `hook` cannot be called.
+
+    Example:
+        ```python
+        @smp.register_post_partition_hook
+        def load():
+            model.load_weights("start.weights.h5")
+        ```
+    """
+    if not callable(hook):
+        raise StepError(
+            "smp.register_post_partition_hook: expected a function without arguments, received "
+            f"{hook!r} of type {type(hook).__name__}."
+        )
+    _waiting.append(hook)
+    return hook
+
+
+def run_post_partition_hooks() -> None:
+    """Calls the registered functions that have not been called yet, in order."""
+    while _waiting:
+        _waiting.pop(0)()
+
+
+def clear() -> None:
+    """Forgets the functions that wait."""
+    _waiting.clear()

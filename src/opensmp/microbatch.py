@@ -1,0 +1,178 @@
+"""Splits the arguments of a step into microbatches."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp.errors import StepError
+
+Tensor = Any
+
+_logger = logging.getLogger("opensmp")
+
+
+def split_arguments(
+    arguments: Mapping[str, Any],
+    num_microbatches: int,
+    *,
+    non_split_inputs: Sequence[str] = (),
+    input_split_axes: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Splits named arguments into one set of arguments per microbatch.
+
+    Tensors (also ragged and sparse ones and arrays) in any nest of lists, tuples,
+    dicts and sets are split along an axis; a scalar goes to every microbatch as it
+    is, and so does everything that is no tensor. An object that offers
+    `smp_slice(num_mb, mb, axis)` splits itself.
+
+    Args:
+        arguments: Argument name to value.
+        num_microbatches: Number of microbatches.
+        non_split_inputs: Arguments that go to every microbatch whole.
+        input_split_axes: Argument name to axis, where it is not 0.
+
+    Raises:
+        StepError: if the microbatches do not divide a tensor's axis; all such
+            arguments are named at once.
+    """
+    axes = dict(input_split_axes or {})
+    splitter = _Splitter(num_microbatches)
+    result: list[dict[str, Any]] = [{} for _ in range(num_microbatches)]
+    for name, value in arguments.items():
+        if name in non_split_inputs:
+            parts = [value] * num_microbatches
+        else:
+            parts = splitter.split(value, axes.get(name, 0), name)
+        for microbatch, part in zip(result, parts, strict=True):
+            microbatch[name] = part
+    splitter.check()
+    return result
+
+
+class _Splitter:
+    """Splits values, gathering faults instead of stopping at the first."""
+
+    def __init__(self, num_microbatches: int) -> None:
+        self._num = num_microbatches
+        self._faults: list[str] = []
+        self._sizes: dict[str, int] = {}
+
+    def split(self, value: Any, axis: int, name: str) -> list[Any]:
+        """One value per microbatch."""
+        if hasattr(value, "smp_slice"):
+            return [value.smp_slice(self._num, i, axis) for i in range(self._num)]
+        if isinstance(value, tf.RaggedTensor):
+            return self._split_ragged(value, axis, name)
+        if isinstance(value, tf.SparseTensor):
+            return self._split_sparse(value, axis, name)
+        if isinstance(value, (tf.Tensor, np.ndarray)):
+            return self._split_tensor(tf.convert_to_tensor(value), axis, name)
+        if isinstance(value, Mapping):
+            return self._split_items(value.values(), axis, name, functools.partial(_like, value))
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return self._split_items(value, axis, name, lambda items: type(value)(*items))
+        if isinstance(value, (list, tuple, set, frozenset)):
+            return self._split_items(value, axis, name, type(value))
+        return [value] * self._num
+
+    def check(self) -> None:
+        """Raises one error for all faults; warns where batch sizes differ."""
+        if self._faults:
+            listed = "\n".join(f"  - {fault}" for fault in self._faults)
+            raise StepError(
+                f"smp.step: the batch cannot be split into {self._num} microbatches:\n{listed}\n"
+                f"Use a batch size that is a multiple of {self._num}, change 'microbatches' in "
+                "smp.init, or name arguments that are not batches in "
+                "smp.step(non_split_inputs=[...])."
+            )
+        if len(set(self._sizes.values())) > 1:
+            _logger.warning(
+                "smp.step: arguments of different size are each split into %d microbatches: %s. "
+                "Name those that are not batches in smp.step(non_split_inputs=[...]).",
+                self._num,
+                ", ".join(f"{name}={size}" for name, size in self._sizes.items()),
+            )
+
+    def _split_items(
+        self, items: Any, axis: int, name: str, make: Callable[[list[Any]], Any]
+    ) -> list[Any]:
+        split = [self.split(item, axis, name) for item in items]
+        return [make([parts[i] for parts in split]) for i in range(self._num)]
+
+    def _split_tensor(self, value: Tensor, axis: int, name: str) -> list[Tensor]:
+        rank = value.shape.rank
+        if rank == 0 or self._num == 1:
+            return [value] * self._num
+        if rank is None:
+            self._faults.append(
+                f"argument '{name}' has an unknown rank; give it a shape with set_shape or an "
+                "input_signature"
+            )
+            return [value] * self._num
+        if not -rank <= axis < rank:
+            self._faults.append(f"argument '{name}' of rank {rank} has no axis {axis}")
+            return [value] * self._num
+        size = value.shape[axis]
+        if size is None:
+            with tf.control_dependencies([self._divides(tf.shape(value)[axis], name)]):
+                parts = tf.split(tf.identity(value), self._num, axis)
+            return list(parts)
+        if not self._check_size(size, axis, name):
+            return [value] * self._num
+        return list(tf.split(value, self._num, axis))
+
+    def _split_ragged(self, value: Any, axis: int, name: str) -> list[Any]:
+        if axis != 0:
+            self._faults.append(
+                f"argument '{name}' is ragged and can be split along axis 0 only, not {axis}"
+            )
+            return [value] * self._num
+        rows = value.shape[0]
+        if rows is not None and not self._check_size(rows, axis, name):
+            return [value] * self._num
+        with tf.control_dependencies([self._divides(value.nrows(), name)]):
+            each = tf.identity(value.nrows() // self._num)
+        return [value[i * each : (i + 1) * each] for i in range(self._num)]
+
+    def _split_sparse(self, value: Any, axis: int, name: str) -> list[Any]:
+        size = value.shape[axis]
+        if size is not None and not self._check_size(size, axis, name):
+            return [value] * self._num
+        with tf.control_dependencies([self._divides(value.dense_shape[axis], name)]):
+            indices = tf.identity(value.indices)
+        value = tf.SparseTensor(indices, value.values, value.dense_shape)
+        return list(tf.sparse.split(sp_input=value, num_split=self._num, axis=axis))
+
+    def _check_size(self, size: int, axis: int, name: str) -> bool:
+        self._sizes[name] = size
+        if size % self._num:
+            self._faults.append(
+                f"argument '{name}' has {size} entries along axis {axis}, which is not a "
+                f"multiple of {self._num}"
+            )
+        return size % self._num == 0
+
+    def _divides(self, size: Tensor, name: str) -> Any:
+        """Checks a size that is known only when the step runs."""
+        return tf.debugging.Assert(
+            tf.equal(size % self._num, 0),
+            [
+                f"smp.step: the batch cannot be split into {self._num} microbatches. Argument "
+                f"'{name}' must have a multiple of {self._num} entries, received:",
+                size,
+            ],
+        )
+
+
+def _like(mapping: Mapping[Any, Any], values: list[Any]) -> Any:
+    pairs = list(zip(mapping, values, strict=True))
+    try:
+        return type(mapping)(pairs)  # type: ignore[call-arg]
+    except TypeError:  # such as a defaultdict, whose first argument is something else
+        return dict(pairs)

@@ -1,0 +1,214 @@
+"""`smp.DistributedModel`: a Keras model whose operations are spread over partitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import StepError
+from opensmp.graph import tags
+from opensmp.partitioning import Partitioning
+from opensmp.runtime import world
+from opensmp.runtime.pipeline import Pipeline, current_pipeline
+
+Tensor = Any
+
+_STATE = "_smp_partitioning"
+_LOSSES = "_smp_losses"
+_FUNCTION = "_smp_function"
+
+
+class DistributedModel(keras.Model):
+    """A Keras model that is split over the partitions of `smp.init`.
+
+    Three ways to make one:
+
+    - subclass it and write `call`, as with `keras.Model`;
+    - give it Functional inputs and outputs: `smp.DistributedModel(inputs, outputs)`;
+    - take any Keras model as it is: `smp.DistributedModel.from_keras(model)`.
+
+    Inside an `smp.step` function a call of the model is pipelined. Its outputs are
+    ordinary tensors, gradients through it are taken with `tf.GradientTape` or
+    `tf.gradients` as always. Outside of a step a call runs the forward pass once,
+    for inference. All else is as in `keras.Model`.
+
+    The model is traced, partitioned and allocated at its first call: each variable
+    on the device of the partition that uses it first.
+
+    Raises:
+        NotInitializedError: if made or called before `smp.init`.
+
+    Example:
+        ```python
+        class Net(smp.DistributedModel):
+            def __init__(self):
+                super().__init__()
+                self.hidden = keras.layers.Dense(128, activation="relu")
+                self.top = keras.layers.Dense(10)
+
+            def call(self, x, training=None):
+                with smp.partition(0):
+                    x = self.hidden(x)
+                with smp.partition(1):
+                    return self.top(x)
+        ```
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Makes a view of a Functional model if given inputs and outputs."""
+        if cls is DistributedModel and _is_functional(args, kwargs):
+            return cls.from_keras(keras.Model(*args, **kwargs))
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if type(self) in _views.values() and "_layers" in self.__dict__:
+            return  # made whole by from_keras, which __new__ went through
+        world.current("smp.DistributedModel")
+        if _is_functional(args, kwargs):
+            # Keras would put Functional among the bases of DistributedModel itself.
+            self.__class__ = _view_class(type(self), _private.Functional)
+            _private.Functional.__init__(self, *args, **kwargs)
+        else:
+            super().__init__(*args, **kwargs)
+
+    @classmethod
+    def from_keras(cls, model: keras.Model) -> DistributedModel:
+        """A distributed view of an existing Keras model.
+
+        The view has the model's class as a base and shares all of its state: layers,
+        weights, compilation. The model itself stays usable as a plain Keras model.
+
+        Args:
+            model: Any `keras.Model`, built or not: Functional, Sequential, subclassed.
+
+        Raises:
+            StepError: if `model` is not a Keras 3 model.
+
+        Example:
+            ```python
+            model = smp.DistributedModel.from_keras(keras.applications.ResNet50(weights=None))
+            ```
+        """
+        world.current("smp.DistributedModel.from_keras")
+        if isinstance(model, DistributedModel):
+            return model
+        if not isinstance(model, keras.Model):
+            raise StepError(
+                "smp.DistributedModel.from_keras: expected a keras.Model, received "
+                f"{type(model).__module__}.{type(model).__name__}. Wrap a layer in a model, and "
+                "rebuild a tf_keras (Keras 2) model with Keras 3."
+            )
+        view: DistributedModel = object.__new__(_view_class(DistributedModel, type(model)))
+        view.__dict__ = model.__dict__
+        return view
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model: pipelined inside a step, as one forward pass outside of one."""
+        if _is_inside_keras(args, kwargs):
+            return super().__call__(*args, **kwargs)
+        here = world.current(f"calling the DistributedModel '{self.name}'")
+        pipeline = current_pipeline()
+        if pipeline is not None and not tf.executing_eagerly():
+            outputs, losses = self._smp_run(pipeline, here, args, kwargs)
+        else:
+            self._smp_refuse_tape()
+            outputs, losses = self._smp_infer(here, args, kwargs)
+        self.__dict__[_LOSSES] = losses
+        return outputs
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """Losses of the last call: from `add_loss`, activities and weights."""
+        emitted = self.__dict__.get(_LOSSES)
+        if emitted is None or _is_inside_keras((), {}):
+            return list(super().losses)
+        usable = [t for t in emitted if hasattr(t, "graph") != tf.executing_eagerly()]
+        return [*usable, *_private.regularization_losses(self)]
+
+    # --- running -------------------------------------------------------------------
+
+    @property
+    def _smp_partitions(self) -> Partitioning:
+        if _STATE not in self.__dict__:
+            forward = super().__call__
+            self.__dict__[_STATE] = Partitioning(self.name, forward, lambda: list(self.variables))
+        partitions: Partitioning = self.__dict__[_STATE]
+        return partitions
+
+    def _smp_run(
+        self, pipeline: Pipeline, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, list[Tensor]]:
+        partitions = self._smp_partitions
+        return pipeline.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+
+    def _smp_infer(
+        self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, list[Tensor]]:
+        """One forward pass as one microbatch; eagerly through a cached graph."""
+        if not tf.executing_eagerly():
+            return self._smp_forward(here, args, kwargs)
+        known, function = self.__dict__.get(_FUNCTION, (None, None))
+        if known is not here:
+
+            def forward(args: Any, kwargs: Any) -> Any:
+                return self._smp_forward(here, args, kwargs)
+
+            function = tf.function(forward, autograph=False, reduce_retracing=True)
+            self.__dict__[_FUNCTION] = (here, function)
+        assert function is not None
+        outputs, losses = function(args, kwargs)
+        return outputs, list(losses)
+
+    def _smp_forward(
+        self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, list[Tensor]]:
+        pipeline = Pipeline(here, 1)
+        with pipeline.tracing():
+            outputs, losses = self._smp_run(pipeline, here, args, kwargs)
+        result: tuple[Any, list[Tensor]] = pipeline.finish_nest((outputs, losses))
+        return result
+
+    def _smp_refuse_tape(self) -> None:
+        if _private.tape_is_active():
+            raise StepError(
+                f"Model '{self.name}' was called under a tf.GradientTape outside of an smp.step "
+                "function. Gradients of a split model are taken inside a step:\n\n"
+                "    @smp.step\n"
+                "    def forward_backward(x, y):\n"
+                "        with tf.GradientTape() as tape:\n"
+                "            loss = loss_fn(y, model(x, training=True))\n"
+                "        return tape.gradient(loss, model.trainable_variables), loss\n\n"
+                "    gradients, loss = forward_backward(x, y)\n"
+                "    gradients = [g.accumulate() for g in gradients]\n\n"
+                "For inference under a tape, use `with tape.stop_recording():`."
+            )
+
+
+_views: dict[tuple[type, type], type] = {}
+
+
+def _view_class(distributed: type, plain: type) -> type:
+    """The class of distributed views of models of class `plain`."""
+    key = (distributed, plain)
+    if key not in _views:
+        named_after = plain if distributed is DistributedModel else distributed
+        body = {"__module__": named_after.__module__, "__qualname__": named_after.__qualname__}
+        _views[key] = type(named_after.__name__, (distributed, plain), body)
+    return _views[key]
+
+
+def _is_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether these are the arguments of a Functional model."""
+    given = len(args) + ("inputs" in kwargs) + ("outputs" in kwargs)
+    return given >= 2 and (len(args) == 2 or "outputs" in kwargs)
+
+
+def _is_inside_keras(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a model call must run as a plain layer: traced, stateless, or symbolic."""
+    if tags.traced_graph() is not None or _private.in_stateless_scope():
+        return True
+    return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))

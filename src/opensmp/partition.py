@@ -1,0 +1,73 @@
+"""`smp.partition`: which partition the operations inside go to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+from opensmp.config import Config
+from opensmp.errors import PartitionError
+from opensmp.graph import tags
+from opensmp.runtime import world
+
+_logger = logging.getLogger("opensmp")
+
+
+@contextlib.contextmanager
+def partition(index: int) -> Iterator[None]:
+    """Places the operations created inside into partition `index`.
+
+    Use it in the `call` of a `smp.DistributedModel`, or around layer calls while a
+    Functional model is being built. Contexts nest; the innermost wins. Operations
+    outside of any go to `default_partition`. With `auto_partition` on, contexts are
+    ignored.
+
+    Args:
+        index: Number of the partition, from 0.
+
+    Raises:
+        PartitionError: if there is no such partition, or inside the body of a loop.
+        NotInitializedError: before `smp.init`.
+
+    Example:
+        ```python
+        def call(self, x):
+            with smp.partition(0):
+                x = self.first(x)
+            with smp.partition(1):
+                return self.second(x)
+        ```
+    """
+    config = world.current("smp.partition").config
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise PartitionError(
+            f"smp.partition: the index must be an integer from 0 to {config.partitions - 1}, "
+            f"received {index!r} of type {type(index).__name__}."
+        )
+    if not 0 <= index < config.partitions:
+        raise PartitionError(
+            f"smp.partition({index}): there are {config.partitions} partitions, numbered 0 to "
+            f"{config.partitions - 1}. Use one of these, or set 'partitions' to at least "
+            f"{max(index, 0) + 1} in smp.init."
+        )
+    if config.auto_partition:
+        _log_ignored(config)
+        yield
+        return
+    with tags.tag(index):
+        yield
+
+
+_logged_for: Config | None = None
+
+
+def _log_ignored(config: Config) -> None:
+    """Says once per configuration that contexts have no effect."""
+    global _logged_for
+    if _logged_for is not config:
+        _logged_for = config
+        _logger.info(
+            "smp.partition contexts are ignored because auto_partition is on. Set "
+            "'auto_partition': False and a 'default_partition' in smp.init to use them."
+        )

@@ -1,0 +1,23 @@
+"""A plan by hand: operations go where `smp.partition` put them."""
+
+from __future__ import annotations
+
+from opensmp import _private
+from opensmp.graph import TracedGraph
+from opensmp.plan.plan import Plan
+
+
+def manual_plan(traced: TracedGraph, num_partitions: int, default_partition: int) -> Plan:
+    """Reads the plan off the marks that `smp.partition` left.
+
+    Args:
+        traced: The traced model.
+        num_partitions: Number of partitions.
+        default_partition: Where operations outside any `smp.partition` go.
+    """
+    partition_of = {}
+    for op in traced.operations:
+        if op not in traced.sources:
+            tag = _private.tag_of(op)
+            partition_of[op.name] = default_partition if tag is None else tag
+    return Plan(traced.name, num_partitions, partition_of)

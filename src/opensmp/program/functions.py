@@ -1,0 +1,139 @@
+"""Takes parts out of a graph and makes each a function of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+
+Op = Any
+Tensor = Any
+ConcreteFunction = Any
+
+
+def needed(
+    roots: Iterable[Op], stop: Collection[int], follow_control: Callable[[Op], bool]
+) -> list[Op]:
+    """Operations that `roots` depend on, themselves included, in topological order.
+
+    Args:
+        roots: Operations to reach.
+        stop: Ids of tensors not to look behind.
+        follow_control: Which operations to reach through control edges, too.
+    """
+    order: list[Op] = []
+    done: set[Op] = set()
+    stack: list[tuple[Op, bool]] = [(op, False) for op in roots]
+    while stack:
+        op, leaving = stack.pop()
+        if leaving:
+            order.append(op)
+        elif op not in done:
+            done.add(op)
+            stack.append((op, True))
+            stack.extend((t.op, False) for t in op.inputs if id(t) not in stop and t.op not in done)
+            stack.extend(
+                (c, False) for c in op.control_inputs if c not in done and follow_control(c)
+            )
+    return order
+
+
+class Extractor:
+    """Copies parts of one function graph into functions.
+
+    The copies go through GraphDefs, so that loops, branches, nested functions and
+    control edges inside the part stay as they are.
+    """
+
+    def __init__(self, graph: Any, captures: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._graph = graph
+        self._captures = {id(inner): outer for outer, inner in captures}
+        self._nodes: dict[str, Any] = {}
+        self._library: dict[str, Any] = {}
+        self._size = -1
+
+    def function(
+        self,
+        name: str,
+        feeds: Sequence[Tensor],
+        fetches: Sequence[Tensor],
+        must_run: Sequence[Op] = (),
+        control: Collection[Op] = (),
+    ) -> ConcreteFunction:
+        """The part of the graph between `feeds` and `fetches` as a concrete function.
+
+        Args:
+            name: Name of the function.
+            feeds: Tensors that become arguments, in this order.
+            fetches: Tensors that become results, in this order.
+            must_run: Operations to keep even if no result needs them.
+            control: Operations to reach through control edges, too.
+        """
+        stop = {id(t) for t in feeds} | set(self._captures)
+        roots = [t.op for t in fetches if id(t) not in stop] + list(must_run)
+        operations = needed(roots, stop, lambda op: op in control)
+        graph_def = self._graph_def(operations)
+        members = set(operations)
+        outside = {
+            t.name: t
+            for op in operations
+            for t in op.inputs
+            if id(t) in stop or t.op not in members
+        }
+
+        def body(*args: Tensor) -> list[Tensor]:
+            value = {id(t): arg for t, arg in zip(feeds, args, strict=True)}
+            for feed, arg in zip(feeds, args, strict=True):
+                _private.copy_handle_data(feed, arg)
+            made = [t for t in fetches if id(t) not in value and id(t) not in self._captures]
+            given = {
+                key: tf.convert_to_tensor(value[id(t)] if id(t) in value else self._captures[id(t)])
+                for key, t in outside.items()
+            }
+            imported = tf.graph_util.import_graph_def(
+                graph_def, input_map=given, return_elements=[t.name for t in made], name=""
+            )
+            value.update({id(t): new for t, new in zip(made, imported or [], strict=True)})
+            for t in fetches:
+                if id(t) in self._captures and id(t) not in value:
+                    value[id(t)] = tf.convert_to_tensor(self._captures[id(t)])
+            return [value[id(t)] for t in fetches]
+
+        body.__name__ = name
+        function = tf.function(body, autograph=False, experimental_attributes={"_noinline": True})
+        return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in feeds))
+
+    def _graph_def(self, operations: Sequence[Op]) -> Any:
+        self._refresh()
+        part = tf.compat.v1.GraphDef()
+        part.versions.CopyFrom(self._graph.graph_def_versions)
+        names = {op.name for op in operations}
+        wanted: list[str] = []
+        for op in operations:
+            node = part.node.add()
+            node.CopyFrom(self._nodes[op.name])
+            _private.strip_attributes(node)
+            kept = [i for i in node.input if not i.startswith("^") or i[1:] in names]
+            del node.input[:]
+            node.input.extend(kept)
+            wanted.extend(_private.functions_of(node))
+        added: set[str] = set()
+        while wanted:
+            function = wanted.pop()
+            if function in self._library and function not in added:
+                added.add(function)
+                part.library.function.add().CopyFrom(self._library[function])
+                for node in self._library[function].node_def:
+                    wanted.extend(_private.functions_of(node))
+        return part
+
+    def _refresh(self) -> None:
+        size = len(self._graph.get_operations())
+        if size != self._size:  # gradients were added, which may rewrite loops in place
+            graph_def = self._graph.as_graph_def()
+            self._nodes = {node.name: node for node in graph_def.node}
+            self._library = {f.signature.name: f for f in graph_def.library.function}
+            self._size = size

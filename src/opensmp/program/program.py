@@ -1,0 +1,203 @@
+"""The program: for each segment, the functions that a schedule can call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opensmp import _private
+from opensmp.errors import StepError
+from opensmp.graph import TracedGraph
+from opensmp.plan import Plan
+from opensmp.program.functions import Extractor, needed
+from opensmp.program.gradients import (
+    SegmentGradient,
+    differentiate,
+    is_differentiable,
+    reached_from,
+    residuals,
+)
+from opensmp.program.segments import Segment, cut
+
+Op = Any
+Tensor = Any
+ConcreteFunction = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """The forward pass of a segment.
+
+    Attributes:
+        function: Takes `feeds`, returns `outputs` and then `residuals`.
+        feeds: Inputs and variables of the segment.
+        outputs: The segment's outputs.
+        residuals: What the backward pass wants to have kept.
+    """
+
+    function: ConcreteFunction
+    feeds: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    residuals: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Backward:
+    """A backward pass of a segment.
+
+    Attributes:
+        function: Takes `feeds`, returns the tensors of `gradient.flat`.
+        feeds: Those of the segment's inputs, variables, outputs, residuals and
+            upstream gradients that the function reads.
+        gradient: What it computes.
+    """
+
+    function: ConcreteFunction
+    feeds: tuple[Tensor, ...]
+    gradient: SegmentGradient
+
+
+class Program:
+    """A planned model lowered to functions.
+
+    Args:
+        traced: The traced model.
+        plan: Its plan.
+        required: Inputs and variables (their placeholders) whose gradients the
+            backward pass will be asked for; only for these are residuals kept.
+        optional: Inputs and variables whose gradients may be asked for late; such a
+            gradient runs the segment's forward pass again.
+    """
+
+    def __init__(
+        self,
+        traced: TracedGraph,
+        plan: Plan,
+        required: Collection[Tensor] = (),
+        optional: Collection[Tensor] = (),
+    ) -> None:
+        self.traced = traced
+        self.plan = plan
+        self.segments = cut(traced, plan)
+        self._required = reached_from(traced, required)
+        self._optional = reached_from(traced, optional)
+        self._extractor = Extractor(traced.graph, traced.captures)
+        self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
+        self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
+        gradients = {s.index: self._differentiate(s, s.outputs) for s in self.segments}
+        self._forward = {s.index: self._build_forward(s, gradients[s.index]) for s in self.segments}
+        for segment in self.segments:
+            self._build_backward(segment, gradients[segment.index])
+
+    def __str__(self) -> str:
+        lines = [str(self.plan), *(f"  {segment}" for segment in self.segments)]
+        return "\n".join(lines)
+
+    def is_required(self, tensor: Tensor) -> bool:
+        """Whether the gradient of a tensor flows on to a required leaf."""
+        return tensor.op in self._required and is_differentiable(tensor)
+
+    def is_optional(self, tensor: Tensor) -> bool:
+        """Whether the gradient of a tensor flows on to an optional leaf only."""
+        return (
+            not self.is_required(tensor)
+            and tensor.op in self._optional
+            and is_differentiable(tensor)
+        )
+
+    def forward(self, segment: Segment) -> Forward:
+        """The forward pass of a segment."""
+        return self._forward[segment.index]
+
+    def backward(self, segment: Segment, connected: Sequence[Tensor]) -> Backward | None:
+        """The backward pass for the outputs that the loss depends on.
+
+        Args:
+            segment: The segment.
+            connected: Those of its outputs that have a gradient.
+
+        Returns:
+            None if no required gradient depends on these outputs.
+        """
+        chosen = [t for t in connected if self.is_required(t)]
+        key = (segment.index, frozenset(id(t) for t in chosen))
+        if key not in self._backward:
+            self._build_backward(segment, self._differentiate(segment, chosen))
+        return self._backward[key]
+
+    def recompute(self, segment: Segment, connected: Sequence[Tensor]) -> Backward:
+        """A backward pass for the optional gradients, with the forward pass run again."""
+        key = (segment.index, frozenset(id(t) for t in connected))
+        if key not in self._recompute:
+            wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_optional(t)]
+            gradient = differentiate(self.traced, segment, connected, wrt)
+            feeds = (*segment.inputs, *segment.variables, *gradient.upstream)
+            self._refuse_second_draw(segment, gradient, feeds)
+            self._recompute[key] = self._extract("R", segment, gradient, feeds)
+        return self._recompute[key]
+
+    def _differentiate(self, segment: Segment, outputs: Sequence[Tensor]) -> SegmentGradient:
+        chosen = [t for t in outputs if self.is_required(t)]
+        wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_required(t)]
+        return differentiate(self.traced, segment, chosen, wrt)
+
+    def _build_forward(self, segment: Segment, gradient: SegmentGradient) -> Forward:
+        made = {id(t) for t in segment.outputs}
+        extra = [t for t in residuals(self.traced, segment, gradient) if id(t) not in made]
+        feeds = (*segment.inputs, *segment.variables)
+        function = self._extractor.function(
+            f"F{segment.index}",
+            feeds,
+            (*segment.outputs, *extra),
+            must_run=segment.side_effects,
+            control=frozenset(segment.operations),
+        )
+        return Forward(function, feeds, segment.outputs, tuple(extra))
+
+    def _build_backward(self, segment: Segment, gradient: SegmentGradient) -> None:
+        key = (segment.index, frozenset(id(t) for t in gradient.outputs))
+        if not gradient.flat:
+            self._backward[key] = None
+            return
+        forward = self._forward[segment.index]
+        feeds = (*forward.feeds, *forward.outputs, *forward.residuals, *gradient.upstream)
+        self._backward[key] = self._extract("B", segment, gradient, feeds)
+
+    def _extract(
+        self, kind: str, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
+    ) -> Backward:
+        available = {id(t) for t in feeds}
+        stop = available | {id(inner) for _, inner in self.traced.captures}
+        operations = needed(
+            [t.op for t in gradient.flat if id(t) not in stop], stop, lambda op: False
+        )
+        read = {id(t) for op in operations for t in op.inputs} | {id(t) for t in gradient.flat}
+        used = tuple(t for t in feeds if id(t) in read)
+        function = self._extractor.function(f"{kind}{segment.index}", used, gradient.flat)
+        return Backward(function, used, gradient)
+
+    def _refuse_second_draw(
+        self, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
+    ) -> None:
+        members = set(segment.operations)
+        again = needed([t.op for t in gradient.flat], {id(t) for t in feeds}, lambda op: False)
+        stateful = [op.name for op in again if op in members and _private.is_stateful(op)]
+        if stateful:
+            raise StepError(
+                f"A gradient with respect to an input or a frozen variable of model "
+                f"'{self.traced.name}' was asked for outside of what a GradientTape watched. It "
+                f"would run the random operations {stateful} a second time, with other results. "
+                "Compute the gradient with tf.GradientTape and tape.watch(...), or draw with "
+                "keras.random and a seed generator."
+            )
+
+
+def lower(
+    traced: TracedGraph,
+    plan: Plan,
+    required: Collection[Tensor] = (),
+    optional: Collection[Tensor] = (),
+) -> Program:
+    """Lowers a planned model to functions; see `Program`."""
+    return Program(traced, plan, required, optional)

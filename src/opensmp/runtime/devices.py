@@ -1,0 +1,173 @@
+"""Which device each partition gets, and making the devices that are not there yet.
+
+`assign` decides, from numbers alone. `prepare` does it, and is the only one with effects:
+logical CPU devices and thread pools can be changed only before TensorFlow has run its
+first operation.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+import tensorflow as tf
+
+from opensmp.config import Config
+from opensmp.errors import AlreadyInitializedError, ConfigError
+
+_logger = logging.getLogger("opensmp")
+
+
+def count_gpus() -> int:
+    """Number of logical GPUs that TensorFlow may use, without initialising TensorFlow."""
+    # Listing logical devices would initialise TensorFlow, after which none can be made.
+    return sum(
+        len(tf.config.get_logical_device_configuration(gpu) or (None,))
+        for gpu in tf.config.get_visible_devices("GPU")
+    )
+
+
+def assign(config: Config, num_gpus: int) -> tuple[str, ...]:
+    """Gives every partition a device.
+
+    Args:
+        config: The configuration; its `devices` decides, or the GPUs come first.
+        num_gpus: Number of logical GPUs that are there.
+
+    Returns:
+        The logical device of each partition, such as `("/device:CPU:0", "/device:CPU:1")`.
+
+    Raises:
+        ConfigError: More GPUs are needed than there are.
+
+    Example:
+        ```python
+        assign(Config(partitions=2), num_gpus=0)  # ("/device:CPU:0", "/device:CPU:1")
+        ```
+    """
+    if isinstance(config.devices, tuple):
+        names = config.devices
+    else:
+        on_gpu = config.devices == "gpu" or (config.devices is None and num_gpus > 0)
+        names = tuple(f"{'GPU' if on_gpu else 'CPU'}:{index}" for index in range(config.partitions))
+    missing = [name for name in names if name.startswith("GPU:") and _index(name) >= num_gpus]
+    if missing:
+        _refuse_gpus(config, num_gpus, missing)
+    return tuple(f"/device:{name}" for name in names)
+
+
+def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoReturn:
+    there = f"{num_gpus or 'no'} GPU{'s' * (num_gpus != 1)}"
+    fewer = f"choose partitions={num_gpus} or fewer, or " if num_gpus else ""
+    raise ConfigError(
+        f"Config: partitions={config.partitions} with devices={config.devices!r} needs "
+        f"{', '.join(missing)}, but TensorFlow sees {there}; {fewer}run on the CPU with "
+        'smp.init({"devices": "cpu", ...}).'
+    )
+
+
+def prepare(devices: Sequence[str]) -> None:
+    """Makes the devices exist and sets TensorFlow up to use them side by side.
+
+    Args:
+        devices: Logical devices by partition, from `assign`.
+
+    Raises:
+        AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
+    """
+    cpus = [name for name in devices if name.startswith("/device:CPU:")]
+    if cpus:
+        _make_cpu_devices(1 + max(_index(name) for name in cpus), len(devices))
+    if len(cpus) > 1:
+        _share_threads(len(cpus))
+    if len(cpus) < len(devices):
+        _grow_gpu_memory()
+    if not tf.config.get_soft_device_placement():
+        # String operations and the like have no GPU kernel, on whatever partition they are.
+        _logger.info("soft device placement was off and is on now")
+        tf.config.set_soft_device_placement(True)
+
+
+def _make_cpu_devices(count: int, partitions: int) -> None:
+    physical = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(physical)
+    if count <= len(configured or (None,)):
+        return
+    try:
+        tf.config.set_logical_device_configuration(
+            physical, [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
+        )
+    except RuntimeError as error:
+        # TensorFlow is initialised, so that listing logical devices changes nothing any more.
+        there = len(tf.config.list_logical_devices("CPU"))
+        if there >= count:
+            return
+        raise AlreadyInitializedError(
+            f"smp.init: TensorFlow was already initialised with {there} CPU "
+            f"device{'s' * (there != 1)}, but partitions={partitions} need {count}, up to "
+            f"CPU:{count - 1}. Devices cannot be made after the first operation, variable or "
+            "layer. Call smp.init before any of them, right after the imports; in a notebook "
+            "restart the kernel and call smp.init in the first cell. With the devices that are "
+            f"there, at most {there} partition{'s' * (there != 1)} can run."
+        ) from error
+
+
+def _share_threads(num_cpus: int) -> None:
+    """Sizes the thread pools so that partitions on CPU devices really overlap.
+
+    All CPU devices of a process share one pool per kind. With TensorFlow's defaults a single
+    operation of one partition spreads over all cores and the others wait; with the cores
+    divided among the partitions they run at the same time.
+    """
+    threading = tf.config.threading
+    intra = threading.get_intra_op_parallelism_threads()
+    inter = threading.get_inter_op_parallelism_threads()
+    try:
+        if _is_ours("TF_NUM_INTRAOP_THREADS", intra):
+            intra = max(1, _usable_cores() // num_cpus)
+            threading.set_intra_op_parallelism_threads(intra)
+            _pool_sizes["TF_NUM_INTRAOP_THREADS"] = intra
+        if _is_ours("TF_NUM_INTEROP_THREADS", inter):
+            inter = max(2, num_cpus)
+            threading.set_inter_op_parallelism_threads(inter)
+            _pool_sizes["TF_NUM_INTEROP_THREADS"] = inter
+    except RuntimeError:
+        _logger.info(
+            "TensorFlow was already initialised: its thread pools stay as they are, and "
+            "partitions on the CPU may overlap less; call smp.init before the first operation"
+        )
+
+
+# What an earlier smp.init chose; the next one may choose again.
+_pool_sizes: dict[str, int] = {}
+
+
+def _is_ours(variable: str, size: int) -> bool:
+    """Whether nobody else has set this pool's size, be it by a call or by the variable."""
+    return not os.environ.get(variable) and size in (0, _pool_sizes.get(variable, 0))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _grow_gpu_memory() -> None:
+    """Lets GPU memory grow as needed instead of taking all of it at once.
+
+    TensorFlow wants the same setting on all GPUs, so unused ones get it as well. It refuses
+    once it is initialised, and for GPUs that were divided into logical ones with a memory
+    limit each; both may stay as they are. This function has not been run on a GPU.
+    """
+    for gpu in tf.config.get_visible_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError) as error:
+            _logger.info("GPU memory growth of %s stays as it is: %s", gpu.name, error)
+
+
+def _index(name: str) -> int:
+    return int(name.rsplit(":", 1)[1])

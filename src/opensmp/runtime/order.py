@@ -1,0 +1,87 @@
+"""Reads dependencies off the emitted graph and imposes a schedule on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opensmp import _private
+from opensmp.program.functions import needed
+from opensmp.schedule import Action, Schedule, TaskGraph
+from opensmp.schedule.actions import default_seconds
+
+Op = Any
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """An emitted call.
+
+    Attributes:
+        action: What it does.
+        partition: The partition it runs in.
+        first: Operation to hold back until the task may start.
+        last: Operation that is done when the task is.
+    """
+
+    action: Action
+    partition: int
+    first: Op
+    last: Op
+
+
+def live_operations(roots: Iterable[Op]) -> list[Op]:
+    """Everything that `roots` need, through data and control edges, in topological order."""
+    return needed(roots, frozenset(), lambda op: True)
+
+
+def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -> TaskGraph:
+    """The dependencies between the tasks that are live, as the graph has them.
+
+    Args:
+        tasks: All emitted calls.
+        live: Live operations in topological order.
+        num_partitions: Number of partitions.
+    """
+    listed = list(tasks)
+    by_op = {task.last: index for index, task in enumerate(listed)}
+    nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly waits for
+    needs: dict[Action, frozenset[Action]] = {}
+    device: dict[Action, int] = {}
+    for op in live:
+        waits = 0
+        for producer in (*(t.op for t in op.inputs), *op.control_inputs):
+            waits |= nearest[producer]
+        if op in by_op:
+            task = listed[by_op[op]]
+            device[task.action] = task.partition
+            needs[task.action] = frozenset(listed[i].action for i in _bits(waits))
+            waits = 1 << by_op[op]
+        nearest[op] = waits
+    return TaskGraph(
+        device=device, needs=needs, seconds=default_seconds(device), num_devices=num_partitions
+    )
+
+
+def _bits(value: int) -> Iterable[int]:
+    while value:
+        low = value & -value
+        yield low.bit_length() - 1
+        value ^= low
+
+
+def impose(schedule: Schedule, tasks: Mapping[Action, Task]) -> int:
+    """Adds the control edges that make each device follow its order.
+
+    Returns:
+        The number of edges added.
+    """
+    pairs = list(schedule.releases)
+    for order in schedule.orders:
+        pairs.extend(itertools.pairwise(order))
+    for before, after in pairs:
+        _private.add_control_input(tasks[after].first, tasks[before].last)
+    return len(pairs)

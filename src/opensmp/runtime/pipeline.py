@@ -1,0 +1,297 @@
+"""Emits the calls of one step: every model call of every microbatch, in schedule order."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import StepError
+from opensmp.graph import TracedGraph, call_inputs, call_signature
+from opensmp.graph.structure import Structure
+from opensmp.graph.variables import is_keras, is_trainable, tf_variable
+from opensmp.plan import Plan
+from opensmp.program import Program, Segment, lower
+from opensmp.program.gradients import is_differentiable
+from opensmp.runtime.bridge import LateGradient, differentiable_call
+from opensmp.runtime.calls import emit_call
+from opensmp.runtime.order import Task, impose, live_operations, task_graph
+from opensmp.runtime.world import World
+from opensmp.schedule import Action, Schedule, build
+
+Op = Any
+Tensor = Any
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[TracedGraph, Plan]]
+
+_local = threading.local()
+
+
+def current_pipeline() -> Pipeline | None:
+    """The pipeline of the step that is being traced on this thread, or None."""
+    return getattr(_local, "pipeline", None)
+
+
+class Pipeline:
+    """The calls of one step function under construction in the current graph.
+
+    Args:
+        world: The process' configuration and devices.
+        num_microbatches: Number of microbatches.
+        stamps: Makes the two operations that note when a call starts and ends;
+            None leaves them out.
+    """
+
+    def __init__(self, world: World, num_microbatches: int, stamps: Any | None = None) -> None:
+        self._world = world
+        self._num_microbatches = num_microbatches
+        self._stamps = stamps
+        self._graph = tf.compat.v1.get_default_graph()
+        self._microbatch = 0
+        self._calls = 0
+        self._prepared: dict[Any, tuple[TracedGraph, Plan]] = {}
+        self._programs: dict[Any, Program] = {}
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._tasks: dict[Action, Task] = {}
+        self._state: dict[int, tuple[Any, Tensor]] = {}
+        self._late: list[LateGradient] = []
+        self._side_effects: list[Op] = []
+        self.schedule: Schedule | None = None
+
+    @property
+    def tasks(self) -> Mapping[Action, Task]:
+        """The calls emitted so far."""
+        return self._tasks
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """Makes this the current pipeline while the user's function is traced."""
+        outer, _local.pipeline = current_pipeline(), self
+        try:
+            with _private.automatic_control_dependencies():
+                yield
+        finally:
+            _local.pipeline = outer
+
+    def start_microbatch(self, microbatch: int) -> None:
+        """Tells that the model calls that follow belong to this microbatch."""
+        self._microbatch, self._calls = microbatch, 0
+
+    # --- running a model -----------------------------------------------------------
+
+    def run(
+        self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, list[Tensor]]:
+        """Emits one call of a model for the current microbatch.
+
+        Args:
+            model: The model, to tell calls of different models apart.
+            prepare: Traces and plans the model for such arguments.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+
+        Returns:
+            The model's output, and the losses that its layers added.
+        """
+        if tf.compat.v1.get_default_graph() is not self._graph:
+            raise StepError(
+                f"Model '{model.name}' was called inside a loop body, a branch or a nested "
+                "tf.function of an smp.step function. A pipeline must see the call: call the "
+                "model directly in the smp.step function, and decorate helpers of it with "
+                "nothing."
+            )
+        call = Structure.of((args, dict(kwargs)))
+        key = (id(model), call_signature(call))
+        if key not in self._prepared:
+            self._prepared[key] = prepare(args, kwargs)
+        traced, plan = self._prepared[key]
+        values = self._leaf_values(traced, call)
+        program = self._program(key, traced, plan, values, kwargs.get("training"))
+        ordinal, self._calls = self._calls, self._calls + 1
+        emitted: dict[int, Op] = {}
+        for segment in program.segments:
+            after = [emitted[index] for index in segment.after]
+            with tf.control_dependencies(after):
+                emitted[segment.index] = self._run_segment(program, segment, ordinal, values)
+        for variable, value in traced.updates:
+            self._state[id(variable)] = (variable, values[id(value)])
+        outputs = [values[id(t)] for t in traced.outputs]
+        for output, mask in zip(outputs, traced.masks, strict=True):
+            if mask is not None:
+                _private.set_mask(output, values[id(mask)])
+        losses = [values[id(loss)] for loss in traced.losses]
+        return traced.output_structure.pack(outputs), losses
+
+    def _leaf_values(self, traced: TracedGraph, call: Structure) -> dict[int, Tensor]:
+        values = dict(zip(map(id, traced.inputs), call_inputs(call), strict=True))
+        for leaf in traced.variables:
+            if id(leaf.variable) in self._state:
+                values[id(leaf.placeholder)] = self._state[id(leaf.variable)][1]
+            else:
+                values[id(leaf.placeholder)] = tf.convert_to_tensor(tf_variable(leaf.variable))
+        return values
+
+    def _program(
+        self,
+        key: Any,
+        traced: TracedGraph,
+        plan: Plan,
+        values: Mapping[int, Tensor],
+        training: Any,
+    ) -> Program:
+        required, optional = self._leaves(traced, values, training)
+        program_key = (key, frozenset(map(id, required)), frozenset(map(id, optional)))
+        if program_key not in self._programs:
+            with tf.init_scope():
+                self._programs[program_key] = lower(traced, plan, required, optional)
+        return self._programs[program_key]
+
+    def _leaves(
+        self, traced: TracedGraph, values: Mapping[int, Tensor], training: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs and variables whose gradients will be wanted, and may be wanted."""
+        taped = _private.tape_is_active()
+        wanted = training is not False
+        required: list[Tensor] = []
+        optional: list[Tensor] = []
+        updated = {id(variable) for variable, _ in traced.updates}
+        for leaf in traced.variables:
+            if not is_differentiable(leaf.placeholder) or id(leaf.variable) in updated:
+                continue
+            if taped and not _private.is_watched(values[id(leaf.placeholder)]):
+                continue
+            frozen = is_keras(leaf.variable) and not is_trainable(leaf.variable)
+            first_class = not frozen if taped else wanted and is_trainable(leaf.variable)
+            (required if first_class else optional).append(leaf.placeholder)
+        for placeholder in traced.inputs:
+            if is_differentiable(placeholder):
+                if not taped:
+                    optional.append(placeholder)
+                elif _private.is_watched(values[id(placeholder)]):
+                    required.append(placeholder)
+        return required, optional
+
+    # --- emitting ------------------------------------------------------------------
+
+    def _run_segment(
+        self, program: Program, segment: Segment, ordinal: int, values: dict[int, Tensor]
+    ) -> Op:
+        """Emits the forward call of a segment and adds its outputs to `values`."""
+        number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
+        microbatch = self._microbatch
+
+        def emit(kind: str, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
+            return self._emit(kind, number, microbatch, segment.partition, function, args)
+
+        forward = program.forward(segment)
+        args = [values[id(t)] for t in forward.feeds]
+        with tf.device(self._world.devices[segment.partition]):
+            if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
+                results = differentiable_call(program, segment, args, emit, self._late.append)
+            else:
+                results = emit("F", forward.function, args)[: len(forward.outputs)]
+        values.update({id(t): v for t, v in zip(forward.outputs, results, strict=True)})
+        call = self._tasks[Action("F", number, microbatch)].last
+        if segment.side_effects:
+            self._side_effects.append(call)
+        return call
+
+    def _emit(
+        self,
+        kind: str,
+        number: int,
+        microbatch: int,
+        partition: int,
+        function: Any,
+        args: Sequence[Tensor],
+    ) -> list[Tensor]:
+        repeat = 0
+        while (action := Action(kind, number, microbatch, repeat)) in self._tasks:
+            repeat += 1
+        with tf.device(self._world.devices[partition]):
+            if self._stamps is None:
+                op, results = emit_call(function, args, f"smp_{action.text}")
+                self._tasks[action] = Task(action, partition, first=op, last=op)
+            else:
+                start, op, end, results = self._stamps.around(
+                    action, lambda: emit_call(function, args, f"smp_{action.text}"), args
+                )
+                self._tasks[action] = Task(action, partition, first=start, last=end)
+        return results
+
+    # --- finishing -------------------------------------------------------------------
+
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Completes the graph: late gradients, the schedule, the new state.
+
+        Args:
+            results: Flat tensors that the step function returns.
+
+        Returns:
+            The tensors to return in their stead.
+
+        Raises:
+            StepError: if no result depends on a DistributedModel.
+        """
+        results = list(results)
+        side_effects = self._side_effects + _side_effects(self._graph)
+        state = list(self._state.values())
+
+        def roots() -> list[Op]:
+            return [t.op for t in (*results, *(value for _, value in state))] + side_effects
+
+        live = self._compute_late_gradients(results, roots)
+        graph = task_graph(self._tasks.values(), live, len(self._world.devices))
+        if not graph.device:
+            raise StepError(
+                "An smp.step function must call a smp.DistributedModel and return something "
+                "that depends on the model's output. "
+                + ("No model was called." if not self._tasks else "The outputs are not used.")
+                + " Call the model in the function and return, for example, the loss."
+            )
+        config = self._world.config
+        self.schedule = build(config.pipeline, graph, config.active_microbatches)
+        impose(self.schedule, self._tasks)
+        for variable, value in state:
+            tf_variable(variable).assign(value)
+        if self._side_effects:
+            with tf.control_dependencies(self._side_effects):
+                results = [tf.identity(t) for t in results]
+        return results
+
+    def finish_nest(self, nest: Any) -> Any:
+        """As `finish`, for a nest of tensors and other leaves."""
+        structure = Structure.of(nest)
+        return structure.pack(self.finish(structure.tensors))
+
+    def _compute_late_gradients(
+        self, results: list[Tensor], roots: Callable[[], list[Op]]
+    ) -> list[Op]:
+        """Replaces the placeholders of late gradients that something reads."""
+        waiting = list(self._late)
+        while True:
+            live = live_operations(roots())
+            alive = set(live)
+            used = [g for g in waiting if any(p.op in alive for _, p in g.placeholders)]
+            if not used:
+                return live
+            for late in used:
+                waiting.remove(late)
+                for placeholder, gradient in late.compute():
+                    for consumer in placeholder.consumers():
+                        for index, tensor in enumerate(consumer.inputs):
+                            if tensor is placeholder:
+                                _private.replace_input(consumer, index, gradient)
+                    results[:] = [gradient if t is placeholder else t for t in results]
+
+
+def _side_effects(graph: Any) -> list[Op]:
+    """Operations of the user's own code that TensorFlow runs though nothing reads them."""
+    return [
+        op
+        for op in graph.get_operations()
+        if _private.is_stateful(op) and op.type not in ("ReadVariableOp", "Placeholder")
+    ]

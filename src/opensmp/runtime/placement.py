@@ -1,0 +1,39 @@
+"""Puts variables on the device of the partition that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from opensmp import _private
+from opensmp.graph.variables import is_keras, tf_variable
+
+Variable = Any
+
+
+def place(
+    variables: Iterable[Variable],
+    home: Mapping[int, int],
+    devices: Sequence[str],
+    default_partition: int,
+) -> None:
+    """Allocates or moves Keras variables so that each lies on its home's device.
+
+    A variable that waits for its first value and that nothing reads goes to the
+    default partition. A plain `tf.Variable` stays where its owner made it: it
+    cannot change its device.
+
+    Args:
+        variables: The variables of a model.
+        home: Id of a variable to its partition.
+        devices: Device of each partition.
+        default_partition: Partition of variables without a home.
+    """
+    for variable in variables:
+        if not is_keras(variable):
+            continue
+        device = devices[home.get(id(variable), default_partition)]
+        if not _private.is_initialized(variable):
+            _private.initialize_on(variable, device)
+        elif not tf_variable(variable).device.endswith(device) and id(variable) in home:
+            _private.move_to(variable, device)

@@ -1,0 +1,347 @@
+"""The world of one process: its configuration, devices, rank and groups.
+
+One process per rank. A model replica is held by the ranks of an mp group; the ranks of a
+dp group hold the same partition of different replicas. Without a launcher one process owns
+all partitions: then it is rank 0 of 1, every group is `[0]`, and every size is 1, however
+many local devices its partitions use. Sizes count processes, not devices.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from opensmp.config import Config
+from opensmp.errors import ConfigError, NotInitializedError
+
+
+class CommGroup(enum.Enum):
+    """The groups of ranks that a rank belongs to.
+
+    There is no tensor parallelism: TP groups have one rank, PP groups are MP groups and
+    RDP groups are DP groups.
+    """
+
+    WORLD = "world"
+    MP_GROUP = "mp_group"
+    DP_GROUP = "dp_group"
+    PP_GROUP = "pp_group"
+    TP_GROUP = "tp_group"
+    RDP_GROUP = "rdp_group"
+
+
+class RankType(enum.Enum):
+    """What the number of a rank counts: ranks of the world, or of one of the groups."""
+
+    WORLD_RANK = "world_rank"
+    MP_RANK = "mp_rank"
+    DP_RANK = "dp_rank"
+    PP_RANK = "pp_rank"
+    TP_RANK = "tp_rank"
+    RDP_RANK = "rdp_rank"
+
+
+WORLD = CommGroup.WORLD
+MP_GROUP = CommGroup.MP_GROUP
+DP_GROUP = CommGroup.DP_GROUP
+PP_GROUP = CommGroup.PP_GROUP
+TP_GROUP = CommGroup.TP_GROUP
+RDP_GROUP = CommGroup.RDP_GROUP
+
+
+class Groups(NamedTuple):
+    """All groups of a world, each a tuple of ranks in ascending order.
+
+    Attributes:
+        mp: One group per model replica.
+        dp: One group per partition.
+    """
+
+    mp: tuple[tuple[int, ...], ...]
+    dp: tuple[tuple[int, ...], ...]
+
+
+def groups(size: int, partitions: int, placement_strategy: str = "cluster") -> Groups:
+    """Divides ranks into model replicas and into data-parallel groups.
+
+    `"cluster"` makes a replica of neighbouring ranks, `"spread"` of ranks as far apart as
+    possible.
+
+    Args:
+        size: Number of processes.
+        partitions: Number of processes that hold one replica of the model.
+        placement_strategy: `"cluster"` or `"spread"`.
+
+    Returns:
+        The groups, in ascending order of their first rank.
+
+    Raises:
+        ConfigError: The processes cannot be divided into whole replicas, or the strategy is
+            unknown.
+
+    Example:
+        ```python
+        groups(8, 2, "cluster").mp  # ((0, 1), (2, 3), (4, 5), (6, 7))
+        groups(8, 2, "spread").mp  # ((0, 4), (1, 5), (2, 6), (3, 7))
+        ```
+    """
+    if size < 1 or partitions < 1 or size % partitions:
+        raise ConfigError(
+            f"Config: partitions={partitions} is not possible with {size} "
+            f"process{'es' * (size != 1)}: the processes must make up whole replicas of the "
+            f"model; {_ways_out(size, partitions)}"
+        )
+    if placement_strategy not in ("cluster", "spread"):
+        raise ConfigError(
+            f"Config: placement_strategy={placement_strategy!r} is unknown; accepted: 'cluster' "
+            "or 'spread'"
+        )
+    replicas = size // partitions
+    neighbours = partitions if placement_strategy == "cluster" else replicas
+    blocks = tuple(tuple(range(start, start + neighbours)) for start in range(0, size, neighbours))
+    across = tuple(tuple(range(start, size, neighbours)) for start in range(neighbours))
+    if placement_strategy == "cluster":
+        return Groups(mp=blocks, dp=across)
+    return Groups(mp=across, dp=blocks)
+
+
+def _ways_out(size: int, partitions: int) -> str:
+    if size < 1 or partitions < 1:
+        return "both must be 1 or more"
+    divisors = [str(count) for count in range(1, size + 1) if size % count == 0]
+    below = size // partitions * partitions
+    multiples = [str(count) for count in (below, below + partitions) if count]
+    return f"choose {' or '.join(divisors)} partitions, or start {' or '.join(multiples)} processes"
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything a process knows about itself and its neighbours after `smp.init`.
+
+    Attributes:
+        config: The configuration.
+        devices: Logical device of each partition that this process owns, by partition, such
+            as `("/device:CPU:0", "/device:CPU:1")`.
+        rank: Rank of this process among all.
+        size: Number of processes.
+        local_rank: Rank among the processes of this machine.
+        local_size: Number of processes of this machine.
+        mp_group: Ranks of this process's model replica.
+        dp_group: Ranks that hold the same partition as this process.
+    """
+
+    config: Config
+    devices: tuple[str, ...]
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    mp_group: tuple[int, ...] = (0,)
+    dp_group: tuple[int, ...] = (0,)
+
+    def group(self, group: CommGroup) -> tuple[int, ...]:
+        """Ranks of the group of this kind that this process belongs to, ascending."""
+        if group is CommGroup.WORLD:
+            return tuple(range(self.size))
+        if group is CommGroup.TP_GROUP:
+            return (self.rank,)
+        if group in (CommGroup.MP_GROUP, CommGroup.PP_GROUP):
+            return self.mp_group
+        return self.dp_group
+
+    def rank_in(self, group: CommGroup) -> int:
+        """Position of this process in its group of this kind, from 0."""
+        return self.group(group).index(self.rank)
+
+
+# ----------------------------------------------------------------------- the current world
+
+_current: World | None = None
+
+
+def set_current(world: World) -> None:
+    """Makes `world` the one that all functions below speak of."""
+    global _current
+    _current = world
+
+
+def clear() -> None:
+    """Forgets the current world; nothing happens if there is none."""
+    global _current
+    _current = None
+
+
+def is_initialized() -> bool:
+    """Whether `smp.init` was called (and `smp.shutdown` was not called since).
+
+    Example:
+        ```python
+        if not smp.is_initialized():
+            smp.init({"partitions": 2})
+        ```
+    """
+    return _current is not None
+
+
+def current(what: str = "opensmp") -> World:
+    """The current world.
+
+    Args:
+        what: The API that needs it, as the user wrote it, for the error.
+
+    Raises:
+        NotInitializedError: There is none.
+
+    Example:
+        ```python
+        devices = current("smp.DistributedModel").devices
+        ```
+    """
+    if _current is None:
+        raise NotInitializedError(
+            f"{what} was used before smp.init. Expected: smp.init once, at the top of the "
+            "script, before anything else of smp. Received: no configuration yet. Add, with "
+            "the numbers you want:\n\n"
+            '    smp.init({"partitions": 2, "microbatches": 4})\n'
+        )
+    return _current
+
+
+# ----------------------------------------------------------------------------- public ranks
+
+
+def rank() -> int:
+    """Rank of this process among all processes, from 0."""
+    return current("smp.rank").rank
+
+
+def size() -> int:
+    """Number of processes; 1 without a launcher, however many devices are used."""
+    return current("smp.size").size
+
+
+def local_rank() -> int:
+    """Rank of this process among the processes of its machine, from 0."""
+    return current("smp.local_rank").local_rank
+
+
+def local_size() -> int:
+    """Number of processes on this machine."""
+    return current("smp.local_size").local_size
+
+
+def mp_rank() -> int:
+    """Rank of this process in its model replica, from 0."""
+    return current("smp.mp_rank").rank_in(MP_GROUP)
+
+
+def mp_size() -> int:
+    """Number of processes that hold one replica of the model."""
+    return len(current("smp.mp_size").group(MP_GROUP))
+
+
+def dp_rank() -> int:
+    """Rank of this process among those that hold the same partition, from 0."""
+    return current("smp.dp_rank").rank_in(DP_GROUP)
+
+
+def dp_size() -> int:
+    """Number of model replicas."""
+    return len(current("smp.dp_size").group(DP_GROUP))
+
+
+def pp_rank() -> int:
+    """Rank in the pipeline; the same as `mp_rank`."""
+    return current("smp.pp_rank").rank_in(PP_GROUP)
+
+
+def pp_size() -> int:
+    """Number of processes of a pipeline; the same as `mp_size`."""
+    return len(current("smp.pp_size").group(PP_GROUP))
+
+
+def tp_rank() -> int:
+    """Rank among tensor-parallel processes: 0, for there is no tensor parallelism."""
+    return current("smp.tp_rank").rank_in(TP_GROUP)
+
+
+def tp_size() -> int:
+    """Number of tensor-parallel processes: 1, for there is no tensor parallelism."""
+    return len(current("smp.tp_size").group(TP_GROUP))
+
+
+def rdp_rank() -> int:
+    """Rank among processes that hold the same parameters; the same as `dp_rank`."""
+    return current("smp.rdp_rank").rank_in(RDP_GROUP)
+
+
+def rdp_size() -> int:
+    """Number of processes that hold the same parameters; the same as `dp_size`."""
+    return len(current("smp.rdp_size").group(RDP_GROUP))
+
+
+def get_mp_group() -> list[int]:
+    """Ranks that hold this process's replica of the model, ascending.
+
+    Example:
+        ```python
+        smp.get_mp_group()  # [0] in one process
+        ```
+    """
+    return list(current("smp.get_mp_group").group(MP_GROUP))
+
+
+def get_dp_group() -> list[int]:
+    """Ranks that hold the same partition as this process, ascending."""
+    return list(current("smp.get_dp_group").group(DP_GROUP))
+
+
+# -------------------------------------------------------------------------------- barriers
+
+
+def barrier(group: CommGroup = WORLD) -> None:
+    """Waits until every process of the group has called it.
+
+    A process that is alone in its group returns at once.
+
+    Args:
+        group: Whose processes meet, such as `smp.MP_GROUP`.
+
+    Raises:
+        NotInitializedError: Before `smp.init`.
+        TypeError: `group` is not a `CommGroup`.
+
+    Example:
+        ```python
+        smp.barrier()
+        smp.barrier(smp.DP_GROUP)
+        ```
+    """
+    _meet("smp.barrier", group)
+
+
+def mp_barrier() -> None:
+    """Waits for the processes that hold this replica of the model."""
+    _meet("smp.mp_barrier", MP_GROUP)
+
+
+def dp_barrier() -> None:
+    """Waits for the processes that hold the same partition."""
+    _meet("smp.dp_barrier", DP_GROUP)
+
+
+def _meet(what: str, group: CommGroup) -> None:
+    world = current(what)
+    if not isinstance(group, CommGroup):
+        known = ", ".join(f"smp.{member.name}" for member in CommGroup)
+        raise TypeError(
+            f"{what}: group must be a member of smp.CommGroup: {known}. Received: {group!r} "
+            f"({type(group).__name__})."
+        )
+    members = world.group(group)
+    if len(members) > 1:
+        raise RuntimeError(
+            f"{what}: {group.name} has the ranks {list(members)}, but this process was started "
+            "without a connection to the others. Expected: a group of one process."
+        )

@@ -1,0 +1,83 @@
+"""Schedules: in which order every device runs the actions of a step, as pure data.
+
+    graph = TaskGraph.chain(num_partitions=3, num_microbatches=4)
+    schedule = build("interleaved", graph, active_microbatches=3)
+    print(schedule)
+
+A `TaskGraph` says what there is to do, where, and what depends on what. `simple` and
+`interleaved` order it; `validate` checks any order, `simulate` measures it, `grid` draws it.
+Nothing here knows TensorFlow.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from opensmp.errors import ScheduleError
+from opensmp.schedule.actions import Action, Kind, Schedule, TaskGraph, default_seconds
+from opensmp.schedule.grid import grid
+from opensmp.schedule.interleaved import interleaved
+from opensmp.schedule.listing import list_schedule
+from opensmp.schedule.simple import simple
+from opensmp.schedule.simulate import Simulation, simulate
+from opensmp.schedule.validate import validate
+
+__all__ = [
+    "PIPELINES",
+    "Action",
+    "Kind",
+    "Schedule",
+    "Simulation",
+    "TaskGraph",
+    "build",
+    "default_seconds",
+    "grid",
+    "interleaved",
+    "list_schedule",
+    "simple",
+    "simulate",
+    "validate",
+]
+
+
+def _simple(graph: TaskGraph, active_microbatches: int) -> Schedule:
+    # All microbatches are in flight in this schedule, whatever bound is configured.
+    return simple(graph)
+
+
+PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType(
+    {"simple": _simple, "interleaved": interleaved}
+)
+"""What the configuration key `pipeline` may be: name -> (graph, active_microbatches)."""
+
+
+def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
+    """Builds a schedule by its name and validates it.
+
+    Args:
+        name: One of `PIPELINES`.
+        graph: The tasks.
+        active_microbatches: Most microbatches in flight, >= 1; `"simple"` has no use for it.
+
+    Raises:
+        ScheduleError: If the name is not known or `active_microbatches` is below 1.
+
+    Example:
+        >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)
+        >>> print(build("interleaved", graph, active_microbatches=2))
+        device 0 | F0 F1 .. .. B0--- .. B1---
+        device 1 | .. F0 B0--- F1 B1--- .. ..
+        interleaved: makespan 9 s, bubble 33.3 %, one column 1 s
+    """
+    if name not in PIPELINES:
+        known = ", ".join(map(repr, PIPELINES))
+        near = difflib.get_close_matches(name, PIPELINES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ScheduleError(
+            f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
+        )
+    schedule = PIPELINES[name](graph, active_microbatches)
+    validate(schedule, graph)
+    return schedule

@@ -1,0 +1,298 @@
+"""`smp.step`: a training or evaluation step that runs once per microbatch, pipelined."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import StepError
+from opensmp.graph.structure import Structure
+from opensmp.hooks import run_post_partition_hooks
+from opensmp.microbatch import split_arguments
+from opensmp.runtime import world
+from opensmp.runtime.pipeline import Pipeline, current_pipeline
+from opensmp.schedule import Schedule
+from opensmp.step_output import StepOutput
+
+Tensor = Any
+
+
+def step(
+    function: Callable[..., Any] | None = None,
+    *,
+    non_split_inputs: Sequence[str] | None = None,
+    input_split_axes: Mapping[str, int] | None = None,
+    **tf_function_arguments: Any,
+) -> Any:
+    """Decorator for the function of one forward (and backward) pass.
+
+    The function runs once per microbatch, in graph mode, and the calls of
+    `smp.DistributedModel`s inside are pipelined over the partitions. Tensor
+    arguments are split along axis 0; every returned tensor comes back as a
+    `smp.StepOutput`. Post-processing of gradients and `apply_gradients` belong
+    outside.
+
+    Use it bare (`@smp.step`) or called (`@smp.step(non_split_inputs=["mask"])`).
+    The decorated function may be called eagerly or inside a `tf.function`.
+
+    Args:
+        function: The function to decorate.
+        non_split_inputs: Names of arguments that every microbatch gets whole.
+        input_split_axes: Argument name to the axis along which to split it.
+        **tf_function_arguments: Arguments of `tf.function`, such as
+            `input_signature`, for the whole batch.
+
+    Raises:
+        StepError: if an argument is unknown, or the batch cannot be split.
+        NotInitializedError: if the decorated function is called before `smp.init`.
+
+    Example:
+        ```python
+        @smp.step
+        def forward_backward(images, labels):
+            with tf.GradientTape() as tape:
+                predictions = model(images, training=True)
+                loss = loss_fn(labels, predictions)
+            return tape.gradient(loss, model.trainable_variables), loss
+
+        gradients, loss = forward_backward(images, labels)
+        gradients = [g.accumulate() for g in gradients]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+        ```
+    """
+    if function is None:
+        return functools.partial(
+            step,
+            non_split_inputs=non_split_inputs,
+            input_split_axes=input_split_axes,
+            **tf_function_arguments,
+        )
+    return Step(function, non_split_inputs or (), input_split_axes or {}, tf_function_arguments)
+
+
+class Step:
+    """A function decorated with `smp.step`; see there."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        non_split_inputs: Sequence[str],
+        input_split_axes: Mapping[str, int],
+        tf_function_arguments: Mapping[str, Any],
+    ) -> None:
+        _check(function, non_split_inputs, input_split_axes, tf_function_arguments)
+        functools.update_wrapper(self, function)
+        self.python_function = function
+        self._signature = inspect.signature(function)
+        self._non_split_inputs = tuple(non_split_inputs)
+        self._input_split_axes = dict(input_split_axes)
+        self._tf_function_arguments = dict(tf_function_arguments)
+        self._autograph = self._tf_function_arguments.pop("autograph", True)
+        self._compiled: tuple[world.World, Any] | None = None
+        self._schedule: Schedule | None = None
+
+    def __repr__(self) -> str:
+        return f"smp.step({getattr(self, '__name__', self.python_function)!r})"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    @tf.autograph.experimental.do_not_convert
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the step on a whole batch."""
+        return self._function()(*args, **kwargs)
+
+    def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of `tf.function`, for arguments of the whole batch."""
+        return self._function().get_concrete_function(*args, **kwargs)
+
+    def experimental_get_tracing_count(self) -> int:
+        """How often the function was traced."""
+        return int(self._function().experimental_get_tracing_count())
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the newest trace; `print` it to see it.
+
+        Raises:
+            StepError: before the first call.
+        """
+        if self._schedule is None:
+            raise StepError(f"{self!r} has no schedule yet: call it once.")
+        return self._schedule
+
+    def _function(self) -> Any:
+        """The `tf.function` behind the step in the current world."""
+        here = world.current(f"the smp.step function '{getattr(self, '__name__', 'step')}'")
+        if current_pipeline() is not None and not tf.executing_eagerly():
+            raise StepError(
+                f"{self!r} was called inside another smp.step function. Call the plain function "
+                "instead, or call both steps one after the other."
+            )
+        if _private.tape_is_active():
+            raise StepError(
+                f"{self!r} was called under a tf.GradientTape. Gradients through a split model "
+                "are taken inside the smp.step function: open the tape in it, take the gradient "
+                "in it, and return the gradients."
+            )
+        if self._tf_function_arguments.get("jit_compile") and here.config.partitions > 1:
+            raise StepError(
+                f"{self!r}: jit_compile=True is not possible with {here.config.partitions} "
+                "partitions: XLA compiles for one device. Leave jit_compile out."
+            )
+        if self._compiled is None or self._compiled[0] is not here:
+            self._compiled = (here, self._compile(here))
+        return self._compiled[1]
+
+    def _compile(self, here: world.World) -> Any:
+        function = _convert(self.python_function) if self._autograph else self.python_function
+
+        def whole_batch(*args: Any, **kwargs: Any) -> Any:
+            return self._trace(here, function, args, kwargs)
+
+        whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
+        whole_batch.__signature__ = self._signature  # type: ignore[attr-defined]
+        return tf.function(whole_batch, autograph=False, **self._tf_function_arguments)
+
+    def _trace(
+        self,
+        here: world.World,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        num_microbatches = here.config.microbatches
+        batches = self._split(num_microbatches, args, kwargs)
+        pipeline = Pipeline(here, num_microbatches)
+        results = []
+        with pipeline.tracing():
+            for microbatch, (part_args, part_kwargs) in enumerate(batches):
+                pipeline.start_microbatch(microbatch)
+                with tf.name_scope(f"microbatch_{microbatch}"):
+                    results.append(function(*part_args, **part_kwargs))
+        outputs = self._collect(pipeline, results)
+        self._schedule = pipeline.schedule
+        with tf.init_scope():
+            run_post_partition_hooks()
+        return outputs
+
+    def _split(
+        self, num_microbatches: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        named = dict(bound.arguments)
+        rest = next(
+            (p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), None
+        )
+        extra = named.pop(rest, {}) if rest is not None else {}
+        parts = split_arguments(
+            {**named, **extra},
+            num_microbatches,
+            non_split_inputs=self._non_split_inputs,
+            input_split_axes=self._input_split_axes,
+        )
+        batches = []
+        for part in parts:
+            bound.arguments.update({name: part[name] for name in named})
+            if rest is not None:
+                bound.arguments[rest] = {name: part[name] for name in extra}
+            batches.append((bound.args, dict(bound.kwargs)))
+        return batches
+
+    def _collect(self, pipeline: Pipeline, results: Sequence[Any]) -> Any:
+        """Turns one nest of tensors per microbatch into one nest of step outputs."""
+        nests = [tf.nest.map_structure(_as_result, result) for result in results]
+        for nest in nests[1:]:
+            try:
+                tf.nest.assert_same_structure(nests[0], nest, expand_composites=True)
+            except (ValueError, TypeError) as error:
+                raise StepError(
+                    f"{self!r} returned other structures for different microbatches. Return the "
+                    f"same nest of tensors each time. {error}"
+                ) from error
+        devices = [getattr(leaf, "device", None) for leaf in tf.nest.flatten(nests[0])]
+        structures = [Structure.of(nest) for nest in nests]
+        flat = [tensor for structure in structures for tensor in structure.tensors]
+        finished = iter(pipeline.finish(flat))
+        nests = [s.pack([next(finished) for _ in s.tensors]) for s in structures]
+        leaves = zip(*(tf.nest.flatten(nest) for nest in nests), strict=True)
+        outputs = [
+            None if values[0] is None else StepOutput(values, device or None)
+            for values, device in zip(leaves, devices, strict=True)
+        ]
+        return tf.nest.pack_sequence_as(nests[0], outputs)
+
+
+def _as_result(leaf: Any) -> Any:
+    if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
+        return tf.convert_to_tensor(leaf)
+    return leaf
+
+
+def _convert(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with Python control flow on tensors converted, where that is possible."""
+    if not inspect.isfunction(function) and not inspect.ismethod(function):
+        return function
+    try:
+        converted: Callable[..., Any] = tf.autograph.to_graph(function)
+    except Exception:  # no source code, as in an interactive session; tf.function does the same
+        return function
+    return converted
+
+
+def _check(
+    function: Callable[..., Any],
+    non_split_inputs: Sequence[str],
+    input_split_axes: Mapping[str, int],
+    tf_function_arguments: Mapping[str, Any],
+) -> None:
+    """Raises one error for all faults of a decoration."""
+    faults = []
+    if not callable(function):
+        raise StepError(
+            f"smp.step: expected a function to decorate, received {function!r}. Write @smp.step "
+            "above a function, or @smp.step(...) with keyword arguments only."
+        )
+    if isinstance(non_split_inputs, str):
+        faults.append(
+            f"non_split_inputs must be a list of argument names, received the string "
+            f"{non_split_inputs!r}; write [{non_split_inputs!r}]"
+        )
+        non_split_inputs = ()
+    parameters = inspect.signature(function).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for option, names in (
+        ("non_split_inputs", non_split_inputs),
+        ("input_split_axes", input_split_axes),
+    ):
+        for name in names:
+            if name not in parameters and not takes_any:
+                near = difflib.get_close_matches(str(name), parameters, n=1, cutoff=0.0)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                faults.append(
+                    f"{option} names {name!r}, but the function's arguments are "
+                    f"{list(parameters)}{hint}"
+                )
+    for name, axis in input_split_axes.items():
+        if isinstance(axis, bool) or not isinstance(axis, int):
+            faults.append(f"input_split_axes[{name!r}] must be an integer, received {axis!r}")
+        if name in non_split_inputs:
+            faults.append(f"{name!r} is in non_split_inputs and in input_split_axes")
+    known = [p for p in inspect.signature(tf.function).parameters if p != "func"]
+    for name in tf_function_arguments:
+        if name not in known:
+            options = ["non_split_inputs", "input_split_axes", *known]
+            near = difflib.get_close_matches(name, options, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            faults.append(f"unknown argument {name!r}; accepted: {', '.join(options)}{hint}")
+    if faults:
+        raise StepError("smp.step:\n" + "\n".join(f"  - {fault}" for fault in faults))

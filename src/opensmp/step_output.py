@@ -1,0 +1,197 @@
+"""What a step returns for one tensor: its value in every microbatch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.errors import StepError
+
+Tensor = Any
+
+_METHODS = ("variable", "add_n", "accumulate_n")
+
+
+class StepOutput:
+    """One returned tensor of an `smp.step` function, for all microbatches.
+
+    It passes through `tf.function` and `tf.nest` like a list of its tensors.
+
+    Args:
+        outputs: The tensor of each microbatch, in order; `tf.Tensor`,
+            `tf.IndexedSlices`, `tf.RaggedTensor` or `tf.SparseTensor`.
+        device: Device on which to reduce them; where they were computed if None.
+
+    Example:
+        ```python
+        gradients, loss, predictions = forward_backward(images, labels)
+        gradients = [g.accumulate() for g in gradients]
+        loss = loss.reduce_mean()
+        predictions = predictions.merge()
+        ```
+    """
+
+    def __init__(self, outputs: Sequence[Tensor], device: str | None = None) -> None:
+        self._outputs = list(outputs)
+        self._device = device
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensor of each microbatch."""
+        return list(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __iter__(self) -> Any:
+        return iter(self._outputs)
+
+    def __getitem__(self, microbatch: int) -> Tensor:
+        return self._outputs[microbatch]
+
+    def __repr__(self) -> str:
+        first = self._outputs[0]
+        return (
+            f"StepOutput({len(self._outputs)} microbatches of shape={first.shape}, "
+            f"dtype={first.dtype.name})"
+        )
+
+    def reduce_mean(self) -> Tensor:
+        """The mean over microbatches, elementwise; same shape as one output.
+
+        Integers give a floating-point mean.
+        """
+        with self._on_device():
+            return _divide(self._sum(_running_sum), len(self._outputs))
+
+    def reduce_sum(self) -> Tensor:
+        """The sum over microbatches, elementwise; same shape and dtype as one output."""
+        with self._on_device():
+            return self._sum(_running_sum)
+
+    def concat(self, axis: int = 0) -> Tensor:
+        """The outputs side by side along `axis`; scalars become a vector."""
+        first = self._outputs[0]
+        with self._on_device():
+            if isinstance(first, tf.SparseTensor):
+                return tf.sparse.concat(axis, self._outputs)
+            dense = [_dense(t) for t in self._outputs]
+            if not isinstance(first, tf.RaggedTensor) and dense[0].shape.rank == 0:
+                return tf.stack(dense)
+            return tf.concat(dense, axis)
+
+    def merge(self) -> Tensor:
+        """The output for the whole batch: the microbatches' along the batch axis."""
+        return self.concat(0)
+
+    def stack(self) -> Tensor:
+        """The outputs along a new first axis of length `microbatches`."""
+        with self._on_device():
+            return tf.stack([_dense(t) for t in self._outputs])
+
+    def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
+        """The mean over microbatches without holding all outputs at once.
+
+        Args:
+            method: "variable" adds one microbatch after the other; "add_n" and
+                "accumulate_n" use the TensorFlow operations of these names.
+            var: A variable of the outputs' shape and dtype to accumulate in; it holds
+                the mean afterwards. With method "variable" only.
+
+        Raises:
+            StepError: if the method is unknown, or the variable does not fit.
+        """
+        self._check_accumulate(method, var)
+        with self._on_device():
+            if var is not None:
+                var.assign(_dense(self._outputs[0]))
+                for tensor in self._outputs[1:]:
+                    var.assign_add(_dense(tensor))
+                var.assign(tf.convert_to_tensor(var) / len(self._outputs))
+                return tf.convert_to_tensor(var)
+            how = {"variable": _running_sum, "add_n": tf.add_n, "accumulate_n": _accumulate_n}
+            return _divide(self._sum(how[method]), len(self._outputs))
+
+    def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        first = self._outputs[0]
+        if isinstance(first, tf.IndexedSlices):
+            return tf.IndexedSlices(
+                tf.concat([t.values for t in self._outputs], 0),
+                tf.concat([t.indices for t in self._outputs], 0),
+                first.dense_shape,
+            )
+        if isinstance(first, tf.SparseTensor):
+            return reduce(tf.sparse.add, self._outputs)
+        return how(self._outputs)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        return tf.device(self._device) if self._device else contextlib.nullcontext()
+
+    def _check_accumulate(self, method: str, var: Any) -> None:
+        if method not in _METHODS:
+            raise StepError(
+                f"StepOutput.accumulate: method={method!r} is unknown; accepted: "
+                f"{', '.join(map(repr, _METHODS))}."
+            )
+        if var is None:
+            return
+        first = self._outputs[0]
+        if method != "variable":
+            raise StepError(
+                f"StepOutput.accumulate: var can be used with method='variable' only, received "
+                f"method={method!r}."
+            )
+        dtype = tf.as_dtype(var.dtype)
+        if not var.shape.is_compatible_with(first.shape) or dtype != first.dtype:
+            raise StepError(
+                f"StepOutput.accumulate: var must have shape {first.shape} and dtype "
+                f"{first.dtype.name} like the outputs, received shape {var.shape} and dtype "
+                f"{dtype.name}."
+            )
+        if not dtype.is_floating:
+            raise StepError(
+                f"StepOutput.accumulate: the mean needs a floating-point var, received "
+                f"{dtype.name}."
+            )
+
+    # tf.nest and tf.function take a StepOutput apart and put it together with these.
+
+    def __tf_flatten__(self) -> tuple[tuple[str | None], tuple[Tensor, ...]]:
+        return (self._device,), tuple(self._outputs)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple[str | None], leaves: Sequence[Tensor]) -> StepOutput:
+        return cls(leaves, metadata[0])
+
+
+def _running_sum(tensors: list[Tensor]) -> Tensor:
+    return reduce(lambda total, tensor: total + tensor, tensors)
+
+
+def _accumulate_n(tensors: list[Tensor]) -> Tensor:
+    return tf.math.accumulate_n(tensors)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.convert_to_tensor(tensor)
+    if isinstance(tensor, tf.SparseTensor):
+        return tf.sparse.to_dense(tensor)
+    return tensor
+
+
+def _divide(total: Tensor, count: int) -> Tensor:
+    if isinstance(total, tf.IndexedSlices):
+        return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
+    if isinstance(total, tf.SparseTensor):
+        return total / count
+    if total.dtype.is_bool or total.dtype == tf.string:
+        raise StepError(
+            f"StepOutput: a mean of {total.dtype.name} values is not defined; use concat, merge "
+            "or stack."
+        )
+    return total / count

@@ -1,0 +1,34 @@
+"""The import path of existing scripts: everything of `opensmp`, and the habits of Keras 2.
+
+Importing this module makes `optimizer.get_gradients`, `metric.reset_states` and their like
+work on Keras 3 objects, see `opensmp.compat.keras2`.
+
+Example:
+    ```python
+    import smdistributed.modelparallel.tensorflow as smp
+
+    smp.init()
+    ```
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import opensmp as _opensmp
+from opensmp.compat import keras2 as _keras2
+
+_keras2.install()
+
+
+def __getattr__(name: str) -> Any:
+    # Asked for at every access: names that are added to opensmp later are here as well. This
+    # holds for __all__ too, so that `from smp import *` gives what opensmp gives.
+    # __path__ is left out, or submodules would be imported a second time under this name.
+    if name != "__path__" and hasattr(_opensmp, name):
+        return getattr(_opensmp, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return dir(_opensmp)

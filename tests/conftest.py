@@ -1,0 +1,48 @@
+"""One TensorFlow for all tests of a run: four logical CPU devices that overlap."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A configuration in the environment of whoever runs the tests is not part of them, nor are
+# their GPUs: expected devices and bit-equal numbers are those of the CPU.
+for _name in [name for name in os.environ if name.startswith(("OPENSMP_", "SM_HP_MP_"))]:
+    del os.environ[_name]
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from collections.abc import Callable, Iterator, Mapping  # noqa: E402
+from typing import Any  # noqa: E402
+
+import pytest  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from opensmp.runtime import bootstrap, world  # noqa: E402
+
+NUM_DEVICES = 4
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration() for _ in range(NUM_DEVICES)],
+)
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(NUM_DEVICES)
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_world() -> Iterator[None]:
+    """No test sees what another one configured."""
+    yield
+    bootstrap.shutdown()
+
+
+@pytest.fixture
+def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
+    """`smp_init(config)`: smp.init, again if need be, and the world it made."""
+
+    def init(config: Mapping[str, Any] | None = None) -> world.World:
+        bootstrap.shutdown()
+        bootstrap.init(config)
+        return world.current()
+
+    return init

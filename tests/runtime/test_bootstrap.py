@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from helpers import output_of
+
+from opensmp.config import Config
+from opensmp.errors import AlreadyInitializedError, ConfigError
+from opensmp.runtime import bootstrap, devices, world
+
+# ---------------------------------------------------------------- in the process of the tests
+
+
+def test_init_makes_one_world_and_returns_nothing(caplog):
+    with caplog.at_level(logging.INFO, logger="opensmp"):
+        assert bootstrap.init({"partitions": 2, "microbatches": 4}) is None
+    made = world.current()
+    assert made.config == Config(partitions=2, microbatches=4)
+    assert made.devices == ("/device:CPU:0", "/device:CPU:1")
+    assert (made.rank, made.size) == (0, 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"initialised: {made.config}; partitions on /device:CPU:0, /device:CPU:1"
+    ]
+
+
+def test_init_without_arguments_has_one_partition(smp_init):
+    assert smp_init().devices == ("/device:CPU:0",)
+
+
+def test_init_reads_the_environment(smp_init, monkeypatch):
+    monkeypatch.setenv("SM_HP_MP_PARAMETERS", '{"partitions": 3, "microbatches": 2}')
+    monkeypatch.setenv("OPENSMP_MICROBATCHES", "6")
+    config = smp_init().config
+    assert (config.partitions, config.microbatches) == (3, 6)
+
+
+def test_explicit_devices_are_used_in_their_order(smp_init):
+    made = smp_init({"devices": ["CPU:3", "CPU:1"]})
+    assert made.devices == ("/device:CPU:3", "/device:CPU:1")
+
+
+def test_second_init_names_the_first_configuration_and_shutdown():
+    bootstrap.init({"partitions": 2})
+    with pytest.raises(AlreadyInitializedError) as caught:
+        bootstrap.init({"partitions": 3})
+    assert f"Received first: {Config(partitions=2)}" in str(caught.value)
+    assert "smp.shutdown()" in str(caught.value)
+    assert world.current().config.partitions == 2
+
+
+def test_init_works_again_after_shutdown():
+    bootstrap.init({"partitions": 4})
+    bootstrap.shutdown()
+    bootstrap.init({"partitions": 2})
+    assert len(world.current().devices) == 2
+
+
+def test_shutdown_without_init_does_nothing():
+    bootstrap.shutdown()
+    assert not world.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"partitions": "2", "microbatches": 0}, ConfigError),
+        ({"partitions": 2, "devices": "gpu"}, ConfigError),
+        ({"partitions": 64}, AlreadyInitializedError),
+    ],
+)
+def test_failed_init_leaves_nothing_behind(config, error):
+    with pytest.raises(error):
+        bootstrap.init(config)
+    assert not world.is_initialized()
+    bootstrap.init({"partitions": 2})
+
+
+@pytest.mark.parametrize(
+    "variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]
+)
+def test_process_of_a_launcher_is_warned_that_it_is_alone(variable, monkeypatch, caplog):
+    monkeypatch.setenv(variable, "4")
+    bootstrap.init()
+    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.getMessage().startswith(f"{variable}=4: this looks like one of 4 processes")
+
+
+def test_launcher_of_one_process_is_no_reason_to_warn(monkeypatch, caplog):
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
+    bootstrap.init()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+# ------------------------------------------------------------------- assignment, pure numbers
+
+
+@pytest.mark.parametrize(
+    ("config", "num_gpus", "expected"),
+    [
+        (Config(partitions=2), 0, ["CPU:0", "CPU:1"]),
+        (Config(partitions=2), 2, ["GPU:0", "GPU:1"]),
+        (Config(partitions=2), 4, ["GPU:0", "GPU:1"]),
+        (Config(partitions=2, devices="gpu"), 2, ["GPU:0", "GPU:1"]),
+        (Config(partitions=2, devices="cpu"), 2, ["CPU:0", "CPU:1"]),
+        (Config(partitions=2, devices=("CPU:0", "GPU:1")), 2, ["CPU:0", "GPU:1"]),
+    ],
+)
+def test_gpus_come_first_unless_the_cpu_is_asked_for(config, num_gpus, expected):
+    assert devices.assign(config, num_gpus) == tuple(f"/device:{name}" for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "num_gpus", "parts"),
+    [
+        (
+            Config(partitions=4),
+            2,
+            ["partitions=4", "sees 2 GPUs", "needs GPU:2, GPU:3", "choose partitions=2 or fewer"],
+        ),
+        (Config(partitions=2), 1, ["partitions=2", "sees 1 GPU;", "choose partitions=1 or fewer"]),
+        (Config(partitions=1, devices="gpu"), 0, ["sees no GPUs", "devices='gpu'"]),
+        (Config(partitions=1, devices=("GPU:3",)), 2, ["needs GPU:3", "sees 2 GPUs"]),
+    ],
+)
+def test_too_few_gpus_is_an_error_that_names_both_numbers_and_the_choices(config, num_gpus, parts):
+    with pytest.raises(ConfigError) as caught:
+        devices.assign(config, num_gpus)
+    for part in [*parts, 'smp.init({"devices": "cpu", ...})']:
+        assert part in str(caught.value)
+
+
+# -------------------------------------------------------------------------- fresh TensorFlow
+
+PREAMBLE = """
+import tensorflow as tf
+from opensmp.runtime import bootstrap, devices, world
+threading = tf.config.threading
+def pools():
+    return (threading.get_intra_op_parallelism_threads(),
+            threading.get_inter_op_parallelism_threads())
+"""
+
+
+def test_fresh_tensorflow_gets_the_devices_and_pools_that_the_partitions_need():
+    out = output_of(
+        PREAMBLE
+        + """
+devices._usable_cores = lambda: 8
+bootstrap.init({"partitions": 2})
+print(pools())
+bootstrap.shutdown()
+bootstrap.init({"partitions": 3})  # nothing has run yet: more devices can still be made
+print(pools())
+print(len(tf.config.list_logical_devices("CPU")))
+for device in world.current().devices:
+    with tf.device(device):
+        print(tf.Variable(1.0).device)
+"""
+    )
+    job = "/job:localhost/replica:0/task:0/device:CPU:"
+    assert out.split("\n") == ["(4, 2)", "(2, 3)", "3", f"{job}0", f"{job}1", f"{job}2"]
+
+
+def test_one_partition_leaves_the_defaults_of_tensorflow_alone():
+    out = output_of(
+        PREAMBLE
+        + """
+bootstrap.init()
+print(pools(), len(tf.config.list_logical_devices("CPU")))
+"""
+    )
+    assert out == "(0, 0) 1"
+
+
+def test_faulty_configuration_makes_no_devices():
+    out = output_of(
+        PREAMBLE
+        + """
+for config in ({"partitions": 4, "pipeline": "x"}, {"partitions": 4, "devices": "gpu"}):
+    try:
+        bootstrap.init(config)
+    except ValueError as error:
+        print(type(error).__name__)
+print(pools(), len(tf.config.list_logical_devices("CPU")), world.is_initialized())
+"""
+    )
+    assert out.split("\n") == ["ConfigError", "ConfigError", "(0, 0) 1 False"]
+
+
+def test_thread_pools_that_the_user_set_stay():
+    out = output_of(
+        PREAMBLE
+        + """
+threading.set_intra_op_parallelism_threads(3)
+bootstrap.init({"partitions": 2})
+print(pools())
+""",
+        env={"TF_NUM_INTEROP_THREADS": "5"},
+    )
+    assert out == "(3, 0)"
+
+
+def test_tensorflow_used_too_early_is_an_error_that_says_how_to_mend_it():
+    out = output_of(
+        PREAMBLE
+        + """
+tf.constant(1)
+try:
+    bootstrap.init({"partitions": 2})
+except Exception as error:
+    print(type(error).__name__, error)
+print(world.is_initialized())
+bootstrap.init({"partitions": 1})
+print(world.current().devices)
+"""
+    )
+    message, after, device = out.split("\n")
+    assert message.startswith("AlreadyInitializedError smp.init: TensorFlow was already")
+    for part in [
+        "initialised with 1 CPU device, but partitions=2 need 2",
+        "Call smp.init before",
+        "restart the kernel",
+        "at most 1 partition can run",
+    ]:
+        assert part in message
+    assert after == "False"
+    assert device == "('/device:CPU:0',)"
+
+
+def test_devices_that_the_user_made_are_used():
+    out = output_of(
+        PREAMBLE
+        + """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(name)s %(levelname)s %(message)s")
+import sys
+logging.getLogger().handlers[0].setStream(sys.stdout)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
+tf.config.set_soft_device_placement(False)
+tf.constant(1)
+bootstrap.init({"partitions": 2})
+print(world.current().devices, tf.config.get_soft_device_placement())
+"""
+    )
+    assert "opensmp INFO TensorFlow was already initialised: its thread pools stay" in out
+    assert "opensmp INFO initialised: partitions=2, " in out
+    assert out.split("\n")[-1] == "('/device:CPU:0', '/device:CPU:1') True"
+
+
+def test_values_of_two_partitions_live_on_their_devices():
+    out = output_of(
+        PREAMBLE
+        + """
+bootstrap.init({"partitions": 2})
+value = tf.eye(3) * 2.0
+for device in world.current().devices:
+    with tf.device(device):
+        value = tf.matmul(value, value)
+    print(value.device[-5:], float(value[0, 0]))
+"""
+    )
+    assert out.split("\n") == ["CPU:0 4.0", "CPU:1 16.0"]
