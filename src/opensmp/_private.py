@@ -159,9 +159,22 @@ def take_pending_variables() -> list[Any]:
     return taken
 
 
+def _outside_of_functions() -> Any:
+    """Context in which a new variable is none of the `tf.function` being traced.
+
+    Such a function would otherwise trace the user's code a second time, to see that
+    it makes no variables then.
+    """
+
+    def creator(next_creator: Any, **kwargs: Any) -> Any:
+        return next_creator(**{**kwargs, "experimental_enable_variable_lifting": False})
+
+    return tf.variable_creator_scope(creator)
+
+
 def initialize_on(variable: Any, device: str) -> None:
     """Gives a waiting Keras variable its memory and first value on `device`."""
-    with tf.device(device):
+    with tf.init_scope(), tf.device(device), _outside_of_functions():
         variable._deferred_initialize()
 
 
@@ -173,7 +186,7 @@ def storage(variable: Any) -> Any:
 def move_to(variable: Any, device: str) -> None:
     """Moves an initialised Keras variable to `device`, values kept."""
     old = variable._value
-    with tf.init_scope(), tf.device(device):
+    with tf.init_scope(), tf.device(device), _outside_of_functions():
         variable._value = tf.Variable(
             old.read_value(),
             trainable=old.trainable,
