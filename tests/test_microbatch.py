@@ -112,7 +112,7 @@ class TestRaggedAndSparse:
         parts = split(tf.ragged.constant([[1], [2, 3], [], [4, 5, 6]]))
         assert [part.to_list() for part in parts] == [[[1], [2, 3]], [[], [4, 5, 6]]]
 
-    @pytest.mark.parametrize("axis", [0, 1])
+    @pytest.mark.parametrize("axis", [0, 1, -1])
     def test_a_sparse_tensor_is_split_along_any_axis(self, axis):
         dense = np.array([[1, 0, 0, 2], [0, 3, 0, 0]])
         parts = split(tf.sparse.from_dense(dense), axis=axis)
@@ -127,6 +127,11 @@ class TestRaggedAndSparse:
     def test_rows_that_do_not_divide_are_an_error(self, make):
         with pytest.raises(StepError, match="'x' has 3 entries along axis 0.*multiple of 2"):
             split(make([[1], [2], [3]]))
+
+    @pytest.mark.parametrize("make", [tf.ragged.constant, tf.sparse.from_dense])
+    def test_one_microbatch_gets_the_very_value(self, make):
+        value = make([[1], [2], [3]])
+        assert split(value, num_microbatches=1)[0] is value
 
     def test_rows_that_do_not_divide_are_an_error_when_first_known_at_run_time(self):
         @tf.function(

@@ -28,6 +28,7 @@ from opensmp.errors import (  # noqa: E402
 from opensmp.hooks import register_post_partition_hook  # noqa: E402
 from opensmp.model import DistributedModel  # noqa: E402
 from opensmp.partition import partition  # noqa: E402
+from opensmp.report import Timeline, record_timeline  # noqa: E402
 from opensmp.runtime.bootstrap import init, shutdown  # noqa: E402
 from opensmp.runtime.world import (  # noqa: E402
     DP_GROUP,
@@ -83,6 +84,7 @@ __all__ = [
     "SmpError",
     "StepError",
     "StepOutput",
+    "Timeline",
     "TraceError",
     "barrier",
     "dp_barrier",
@@ -103,6 +105,7 @@ __all__ = [
     "rank",
     "rdp_rank",
     "rdp_size",
+    "record_timeline",
     "register_post_partition_hook",
     "shutdown",
     "size",

@@ -6,6 +6,7 @@ Every name here has a canary test that fails clearly on a version that moved it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,8 +18,11 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
 from keras.src.ops.node import Node
+from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import record
+from tensorflow.python.eager.polymorphic_function import autograph_util
+from tensorflow.python.eager.polymorphic_function import function_context
 from tensorflow.python.framework import auto_control_deps
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 
@@ -380,3 +384,41 @@ def in_symbolic_scope() -> bool:
 def is_variable_creation_error(error: Exception) -> bool:
     """Whether Keras refused to make a variable that cannot wait for its first value."""
     return "create a variable while in a stateless scope" in " ".join(str(error).split())
+
+
+# --- traces of tf.function ------------------------------------------------------
+
+
+def trace_apart_while(condition: Callable[[], bool]) -> None:
+    """Lets `tf.function` keep other traces while `condition()` holds; idempotent.
+
+    What a trace depends on besides its arguments is a key of TensorFlow's own making;
+    without an addition to it, a function traced before would not be traced again.
+    """
+    original = function_context.make_function_context
+    if getattr(original, "_smp_condition", None) is condition:
+        return
+
+    @functools.wraps(original)
+    def make_function_context(*args: Any, **kwargs: Any) -> Any:
+        context = original(*args, **kwargs)
+        return context._replace(context=(context.context, condition)) if condition() else context
+
+    make_function_context._smp_condition = condition  # type: ignore[attr-defined]
+    function_context.make_function_context = make_function_context
+
+
+def with_autograph(function: Callable[..., Any], options: Any = None) -> Callable[..., Any]:
+    """The function with Python control flow on tensors converted, as `tf.function` does it.
+
+    The public `tf.autograph.to_graph` takes plain functions only, fails where there is no
+    source code, and leaves generated files in the place of the user's lines in errors.
+    """
+    converted = autograph_util.py_func_from_autograph(function, options)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # The tf.function around it is not converted, and would forbid it to whatever it calls.
+        with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED, options=options):
+            return converted(*args, **kwargs)
+
+    return call

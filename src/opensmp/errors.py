@@ -6,6 +6,10 @@ from __future__ import annotations
 class SmpError(Exception):
     """Base class of every error that opensmp raises on purpose."""
 
+    # AutoGraph replaces an exception that leaves a converted function by one of its own
+    # type, with the source lines in its message; those that carry this mark it lets through.
+    ag_pass_through = True
+
 
 class ConfigError(SmpError, ValueError):
     """The configuration given to `smp.init` has one or more faults."""

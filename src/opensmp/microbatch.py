@@ -65,7 +65,7 @@ class _Splitter:
 
     def split(self, value: Any, axis: int, name: str) -> list[Any]:
         """One value per microbatch."""
-        if hasattr(value, "smp_slice"):
+        if hasattr(value, "smp_slice") and not isinstance(value, type):
             return [value.smp_slice(self._num, i, axis) for i in range(self._num)]
         if isinstance(value, tf.RaggedTensor):
             return self._split_ragged(value, axis, name)
@@ -106,17 +106,7 @@ class _Splitter:
         return [make([parts[i] for parts in split]) for i in range(self._num)]
 
     def _split_tensor(self, value: Tensor, axis: int, name: str) -> list[Tensor]:
-        rank = value.shape.rank
-        if rank == 0 or self._num == 1:
-            return [value] * self._num
-        if rank is None:
-            self._faults.append(
-                f"argument '{name}' has an unknown rank; give it a shape with set_shape or an "
-                "input_signature"
-            )
-            return [value] * self._num
-        if not -rank <= axis < rank:
-            self._faults.append(f"argument '{name}' of rank {rank} has no axis {axis}")
+        if value.shape.rank == 0 or self._num == 1 or not self._check_axis(value, axis, name):
             return [value] * self._num
         size = value.shape[axis]
         if size is None:
@@ -133,6 +123,8 @@ class _Splitter:
                 f"argument '{name}' is ragged and can be split along axis 0 only, not {axis}"
             )
             return [value] * self._num
+        if self._num == 1:
+            return [value]
         rows = value.shape[0]
         if rows is not None and not self._check_size(rows, axis, name):
             return [value] * self._num
@@ -141,6 +133,9 @@ class _Splitter:
         return [value[i * each : (i + 1) * each] for i in range(self._num)]
 
     def _split_sparse(self, value: Any, axis: int, name: str) -> list[Any]:
+        if self._num == 1 or not self._check_axis(value, axis, name):
+            return [value] * self._num
+        axis %= value.shape.rank
         size = value.shape[axis]
         if size is not None and not self._check_size(size, axis, name):
             return [value] * self._num
@@ -148,6 +143,17 @@ class _Splitter:
             indices = tf.identity(value.indices)
         value = tf.SparseTensor(indices, value.values, value.dense_shape)
         return list(tf.sparse.split(sp_input=value, num_split=self._num, axis=axis))
+
+    def _check_axis(self, value: Tensor, axis: int, name: str) -> bool:
+        rank = value.shape.rank
+        if rank is None:
+            self._faults.append(
+                f"argument '{name}' has an unknown rank; give it a shape with set_shape or an "
+                "input_signature"
+            )
+        elif not -rank <= axis < rank:
+            self._faults.append(f"argument '{name}' of rank {rank} has no axis {axis}")
+        return rank is not None and -rank <= axis < rank
 
     def _check_size(self, size: int, axis: int, name: str) -> bool:
         self._sizes[name] = size

@@ -19,6 +19,7 @@ from opensmp.hooks import run_post_partition_hooks
 from opensmp.microbatch import split_arguments
 from opensmp.runtime import world
 from opensmp.runtime.pipeline import Pipeline, current_pipeline
+from opensmp.runtime.stamps import Stamps, has_listeners
 from opensmp.schedule import Schedule
 from opensmp.step_output import StepOutput
 
@@ -95,7 +96,6 @@ class Step:
         self._non_split_inputs = tuple(non_split_inputs)
         self._input_split_axes = dict(input_split_axes)
         self._tf_function_arguments = dict(tf_function_arguments)
-        self._autograph = self._tf_function_arguments.pop("autograph", True)
         self._compiled: tuple[world.World, Any] | None = None
         self._schedule: Schedule | None = None
 
@@ -153,14 +153,17 @@ class Step:
         return self._compiled[1]
 
     def _compile(self, here: world.World) -> Any:
-        function = _convert(self.python_function) if self._autograph else self.python_function
+        function, options = self.python_function, dict(self._tf_function_arguments)
+        features = options.pop("experimental_autograph_options", None)
+        if options.pop("autograph", True):
+            function = _private.with_autograph(function, features)
 
         def whole_batch(*args: Any, **kwargs: Any) -> Any:
             return self._trace(here, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
         whole_batch.__signature__ = self._signature  # type: ignore[attr-defined]
-        return tf.function(whole_batch, autograph=False, **self._tf_function_arguments)
+        return tf.function(whole_batch, autograph=False, **options)
 
     def _trace(
         self,
@@ -171,7 +174,8 @@ class Step:
     ) -> Any:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
-        pipeline = Pipeline(here, num_microbatches)
+        stamps = Stamps() if has_listeners() else None
+        pipeline = Pipeline(here, num_microbatches, stamps)
         results = []
         with pipeline.tracing():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
@@ -180,6 +184,9 @@ class Step:
                     results.append(function(*part_args, **part_kwargs))
         outputs = self._collect(pipeline, results)
         self._schedule = pipeline.schedule
+        if stamps is not None:
+            name = getattr(self, "__name__", "step")
+            stamps.deliver(name, self.schedule.orders, here.devices)
         with tf.init_scope():
             run_post_partition_hooks()
         return outputs
@@ -236,17 +243,6 @@ def _as_result(leaf: Any) -> Any:
     if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
         return tf.convert_to_tensor(leaf)
     return leaf
-
-
-def _convert(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with Python control flow on tensors converted, where that is possible."""
-    if not inspect.isfunction(function) and not inspect.ismethod(function):
-        return function
-    try:
-        converted: Callable[..., Any] = tf.autograph.to_graph(function)
-    except Exception:  # no source code, as in an interactive session; tf.function does the same
-        return function
-    return converted
 
 
 def _check(

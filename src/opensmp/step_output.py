@@ -19,7 +19,8 @@ _METHODS = ("variable", "add_n", "accumulate_n")
 class StepOutput:
     """One returned tensor of an `smp.step` function, for all microbatches.
 
-    It passes through `tf.function` and `tf.nest` like a list of its tensors.
+    It passes through `tf.function` and `tf.nest` like a list of its tensors. Given to
+    another step as an argument it is split into its microbatches again.
 
     Args:
         outputs: The tensor of each microbatch, in order; `tf.Tensor`,
@@ -64,12 +65,21 @@ class StepOutput:
         """The mean over microbatches, elementwise; same shape as one output.
 
         Integers give a floating-point mean.
+
+        Raises:
+            StepError: if the outputs have different shapes, or values without a mean.
         """
+        self._check_addable("reduce_mean", "mean")
         with self._on_device():
             return _divide(self._sum(_running_sum), len(self._outputs))
 
     def reduce_sum(self) -> Tensor:
-        """The sum over microbatches, elementwise; same shape and dtype as one output."""
+        """The sum over microbatches, elementwise; same shape and dtype as one output.
+
+        Raises:
+            StepError: if the outputs have different shapes, or values without a sum.
+        """
+        self._check_addable("reduce_sum", "sum")
         with self._on_device():
             return self._sum(_running_sum)
 
@@ -89,7 +99,12 @@ class StepOutput:
         return self.concat(0)
 
     def stack(self) -> Tensor:
-        """The outputs along a new first axis of length `microbatches`."""
+        """The outputs along a new first axis of length `microbatches`.
+
+        Raises:
+            StepError: if the outputs have different shapes.
+        """
+        self._check_same_shape("stack")
         with self._on_device():
             return tf.stack([_dense(t) for t in self._outputs])
 
@@ -106,6 +121,7 @@ class StepOutput:
             StepError: if the method is unknown, or the variable does not fit.
         """
         self._check_accumulate(method, var)
+        self._check_addable("accumulate", "mean")
         with self._on_device():
             if var is not None:
                 var.assign(_dense(self._outputs[0]))
@@ -130,6 +146,43 @@ class StepOutput:
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return tf.device(self._device) if self._device else contextlib.nullcontext()
+
+    def _check_addable(self, method: str, what: str) -> None:
+        dtype = self._outputs[0].dtype
+        if dtype in (tf.bool, tf.string):
+            raise StepError(
+                f"StepOutput.{method}: a {what} of {dtype.name} values is not defined; use concat, "
+                "merge or stack, or cast the values in the step function."
+            )
+        self._check_same_shape(method)
+
+    def _check_same_shape(self, method: str) -> None:
+        first, *rest = [t.shape for t in self._outputs]
+        other = next((shape for shape in rest if not shape.is_compatible_with(first)), None)
+        if other is not None and not isinstance(self._outputs[0], tf.RaggedTensor):
+            raise StepError(
+                f"StepOutput.{method}: the microbatches' outputs must have one shape, received "
+                f"{first} and {other}. Put them side by side with merge(), or reduce each of them "
+                "in the step function."
+            )
+
+    def smp_slice(self, num_mb: int, mb: int, axis: int) -> Tensor:
+        """Output number `mb`: another step that is given this one splits it back.
+
+        Args:
+            num_mb: Number of microbatches; as many as there are outputs.
+            mb: Number of the microbatch.
+            axis: Of no use here.
+
+        Raises:
+            StepError: if there is another number of outputs.
+        """
+        if num_mb != len(self._outputs):
+            raise StepError(
+                f"A StepOutput of {len(self._outputs)} microbatches was given to an smp.step "
+                f"function, but the step has {num_mb}. Give it the whole batch, merge()."
+            )
+        return self._outputs[mb]
 
     def _check_accumulate(self, method: str, var: Any) -> None:
         if method not in _METHODS:
@@ -189,9 +242,4 @@ def _divide(total: Tensor, count: int) -> Tensor:
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
     if isinstance(total, tf.SparseTensor):
         return total / count
-    if total.dtype.is_bool or total.dtype == tf.string:
-        raise StepError(
-            f"StepOutput: a mean of {total.dtype.name} values is not defined; use concat, merge "
-            "or stack."
-        )
     return total / count

@@ -50,10 +50,33 @@ def tf_variable(variable: Variable) -> Any:
     return _private.storage(variable) if is_keras(variable) else variable
 
 
+def tf_dtype(variable: Variable) -> Any:
+    """The dtype that a variable is stored in."""
+    return _private.variable_dtype(variable) if is_keras(variable) else variable.dtype
+
+
 def is_trainable(variable: Variable) -> bool:
     """Whether gradients with respect to the variable are wanted by default."""
-    dtype = tf_variable(variable).dtype
+    dtype = tf_dtype(variable)
     return bool(variable.trainable) and (dtype.is_floating or dtype.is_complex)
+
+
+def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
+    """What a read gives after `value` was assigned to a variable.
+
+    As in plain TensorFlow, the gradient of such a read belongs to the variable and
+    does not flow on into what was assigned.
+
+    Args:
+        value: The value assigned.
+        variable: The variable as an input: its placeholder, or a read of it.
+    """
+
+    @tf.custom_gradient
+    def read(value: Tensor, variable: Tensor) -> Any:
+        return tf.identity(value), lambda upstream: (None, upstream)
+
+    return read(value, variable)
 
 
 class VariableScope(keras.StatelessScope):
@@ -70,6 +93,7 @@ class VariableScope(keras.StatelessScope):
         self._inputs: dict[int, VariableInput] = {}
         self._raw_values: dict[int, Tensor] = {}
         self._written: dict[int, Variable] = {}
+        self._assigned: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
@@ -87,9 +111,8 @@ class VariableScope(keras.StatelessScope):
         """Pairs (variable, new value) of the variables assigned to."""
         pairs = []
         for key, variable in self._written.items():
-            value = self._raw_values[key] if key in self._raw_values else self.state_mapping[key]
             with self._graph.as_default():
-                pairs.append((variable, tf.convert_to_tensor(value)))
+                pairs.append((variable, tf.convert_to_tensor(self._assigned[key])))
         return tuple(pairs)
 
     # Keras asks these two for its own variables.
@@ -98,17 +121,14 @@ class VariableScope(keras.StatelessScope):
         """The variable's placeholder, or the newest value assigned in this trace."""
         value = super().get_current_value(variable)
         if value is None:
-            dtype = _private.variable_dtype(variable)
-            value = self._placeholder(variable, variable.shape, dtype)
+            value = self._placeholder(variable, variable.shape, tf_dtype(variable))
             self.state_mapping[id(variable)] = value
         return value
 
     def add_update(self, update: tuple[Variable, Tensor]) -> None:
         """Takes an assignment as the variable's new value."""
         variable, value = update
-        self._check_graph(variable, value)
-        super().add_update(update)
-        self._written[id(variable)] = variable
+        super().add_update((variable, self._assign(variable, value)))
 
     # The same for `tf.Variable`s.
 
@@ -122,10 +142,19 @@ class VariableScope(keras.StatelessScope):
         return self._raw_values[id(variable)]
 
     def _write_raw(self, variable: Variable, value: Tensor) -> bool:
-        self._check_graph(variable, value)
-        self._raw_values[id(variable)] = value
-        self._written[id(variable)] = variable
+        self._raw_values[id(variable)] = self._assign(variable, value)
         return True
+
+    def _assign(self, variable: Variable, value: Tensor) -> Tensor:
+        """Notes an assignment; what reads of the variable give from now on."""
+        self._check_graph(variable, value)
+        self._written[id(variable)] = variable
+        self._assigned[id(variable)] = value
+        if not is_trainable(variable):
+            return value
+        if id(variable) not in self._inputs:
+            self._placeholder(variable, variable.shape, tf_dtype(variable))
+        return read_after_assignment(value, self._inputs[id(variable)].placeholder)
 
     def _placeholder(self, variable: Variable, shape: Any, dtype: Any) -> Tensor:
         name = "".join(c if c.isalnum() else "_" for c in variable_name(variable))

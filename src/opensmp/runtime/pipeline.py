@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,13 +14,14 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph, call_inputs, call_signature
 from opensmp.graph.structure import Structure
-from opensmp.graph.variables import is_keras, is_trainable, tf_variable
+from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.plan import Plan
 from opensmp.program import Program, Segment, lower
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
+from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
 from opensmp.schedule import Action, Schedule, build
 
@@ -41,11 +43,10 @@ class Pipeline:
     Args:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
-        stamps: Makes the two operations that note when a call starts and ends;
-            None leaves them out.
+        stamps: Notes when calls start and end; None leaves that out.
     """
 
-    def __init__(self, world: World, num_microbatches: int, stamps: Any | None = None) -> None:
+    def __init__(self, world: World, num_microbatches: int, stamps: Stamps | None = None) -> None:
         self._world = world
         self._num_microbatches = num_microbatches
         self._stamps = stamps
@@ -128,10 +129,14 @@ class Pipeline:
     def _leaf_values(self, traced: TracedGraph, call: Structure) -> dict[int, Tensor]:
         values = dict(zip(map(id, traced.inputs), call_inputs(call), strict=True))
         for leaf in traced.variables:
-            if id(leaf.variable) in self._state:
-                values[id(leaf.placeholder)] = self._state[id(leaf.variable)][1]
+            state = self._state.get(id(leaf.variable))
+            if state is None or is_trainable(leaf.variable):
+                value = tf.convert_to_tensor(tf_variable(leaf.variable))
+                if state is not None:
+                    value = read_after_assignment(state[1], value)
             else:
-                values[id(leaf.placeholder)] = tf.convert_to_tensor(tf_variable(leaf.variable))
+                value = state[1]
+            values[id(leaf.placeholder)] = value
         return values
 
     def _program(
@@ -157,9 +162,8 @@ class Pipeline:
         wanted = training is not False
         required: list[Tensor] = []
         optional: list[Tensor] = []
-        updated = {id(variable) for variable, _ in traced.updates}
         for leaf in traced.variables:
-            if not is_differentiable(leaf.placeholder) or id(leaf.variable) in updated:
+            if not is_differentiable(leaf.placeholder):
                 continue
             if taped and not _private.is_watched(values[id(leaf.placeholder)]):
                 continue
@@ -212,14 +216,13 @@ class Pipeline:
         while (action := Action(kind, number, microbatch, repeat)) in self._tasks:
             repeat += 1
         with tf.device(self._world.devices[partition]):
+            emit = functools.partial(emit_call, function, args, f"smp_{action.text}")
             if self._stamps is None:
-                op, results = emit_call(function, args, f"smp_{action.text}")
-                self._tasks[action] = Task(action, partition, first=op, last=op)
+                call, results = emit()
+                first = last = call
             else:
-                start, op, end, results = self._stamps.around(
-                    action, lambda: emit_call(function, args, f"smp_{action.text}"), args
-                )
-                self._tasks[action] = Task(action, partition, first=start, last=end)
+                first, call, last, results = self._stamps.around(action, args, emit)
+        self._tasks[action] = Task(action, partition, first, call, last)
         return results
 
     # --- finishing -------------------------------------------------------------------

@@ -1,0 +1,103 @@
+"""The graph that the partitioner sees: few units with costs, no TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class CutTensor(NamedTuple):
+    """A tensor that some units make for others, and what moving it takes.
+
+    Attributes:
+        producer: Unit that makes it.
+        consumers: Units that read it, ascending, without the producer.
+        forward_bytes: Size of the tensor for one microbatch.
+        backward_bytes: Size of its gradient; 0 where no gradient flows.
+        name: Name of the tensor in the traced graph.
+    """
+
+    producer: int
+    consumers: tuple[int, ...]
+    forward_bytes: int
+    backward_bytes: int
+    name: str = ""
+
+
+class SharedVariable(NamedTuple):
+    """A variable that several units read.
+
+    It lives in the partition of the first of them; every other partition that reads
+    it gets its value, and sends its gradient back, once per microbatch.
+
+    Attributes:
+        units: Units that read it, ascending.
+        parameter_bytes: Size of the variable.
+        gradient_bytes: Size of its gradient; 0 if it is frozen.
+        name: Path of the variable.
+    """
+
+    units: tuple[int, ...]
+    parameter_bytes: int
+    gradient_bytes: int
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseGraph:
+    """Units of operations that stay together, in topological order.
+
+    Every array has one entry per unit. Seconds and activation bytes are for one
+    microbatch. Unit indices are a topological order: tensors go from lower to
+    higher units only.
+
+    Attributes:
+        names: What a reader calls the unit, such as the path of a layer.
+        forward_seconds: Time of the forward pass.
+        backward_seconds: Time of the backward pass; 0 for frozen units.
+        parameter_bytes: Variables that live in this unit alone.
+        state_bytes: Gradients and optimizer slots of these variables.
+        residual_bytes: What the forward pass keeps for the backward pass.
+        tensors: Tensors between units.
+        shared: Variables of several units; not in `parameter_bytes`.
+        operations: Names of each unit's operations.
+        layers: Path of the Keras layer that each unit belongs to, "" for none.
+    """
+
+    names: tuple[str, ...]
+    forward_seconds: NDArray[np.float64]
+    backward_seconds: NDArray[np.float64]
+    parameter_bytes: NDArray[np.int64]
+    state_bytes: NDArray[np.int64]
+    residual_bytes: NDArray[np.int64]
+    tensors: tuple[CutTensor, ...]
+    shared: tuple[SharedVariable, ...] = ()
+    operations: tuple[tuple[str, ...], ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the time model knows of the devices; all devices are alike.
+
+    Attributes:
+        flops_per_second: Arithmetic speed of one device.
+        bytes_per_second: Memory bandwidth of one device.
+        operation_seconds: Fixed time of launching one operation.
+        transfer_seconds: Latency of moving one tensor between devices.
+        transfer_bytes_per_second: Bandwidth between devices.
+        memory_bytes: Memory of one device; None for no limit.
+    """
+
+    flops_per_second: float = 5e10
+    bytes_per_second: float = 1e10
+    operation_seconds: float = 5e-6
+    transfer_seconds: float = 2e-5
+    transfer_bytes_per_second: float = 5e9
+    memory_bytes: int | None = None

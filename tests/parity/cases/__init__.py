@@ -1,0 +1,7 @@
+"""All cases."""
+
+from __future__ import annotations
+
+from parity.cases import dense
+
+CASES = (*dense.CASES,)
