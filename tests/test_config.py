@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_defaults_are_those_of_the_api():
         "horovod": False,
         "active_microbatches": 3,
         "devices": None,
+        "plan": None,
     }
 
 
@@ -77,8 +79,36 @@ def test_every_key_of_the_dict_arrives():
         "horovod": True,
         "active_microbatches": 8,
         "devices": ["CPU:1", "CPU:0"],
+        "plan": None,
     }
     assert Config.resolve(keys).to_dict() == keys
+
+
+@pytest.mark.parametrize(
+    ("given_plan", "stored", "shown"),
+    [
+        ("plan.json", "plan.json", "plan.json"),
+        (Path("plans/one.json"), "plans/one.json", "plans/one.json"),
+        (
+            {"student": Path("s.json"), "net": "n.json"},
+            (("net", "n.json"), ("student", "s.json")),
+            {"net": "n.json", "student": "s.json"},
+        ),
+    ],
+)
+def test_plan_is_a_path_or_a_path_for_each_model(given_plan, stored, shown):
+    config = Config.resolve({"plan": given_plan})
+    assert config.plan == stored
+    assert config.to_dict()["plan"] == shown
+    assert Config.resolve(config.to_dict()) == config
+    assert hash(config) == hash(Config.resolve({"plan": given_plan}))
+
+
+def test_plan_path_is_that_of_the_model():
+    assert Config.resolve({}).plan_path("net") is None
+    assert Config.resolve({"plan": "a.json"}).plan_path("net") == "a.json"
+    several = Config.resolve({"plan": {"net": "a.json"}})
+    assert (several.plan_path("net"), several.plan_path("teacher")) == ("a.json", None)
 
 
 def test_text_is_one_line_with_every_key():
@@ -176,6 +206,8 @@ def test_partitions_follow_from_the_devices_when_not_given(keys, default, expect
         ("PIPELINE", "simple", "simple"),
         ("DEVICES", "cpu", "cpu"),
         ("DEVICES", "CPU:0, cpu:1", ("CPU:0", "CPU:1")),
+        ("PLAN", " plan.json ", "plan.json"),
+        ("PLAN", '{"net": "plan.json"}', (("net", "plan.json"),)),
     ],
 )
 def test_variable_text_is_read(variable, text, expected):
@@ -280,6 +312,16 @@ MISUSES = [
     ({"devices": ["CPU:0", "TPU:1"]}, {}, ["devices", "'TPU:1' is not a logical device"]),
     ({"devices": ["CPU:0", 1]}, {}, ["devices", "1 is not a logical device"]),
     ({"devices": ["CPU:0", "cpu:0"]}, {}, ["devices", "cannot hold two partitions"]),
+    ({"plan": 3}, {}, ["plan (smp.init dict)", "3 (int)", "the path of a plan's JSON file"]),
+    ({"plan": ""}, {}, ["plan", "'' (str)", "the path of a plan's JSON file"]),
+    ({"plan": {}}, {}, ["plan", "{} (dict)", "name the models"]),
+    ({"plan": {"net": 1}}, {}, ["plan", "{'net': 1} (dict)", "a dict of such paths"]),
+    ({}, {"OPENSMP_PLAN": "{net: 1}"}, ["plan (OPENSMP_PLAN)", "it is not JSON"]),
+    (
+        {"plan": "a.json", "auto_partition": False, "default_partition": 0},
+        {},
+        ["plan (smp.init dict): received 'a.json'", "auto_partition is False"],
+    ),
     ({}, {"OPENSMP_PARTITIONS": "two"}, ["(OPENSMP_PARTITIONS)", "'two' (str)", "integer >= 1"]),
     ({}, {"OPENSMP_PARTITIONS": "0"}, ["(OPENSMP_PARTITIONS)", "'0' (str)", "integer >= 1"]),
     ({}, {"OPENSMP_AUTO_PARTITION": "maybe"}, ["(OPENSMP_AUTO_PARTITION)", "True or False"]),

@@ -47,7 +47,10 @@ class TestTensors:
         assert [part.numpy().tolist() for part in parts] == [[[1], [3]], [[2], [4]]]
 
     def test_a_string_tensor_is_split(self):
-        assert [part.numpy().tolist() for part in split(tf.constant(["a", "b"]))] == [[b"a"], [b"b"]]
+        assert [part.numpy().tolist() for part in split(tf.constant(["a", "b"]))] == [
+            [b"a"],
+            [b"b"],
+        ]
 
     @pytest.mark.parametrize("scalar", [tf.constant(3.0), np.array(3.0), np.float32(3.0)])
     def test_a_scalar_goes_to_every_microbatch_whole(self, scalar):
@@ -125,7 +128,7 @@ class TestRaggedAndSparse:
 
     @pytest.mark.parametrize("make", [tf.ragged.constant, tf.sparse.from_dense])
     def test_rows_that_do_not_divide_are_an_error(self, make):
-        with pytest.raises(StepError, match="'x' has 3 entries along axis 0.*multiple of 2"):
+        with pytest.raises(StepError, match=r"'x' has 3 entries along axis 0.*multiple of 2"):
             split(make([[1], [2], [3]]))
 
     @pytest.mark.parametrize("make", [tf.ragged.constant, tf.sparse.from_dense])

@@ -188,7 +188,11 @@ class TestAccumulate:
         [
             ("mean", None, ["method='mean' is unknown", "'variable', 'add_n', 'accumulate_n'"]),
             ("add_n", [[0.0, 0.0]], ["var can be used with method='variable' only", "'add_n'"]),
-            ("variable", [0.0], ["must have shape (1, 2) and dtype float32", "received shape (1,)"]),
+            (
+                "variable",
+                [0.0],
+                ["must have shape (1, 2) and dtype float32", "received shape (1,)"],
+            ),
             ("variable", [[0, 0]], ["dtype float32 like the outputs", "dtype int32"]),
         ],
     )
@@ -253,7 +257,7 @@ class TestAsArgument:
         assert ROWS.smp_slice(2, 1, 0) is ROWS[1]
 
     def test_another_number_of_microbatches_is_refused(self):
-        with pytest.raises(StepError, match="2 microbatches.*step has 4.*merge()"):
+        with pytest.raises(StepError, match=r"2 microbatches.*step has 4.*merge\(\)"):
             ROWS.smp_slice(4, 0, 0)
 
     def test_a_step_takes_the_output_of_another(self, smp_init):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,13 +19,16 @@ from keras.src.backend.common import global_state
 from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
 from keras.src.ops.node import Node
+from keras.src.optimizers import base_optimizer
+from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.distribute import distribute_lib
-from tensorflow.python.eager import record
-from tensorflow.python.eager.polymorphic_function import autograph_util
-from tensorflow.python.eager.polymorphic_function import function_context
-from tensorflow.python.framework import auto_control_deps
+from tensorflow.python.eager import context, record
+from tensorflow.python.eager.polymorphic_function import autograph_util, function_context
+from tensorflow.python.framework import auto_control_deps, ops
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
+from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
+from tensorflow.python.util import deprecation
 
 Op = Any
 Tensor = Any
@@ -110,6 +114,15 @@ def automatic_control_dependencies() -> Iterator[None]:
         graph.experimental_acd_manager = manager
 
 
+def call_attributes() -> dict[str, Any]:
+    """The attributes that `tf.function` gives to its calls, for calls through raw operations.
+
+    They carry what the user set with `tf.config.optimizer`; a call without them is optimised
+    by the defaults.
+    """
+    return dict(context.context().function_call_options.as_attrs())
+
+
 # --- gradient tapes -----------------------------------------------------------
 
 
@@ -126,6 +139,24 @@ def is_watched(tensor: Tensor) -> bool:
 def stop_recording() -> Any:
     """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
     return record.stop_recording()
+
+
+@contextlib.contextmanager
+def lifted() -> Iterator[None]:
+    """Leaves all graphs under construction, as `tf.init_scope` does, but lets new tapes record.
+
+    A model's own code, and custom gradients such as that of `tf.recompute_grad`, may
+    open a tape; `tf.init_scope` would make it see nothing and give zeros.
+    """
+    with tf.init_scope():
+        stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
+        if stopped:
+            pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
+        try:
+            yield
+        finally:
+            if stopped:
+                pywrap_tfe.TFE_Py_TapeSetStopOnThread()
 
 
 # --- Keras variables ------------------------------------------------------------
@@ -188,10 +219,15 @@ def storage(variable: Any) -> Any:
 
 
 def move_to(variable: Any, device: str) -> None:
-    """Moves an initialised Keras variable to `device`, values kept."""
+    """Moves an initialised Keras variable to `device`, values kept.
+
+    The `tf.Variable` stays the same object, only its memory is another: optimizers
+    and checkpoints know a variable by the object. Functions traced before keep the
+    old memory.
+    """
     old = variable._value
     with tf.init_scope(), tf.device(device), _outside_of_functions():
-        variable._value = tf.Variable(
+        new = tf.Variable(
             old.read_value(),
             trainable=old.trainable,
             name=variable.name,
@@ -200,6 +236,18 @@ def move_to(variable: Any, device: str) -> None:
             synchronization=old.synchronization,
             shape=old.shape,
         )
+    old._handle = new._handle
+    old._handle_name = new._handle_name
+
+
+def forget_compiled_functions(model: Any) -> None:
+    """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
+
+    Their functions hold on to the memory that variables had before they moved.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.Model):
+            layer.train_function = layer.test_function = layer.predict_function = None
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:
@@ -210,6 +258,20 @@ def get_mask(tensor: Tensor) -> Tensor | None:
 def set_mask(tensor: Tensor, mask: Tensor) -> None:
     """Lets a Keras mask travel with a tensor."""
     keras_backend.set_keras_mask(tensor, mask)
+
+
+def get_logits(tensor: Tensor) -> Tensor | None:
+    """The logits that Keras noted on a tensor of probabilities.
+
+    Its cross-entropies compute with these instead of the probabilities, which makes a
+    difference wherever a probability is small.
+    """
+    return getattr(tensor, "_keras_logits", None)
+
+
+def set_logits(tensor: Tensor, logits: Tensor) -> None:
+    """Notes the logits of a tensor of probabilities for Keras' cross-entropies."""
+    tensor._keras_logits = logits
 
 
 def regularization_losses(layer: Any) -> list[Tensor]:
@@ -367,6 +429,39 @@ def place_updates_with_variables() -> None:
 
     extended._update, extended.colocate_vars_with = _update, colocate_vars_with
     extended._smp_placed = True
+    _place_averages_and_clipping()
+
+
+def _place_averages_and_clipping() -> None:
+    """The same for moving averages and clipping, which Keras does without the strategy."""
+    owner = base_optimizer.BaseOptimizer
+    average, clip = owner._update_model_variables_moving_average, owner._clip_gradients
+
+    def _update_model_variables_moving_average(self: Any, trainable_variables: Any) -> None:
+        if not self.use_ema:
+            return
+        averages = self._model_variables_moving_average
+        for variable, moving in zip(trainable_variables, averages, strict=True):
+            one = types.SimpleNamespace(
+                use_ema=True,
+                ema_momentum=self.ema_momentum,
+                iterations=self.iterations,
+                _model_variables_moving_average=[moving],
+            )
+            with tf.device(variable._value.device):
+                average(one, [variable])
+
+    def _clip_gradients(self: Any, grads: Any) -> Any:
+        if not self.clipnorm and not self.clipvalue:  # nothing, or a norm over all gradients
+            return clip(self, grads)
+        clipped = []
+        for gradient in grads:
+            with tf.device(getattr(gradient, "device", None)):
+                clipped += clip(self, [gradient])
+        return clipped
+
+    owner._update_model_variables_moving_average = _update_model_variables_moving_average
+    owner._clip_gradients = _clip_gradients
 
 
 def functions_of(node: Any) -> Sequence[str]:
@@ -422,3 +517,101 @@ def with_autograph(function: Callable[..., Any], options: Any = None) -> Callabl
             return converted(*args, **kwargs)
 
     return call
+
+
+# --- costs ----------------------------------------------------------------------
+
+
+class _Shapes:
+    """Stands for a graph where TensorFlow's op statistics look up shapes by tensor name."""
+
+    def __init__(self, shapes: Callable[[str], Sequence[int]]) -> None:
+        self._shapes = shapes
+
+    def get_tensor_by_name(self, name: str) -> Any:
+        shape = tf.TensorShape(self._shapes(name))
+        return types.SimpleNamespace(get_shape=lambda: shape)
+
+
+def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> float | None:
+    """FLOPs of an operation by the statistics of TensorFlow's own profiler.
+
+    They have no public name, and take shapes from a graph, where some may be unknown.
+
+    Args:
+        op: The operation.
+        inputs: Shape of each of its inputs, fully known.
+        outputs: Shape of each of its outputs, fully known.
+
+    Returns:
+        None if there are no statistics for the type, or not for these attributes.
+    """
+    try:
+        statistics = ops._stats_registry.lookup(f"{op.type},flops")
+    except LookupError:
+        return None
+    shapes = {t.name: shape for t, shape in zip(op.inputs, inputs, strict=True)}
+    shapes.update({t.name: shape for t, shape in zip(op.outputs, outputs, strict=True)})
+    try:
+        with deprecation.silence():  # they look shapes up by a function of TensorFlow 1
+            return float(statistics(_Shapes(shapes.__getitem__), op.node_def).value)
+    except ValueError:  # "Only NHWC format is supported in flops computations"
+        return None
+
+
+def has_registered_flops(op_type: str) -> bool:
+    """Whether TensorFlow's profiler has FLOP statistics for operations of a type."""
+    return f"{op_type},flops" in ops._stats_registry.list()
+
+
+def function_graphs(op: Op, attribute: str) -> list[Any | None]:
+    """The graphs of the functions that an attribute of a call, loop or branch names.
+
+    None stands for a function whose graph is not known. A public graph gives functions as
+    GraphDefs only, which have no shapes.
+    """
+    named = op.get_attr(attribute)
+    graphs: list[Any | None] = []
+    for function in named if isinstance(named, list) else [named]:
+        try:
+            graphs.append(op.graph._get_function(function.name).graph)
+        except (AttributeError, ValueError):
+            graphs.append(None)
+    return graphs
+
+
+def has_custom_gradient(op: Op) -> bool:
+    """Whether an operation's gradient is a function given by the user or a library."""
+    try:
+        return bool(op.get_attr("_gradient_op_type"))
+    except ValueError:
+        return False
+
+
+def eager_builds() -> Any:
+    """Context in which layers run their `build` outside of any graph.
+
+    A layer that computes a tensor in `build` and keeps it would keep a tensor of the graph
+    that is current at its first call, of no use to any later one. Keras sets `build` on each
+    layer object, so that it cannot be replaced in the class.
+    """
+
+    @contextlib.contextmanager
+    def around(layer: Any) -> Iterator[None]:
+        original = vars(layer).get("build")
+        if layer.built or original is None:
+            yield
+            return
+
+        @functools.wraps(original)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with tf.init_scope():
+                return original(*args, **kwargs)
+
+        vars(layer)["build"] = build
+        try:
+            yield
+        finally:
+            vars(layer)["build"] = original
+
+    return layer_calls(around)

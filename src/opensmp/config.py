@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -127,6 +128,42 @@ class _DevicesKind(NamedTuple):
         return [item.strip() for item in word.split(",")]
 
 
+class _PlanKind(NamedTuple):
+    accepted: str = (
+        "the path of a plan's JSON file, a dict of such paths by the name of the model, or None"
+    )
+
+    def check(self, value: Any) -> str | tuple[tuple[str, str], ...] | None:
+        if value is None:
+            return None
+        if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+            value = dict(value)
+        if not isinstance(value, Mapping):
+            return _path(value)
+        if not value or not all(isinstance(name, str) and name for name in value):
+            raise ValueError("name the models")
+        # As sorted pairs, so that the configuration stays hashable.
+        return tuple(sorted((name, _path(path)) for name, path in value.items()))
+
+    def read(self, text: str) -> Any:
+        word = text.strip()
+        if not word.startswith("{"):
+            return word
+        try:
+            return json.loads(word)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is not JSON ({error.msg})") from None
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError
+    return path
+
+
 _KINDS: Mapping[str, _Kind] = {
     "partitions": _IntegerKind(1, "an integer >= 1"),
     "microbatches": _IntegerKind(1, "an integer >= 1"),
@@ -139,6 +176,7 @@ _KINDS: Mapping[str, _Kind] = {
     "horovod": _BooleanKind(),
     "active_microbatches": _IntegerKind(1, "an integer >= 1"),
     "devices": _DevicesKind(),
+    "plan": _PlanKind(),
 }
 
 
@@ -168,6 +206,9 @@ class Config:
             `microbatches`.
         devices: `"cpu"`, `"gpu"`, the logical device of each partition such as
             `("CPU:0", "CPU:1")`, or None: the GPUs if there are any, else the CPU.
+        plan: Path of a plan's JSON file, to be used instead of a new plan; or pairs (name of
+            a model, path) where several models are distributed, given as a dict. Models that
+            are not named get a new plan.
 
     Raises:
         ConfigError: A value is not accepted, or two contradict each other.
@@ -191,6 +232,7 @@ class Config:
     horovod: bool = False
     active_microbatches: int = 0  # 0 stands for the default, which needs other keys
     devices: str | tuple[str, ...] | None = None
+    plan: str | tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         source = "Config"
@@ -284,7 +326,17 @@ class Config:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if isinstance(self.devices, tuple):
             values["devices"] = list(self.devices)
+        if isinstance(self.plan, tuple):
+            values["plan"] = dict(self.plan)
         return values
+
+    def plan_path(self, model: str) -> str | None:
+        """The file of a model's plan; None if a new plan is wanted.
+
+        Args:
+            model: Name of the model.
+        """
+        return dict(self.plan).get(model) if isinstance(self.plan, tuple) else self.plan
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items())
@@ -406,6 +458,14 @@ def _contradictions(given: Mapping[str, _Given]) -> list[str]:
                 f"{devices}, which names {count} device{'s' * (count != 1)}, but partitions is "
                 f"{partitions.value}; accepted: one device per partition"
             )
+    plan = given.get("plan")
+    auto = given.get("auto_partition")
+    if plan and plan.value is not None and auto and not auto.value:
+        faults.append(
+            f"{plan}, but auto_partition is False; a plan says where everything goes, so that "
+            "smp.partition has nothing to say; accepted: a plan with auto_partition True, or no "
+            "plan"
+        )
     active = given.get("active_microbatches")
     pipeline = given.get("pipeline")
     microbatches = given.get("microbatches")

@@ -37,3 +37,7 @@ class StepError(SmpError, ValueError):
 
 class ScheduleError(SmpError, ValueError):
     """A schedule is incomplete, breaks a dependency or would deadlock."""
+
+
+class PlanError(SmpError, ValueError):
+    """A plan cannot be made, read, or applied to a model."""

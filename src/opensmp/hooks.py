@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ def register_post_partition_hook(hook: Hook) -> Hook:
         hook: A function without arguments.
 
     Raises:
-        StepError: if `hook` cannot be called.
+        StepError: if `hook` cannot be called, or not without arguments.
 
     Example:
         ```python
@@ -36,6 +37,16 @@ def register_post_partition_hook(hook: Hook) -> Hook:
             "smp.register_post_partition_hook: expected a function without arguments, received "
             f"{hook!r} of type {type(hook).__name__}."
         )
+    try:
+        inspect.signature(hook).bind()
+    except TypeError as error:
+        raise StepError(
+            "smp.register_post_partition_hook: expected a function without arguments, received "
+            f"{hook!r}: {error}. Give its arguments default values, or let it read variables from "
+            "around it."
+        ) from error
+    except ValueError:  # some functions written in C do not tell what they take
+        pass
     _waiting.append(hook)
     return hook
 

@@ -55,6 +55,24 @@ def split_arguments(
     return result
 
 
+class _FrozenSet(frozenset[Any]):
+    """A set on its way through `tf.function`, which takes hashable arguments only."""
+
+
+def freeze_sets(nest: Any) -> Any:
+    """The same nest of arguments with each set in a hashable form."""
+    if not any(isinstance(leaf, set) for leaf in tf.nest.flatten(nest)):
+        return nest
+    return tf.nest.map_structure(lambda x: _FrozenSet(x) if isinstance(x, set) else x, nest)
+
+
+def thaw_sets(nest: Any) -> Any:
+    """Undoes `freeze_sets`."""
+    if not any(isinstance(leaf, _FrozenSet) for leaf in tf.nest.flatten(nest)):
+        return nest
+    return tf.nest.map_structure(lambda x: set(x) if isinstance(x, _FrozenSet) else x, nest)
+
+
 class _Splitter:
     """Splits values, gathering faults instead of stopping at the first."""
 

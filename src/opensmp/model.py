@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.errors import StepError
+from opensmp.errors import PlanError, StepError
 from opensmp.graph import tags
+from opensmp.hooks import run_post_partition_hooks
 from opensmp.partitioning import Partitioning
+from opensmp.plan import Plan
 from opensmp.runtime import world
-from opensmp.runtime.pipeline import Pipeline, current_pipeline
+from opensmp.runtime.current import Runner, current_runner
+from opensmp.runtime.pipeline import Pipeline
 
 Tensor = Any
 
 _STATE = "_smp_partitioning"
 _LOSSES = "_smp_losses"
 _FUNCTION = "_smp_function"
+
+
+class _NoPlanYet(PlanError, AttributeError):
+    """The error of `model.plan` too early; Keras asks for an attribute before it sets one."""
+
+
+class _PlanOf:
+    """`model.plan`; gives way to an attribute of that name in a user's model."""
+
+    def __get__(self, model: DistributedModel | None, owner: type) -> Any:
+        if model is None:
+            return self
+        return model._smp_plan()
 
 
 class DistributedModel(keras.Model):
@@ -36,7 +53,9 @@ class DistributedModel(keras.Model):
     for inference. All else is as in `keras.Model`.
 
     The model is traced, partitioned and allocated at its first call: each variable
-    on the device of the partition that uses it first.
+    on the device of the partition that uses it first. From then on `model.plan` shows
+    which layer runs where, and what the cost model expects of it; see
+    `opensmp.plan.plan.Plan`.
 
     Raises:
         NotInitializedError: if made or called before `smp.init`.
@@ -57,6 +76,8 @@ class DistributedModel(keras.Model):
         ```
     """
 
+    plan = _PlanOf()
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Makes a view of a Functional model if given inputs and outputs."""
         if cls is DistributedModel and _is_functional(args, kwargs):
@@ -64,15 +85,17 @@ class DistributedModel(keras.Model):
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        if type(self) in _views.values() and "_layers" in self.__dict__:
+        if type(self) in _views.values() and "name" in self.__dict__:
             return  # made whole by from_keras, which __new__ went through
         world.current("smp.DistributedModel")
         if _is_functional(args, kwargs):
-            # Keras would put Functional among the bases of DistributedModel itself.
-            self.__class__ = _view_class(type(self), _private.Functional)
+            if not isinstance(self, _private.Functional):
+                # Keras would put Functional among the bases of DistributedModel itself.
+                self.__class__ = _view_class(type(self), _private.Functional)
             _private.Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
+        _models.add(self)
 
     @classmethod
     def from_keras(cls, model: keras.Model) -> DistributedModel:
@@ -101,8 +124,10 @@ class DistributedModel(keras.Model):
                 f"{type(model).__module__}.{type(model).__name__}. Wrap a layer in a model, and "
                 "rebuild a tf_keras (Keras 2) model with Keras 3."
             )
-        view: DistributedModel = object.__new__(_view_class(DistributedModel, type(model)))
-        view.__dict__ = model.__dict__
+        view: DistributedModel = object.__new__(_view_class(cls, type(model)))
+        # Keras' own __setattr__ would give the view a tracked copy of the dictionary.
+        object.__setattr__(view, "__dict__", model.__dict__)
+        _models.add(view)
         return view
 
     @tf.autograph.experimental.do_not_convert
@@ -111,9 +136,9 @@ class DistributedModel(keras.Model):
         if _is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
-        pipeline = current_pipeline()
-        if pipeline is not None and not tf.executing_eagerly():
-            outputs, losses = self._smp_run(pipeline, here, args, kwargs)
+        runner = current_runner()
+        if runner is not None and not tf.executing_eagerly():
+            outputs, losses = self._smp_run(runner, here, args, kwargs)
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(here, args, kwargs)
@@ -135,15 +160,26 @@ class DistributedModel(keras.Model):
     def _smp_partitions(self) -> Partitioning:
         if _STATE not in self.__dict__:
             forward = super().__call__
-            self.__dict__[_STATE] = Partitioning(self.name, forward, lambda: list(self.variables))
+            self.__dict__[_STATE] = Partitioning(self, forward)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions
 
+    def _smp_plan(self) -> Plan:
+        plan = self._smp_partitions.plan
+        if plan is None:
+            raise _NoPlanYet(
+                f"model.plan: model '{self.name}' has no plan yet. It is made when the model is "
+                "called for the first time, in an smp.step function or outside of one: "
+                "call it with one batch, or look at the plan without running anything by "
+                "`opensmp plan module:factory`."
+            )
+        return plan
+
     def _smp_run(
-        self, pipeline: Pipeline, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[Tensor]]:
         partitions = self._smp_partitions
-        return pipeline.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+        return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
 
     def _smp_infer(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -170,6 +206,8 @@ class DistributedModel(keras.Model):
         with pipeline.tracing():
             outputs, losses = self._smp_run(pipeline, here, args, kwargs)
         result: tuple[Any, list[Tensor]] = pipeline.finish_nest((outputs, losses))
+        with tf.init_scope():
+            run_post_partition_hooks()
         return result
 
     def _smp_refuse_tape(self) -> None:
@@ -186,6 +224,14 @@ class DistributedModel(keras.Model):
                 "    gradients = [g.accumulate() for g in gradients]\n\n"
                 "For inference under a tape, use `with tape.stop_recording():`."
             )
+
+
+_models: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def some_wait_for_partitions(here: world.World) -> bool:
+    """Whether there are models that have not been called since `smp.init`."""
+    return any(not model._smp_partitions.is_done(here) for model in _models)
 
 
 _views: dict[tuple[type, type], type] = {}

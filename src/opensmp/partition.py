@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import numbers
 from collections.abc import Iterator
 
 from opensmp.config import Config
@@ -40,22 +41,21 @@ def partition(index: int) -> Iterator[None]:
         ```
     """
     config = world.current("smp.partition").config
-    if isinstance(index, bool) or not isinstance(index, int):
+    if isinstance(index, bool) or not isinstance(index, numbers.Integral):
         raise PartitionError(
             f"smp.partition: the index must be an integer from 0 to {config.partitions - 1}, "
             f"received {index!r} of type {type(index).__name__}."
         )
     if not 0 <= index < config.partitions:
-        raise PartitionError(
-            f"smp.partition({index}): there are {config.partitions} partitions, numbered 0 to "
-            f"{config.partitions - 1}. Use one of these, or set 'partitions' to at least "
-            f"{max(index, 0) + 1} in smp.init."
-        )
+        last = config.partitions - 1
+        there = f"are {last + 1} partitions, numbered 0 to {last}" if last else "is 1 partition, 0"
+        more = f", or set 'partitions' to at least {index + 1} in smp.init" if index > last else ""
+        raise PartitionError(f"smp.partition({index}): there {there}. Use one of these{more}.")
     if config.auto_partition:
         _log_ignored(config)
         yield
         return
-    with tags.tag(index):
+    with tags.tag(int(index)):
         yield
 
 

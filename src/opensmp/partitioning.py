@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
-from opensmp.plan import Plan, auto_plan, layer_partitions, manual_plan, variable_homes
+from opensmp.plan import (
+    Plan,
+    PlanSettings,
+    auto_plan,
+    fit,
+    follow,
+    manual_plan,
+    variable_homes,
+    warn_of_empty,
+)
 from opensmp.runtime.placement import place
 from opensmp.runtime.world import World
 
@@ -19,18 +30,15 @@ class Partitioning:
     """The partitions of one model; they stay for all shapes and modes it is called with.
 
     Args:
-        name: Name of the model.
+        model: The model.
         forward: The model's plain call.
-        variables: Gives the model's variables.
     """
 
-    def __init__(
-        self, name: str, forward: Callable[..., Any], variables: Callable[[], list[Any]]
-    ) -> None:
-        self._name = name
+    def __init__(self, model: Any, forward: Callable[..., Any]) -> None:
+        self._model = weakref.ref(model)
+        self._name = model.name
         self._forward = forward
-        self._variables = variables
-        self._layers: dict[tuple[int, int], int] = {}
+        self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
 
@@ -45,23 +53,48 @@ class Partitioning:
             kwargs: Keyword arguments of the call.
         """
         if self._world is not world:  # another smp.init since
-            self._world, self._layers, self._homes = world, {}, {}
+            self._world, self._plans, self._homes = world, [], {}
         config = world.config
-        with tf.init_scope():
+        with _private.lifted():
             traced = self._trace(args, kwargs)
-            if config.auto_partition:
-                plan = auto_plan(traced, config.partitions, self._layers)
-                self._layers = layer_partitions(traced, plan) | self._layers
-            else:
-                plan = manual_plan(traced, config.partitions, config.default_partition)
+            plan = self._plan(traced, config)
             self._homes = variable_homes(traced, plan, self._homes)
-            variables = [*self._variables(), *traced.new_variables]
-            place(variables, self._homes, world.devices, config.default_partition)
+            model = self._model()
+            variables = [*(() if model is None else model.variables), *traced.new_variables]
+            if place(variables, self._homes, world.devices, config.default_partition):
+                _private.forget_compiled_functions(model)
         return traced, plan
+
+    def is_done(self, world: World) -> bool:
+        """Whether the model has been partitioned since `smp.init`."""
+        return self._world is world
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the first call; None before."""
+        return self._plans[0] if self._plans else None
 
     def home(self, variable: Any) -> int | None:
         """The partition a variable lies in, None if the model does not read it."""
         return self._homes.get(id(variable))
+
+    def _plan(self, traced: TracedGraph, config: Config) -> Plan:
+        """A plan for a trace: the first one, or one that keeps the places of the first."""
+        settings = PlanSettings.of(config)
+        if not config.auto_partition:
+            plan = manual_plan(traced, config.partitions, config.default_partition, settings)
+        elif self._plans:
+            plan = follow(traced, self._plans, settings)
+        elif path := config.plan_path(self._name):
+            plan = fit(Plan.load(path), traced, config.partitions, settings)
+        else:
+            plan = auto_plan(traced, config.partitions, settings)
+        if not self._plans:
+            warn_of_empty(plan)
+        known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
+        if any(call.pieces and call.label not in known for call in plan.calls):
+            self._plans.append(plan)
+        return plan
 
     def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
         run = functools.partial(trace, self._forward, args, dict(kwargs), name=self._name)
@@ -78,7 +111,8 @@ class Partitioning:
                 _private.initialize_on(variable, "CPU:0")
             specs = tf.nest.map_structure(_spec, (args, dict(kwargs)), expand_composites=True)
             build = tf.function(lambda a, k: self._forward(*a, **k), autograph=False)
-            build.get_concrete_function(*specs)
+            with _private.eager_builds():
+                build.get_concrete_function(*specs)
         return run()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import difflib
 import functools
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -16,9 +20,12 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
-from opensmp.microbatch import split_arguments
+from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
+from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import world
-from opensmp.runtime.pipeline import Pipeline, current_pipeline
+from opensmp.runtime.current import current_runner
+from opensmp.runtime.pipeline import Pipeline
+from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
 from opensmp.schedule import Schedule
 from opensmp.step_output import StepOutput
@@ -79,6 +86,23 @@ def step(
     return Step(function, non_split_inputs or (), input_split_axes or {}, tf_function_arguments)
 
 
+@dataclasses.dataclass
+class _Compiled:
+    """What a step has compiled for one object that it is a method of, or for none.
+
+    Attributes:
+        signature: Signature without the object.
+        world: The world in which it was compiled.
+        function: The `tf.function`.
+        schedule: The schedule of its newest trace.
+    """
+
+    signature: inspect.Signature
+    world: world.World | None = None
+    function: Any = None
+    schedule: Schedule | None = None
+
+
 class Step:
     """A function decorated with `smp.step`; see there."""
 
@@ -92,31 +116,48 @@ class Step:
         _check(function, non_split_inputs, input_split_axes, tf_function_arguments)
         functools.update_wrapper(self, function)
         self.python_function = function
-        self._signature = inspect.signature(function)
         self._non_split_inputs = tuple(non_split_inputs)
         self._input_split_axes = dict(input_split_axes)
         self._tf_function_arguments = dict(tf_function_arguments)
-        self._compiled: tuple[world.World, Any] | None = None
-        self._schedule: Schedule | None = None
+        self._compiled = _Compiled(inspect.signature(function))
+        self._of_objects: dict[int, tuple[Any, _Compiled]] = {}
+        self._bind: Callable[[], Step] = lambda: self
 
     def __repr__(self) -> str:
         return f"smp.step({getattr(self, '__name__', self.python_function)!r})"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        return self if instance is None else types.MethodType(self, instance)
+        """The step as a method of an object; what it compiles lives as long as the object."""
+        if instance is None:
+            return self
+        try:
+            reference = weakref.ref(instance, lambda _: self._of_objects.pop(key, None))
+        except TypeError:  # an object that cannot be referred to weakly
+            return types.MethodType(self, instance)
+        key = id(instance)
+        bound = copy.copy(self)
+        bound.python_function = types.MethodType(self.python_function, instance)
+        if key not in self._of_objects:
+            compiled = _Compiled(inspect.signature(bound.python_function))
+            self._of_objects[key] = (reference, compiled)
+        bound._compiled = self._of_objects[key][1]
+        bound._bind = lambda: self.__get__(reference())
+        return bound
 
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the step on a whole batch."""
-        return self._function()(*args, **kwargs)
+        return self._function()(*freeze_sets(args), **freeze_sets(kwargs))
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
         """As that of `tf.function`, for arguments of the whole batch."""
-        return self._function().get_concrete_function(*args, **kwargs)
+        return self._function().get_concrete_function(*freeze_sets(args), **freeze_sets(kwargs))
 
     def experimental_get_tracing_count(self) -> int:
-        """How often the function was traced."""
-        return int(self._function().experimental_get_tracing_count())
+        """How often the function was traced since `smp.init`."""
+        if self._compiled.function is None:
+            return 0
+        return int(self._compiled.function.experimental_get_tracing_count())
 
     @property
     def schedule(self) -> Schedule:
@@ -125,14 +166,14 @@ class Step:
         Raises:
             StepError: before the first call.
         """
-        if self._schedule is None:
+        if self._compiled.schedule is None:
             raise StepError(f"{self!r} has no schedule yet: call it once.")
-        return self._schedule
+        return self._compiled.schedule
 
     def _function(self) -> Any:
         """The `tf.function` behind the step in the current world."""
         here = world.current(f"the smp.step function '{getattr(self, '__name__', 'step')}'")
-        if current_pipeline() is not None and not tf.executing_eagerly():
+        if current_runner() is not None and not tf.executing_eagerly():
             raise StepError(
                 f"{self!r} was called inside another smp.step function. Call the plain function "
                 "instead, or call both steps one after the other."
@@ -148,21 +189,25 @@ class Step:
                 f"{self!r}: jit_compile=True is not possible with {here.config.partitions} "
                 "partitions: XLA compiles for one device. Leave jit_compile out."
             )
-        if self._compiled is None or self._compiled[0] is not here:
-            self._compiled = (here, self._compile(here))
-        return self._compiled[1]
+        if self._compiled.world is not here:
+            self._compiled.world, self._compiled.function = here, self._compile(here)
+        return self._compiled.function
 
     def _compile(self, here: world.World) -> Any:
-        function, options = self.python_function, dict(self._tf_function_arguments)
+        options = dict(self._tf_function_arguments)
         features = options.pop("experimental_autograph_options", None)
-        if options.pop("autograph", True):
-            function = _private.with_autograph(function, features)
+        autograph = options.pop("autograph", True)
+        bind = self._bind  # not self, which holds the object it is a method of
 
         def whole_batch(*args: Any, **kwargs: Any) -> Any:
-            return self._trace(here, function, args, kwargs)
+            bound = bind()
+            function = bound.python_function
+            if autograph:
+                function = _private.with_autograph(function, features)
+            return bound._trace(here, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
-        whole_batch.__signature__ = self._signature  # type: ignore[attr-defined]
+        whole_batch.__signature__ = self._compiled.signature  # type: ignore[attr-defined]
         return tf.function(whole_batch, autograph=False, **options)
 
     def _trace(
@@ -174,6 +219,9 @@ class Step:
     ) -> Any:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
+        if some_wait_for_partitions(here):
+            with rehearsing():
+                function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps)
         results = []
@@ -183,7 +231,7 @@ class Step:
                 with tf.name_scope(f"microbatch_{microbatch}"):
                     results.append(function(*part_args, **part_kwargs))
         outputs = self._collect(pipeline, results)
-        self._schedule = pipeline.schedule
+        self._compiled.schedule = pipeline.schedule
         if stamps is not None:
             name = getattr(self, "__name__", "step")
             stamps.deliver(name, self.schedule.orders, here.devices)
@@ -194,13 +242,24 @@ class Step:
     def _split(
         self, num_microbatches: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-        bound = self._signature.bind(*args, **kwargs)
+        bound = self._compiled.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         named = dict(bound.arguments)
         rest = next(
-            (p.name for p in self._signature.parameters.values() if p.kind is p.VAR_KEYWORD), None
+            (
+                p.name
+                for p in self._compiled.signature.parameters.values()
+                if p.kind is p.VAR_KEYWORD
+            ),
+            None,
         )
         extra = named.pop(rest, {}) if rest is not None else {}
+        twice = named.keys() & extra.keys()
+        if twice:
+            raise StepError(
+                f"{self!r} has a positional-only argument and received a keyword argument of the "
+                f"same name: {sorted(twice)}. Give one of them another name."
+            )
         parts = split_arguments(
             {**named, **extra},
             num_microbatches,
@@ -212,20 +271,14 @@ class Step:
             bound.arguments.update({name: part[name] for name in named})
             if rest is not None:
                 bound.arguments[rest] = {name: part[name] for name in extra}
-            batches.append((bound.args, dict(bound.kwargs)))
+            batches.append((thaw_sets(bound.args), thaw_sets(dict(bound.kwargs))))
         return batches
 
     def _collect(self, pipeline: Pipeline, results: Sequence[Any]) -> Any:
         """Turns one nest of tensors per microbatch into one nest of step outputs."""
-        nests = [tf.nest.map_structure(_as_result, result) for result in results]
+        nests = [tf.nest.map_structure(self._as_result, result) for result in results]
         for nest in nests[1:]:
-            try:
-                tf.nest.assert_same_structure(nests[0], nest, expand_composites=True)
-            except (ValueError, TypeError) as error:
-                raise StepError(
-                    f"{self!r} returned other structures for different microbatches. Return the "
-                    f"same nest of tensors each time. {error}"
-                ) from error
+            self._check_same_structure(nests[0], nest)
         devices = [getattr(leaf, "device", None) for leaf in tf.nest.flatten(nests[0])]
         structures = [Structure.of(nest) for nest in nests]
         flat = [tensor for structure in structures for tensor in structure.tensors]
@@ -238,11 +291,35 @@ class Step:
         ]
         return tf.nest.pack_sequence_as(nests[0], outputs)
 
+    def _as_result(self, leaf: Any) -> Any:
+        """The tensor for one returned leaf; None stays None."""
+        if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
+            return tf.convert_to_tensor(leaf)
+        if isinstance(leaf, (tf.Variable, keras.Variable)):
+            return tf.convert_to_tensor(leaf)
+        if leaf is None or all(map(tf.is_tensor, tf.nest.flatten(leaf, expand_composites=True))):
+            return leaf
+        raise StepError(
+            f"{self!r} returned {leaf!r} of type {type(leaf).__name__}. An smp.step function may "
+            "return tensors, numbers, arrays and None, in lists, tuples and dicts. Return the "
+            "tensors of the object instead."
+        )
 
-def _as_result(leaf: Any) -> Any:
-    if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
-        return tf.convert_to_tensor(leaf)
-    return leaf
+    def _check_same_structure(self, first: Any, other: Any) -> None:
+        try:
+            tf.nest.assert_same_structure(first, other, expand_composites=True)
+            same = all(
+                (a is None) == (b is None)
+                for a, b in zip(tf.nest.flatten(first), tf.nest.flatten(other), strict=True)
+            )
+            detail = "" if same else "One of them has None where another has a tensor."
+        except (ValueError, TypeError) as error:
+            same, detail = False, str(error)
+        if not same:
+            raise StepError(
+                f"{self!r} returned other structures for different microbatches. Return the same "
+                f"nest of tensors each time. {detail}"
+            )
 
 
 def _check(
@@ -264,6 +341,12 @@ def _check(
             f"{non_split_inputs!r}; write [{non_split_inputs!r}]"
         )
         non_split_inputs = ()
+    if not isinstance(input_split_axes, Mapping):
+        faults.append(
+            "input_split_axes must be a dict from argument names to axes, such as "
+            f'{{"images": 1}}, received {input_split_axes!r}'
+        )
+        input_split_axes = {}
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for option, names in (
@@ -282,7 +365,9 @@ def _check(
         if isinstance(axis, bool) or not isinstance(axis, int):
             faults.append(f"input_split_axes[{name!r}] must be an integer, received {axis!r}")
         if name in non_split_inputs:
-            faults.append(f"{name!r} is in non_split_inputs and in input_split_axes")
+            faults.append(
+                f"{name!r} is in non_split_inputs and in input_split_axes; name it in one of them"
+            )
     known = [p for p in inspect.signature(tf.function).parameters if p != "func"]
     for name in tf_function_arguments:
         if name not in known:

@@ -238,6 +238,8 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _divide(total: Tensor, count: int) -> Tensor:
+    if count == 1 and total.dtype.is_floating:
+        return total  # a division by one would still pass over all of a gradient
     if isinstance(total, tf.IndexedSlices):
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
     if isinstance(total, tf.SparseTensor):

@@ -23,3 +23,9 @@ class Bound:
 
 
 BIT_EQUAL = Bound(0.0, "nothing reorders a sum")
+# Equal bits with tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False}).
+REASSOCIATED = Bound(
+    1e-6,
+    "TensorFlow's arithmetic optimizer adds contributions and microbatches in another order "
+    "where plain Keras has both in one graph",
+)

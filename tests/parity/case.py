@@ -148,9 +148,7 @@ def sequences(
     return batch
 
 
-def tokens(
-    length: int, vocabulary: int
-) -> Callable[[np.random.Generator, int], tuple[Any, ...]]:
+def tokens(length: int, vocabulary: int) -> Callable[[np.random.Generator, int], tuple[Any, ...]]:
     """Batches of token sequences with the next token of each as its label."""
 
     def batch(random: np.random.Generator, size: int) -> tuple[Any, ...]:

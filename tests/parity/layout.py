@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +102,13 @@ class SplitMaker:
 
 
 Maker = PlainMaker | SplitMaker
+
+
+def with_policy(policy: str, parts: Callable[[Maker], Any], make: Maker) -> Any:
+    """The models of `parts(make)` with another dtype policy than Keras' default."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        return parts(make)
+    finally:
+        keras.config.set_dtype_policy(before)

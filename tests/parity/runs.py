@@ -27,7 +27,7 @@ Pass = Callable[..., tuple[list[Nest], Nest]]
 
 def run_plain(case: Case, num_microbatches: int) -> Record:
     """The reference: plain Keras models and a Python loop over the microbatches."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(SEED)
     parts = _parts(case.parts(PlainMaker()))
 
@@ -48,7 +48,7 @@ def run_split(case: Case, layout: Layout) -> Record:
     """The same case through `smp.step` and distributed models."""
     bootstrap.shutdown()
     smp.init(layout.config)
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(SEED)
     parts = _parts(case.parts(SplitMaker(layout, case.num_stages)))
 
@@ -166,9 +166,9 @@ def _batch(case: Case, number: int, size: int) -> Nest:
 
 def _compiled(function: Pass, batch: Nest, dynamic: bool) -> Any:
     if not dynamic:
-        return tf.function(function)
+        return tf.function(function, autograph=False)
     specs = map_leaves(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), batch)
-    return tf.function(function, input_signature=specs)
+    return tf.function(function, input_signature=specs, autograph=False)
 
 
 def _optimizers(case: Case, parts: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +182,8 @@ def _optimizers(case: Case, parts: Mapping[str, Any]) -> dict[str, Any]:
 
 def _apply(optimizer: Any, gradients: Sequence[Any], targets: Sequence[Any]) -> None:
     pairs = [(g, v) for g, v in zip(gradients, targets, strict=True) if g is not None]
+    if not pairs:
+        return
     if optimizer is not None:
         optimizer.apply_gradients(pairs)
     else:  # Keras optimizers take Keras variables only

@@ -36,7 +36,7 @@ class LayerSpan:
 
 @contextlib.contextmanager
 def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
-    """Yields a list that fills with the spans of layer calls made in `graph`.
+    """Yields a list that fills with the spans of layer calls made in `graph`, as they begin.
 
     Calls inside nested functions (loop bodies, branches) belong to the span of
     the operation that calls the function, and are not listed.
@@ -54,13 +54,14 @@ def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
         call_index = calls.get(id(layer), 0)
         calls[id(layer)] = call_index + 1
         stack.append(layer)
+        position = len(spans)  # outer calls begin first, and so they come first
+        spans.append(LayerSpan(layer, call_index, depth, start, start))
         try:
             yield
         finally:
             stack.pop()
             stop = len(graph.get_operations())
-            spans.append(LayerSpan(layer, call_index, depth, start, stop))
+            spans[position] = LayerSpan(layer, call_index, depth, start, stop)
 
     with _private.layer_calls(around):
         yield spans
-    spans.sort(key=lambda span: (span.start, span.depth))

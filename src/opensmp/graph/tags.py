@@ -48,7 +48,13 @@ def tag(partition: int) -> Iterator[None]:
     """
     graph = traced_graph()
     if graph is None:
-        with _private.new_nodes(lambda node: _node_tags.__setitem__(node, partition)):
+        thread = threading.get_ident()
+
+        def mark(node: Any) -> None:
+            if threading.get_ident() == thread:
+                _node_tags[node] = partition
+
+        with _private.new_nodes(mark):
             yield
     elif _private.in_symbolic_scope():
         yield

@@ -35,6 +35,8 @@ class TracedGraph:
         outputs: Flat output tensors; each is made by an identity operation of its own.
         output_structure: How to pack them (and the non-tensor leaves) again.
         masks: Keras masks of the outputs, None where an output has none.
+        logits: What outputs that are probabilities were made from, None elsewhere; Keras'
+            cross-entropies use it.
         losses: Scalars added by `add_loss` and by activity regularisers.
         updates: Pairs (variable, tensor): variables that the call assigns to.
         spans: The operations of each layer call.
@@ -50,6 +52,7 @@ class TracedGraph:
     outputs: tuple[Tensor, ...]
     output_structure: Structure
     masks: tuple[Tensor | None, ...]
+    logits: tuple[Tensor | None, ...]
     losses: tuple[Tensor, ...]
     updates: tuple[tuple[Any, Tensor], ...]
     spans: tuple[LayerSpan, ...]
@@ -64,9 +67,9 @@ class TracedGraph:
 
     @cached_property
     def results(self) -> tuple[Tensor, ...]:
-        """All tensors that leave the graph: outputs, masks, losses, new state."""
-        masks = [mask for mask in self.masks if mask is not None]
-        return (*self.outputs, *masks, *self.losses, *(value for _, value in self.updates))
+        """All tensors that leave the graph: outputs and what goes with them, new state."""
+        beside = [tensor for tensor in (*self.masks, *self.logits) if tensor is not None]
+        return (*self.outputs, *beside, *self.losses, *(value for _, value in self.updates))
 
     def __str__(self) -> str:
         return (
@@ -117,12 +120,15 @@ def trace(
         for tensor, placeholder in zip(structure.tensors, placeholders, strict=False):
             if _private.get_mask(tensor) is not None:
                 _private.set_mask(placeholder, next(mask_placeholders))
-        with _private.automatic_control_dependencies(), scope.collecting():
+        control = _private.automatic_control_dependencies()
+        with control, scope.collecting(), _private.eager_builds():
             outputs = Structure.of(call(*call_args, **call_kwargs))
             masks = [_private.get_mask(tensor) for tensor in outputs.tensors]
+            logits = [_private.get_logits(tensor) for tensor in outputs.tensors]
             losses = [_own(graph, loss, "a loss") for loss in scope.losses]
             results = [_own(graph, tensor, "an output") for tensor in outputs.tensors]
             masks = [None if mask is None else _own(graph, mask, "a mask") for mask in masks]
+            logits = [None if x is None else _own(graph, x, "logits") for x in logits]
     return TracedGraph(
         name=name,
         graph=graph,
@@ -133,6 +139,7 @@ def trace(
         outputs=tuple(results),
         output_structure=outputs,
         masks=tuple(masks),
+        logits=tuple(logits),
         losses=tuple(losses),
         updates=scope.updates,
         spans=tuple(spans),

@@ -119,6 +119,10 @@ class VariableScope(keras.StatelessScope):
 
     def get_current_value(self, variable: Variable) -> Tensor:
         """The variable's placeholder, or the newest value assigned in this trace."""
+        if tf.executing_eagerly():  # in a layer's build, which knows no graph
+            if not _private.is_initialized(variable):
+                _private.initialize_on(variable, "CPU:0")
+            return tf.convert_to_tensor(_private.storage(variable))
         value = super().get_current_value(variable)
         if value is None:
             value = self._placeholder(variable, variable.shape, tf_dtype(variable))
@@ -133,7 +137,8 @@ class VariableScope(keras.StatelessScope):
     # The same for `tf.Variable`s.
 
     def _read_raw(self, variable: Variable) -> Tensor | None:
-        if _private.in_symbolic_scope() or not _lives_outside(variable):
+        outside = tf.executing_eagerly() or _private.in_symbolic_scope()
+        if outside or not _lives_outside(variable):
             return None
         if id(variable) not in self._raw_values:
             self._raw_values[id(variable)] = self._placeholder(

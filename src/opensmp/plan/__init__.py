@@ -1,9 +1,22 @@
-"""Plan: which operation runs in which partition, by hand or by a balanced cut."""
+"""Plan: which operation runs in which partition, by hand, by costs, or from a file."""
 
 from __future__ import annotations
 
 from opensmp.plan.auto import auto_plan
+from opensmp.plan.fit import fit, follow
+from opensmp.plan.homes import variable_homes
+from opensmp.plan.make import warn_of_empty
 from opensmp.plan.manual import manual_plan
-from opensmp.plan.plan import Plan, layer_partitions, variable_homes
+from opensmp.plan.plan import Plan
+from opensmp.plan.settings import PlanSettings
 
-__all__ = ["Plan", "auto_plan", "layer_partitions", "manual_plan", "variable_homes"]
+__all__ = [
+    "Plan",
+    "PlanSettings",
+    "auto_plan",
+    "fit",
+    "follow",
+    "manual_plan",
+    "variable_homes",
+    "warn_of_empty",
+]

@@ -65,6 +65,8 @@ class CoarseGraph:
         shared: Variables of several units; not in `parameter_bytes`.
         operations: Names of each unit's operations.
         layers: Path of the Keras layer that each unit belongs to, "" for none.
+        forward_flops: Floating-point operations of the forward pass; None if not counted.
+        backward_flops: The same of the backward pass.
     """
 
     names: tuple[str, ...]
@@ -77,6 +79,8 @@ class CoarseGraph:
     shared: tuple[SharedVariable, ...] = ()
     operations: tuple[tuple[str, ...], ...] = ()
     layers: tuple[str, ...] = ()
+    forward_flops: NDArray[np.float64] | None = None
+    backward_flops: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -46,10 +46,19 @@ class Extractor:
 
     The copies go through GraphDefs, so that loops, branches, nested functions and
     control edges inside the part stay as they are.
+
+    Args:
+        graph: The graph.
+        captures: Pairs of a tensor outside and what stands for it in the graph.
+        units: Whether calls of the functions stay units that can be ordered and timed;
+            otherwise TensorFlow may dissolve them in the graph of the caller.
     """
 
-    def __init__(self, graph: Any, captures: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, graph: Any, captures: Sequence[tuple[Tensor, Tensor]], units: bool = True
+    ) -> None:
         self._graph = graph
+        self._attributes = {"_noinline": True} if units else {}
         self._captures = {id(inner): outer for outer, inner in captures}
         self._nodes: dict[str, Any] = {}
         self._library: dict[str, Any] = {}
@@ -69,7 +78,8 @@ class Extractor:
             name: Name of the function.
             feeds: Tensors that become arguments, in this order.
             fetches: Tensors that become results, in this order.
-            must_run: Operations to keep even if no result needs them.
+            must_run: Operations to keep even if no result needs them. With any, a zero is
+                added to the results: TensorFlow drops a call whose results are not read.
             control: Operations to reach through control edges, too.
         """
         stop = {id(t) for t in feeds} | set(self._captures)
@@ -100,10 +110,11 @@ class Extractor:
             for t in fetches:
                 if id(t) in self._captures and id(t) not in value:
                     value[id(t)] = tf.convert_to_tensor(self._captures[id(t)])
-            return [value[id(t)] for t in fetches]
+            done = [tf.constant(0, name="done")] if must_run else []
+            return [*(value[id(t)] for t in fetches), *done]
 
         body.__name__ = name
-        function = tf.function(body, autograph=False, experimental_attributes={"_noinline": True})
+        function = tf.function(body, autograph=False, experimental_attributes=self._attributes)
         return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in feeds))
 
     def _graph_def(self, operations: Sequence[Op]) -> Any:

@@ -114,10 +114,11 @@ def residuals(
 
     These are the tensors that depend on activations or on state such as random
     seeds. What depends on weights alone (a kernel cast to half precision) is made
-    again. A shape or another integer that only the gradients ask for is taken
-    instead of the activation it is made from.
+    again, and so is what `repeated` names. A shape or another integer that only the
+    gradients ask for is taken instead of the activation it is made from.
     """
     boundary = _boundary(segment, gradient)
+    again = repeated(segment, gradient)
     forward = set(segment.operations)
     kept = _kept(traced, segment)
     waits = {t.op for t in gradient.upstream}
@@ -128,9 +129,12 @@ def residuals(
             continue
         if any(t.op in waits for t in op.inputs):
             waits.add(op)
-        elif op.inputs and all(t.dtype.is_integer for t in op.outputs):
-            if all(t.op in kept or t.op in small or id(t) in boundary for t in op.inputs):
-                small.add(op)
+        elif (
+            op.inputs
+            and all(t.dtype.is_integer for t in op.outputs)
+            and all(t.op in kept or t.op in small or id(t) in boundary for t in op.inputs)
+        ):
+            small.add(op)
     found: dict[int, Tensor] = {}
     seen: set[Op] = set()
     stack = [t for t in gradient.flat if id(t) not in boundary]
@@ -138,12 +142,33 @@ def residuals(
         tensor = stack.pop()
         if id(tensor) in boundary:
             continue
-        if (tensor.op in kept and tensor.op in forward) or tensor.op in small:
+        taken = tensor.op in kept and tensor.op in forward and tensor.op not in again
+        if taken or tensor.op in small:
             found[id(tensor)] = tensor
         elif tensor.op not in seen:
             seen.add(tensor.op)
             stack.extend(tensor.op.inputs)
     return tuple(found.values())
+
+
+# TensorFlow's oneDNN kernels for these gradients want the workspace of the forward operation,
+# and are chosen only where it is in the same function. The kernels chosen otherwise are slower
+# by up to ten times what the forward operation takes, and may break ties another way.
+_NEEDS_FORWARD = {"MaxPoolGrad": "MaxPool", "MaxPool3DGrad": "MaxPool3D", "LRNGrad": "LRN"}
+
+
+def repeated(segment: Segment, gradient: SegmentGradient) -> frozenset[Op]:
+    """Forward operations that the backward pass runs again beside their own gradients."""
+    forward = set(segment.operations)
+    boundary = _boundary(segment, gradient)
+    backward = needed([t.op for t in gradient.flat], boundary, lambda op: False)
+    return frozenset(
+        t.op
+        for op in backward
+        if op.type in _NEEDS_FORWARD and op not in forward
+        for t in op.inputs
+        if t.op.type == _NEEDS_FORWARD[op.type] and t.op in forward
+    )
 
 
 def _kept(traced: TracedGraph, segment: Segment) -> frozenset[Op]:

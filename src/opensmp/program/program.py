@@ -16,6 +16,7 @@ from opensmp.program.gradients import (
     differentiate,
     is_differentiable,
     reached_from,
+    repeated,
     residuals,
 )
 from opensmp.program.segments import Segment, cut
@@ -30,7 +31,8 @@ class Forward:
     """The forward pass of a segment.
 
     Attributes:
-        function: Takes `feeds`, returns `outputs` and then `residuals`.
+        function: Takes `feeds`, returns `outputs` and then `residuals`; for a segment with
+            side effects also a zero, which somebody must read.
         feeds: Inputs and variables of the segment.
         outputs: The segment's outputs.
         residuals: What the backward pass wants to have kept.
@@ -68,6 +70,7 @@ class Program:
             backward pass will be asked for; only for these are residuals kept.
         optional: Inputs and variables whose gradients may be asked for late; such a
             gradient runs the segment's forward pass again.
+        units: Whether calls of the functions stay units that can be ordered and timed.
     """
 
     def __init__(
@@ -76,13 +79,14 @@ class Program:
         plan: Plan,
         required: Collection[Tensor] = (),
         optional: Collection[Tensor] = (),
+        units: bool = True,
     ) -> None:
         self.traced = traced
         self.plan = plan
         self.segments = cut(traced, plan)
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
-        self._extractor = Extractor(traced.graph, traced.captures)
+        self._extractor = Extractor(traced.graph, traced.captures, units)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
         self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
         gradients = {s.index: self._differentiate(s, s.outputs) for s in self.segments}
@@ -161,7 +165,9 @@ class Program:
             self._backward[key] = None
             return
         forward = self._forward[segment.index]
-        feeds = (*forward.feeds, *forward.outputs, *forward.residuals, *gradient.upstream)
+        again = repeated(segment, gradient)
+        outputs = (t for t in forward.outputs if t.op not in again)
+        feeds = (*forward.feeds, *outputs, *forward.residuals, *gradient.upstream)
         self._backward[key] = self._extract("B", segment, gradient, feeds)
 
     def _extract(
@@ -198,6 +204,7 @@ def lower(
     plan: Plan,
     required: Collection[Tensor] = (),
     optional: Collection[Tensor] = (),
+    units: bool = True,
 ) -> Program:
     """Lowers a planned model to functions; see `Program`."""
-    return Program(traced, plan, required, optional)
+    return Program(traced, plan, required, optional, units)

@@ -10,12 +10,11 @@ from typing import Any
 
 from opensmp import _private
 from opensmp.graph import TracedGraph
+from opensmp.graph.replicated import replicated
 from opensmp.plan import Plan
 
 Op = Any
 Tensor = Any
-
-_MAX_REPLICATED_ELEMENTS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,34 +75,9 @@ def cut(traced: TracedGraph, plan: Plan) -> tuple[Segment, ...]:
     Small operations on constants and integer state (shapes, seeds) are replicated
     into every segment that reads them, so that no value need travel for them.
     """
-    replicated = _replicated(traced)
-    groups = _join(_phases(traced, plan, replicated), replicated)
-    return _finish(traced, groups, replicated)
-
-
-def _replicated(traced: TracedGraph) -> frozenset[Op]:
-    state = {id(variable) for variable, _ in traced.updates}
-    shareable = {
-        v.placeholder.op
-        for v in traced.variables
-        if id(v.variable) in state and v.placeholder.dtype.is_integer
-    }
-    constant: set[Op] = set()
-    counting: set[Op] = set()
-    for op in traced.operations:
-        if op in traced.sources or _private.is_stateful(op) or op.control_inputs:
-            continue
-        producers = {tensor.op for tensor in op.inputs}
-        if producers <= constant:
-            constant.add(op)
-        elif producers <= constant | counting | shareable and all(map(_is_small, op.outputs)):
-            counting.add(op)
-    return frozenset(constant | counting)
-
-
-def _is_small(tensor: Tensor) -> bool:
-    size = tensor.shape.num_elements()
-    return tensor.dtype.is_integer and size is not None and size <= _MAX_REPLICATED_ELEMENTS
+    copied = replicated(traced)
+    groups = _join(_phases(traced, plan, copied), copied)
+    return _finish(traced, groups, copied)
 
 
 def _producers(op: Op) -> Iterable[Op]:

@@ -19,7 +19,8 @@ def record_timeline() -> Iterator[Timeline]:
     are used again outside of the context. The first run of a new trace pays for TensorFlow's
     preparations: run two steps or more, and look at the last one.
 
-    On a GPU the times are those at which the host starts work and hears of its end.
+    The clock is that of the host; a GPU works through a queue of its own, so that times there
+    are not those of the kernels. Recording has not been tried on a GPU yet.
 
     Yields:
         A timeline that grows by one `StepTimeline` with each run.

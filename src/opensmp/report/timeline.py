@@ -223,7 +223,7 @@ def _overlap_seconds(events: Iterable[Event]) -> float:
 def _trace_events(steps: Sequence[StepTimeline]) -> list[dict[str, Any]]:
     rows: dict[tuple[int, str], None] = {}
     for step in steps:
-        rows.update({(p, device): None for p, device in enumerate(step.devices)})
+        rows.update(dict.fromkeys(enumerate(step.devices)))
     events: list[dict[str, Any]] = [_row(0, "steps")]
     events += [_row(p + 1, f"partition {p} ({device})") for p, device in rows]
     for step in steps:

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from opensmp import _private
+from opensmp import _private, hooks
 from opensmp.config import Config
 from opensmp.errors import AlreadyInitializedError
+from opensmp.plan import Plan
+from opensmp.plan.fit import check_partitions
 from opensmp.runtime import devices, world
 
 _logger = logging.getLogger("opensmp")
@@ -43,6 +45,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     Raises:
         ConfigError: The configuration has faults; all of them are listed, and nothing was
             changed.
+        PlanError: A file that `plan` names cannot be read, is broken, or is for another
+            number of partitions.
         AlreadyInitializedError: `init` was called before, or TensorFlow was used before and
             has too few devices.
 
@@ -61,6 +65,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         )
     num_gpus = devices.count_gpus()
     resolved = Config.resolve(config, environ=os.environ, default_partitions=num_gpus or 1)
+    _check_plans(resolved)
     assigned = devices.assign(resolved, num_gpus)
     devices.prepare(assigned)
     _private.place_updates_with_variables()
@@ -74,8 +79,8 @@ def shutdown() -> None:
 
     Devices stay: TensorFlow cannot remove them, nor make more once it has run an operation.
     The next `smp.init` can therefore have at most as many partitions as there are devices.
-    Models made before keep their old plan and must be made again. Without a configuration
-    nothing happens.
+    Models made before are partitioned again when they are called next; post-partition hooks
+    that have not run are forgotten. Without a configuration nothing happens.
 
     Example:
         ```python
@@ -85,6 +90,15 @@ def shutdown() -> None:
         ```
     """
     world.clear()
+    hooks.clear()
+
+
+def _check_plans(config: Config) -> None:
+    """Reads the plans that the configuration names, so that a fault shows at once."""
+    named = dict(config.plan) if isinstance(config.plan, tuple) else {"": config.plan}
+    for path in named.values():
+        if path is not None:
+            check_partitions(Plan.load(path), config.partitions)
 
 
 def _warn_of_launcher(environ: Mapping[str, str]) -> None:

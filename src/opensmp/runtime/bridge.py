@@ -6,7 +6,7 @@ When the user asks for gradients, the segment's backward call is emitted in answ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,24 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.program import Program, Segment
+from opensmp.program.gradients import is_differentiable
+from opensmp.runtime.calls import SECOND_ORDER
 
 Tensor = Any
 Emit = Callable[[str, Any, Sequence[Tensor]], list[Tensor]]
+
+
+_FROM_OUTSIDE = (
+    "A gradient was asked for through a call of a DistributedModel or of an smp.step function, "
+    "outside of the function that made the call. Gradients of a split model are taken inside an "
+    "smp.step function: open the tf.GradientTape in it, take the gradient in it, and return the "
+    "gradients."
+)
+_SECOND_ORDER = (
+    "A gradient of a gradient was asked for through a DistributedModel. The backward pass of a "
+    "split model cannot be differentiated again. Take the outer gradient through a plain Keras "
+    "model, or keep penalties on gradients outside of the split model."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +59,16 @@ class LateGradient:
     placeholders: tuple[tuple[Tensor, Tensor], ...]
     emit: Emit = field(repr=False)
 
-    def compute(self) -> list[tuple[Tensor, Tensor]]:
-        """Emits the computation; pairs of placeholder and gradient."""
+    def compute(self, computed: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Emits the computation; pairs of placeholder and gradient.
+
+        Args:
+            computed: Id of a placeholder to its gradient, for those computed before.
+        """
         late = self.program.recompute(self.segment, self.connected)
         upstream = zip(late.gradient.upstream, late.gradient.outputs, strict=True)
-        values = self.values | {id(p): self.values[_upstream(t)] for p, t in upstream}
+        values = {key: computed.get(id(value), value) for key, value in self.values.items()}
+        values |= {id(p): values[_upstream(t)] for p, t in upstream}
         results = self.emit("R", late.function, [values[id(t)] for t in late.feeds])
         found = {
             id(t): gradient
@@ -83,6 +103,7 @@ def differentiable_call(
         Values of the segment's outputs.
     """
     forward = program.forward(segment)
+    graph = tf.compat.v1.get_default_graph()
     asked: set[int] = set()  # positions of the outputs that the current gradient came from
 
     @tf.custom_gradient
@@ -93,6 +114,8 @@ def differentiable_call(
         values = {id(t): v for t, v in zip(tensors, [*args, *results], strict=True)}
 
         def gradient(*upstream: Any) -> list[Any]:
+            if tf.compat.v1.get_default_graph() is not graph:
+                return _fails_when_run(forward.feeds, _FROM_OUTSIDE)
             connected = [forward.outputs[i] for i in sorted(asked)]
             asked.clear()
             dense = {
@@ -108,7 +131,7 @@ def differentiable_call(
 
     results = run(*args)
     return [
-        _port(result, asked, i) if result.dtype.is_floating or result.dtype.is_complex else result
+        _port(result, asked, i) if is_differentiable(result) else result
         for i, result in enumerate(results)
     ]
 
@@ -133,7 +156,9 @@ def _port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
 
         return tf.identity(value), gradient
 
-    return through(tensor)
+    passed = through(tensor)
+    _private.copy_handle_data(tensor, passed)
+    return passed
 
 
 def _required_gradients(
@@ -169,28 +194,53 @@ def _late_gradients(
     optional = [t for t in feeds if program.is_optional(t) and t.dtype != tf.variant]
     if not optional or not connected:
         return {}
-    placeholders = [
-        (t, tf.compat.v1.placeholder(t.dtype, values[id(t)].shape, name="late_gradient"))
-        for t in optional
-    ]
+    # A gradient has the shape of what it is the gradient of. The stand-ins are connected with
+    # all that the gradients depend on, so that a gradient of them is an error and not None.
+    reasons = [values[id(t)] for t in feeds if _is_number(t)]
+    reasons += [values[_upstream(t)] for t in connected]
+    graph = tf.compat.v1.get_default_graph()
+    with _private.stop_recording(), graph.gradient_override_map({"IdentityN": SECOND_ORDER}):
+        stand_ins = tf.raw_ops.IdentityN(
+            input=[*(values[id(t)] for t in optional), *reasons], name="late_gradient"
+        )[: len(optional)]
+    placeholders = list(zip(optional, stand_ins, strict=True))
     late(LateGradient(program, segment, tuple(connected), values, tuple(placeholders), emit))
-    return {id(t): placeholder for t, placeholder in placeholders}
+    if _private.tape_is_active():
+        stand_ins = _once_differentiable(stand_ins, reasons)
+    return {id(t): stand_in for t, stand_in in zip(optional, stand_ins, strict=True)}
 
 
 def _once_differentiable(results: Sequence[Tensor], args: Sequence[Tensor]) -> list[Tensor]:
-    """The results of a backward call, with an error for whoever differentiates them."""
+    """The results of a backward call, with an error for the tape that differentiates them."""
 
     @tf.custom_gradient
     def guard(*tensors: Tensor) -> Any:
         def gradient(*upstream: Any) -> Any:
-            raise StepError(
-                "A gradient of a gradient was asked for through a DistributedModel. The "
-                "backward pass of a split model cannot be differentiated again. Take the outer "
-                "gradient through a plain Keras model, or keep penalties on gradients outside "
-                "of the split model."
-            )
+            raise StepError(_SECOND_ORDER)
 
         return tuple(tf.identity(t) for t in tensors[: len(results)]), gradient
 
-    floating = [t for t in args if t.dtype.is_floating]
-    return list(guard(*results, *floating))
+    # Without their elements: that they take part is enough, nothing need travel for it.
+    parts = [tf.reshape(t, [-1])[:0] for t in args if _is_number(t)]
+    return list(guard(*results, *parts))
+
+
+@tf.RegisterGradient(SECOND_ORDER)
+@tf.autograph.experimental.do_not_convert
+def _refuse_second_order(op: Any, *upstream: Any) -> Any:
+    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+        return None
+    raise StepError(_SECOND_ORDER)
+
+
+def _fails_when_run(tensors: Sequence[Tensor], message: str) -> list[Tensor]:
+    """Stands for gradients of `tensors` where they may be asked for but not be computed."""
+    with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [message])]):
+        return [
+            tf.zeros([size or 1 for size in t.shape or ()], t.dtype) if _is_number(t) else None
+            for t in tensors
+        ]
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return is_differentiable(tensor) and tensor.dtype != tf.variant

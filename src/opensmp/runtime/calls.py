@@ -13,6 +13,9 @@ Op = Any
 Tensor = Any
 ConcreteFunction = Any
 
+SECOND_ORDER = "OpensmpSecondOrder"
+"""Name of the gradient function of emitted calls, which have no gradient of their own."""
+
 
 def emit_call(
     function: ConcreteFunction, args: Sequence[Tensor], name: str
@@ -27,14 +30,17 @@ def emit_call(
         The operation of the call and its results.
     """
     outputs = function.outputs
-    results = tf.raw_ops.PartitionedCall(
-        args=[*args, *function.captured_inputs],
-        Tout=[t.dtype for t in outputs],
-        f=function,
-        name=name,
-    )
-    if isinstance(results, tf.Operation):
-        return results, []
+    graph = tf.compat.v1.get_default_graph()
+    with graph.gradient_override_map({"PartitionedCall": SECOND_ORDER}):
+        results = tf.raw_ops.PartitionedCall(
+            args=[*args, *function.captured_inputs],
+            Tout=[t.dtype for t in outputs],
+            f=function,
+            name=name,
+            **_private.call_attributes(),
+        )
+    if isinstance(results, tf.Operation) or not results:  # nothing but side effects
+        return graph.get_operations()[-1], []
     results = list(results) if isinstance(results, (list, tuple)) else [results]
     for result, output in zip(results, outputs, strict=True):
         result.set_shape(output.shape)

@@ -24,14 +24,12 @@ class Task:
         action: What it does.
         partition: The partition it runs in.
         first: Operation to hold back until the task may start.
-        call: Operation whose results others read.
         last: Operation that is done when the task is.
     """
 
     action: Action
     partition: int
     first: Op
-    call: Op
     last: Op
 
 
@@ -49,7 +47,7 @@ def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -
         num_partitions: Number of partitions.
     """
     listed = list(tasks)
-    by_op = {task.call: index for index, task in enumerate(listed)}
+    by_op = {task.last: index for index, task in enumerate(listed)}
     nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly waits for
     needs: dict[Action, frozenset[Action]] = {}
     device: dict[Action, int] = {}

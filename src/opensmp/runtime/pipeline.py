@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from opensmp.program import Program, Segment, lower
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
+from opensmp.runtime.current import Prepare, as_current
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
 from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
@@ -27,14 +27,16 @@ from opensmp.schedule import Action, Schedule, build
 
 Op = Any
 Tensor = Any
-Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[TracedGraph, Plan]]
 
-_local = threading.local()
-
-
-def current_pipeline() -> Pipeline | None:
-    """The pipeline of the step that is being traced on this thread, or None."""
-    return getattr(_local, "pipeline", None)
+_NOTHING_TO_RUN = (
+    "An smp.step function must call a smp.DistributedModel and return something that depends on "
+    "the model's output. "
+)
+_NO_MODEL = (
+    "No DistributedModel was called. Call one in the function and return, for example, the loss; "
+    "smp.DistributedModel.from_keras(model) makes one of a Keras model."
+)
+_UNUSED = "The outputs are not used. Return, for example, the loss."
 
 
 class Pipeline:
@@ -60,6 +62,7 @@ class Pipeline:
         self._state: dict[int, tuple[Any, Tensor]] = {}
         self._late: list[LateGradient] = []
         self._side_effects: list[Op] = []
+        self._done: list[tuple[int, Tensor]] = []
         self.schedule: Schedule | None = None
 
     @property
@@ -69,17 +72,19 @@ class Pipeline:
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Makes this the current pipeline while the user's function is traced."""
-        outer, _local.pipeline = current_pipeline(), self
-        try:
-            with _private.automatic_control_dependencies():
-                yield
-        finally:
-            _local.pipeline = outer
+        """Makes this run the models while the user's function is traced."""
+        with as_current(self), _private.automatic_control_dependencies():
+            yield
 
     def start_microbatch(self, microbatch: int) -> None:
         """Tells that the model calls that follow belong to this microbatch."""
         self._microbatch, self._calls = microbatch, 0
+
+    @property
+    def _is_ordered(self) -> bool:
+        """Whether calls are to be ordered or timed; else TensorFlow may optimise across them."""
+        num_partitions = len(self._world.devices)
+        return num_partitions > 1 or self._num_microbatches > 1 or self._stamps is not None
 
     # --- running a model -----------------------------------------------------------
 
@@ -101,8 +106,8 @@ class Pipeline:
             raise StepError(
                 f"Model '{model.name}' was called inside a loop body, a branch or a nested "
                 "tf.function of an smp.step function. A pipeline must see the call: call the "
-                "model directly in the smp.step function, and decorate helpers of it with "
-                "nothing."
+                "model directly in the smp.step function, loop in Python, and take tf.function "
+                "off the step function and its helpers."
             )
         call = Structure.of((args, dict(kwargs)))
         key = (id(model), call_signature(call))
@@ -120,9 +125,11 @@ class Pipeline:
         for variable, value in traced.updates:
             self._state[id(variable)] = (variable, values[id(value)])
         outputs = [values[id(t)] for t in traced.outputs]
-        for output, mask in zip(outputs, traced.masks, strict=True):
+        for output, mask, logits in zip(outputs, traced.masks, traced.logits, strict=True):
             if mask is not None:
                 _private.set_mask(output, values[id(mask)])
+            if logits is not None:
+                _private.set_logits(output, values[id(logits)])
         losses = [values[id(loss)] for loss in traced.losses]
         return traced.output_structure.pack(outputs), losses
 
@@ -150,8 +157,10 @@ class Pipeline:
         required, optional = self._leaves(traced, values, training)
         program_key = (key, frozenset(map(id, required)), frozenset(map(id, optional)))
         if program_key not in self._programs:
-            with tf.init_scope():
-                self._programs[program_key] = lower(traced, plan, required, optional)
+            with _private.lifted():
+                self._programs[program_key] = lower(
+                    traced, plan, required, optional, units=self._is_ordered
+                )
         return self._programs[program_key]
 
     def _leaves(
@@ -188,7 +197,10 @@ class Pipeline:
         microbatch = self._microbatch
 
         def emit(kind: str, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
-            return self._emit(kind, number, microbatch, segment.partition, function, args)
+            results = self._emit(kind, number, microbatch, segment.partition, function, args)
+            if kind == "F" and segment.side_effects:
+                self._done.append((segment.partition, results.pop()))
+            return results
 
         forward = program.forward(segment)
         args = [values[id(t)] for t in forward.feeds]
@@ -221,8 +233,8 @@ class Pipeline:
                 call, results = emit()
                 first = last = call
             else:
-                first, call, last, results = self._stamps.around(action, args, emit)
-        self._tasks[action] = Task(action, partition, first, call, last)
+                first, last, results = self._stamps.around(action, args, emit)
+        self._tasks[action] = Task(action, partition, first, last)
         return results
 
     # --- finishing -------------------------------------------------------------------
@@ -249,21 +261,21 @@ class Pipeline:
         live = self._compute_late_gradients(results, roots)
         graph = task_graph(self._tasks.values(), live, len(self._world.devices))
         if not graph.device:
-            raise StepError(
-                "An smp.step function must call a smp.DistributedModel and return something "
-                "that depends on the model's output. "
-                + ("No model was called." if not self._tasks else "The outputs are not used.")
-                + " Call the model in the function and return, for example, the loss."
-            )
+            raise StepError(_NOTHING_TO_RUN + (_UNUSED if self._tasks else _NO_MODEL))
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
         impose(self.schedule, self._tasks)
         for variable, value in state:
             tf_variable(variable).assign(value)
-        if self._side_effects:
-            with tf.control_dependencies(self._side_effects):
-                results = [tf.identity(t) for t in results]
+        if self._done:
+            with tf.control_dependencies([self._read(*done) for done in self._done]):
+                results = [_in_place(t) for t in results]
         return results
+
+    def _read(self, partition: int, done: Tensor) -> Op:
+        """Reads the zero that a call with side effects ends with, so that it is not dropped."""
+        with tf.device(self._world.devices[partition]):
+            return tf.raw_ops.Assert(condition=tf.equal(done, 0), data=[done])
 
     def finish_nest(self, nest: Any) -> Any:
         """As `finish`, for a nest of tensors and other leaves."""
@@ -275,15 +287,19 @@ class Pipeline:
     ) -> list[Op]:
         """Replaces the placeholders of late gradients that something reads."""
         waiting = list(self._late)
+        computed: dict[int, Tensor] = {}
         while True:
             live = live_operations(roots())
             alive = set(live)
             used = [g for g in waiting if any(p.op in alive for _, p in g.placeholders)]
             if not used:
+                done = [g for g in self._late if g not in waiting]
+                assert not any(p.op in alive for g in done for _, p in g.placeholders)
                 return live
             for late in used:
                 waiting.remove(late)
-                for placeholder, gradient in late.compute():
+                for placeholder, gradient in late.compute(computed):
+                    computed[id(placeholder)] = gradient
                     for consumer in placeholder.consumers():
                         for index, tensor in enumerate(consumer.inputs):
                             if tensor is placeholder:
@@ -298,3 +314,9 @@ def _side_effects(graph: Any) -> list[Op]:
         for op in graph.get_operations()
         if _private.is_stateful(op) and op.type not in ("ReadVariableOp", "Placeholder")
     ]
+
+
+def _in_place(tensor: Tensor) -> Tensor:
+    """An identity on the tensor's own device."""
+    with tf.device(tensor.device):
+        return tf.identity(tensor)

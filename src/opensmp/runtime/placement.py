@@ -16,7 +16,7 @@ def place(
     home: Mapping[int, int],
     devices: Sequence[str],
     default_partition: int,
-) -> None:
+) -> bool:
     """Allocates or moves Keras variables so that each lies on its home's device.
 
     A variable that waits for its first value and that nothing reads goes to the
@@ -28,7 +28,11 @@ def place(
         home: Id of a variable to its partition.
         devices: Device of each partition.
         default_partition: Partition of variables without a home.
+
+    Returns:
+        Whether a variable moved that had its memory elsewhere before.
     """
+    moved = False
     for variable in variables:
         if not is_keras(variable):
             continue
@@ -37,3 +41,5 @@ def place(
             _private.initialize_on(variable, device)
         elif not tf_variable(variable).device.endswith(device) and id(variable) in home:
             _private.move_to(variable, device)
+            moved = True
+    return moved

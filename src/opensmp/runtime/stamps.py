@@ -70,7 +70,7 @@ class Stamps:
 
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
-    ) -> tuple[Op, Op, Op, list[Tensor]]:
+    ) -> tuple[Op, Op, list[Tensor]]:
         """Emits a call between two stamps on the current device.
 
         Args:
@@ -79,8 +79,8 @@ class Stamps:
             emit: Emits the call.
 
         Returns:
-            The first stamp, the call, the second stamp, and the call's results. Whoever
-            delays the call must delay the first stamp.
+            The first stamp, which is what to hold back; the second stamp; and the call's
+            results, which are there once the second stamp is.
         """
         with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
             start = self._stamp(2 * len(self._times))
@@ -88,10 +88,17 @@ class Stamps:
             call, results = emit()
         with tf.control_dependencies([call]):
             end = self._stamp(2 * len(self._times) + 1)
+        # Whoever reads a result would race with the second stamp otherwise.
+        with tf.control_dependencies([end]):
+            delayed = [tf.identity(result) for result in results]
+        for result, late in zip(results, delayed, strict=True):
+            _private.copy_handle_data(result, late)
         self._times[action] = start, end
-        return start.op, call, end.op, results
+        return start.op, end.op, delayed
 
-    def deliver(self, name: str, orders: Sequence[Sequence[Action]], devices: Sequence[str]) -> None:
+    def deliver(
+        self, name: str, orders: Sequence[Sequence[Action]], devices: Sequence[str]
+    ) -> None:
         """Adds to the graph what tells the listeners of a run.
 
         Args:

@@ -2,6 +2,26 @@
 
 from __future__ import annotations
 
-from parity.cases import dense
+from parity.cases import (
+    attention,
+    control_flow,
+    convolution,
+    dense,
+    inputs,
+    keras_models,
+    recurrent,
+    state,
+    steps,
+)
 
-CASES = (*dense.CASES,)
+CASES = (
+    *dense.CASES,
+    *convolution.CASES,
+    *attention.CASES,
+    *recurrent.CASES,
+    *control_flow.CASES,
+    *inputs.CASES,
+    *state.CASES,
+    *keras_models.CASES,
+    *steps.CASES,
+)

@@ -1,0 +1,33 @@
+"""The command line: `opensmp plan`."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from opensmp.cli.plan import plan
+from opensmp.errors import SmpError
+
+app = typer.Typer(
+    name="opensmp",
+    help="Pipeline model parallelism for Keras models on TensorFlow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(plan)
+
+
+@app.callback()
+def _opensmp() -> None:
+    """Pipeline model parallelism for Keras models on TensorFlow."""
+
+
+def main() -> None:
+    """Runs the command line; what the user can mend is told without a traceback."""
+    try:
+        app()
+    except SmpError as error:
+        print(f"opensmp: {error}", file=sys.stderr)
+        sys.exit(1)

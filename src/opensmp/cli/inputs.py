@@ -1,0 +1,155 @@
+"""What a model is called with: from `--input` and from what the model itself knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from opensmp.errors import PlanError
+
+_INPUT = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<shape>\d+(?:[x,]\d+)*)?(?:/(?P<dtype>\w+))?")
+_EXAMPLES = "224x224x3, 128/int32, token_ids=128/int32, or /float32 for one number per example"
+
+
+class GivenInput(NamedTuple):
+    """One `--input`.
+
+    Attributes:
+        name: Name of the input, None if it was not said.
+        shape: Its shape without the batch; empty for one number per example, or if only the
+            element type was given.
+        dtype: Its element type, None if it was not said.
+        text: As written.
+    """
+
+    name: str | None
+    shape: tuple[int, ...]
+    dtype: Any
+    text: str
+
+
+def parse_input(text: str) -> GivenInput:
+    """Reads `[name=]shape[/dtype]`.
+
+    Raises:
+        PlanError: If it cannot be read.
+
+    Example:
+        >>> parse_input("token_ids=128/int32")
+        GivenInput(name='token_ids', shape=(128,), dtype=tf.int32, text='token_ids=128/int32')
+    """
+    match = _INPUT.fullmatch(text.strip())
+    if match is None or not text.strip():
+        raise PlanError(
+            f"--input: received {text!r}; expected [name=]shape[/dtype] of one example, without "
+            f"the batch: {_EXAMPLES}."
+        )
+    dtype = None
+    if match["dtype"]:
+        try:
+            dtype = tf.as_dtype(match["dtype"])
+        except TypeError:
+            raise PlanError(
+                f"--input: received {text!r}, but {match['dtype']!r} is no element type; use "
+                "float32, int32, bool, string or another of TensorFlow's names."
+            ) from None
+    shape = tuple(int(size) for size in re.split("[x,]", match["shape"])) if match["shape"] else ()
+    return GivenInput(match["name"], shape, dtype, text)
+
+
+def input_specs(symbolic: Any | None, given: Sequence[GivenInput], microbatch: int) -> Any:
+    """The nest of specs to call a model with.
+
+    Args:
+        symbolic: The model's own inputs as a nest of Keras tensors, None if it has none.
+        given: What the user said of them; it fills in what the model leaves open.
+        microbatch: Examples per microbatch.
+
+    Returns:
+        A nest of `tf.TensorSpec`s.
+
+    Raises:
+        PlanError: If something is still unknown, or contradicts the model; all faults.
+    """
+    if symbolic is None:
+        return _from_given(given, microbatch)
+    leaves = tf.nest.flatten(symbolic)
+    chosen, faults = _matched(leaves, given)
+    specs = []
+    for leaf, match in zip(leaves, chosen, strict=True):
+        shape = tuple(leaf.shape[1:])
+        if match is not None:
+            fault = _contradiction(leaf, match)
+            if fault:
+                faults.append(fault)
+                continue
+            shape = match.shape or shape
+        if None in shape:
+            faults.append(
+                f"'{leaf.name}' has the shape {tuple(leaf.shape)}: say what is unknown besides "
+                f"the batch, such as --input {leaf.name}={_example(shape)}"
+            )
+            continue
+        dtype = match.dtype if match is not None and match.dtype is not None else leaf.dtype
+        specs.append(tf.TensorSpec((microbatch, *shape), dtype))
+    if faults:
+        raise PlanError("The inputs of the model: " + "; ".join(faults) + ".")
+    return tf.nest.pack_sequence_as(symbolic, specs)
+
+
+def _from_given(given: Sequence[GivenInput], microbatch: int) -> Any:
+    if not given:
+        raise PlanError(
+            "The model does not know the shape of its inputs before it is called. Say what one "
+            f"example looks like: --input shape/dtype, such as {_EXAMPLES}; several for several "
+            "inputs."
+        )
+    specs = [tf.TensorSpec((microbatch, *g.shape), g.dtype or tf.float32) for g in given]
+    names = [g.name for g in given if g.name is not None]
+    if not names:
+        return specs[0] if len(specs) == 1 else specs
+    if len(names) < len(given) or len(set(names)) < len(names):
+        raise PlanError(
+            "--input: give all inputs a name of their own, or none; received "
+            f"{', '.join(g.text for g in given)}."
+        )
+    return dict(zip(names, specs, strict=True))
+
+
+def _matched(
+    leaves: Sequence[Any], given: Sequence[GivenInput]
+) -> tuple[list[GivenInput | None], list[str]]:
+    """Gives each input of the model what was said of it, by name and then in order."""
+    names = [leaf.name for leaf in leaves]
+    faults = [
+        f"--input {g.text}: there is no input '{g.name}', only {', '.join(map(repr, names))}"
+        for g in given
+        if g.name is not None and g.name not in names
+    ]
+    by_name = {g.name: g for g in given if g.name is not None}
+    in_order = iter([g for g in given if g.name is None])
+    chosen = [by_name.get(name) or next(in_order, None) for name in names]
+    left = list(in_order)
+    if left:
+        faults.append(
+            f"{len(given)} were given with --input, the model has {len(leaves)}: "
+            f"{', '.join(map(repr, names))}"
+        )
+    return chosen, faults
+
+
+def _contradiction(leaf: Any, given: GivenInput) -> str:
+    known = tuple(leaf.shape[1:])
+    if given.shape and (
+        len(given.shape) != len(known)
+        or any(k not in (None, g) for k, g in zip(known, given.shape, strict=True))
+    ):
+        return f"--input {given.text} contradicts the shape of '{leaf.name}', {tuple(leaf.shape)}"
+    return ""
+
+
+def _example(shape: Sequence[int | None]) -> str:
+    return "x".join("128" if size is None else str(size) for size in shape)

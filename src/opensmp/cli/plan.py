@@ -1,0 +1,295 @@
+"""`opensmp plan`: cuts a model into partitions without running or allocating it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import keras
+import tensorflow as tf
+import typer
+from rich.console import Console
+
+from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.target import load_target, parse_arguments
+from opensmp.config import Config
+from opensmp.errors import ConfigError, PlanError
+from opensmp.graph import TracedGraph
+from opensmp.plan.auto import plan_units
+from opensmp.plan.coarse import CoarseGraph, Machine
+from opensmp.plan.coarsen import coarsen
+from opensmp.plan.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
+from opensmp.plan.plan import Plan
+from opensmp.plan.recommend import Candidate, shortfall
+from opensmp.plan.recommend import recommend as rank_configurations
+from opensmp.plan.settings import PlanSettings
+from opensmp.quantities import parse_bytes
+from opensmp.report.plan_table import WIDE, heading, plan_table, recommendation_table, summary
+from opensmp.runtime import world
+
+_PICTURES = (".svg", ".png", ".pdf")
+_NUM_SHOWN = 12
+
+
+def plan(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="A function that returns a Keras model, or a class that is one: "
+            "keras.applications:ResNet50, my_models:build, path/to/file.py:build.",
+        ),
+    ],
+    partitions: Annotated[
+        int, typer.Option(min=1, help="Number of partitions; with --recommend, of devices.")
+    ],
+    batch: Annotated[int, typer.Option(min=1, help="Examples per step.")],
+    microbatches: Annotated[
+        int, typer.Option(min=1, help="Microbatches per step; it must divide the batch.")
+    ] = 1,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "--schedule", help="interleaved or simple.")
+    ] = "interleaved",
+    active_microbatches: Annotated[
+        int | None, typer.Option(min=1, help="Most microbatches in flight.")
+    ] = None,
+    optimize: Annotated[
+        str | None,
+        typer.Option(
+            help="What to make small first, memory or speed (step time).",
+            show_default="memory; with --recommend, speed",
+        ),
+    ] = None,
+    contiguous: Annotated[
+        bool, typer.Option(help="Whether each partition must be one connected piece.")
+    ] = True,
+    device_memory: Annotated[
+        str | None, typer.Option(help="Memory of one device, such as 16GiB or 16GB.")
+    ] = None,
+    device_flops: Annotated[
+        float | None, typer.Option(help="Speed of one device in FLOPs per second: 1e13.")
+    ] = None,
+    device_bandwidth: Annotated[
+        str | None, typer.Option(help="Memory bandwidth of one device per second: 900GB.")
+    ] = None,
+    link_bandwidth: Annotated[
+        str | None, typer.Option(help="Bandwidth between devices per second: 25GB.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="[NAME=]SHAPE[/DTYPE]",
+            help="What one example looks like: 224x224x3, token_ids=128/int32. Needed where "
+            "the model does not know.",
+        ),
+    ] = None,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the factory: weights=null."),
+    ] = None,
+    allocate: Annotated[
+        bool, typer.Option("--allocate", help="Give variables their memory while planning.")
+    ] = False,
+    output: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the plan here: .svg, .png or .pdf.")
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why, and what other cuts would cost.")
+    ] = False,
+    recommend: Annotated[
+        bool,
+        typer.Option(
+            "--recommend",
+            help="Try other numbers of partitions and microbatches and both schedules, and "
+            "plan for the best.",
+        ),
+    ] = False,
+) -> None:
+    """Cuts a model into partitions and predicts time and memory of a training step.
+
+    Nothing is run and nothing is allocated: a model that no machine at hand could hold is
+    planned as well.
+    """
+    machine = _machine(device_memory, device_flops, device_bandwidth, link_bandwidth)
+    settings = PlanSettings(
+        microbatches=microbatches,
+        pipeline=pipeline,
+        active_microbatches=active_microbatches,
+        optimize=optimize or ("speed" if recommend else "memory"),
+        contiguous=contiguous,
+        machine=machine,
+    )
+    given = [parse_input(text) for text in inputs or ()]
+    _check(partitions, batch, settings, recommend, output, picture)
+    _hide_gpus()
+    _enter_world(partitions, settings)
+    model = _model(target, parse_arguments(arg or ()), allocate)
+    symbolic = symbolic_inputs(model)
+
+    def traced_for(count: int) -> TracedGraph:
+        return dry_trace(model, input_specs(symbolic, given, batch // count), training=True)
+
+    console = Console(soft_wrap=False)
+    if recommend:
+        best = _recommended(console, traced_for, batch, partitions, settings)
+        partitions, settings = best.num_partitions, best.settings
+    traced = traced_for(settings.microbatches)
+    result = plan_units(traced, coarsen(traced, machine), partitions, settings)
+    console.print(heading(result), highlight=False, markup=False)
+    console.print(plan_table(result, compact=console.width < WIDE))
+    console.print(summary(result), highlight=False)
+    if explain:
+        console.print()
+        console.print(str(result.explain()), highlight=False, markup=False)
+    if output is not None:
+        result.save(output)
+    if picture is not None:
+        result.plot(picture)
+    _print_next(console, result, output, picture)
+
+
+def _check(
+    partitions: int,
+    batch: int,
+    settings: PlanSettings,
+    recommend: bool,
+    output: Path | None,
+    picture: Path | None,
+) -> None:
+    """Refuses what cannot be, before any time is spent on the model."""
+    faults = []
+    if not recommend and batch % settings.microbatches:
+        near = [m for m in range(1, batch + 1) if batch % m == 0]
+        near.sort(key=lambda m: (abs(m - settings.microbatches), m))
+        faults.append(
+            f"--batch {batch} cannot be divided into --microbatches {settings.microbatches} of "
+            f"equal size; choose {' or '.join(map(str, sorted(near[:2])))} microbatches, or a "
+            f"batch of {-(-batch // settings.microbatches) * settings.microbatches}"
+        )
+    if picture is not None and picture.suffix.lower() not in _PICTURES:
+        faults.append(f"--picture {picture}: the suffix must be one of {', '.join(_PICTURES)}")
+    for option, path in (("--output", output), ("--picture", picture)):
+        if path is not None and not path.absolute().parent.is_dir():
+            faults.append(f"{option} {path}: there is no directory {path.absolute().parent}")
+    try:
+        _config(partitions, settings)
+    except ConfigError as error:
+        faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
+    if faults:
+        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
+
+
+def _config(partitions: int, settings: PlanSettings) -> Config:
+    return Config(
+        partitions=partitions,
+        microbatches=settings.microbatches,
+        pipeline=settings.pipeline,
+        optimize=settings.optimize,
+        contiguous=settings.contiguous,
+        active_microbatches=settings.active_microbatches or 0,
+    )
+
+
+def _machine(
+    memory: str | None, flops: float | None, bandwidth: str | None, link: str | None
+) -> Machine:
+    given: dict[str, Any] = {}
+    if memory is not None:
+        given["memory_bytes"] = parse_bytes(memory, "--device-memory")
+    if bandwidth is not None:
+        given["bytes_per_second"] = parse_bytes(bandwidth, "--device-bandwidth")
+    if link is not None:
+        given["transfer_bytes_per_second"] = parse_bytes(link, "--link-bandwidth")
+    if flops is not None:
+        if not flops > 0:
+            raise ConfigError(f"--device-flops: received {flops:g}; give a number above 0.")
+        given["flops_per_second"] = flops
+    return Machine(**given)
+
+
+def _hide_gpus() -> None:
+    """Keeps TensorFlow from taking memory of GPUs, which a dry run has no use for."""
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
+
+
+def _enter_world(partitions: int, settings: PlanSettings) -> None:
+    """Lets a factory make `smp.DistributedModel`s, without making any device."""
+    if not world.is_initialized():
+        config = _config(partitions, settings)
+        world.set_current(world.World(config, ("/device:CPU:0",) * partitions))
+
+
+def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Model:
+    factory = load_target(target)
+    if isinstance(factory, keras.Model):
+        return factory  # made when its module was imported
+    if not callable(factory):
+        raise PlanError(
+            f"'{target}' is a value of type {type(factory).__name__}. Expected: a function that "
+            "returns a keras.Model, or a class that is one."
+        )
+    if allocate:
+        return checked_model(factory(**arguments), target)
+    return build_model(factory, arguments, target)
+
+
+def _recommended(
+    console: Console,
+    traced_for: Callable[[int], TracedGraph],
+    batch: int,
+    num_devices: int,
+    settings: PlanSettings,
+) -> Candidate:
+    def graph_for(count: int) -> CoarseGraph:
+        return coarsen(traced_for(count), settings.machine)
+
+    powers = [2**i for i in range(num_devices.bit_length())]
+    tried = range(1, num_devices + 1) if num_devices <= 8 else [*powers, num_devices]
+    candidates = rank_configurations(
+        graph_for,
+        batch,
+        settings.machine,
+        partitions=tuple(tried),
+        optimize=settings.optimize,
+        contiguous=settings.contiguous,
+    )
+    limit = settings.machine.memory_bytes
+    console.print(recommendation_table(candidates[:_NUM_SHOWN], limit))
+    if len(candidates) > _NUM_SHOWN:
+        console.print(f"and {len(candidates) - _NUM_SHOWN} more\n", highlight=False)
+    missing = shortfall(candidates, settings.machine)
+    if missing:
+        raise PlanError(missing)
+    return candidates[0]
+
+
+def _print_next(console: Console, result: Plan, output: Path | None, picture: Path | None) -> None:
+    """What was written, and how to use it."""
+    settings = result.settings
+    keys: dict[str, Any] = {
+        "partitions": result.num_partitions,
+        "microbatches": settings.microbatches,
+    }
+    if settings.pipeline != "interleaved":
+        keys["pipeline"] = settings.pipeline
+    if settings.active_microbatches is not None:
+        keys["active_microbatches"] = settings.active_microbatches
+    if picture is not None:
+        console.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
+    if output is not None:
+        keys["plan"] = str(output)
+        text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
+        console.print(f"plan: {output}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"use it: smp.init({{{text}}})".replace("'", '"'),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,135 @@
+"""Times functions on a real device, as a step would run them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp.graph.trace import TracedGraph
+from opensmp.program.program import Program
+from opensmp.program.segments import Segment
+from opensmp.runtime.calls import emit_call
+
+Tensor = Any
+ConcreteFunction = Any
+Pick = Callable[[list[float]], float]
+
+_REPEATS = 5
+_CALLS = 8
+_LONG_SECONDS = 0.02
+
+
+def seconds_of(
+    run: Callable[[], Any], repeats: int = _REPEATS, pick: Pick = statistics.median
+) -> float:
+    """Time of `run()`, all devices idle before and after.
+
+    Args:
+        run: What to time; two runs more do not count.
+        repeats: How often to run it.
+        pick: Which of the times counts: `statistics.median`, or `min` for what the device
+            can do when nothing else runs.
+    """
+    times = []
+    for index in range(repeats + 2):
+        tf.test.experimental.sync_devices()
+        start = time.perf_counter()
+        run()
+        tf.test.experimental.sync_devices()
+        if index >= 2:
+            times.append(time.perf_counter() - start)
+    return pick(times)
+
+
+def seconds_per_call(
+    function: ConcreteFunction, args: Sequence[Tensor], repeats: int = _REPEATS
+) -> float:
+    """Time that one call of a function takes inside a larger function, one after another.
+
+    Python's share in starting the larger one is not in it: of a short function, the time of
+    one call is subtracted from that of nine.
+
+    Args:
+        function: The function.
+        args: Its arguments.
+        repeats: How often to measure; the median counts.
+    """
+    once = _calls(function, args, 1)
+    seconds = seconds_of(lambda: once(*args), repeats)
+    if seconds > _LONG_SECONDS:
+        return seconds
+    often = _calls(function, args, 1 + _CALLS)
+    return max(0.0, seconds_of(lambda: often(*args), repeats) - seconds) / _CALLS
+
+
+def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> ConcreteFunction:
+    def body(*args: Tensor) -> list[Tensor]:
+        everything: list[Tensor] = []  # TensorFlow leaves out what nothing is done with
+        before: list[Any] = []
+        for index in range(times):
+            with tf.control_dependencies(before):
+                op, results = emit_call(function, args, f"call_{index}")
+            everything += results
+            before = [op]
+        return everything
+
+    specs = [tf.TensorSpec(t.shape, t.dtype) for t in args]
+    return tf.function(body, autograph=False).get_concrete_function(*specs)
+
+
+def segment_seconds(
+    program: Program, segment: Segment, *, unknown_size: int, repeats: int = _REPEATS
+) -> tuple[float, float] | None:
+    """Time of the forward and of the backward pass of a segment, on the current device.
+
+    Inputs and variables are random; their memory is allocated for the measurement.
+
+    Args:
+        program: The lowered model.
+        segment: One of its segments.
+        unknown_size: Size of dimensions that the trace leaves open.
+        repeats: How often to measure; the median counts.
+
+    Returns:
+        Seconds; None for a segment that reads handles, which cannot be made up.
+    """
+    forward = program.forward(segment)
+    if any(t.dtype in (tf.variant, tf.resource) for t in forward.feeds):
+        return None
+    random = np.random.default_rng(0)
+    values = {id(t): _sample(t, random, unknown_size) for t in forward.feeds}
+    args = [values[id(t)] for t in forward.feeds]
+    seconds = seconds_per_call(forward.function, args, repeats)
+    made = (*forward.outputs, *forward.residuals)
+    values.update({id(t): value for t, value in zip(made, forward.function(*args), strict=True)})
+    backward = program.backward(segment, _differentiated(program.traced, segment))
+    if backward is None:
+        return seconds, 0.0
+    for output, upstream in zip(backward.gradient.outputs, backward.gradient.upstream, strict=True):
+        if output.dtype == tf.variant:
+            return None
+        values[id(upstream)] = tf.ones_like(values[id(output)])
+    feeds = [values[id(t)] for t in backward.feeds]
+    return seconds, seconds_per_call(backward.function, feeds, repeats)
+
+
+def _differentiated(traced: TracedGraph, segment: Segment) -> list[Tensor]:
+    """Outputs that a loss may depend on: all but the new state of variables."""
+    state = {id(value) for _, value in traced.updates}
+    return [t for t in segment.outputs if id(t) not in state]
+
+
+def _sample(tensor: Tensor, random: np.random.Generator, unknown_size: int) -> Tensor:
+    """Positive numbers, so that roots and logarithms of them exist; zeros of integers."""
+    rank = tensor.shape.rank or 0
+    dimensions = tensor.shape.as_list() if rank else []
+    shape = [unknown_size if size is None else size for size in dimensions]
+    if tensor.dtype.is_floating or tensor.dtype.is_complex:
+        values = random.random(shape, dtype=np.float32) * np.float32(0.9) + np.float32(0.1)
+        return tf.cast(values, tensor.dtype)
+    return tf.ones(shape, tf.bool) if tensor.dtype == tf.bool else tf.zeros(shape, tensor.dtype)

@@ -1,0 +1,244 @@
+"""Makes a graph smaller: joins nodes of an acyclic graph so that it stays acyclic.
+
+A graph is a number of nodes and, for each, the nodes that it needs. A grouping gives each
+node the number of its group; groups are numbered in the order of their first nodes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+from opensmp.errors import PlanError
+
+Needs = Sequence[Iterable[int]]
+Pair = tuple[int, int]
+
+_CHECKS = 8
+_MORE_NODES = 50_000
+"""`joined` looks at each node this often and at this many more, so that small graphs get more."""
+
+
+def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
+    """The graph of the groups: which groups each group needs, itself not included.
+
+    Example:
+        >>> contracted([[], [0], [1]], groups=[0, 0, 1])
+        [set(), {0}]
+    """
+    result: list[set[int]] = [set() for _ in range(max(groups, default=-1) + 1)]
+    for node, producers in enumerate(needs):
+        group = groups[node]
+        result[group].update(groups[p] for p in producers if groups[p] != group)
+    return result
+
+
+def topological_order(needs: Needs) -> list[int]:
+    """The nodes, producers first; of those that are ready, the lowest number comes first.
+
+    Raises:
+        PlanError: If the graph has a cycle.
+    """
+    order, waiting = _peeled(needs)
+    if len(order) < len(waiting):
+        stuck = [node for node, count in enumerate(waiting) if count]
+        raise PlanError(
+            f"The graph has a cycle: {len(stuck)} of its {len(waiting)} nodes wait for each "
+            f"other, among them {stuck[:5]}. Expected: a graph whose operations are in "
+            "topological order."
+        )
+    return order
+
+
+def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
+    """Joins the nodes of each pair where that leaves no cycle.
+
+    All pairs are tried at once. Those that took no part in a cycle are accepted; the others
+    are tried again in halves, so that a few bad ones cost little. The number of trials is
+    bounded; what is not accepted by then is refused.
+
+    Args:
+        needs: An acyclic graph.
+        pairs: Pairs of nodes to join, the most important first.
+
+    Returns:
+        The grouping, and the pairs refused.
+    """
+    parent = list(range(len(needs)))
+    refused: list[Pair] = []
+    budget = _CHECKS * len(needs) + _MORE_NODES
+    batches = [list(pairs)] if pairs else []
+    while batches:
+        batch = batches.pop()
+        if budget <= 0:
+            refused.extend(
+                pair for pair in batch if _root(parent, pair[0]) != _root(parent, pair[1])
+            )
+            continue
+        trial = parent.copy()
+        for a, b in batch:
+            _unite(trial, a, b)
+        groups = _numbered([_root(trial, node) for node in range(len(trial))])
+        graph = contracted(needs, groups)
+        budget -= len(graph)
+        cyclic = _cyclic(graph)
+        if not cyclic:
+            parent = trial
+            continue
+        good = [pair for pair in batch if groups[pair[0]] not in cyclic]
+        bad = [pair for pair in batch if groups[pair[0]] in cyclic]
+        for a, b in good:
+            _unite(parent, a, b)
+        if len(bad) == 1:
+            refused.extend(bad)
+        elif good:
+            batches.append(bad)
+        else:  # the first half, with the more important pairs, is tried first
+            batches += [bad[len(bad) // 2 :], bad[: len(bad) // 2]]
+    return _numbered([_root(parent, node) for node in range(len(parent))]), refused
+
+
+def chained(needs: Needs, weights: Sequence[float], limit: float, *, by_reader: bool) -> list[int]:
+    """Joins light nodes with the one node that reads them, or that they need.
+
+    This cannot make a cycle: all paths out of a node with one reader lead through the
+    reader, and all paths into a node with one producer through the producer.
+
+    Args:
+        needs: An acyclic graph.
+        weights: Weight of each node; infinite for those that are not light.
+        limit: Most weight that light nodes may add to a node.
+        by_reader: Whether to join with the only reader or with the only producer.
+    """
+    near = _readers(needs) if by_reader else [sorted(set(producers)) for producers in needs]
+    parent = list(range(len(near)))
+    added = [0.0 if weight == math.inf else weight for weight in weights]
+    for node, others in enumerate(near):
+        if len(others) == 1 and weights[node] < math.inf:
+            a, b = _root(parent, node), _root(parent, others[0])
+            if added[a] + added[b] <= limit:
+                root = _unite(parent, a, b)
+                added[root] = added[a] + added[b]
+    return _numbered([_root(parent, node) for node in range(len(parent))])
+
+
+def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
+    """Joins nodes until there are at most `most`, keeping the weights of groups even.
+
+    Chains go first: a node and its only reader, or its only producer, are joined if
+    together they weigh no more than a limit; the limit doubles when nothing more is found.
+    What is left after that, such as a dense web of tiny nodes, is joined by runs of a
+    topological order. Heavy nodes so keep their boundaries, where a cut pays.
+
+    Args:
+        needs: An acyclic graph.
+        weights: Weight of each node, >= 0.
+        most: Number of groups wanted, >= 1.
+    """
+    groups = list(range(len(needs)))
+    total = float(sum(weights))
+    limit = total / most / 4
+    while max(groups, default=-1) + 1 > most:
+        before = max(groups) + 1
+        for by_reader in (True, False):
+            graph, heavy = contracted(needs, groups), _sums(weights, groups)
+            merged = chained(graph, heavy, limit, by_reader=by_reader)
+            groups = _numbered([merged[g] for g in groups])
+        after = max(groups) + 1
+        if after > 0.9 * before:
+            if limit > 4 * total / most:
+                break
+            limit *= 2
+    if max(groups, default=-1) + 1 > most:
+        graph, heavy = contracted(needs, groups), _sums(weights, groups)
+        runs = _runs(topological_order(graph), heavy, most)
+        groups = _numbered([runs[g] for g in groups])
+    return groups
+
+
+# --- steps ------------------------------------------------------------------------------------
+
+
+def _runs(order: Sequence[int], weights: Sequence[float], most: int) -> list[int]:
+    """Cuts an order into at most `most` runs of about equal weight and not too many nodes."""
+    share = [w / max(sum(weights), 1e-30) + 1 / len(order) for w in weights]
+    run, filled, runs = 0, 0.0, [0] * len(order)
+    for node in order:
+        if filled and filled + share[node] > 4 / most:
+            run, filled = run + 1, 0.0
+        runs[node] = run
+        filled += share[node]
+    return runs
+
+
+def _readers(needs: Needs) -> list[list[int]]:
+    readers: list[list[int]] = [[] for _ in needs]
+    for node, producers in enumerate(needs):
+        for p in set(producers):
+            readers[p].append(node)
+    return readers
+
+
+def _sums(weights: Sequence[float], groups: Sequence[int]) -> list[float]:
+    result = [0.0] * (max(groups, default=-1) + 1)
+    for weight, group in zip(weights, groups, strict=True):
+        result[group] += weight
+    return result
+
+
+def _peeled(needs: Needs) -> tuple[list[int], list[int]]:
+    """Nodes that wait for no cycle, in order, and how much each node still waits for."""
+    readers = _readers(needs)
+    waiting = [len(set(producers)) for producers in needs]
+    ready = [node for node, count in enumerate(waiting) if not count]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        node = heapq.heappop(ready)
+        order.append(node)
+        for reader in readers[node]:
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                heapq.heappush(ready, reader)
+    return order, waiting
+
+
+def _cyclic(needs: Needs) -> set[int]:
+    """Nodes on cycles, or on paths between cycles."""
+    _, waiting = _peeled(needs)
+    left = {node for node, count in enumerate(waiting) if count}
+    users = dict.fromkeys(left, 0)
+    for node in left:
+        for p in needs[node]:
+            if p in left:
+                users[p] += 1
+    ends = [node for node, count in users.items() if not count]
+    while ends:
+        node = ends.pop()
+        left.discard(node)
+        for p in needs[node]:
+            if p in left:
+                users[p] -= 1
+                if not users[p]:
+                    ends.append(p)
+    return left
+
+
+def _root(parent: list[int], node: int) -> int:
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+def _unite(parent: list[int], a: int, b: int) -> int:
+    low, high = sorted((_root(parent, a), _root(parent, b)))
+    parent[high] = low
+    return low
+
+
+def _numbered(roots: Sequence[int]) -> list[int]:
+    """Groups numbered in the order of their first nodes."""
+    number: dict[int, int] = {}
+    return [number.setdefault(root, len(number)) for root in roots]

@@ -1,0 +1,208 @@
+"""Cuts a graph of units into partitions: the plan when nobody says how to cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.errors import PlanError
+from opensmp.plan.coarse import CoarseGraph, Machine
+from opensmp.plan.intervals import cut_order
+from opensmp.plan.lattice import LatticeError, all_ideals, cut_lattice, ideals_near
+from opensmp.plan.objective import microbatches_in_flight
+from opensmp.plan.orders import Order, follow, topological_orders
+from opensmp.plan.pieces import Neighbourhood, excess_pieces, join_pieces
+from opensmp.plan.problem import Problem, Score, price
+from opensmp.plan.refine import refine
+from opensmp.plan.shortage import describe_shortage
+
+Assignment = NDArray[np.int64]
+
+# Plans whose fullest device is this much fuller than the least possible are as good.
+MEMORY_TOLERANCE = 0.02
+
+_NUM_ELITES = 6
+_MOST_UNITS_TO_MIX = 400
+_MOST_IDEALS = 600
+_NUM_LOOSE = 8
+_MOST_ROUNDS = 6
+
+
+def partition_units(
+    graph: CoarseGraph,
+    num_partitions: int,
+    machine: Machine,
+    microbatches: int,
+    *,
+    optimize: str = "memory",
+    contiguous: bool = True,
+    pipeline: str = "interleaved",
+    active_microbatches: int | None = None,
+) -> Assignment:
+    """Assigns units to partitions so that a step is fast, or the fullest device small.
+
+    Many topological orders are each cut at their best places by dynamic programming; the
+    best results are improved unit by unit, and cut again along orders that follow them.
+    What `evaluate` says decides throughout. For a chain the result is the optimum, as long
+    as there are few enough places to cut to look at all.
+
+    Args:
+        graph: What to cut.
+        num_partitions: Number of partitions, >= 1. No partition stays empty, unless there
+            are fewer units than partitions: then each unit has a partition of its own and
+            the last partitions are empty (`Prediction.empty_partitions`).
+        machine: Speed and memory of the devices. No partition is larger than the memory.
+        microbatches: Microbatches of a step, >= 1.
+        optimize: `"speed"` makes the step as fast as it gets. `"memory"` makes the fullest
+            device as small as it gets, and among plans within 2 % of that the step as fast.
+        contiguous: Whether every partition is a connected piece of the graph (of each part
+            of it, if the graph itself is not connected). Given up if no such plan is found
+            to fit the memory.
+        pipeline: See `evaluate`.
+        active_microbatches: See `evaluate`.
+
+    Returns:
+        The partition of each unit, of shape (len(graph),): the same on every machine and
+        in every process.
+
+    Raises:
+        PlanError: If no plan is found that fits the memory: says how much is missing, and
+            what would help. Also if an argument is not one of the above.
+
+    Example:
+        >>> placed = partition_units(graph, 4, Machine(), microbatches=8, optimize="speed")
+        >>> evaluate(graph, placed, 4, Machine(), microbatches=8).step_seconds
+    """
+    faults = [
+        f"{name} is an integer >= 1, received {value!r}"
+        for name, value in (("num_partitions", num_partitions), ("microbatches", microbatches))
+        if value < 1
+    ]
+    if optimize not in ("memory", "speed"):
+        faults.append(f"optimize is 'memory' or 'speed', received {optimize!r}")
+    if faults:
+        raise PlanError(f"Plan: {'; '.join(faults)}.")
+    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
+    used = min(num_partitions, len(graph))
+    if not used:
+        return np.zeros(0, dtype=np.int64)
+    problem = price(graph, used, machine, microbatches, held)
+    placed = _solve(problem, optimize, contiguous)
+    if contiguous and _excess(problem, placed):
+        placed = _solve(problem, optimize, contiguous=False)
+    if _excess(problem, placed):
+        raise PlanError(
+            describe_shortage(
+                graph, placed, num_partitions, machine, microbatches, pipeline, active_microbatches
+            )
+        )
+    return placed
+
+
+def _excess(problem: Problem, placed: Assignment) -> int:
+    return problem.score(placed).excess_bytes
+
+
+def _solve(problem: Problem, optimize: str, contiguous: bool) -> Assignment:
+    """The best plan found; above the cap only if all that were found are."""
+    cap = problem.memory_bytes
+    starts: list[Assignment] = []
+    if optimize == "memory" or cap is not None:
+        starts = _search(replace(problem, minimise_bytes=True), contiguous, starts)
+        least = int(problem.loads(starts[0])[1].max())
+        if cap is not None and least > cap:
+            return starts[0]
+        if optimize == "memory":
+            near_least = int(least * (1 + MEMORY_TOLERANCE))
+            cap = near_least if cap is None else min(cap, near_least)
+    return _search(replace(problem, memory_bytes=cap), contiguous, starts)[0]
+
+
+def _search(problem: Problem, contiguous: bool, starts: Iterable[Assignment]) -> list[Assignment]:
+    """Assignments from best to worst; the best is as good as all of `starts` at least."""
+    orders = topological_orders(problem)
+    loose = _Found(problem)
+    loose.add(*starts, *_even_runs(problem))
+    for order in orders:
+        loose.add(*cut_order(problem, order, loose.best, contiguous=False))
+    if not contiguous:
+        return _improve(problem, loose, orders, None)
+    found = _Found(problem)
+    for placed in (*starts, *loose.ranked[:_NUM_LOOSE]):
+        found.add(join_pieces(problem, placed) if excess_pieces(problem, placed) else placed)
+    for order in orders:
+        found.add(*cut_order(problem, order, found.best, contiguous=True))
+    return _improve(problem, found, orders, Neighbourhood(problem))
+
+
+def _improve(
+    problem: Problem, found: _Found, orders: list[Order], near: Neighbourhood | None
+) -> list[Assignment]:
+    contiguous = near is not None
+    small = len(problem) <= _MOST_UNITS_TO_MIX
+    lattice: list[int] = []
+    if small:
+        try:
+            lattice = all_ideals(problem, _MOST_IDEALS)
+            found.add(*cut_lattice(problem, lattice, found.best, contiguous=contiguous))
+        except LatticeError:
+            pass
+    for placed in found.ranked[:_NUM_ELITES]:
+        found.add(refine(problem, placed, near))
+    for _ in range(_MOST_ROUNDS):
+        best = found.ranked[0]
+        for order in orders:
+            along = follow(best, order)
+            cuts = np.searchsorted(best[along], np.arange(1, problem.num_partitions))
+            found.add(
+                *cut_order(problem, along, found.best, contiguous=contiguous, near=cuts)
+            )
+        if small and not lattice:
+            mixed = ideals_near(problem, found.ranked[:_NUM_ELITES], orders, _MOST_IDEALS)
+            found.add(*cut_lattice(problem, mixed, found.best, contiguous=contiguous))
+        found.add(refine(problem, found.ranked[0], near))
+        if found.ranked[0] is best:
+            break
+    return found.ranked
+
+
+class _Found:
+    """Different assignments, ranked."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._scores: dict[bytes, tuple[Score, int, Assignment]] = {}
+
+    def add(self, *assignments: Assignment) -> None:
+        for placed in assignments:
+            score = self._problem.score(placed)
+            self._scores.setdefault(placed.tobytes(), (score, len(self._scores), placed))
+
+    @property
+    def ranked(self) -> list[Assignment]:
+        """From best to worst; of equals, the one found first."""
+        return [entry[2] for entry in sorted(self._scores.values(), key=lambda e: e[:2])]
+
+    @property
+    def best(self) -> Score:
+        """The best score; the worst there is if nothing has been found."""
+        if not self._scores:
+            return Score(0, 2**62, 0)
+        return min(entry[0] for entry in self._scores.values())
+
+
+def _even_runs(problem: Problem) -> list[Assignment]:
+    """Runs of consecutive units: equal in number, in time and in bytes."""
+    size, count = len(problem), problem.num_partitions
+    plans = []
+    for weights in (np.ones(size), problem.ticks, problem.bytes):
+        total = np.cumsum(weights, dtype=np.float64)
+        cuts = np.searchsorted(total, total[-1] * np.arange(1, count) / count) + 1
+        index = np.arange(1, count)
+        cuts = np.maximum.accumulate(cuts - index) + index  # at least one unit apart
+        cuts = np.minimum(cuts, size - count + index)
+        plans.append(np.searchsorted(cuts, np.arange(size), side="right"))
+    return plans

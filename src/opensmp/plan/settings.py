@@ -1,0 +1,49 @@
+"""What a plan was made for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from opensmp.config import Config
+from opensmp.plan.coarse import Machine
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """What the costs of a plan depend on besides the model.
+
+    Attributes:
+        microbatches: Microbatches of a step.
+        pipeline: Name of the schedule, a key of `opensmp.schedule.PIPELINES`.
+        active_microbatches: Most microbatches in flight; None leaves it to the schedule.
+        optimize: What comes first, `"memory"` or `"speed"`.
+        contiguous: Whether each partition must be one connected piece.
+        machine: The devices.
+
+    Example:
+        >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
+        PlanSettings(microbatches=8, pipeline='interleaved', ...)
+    """
+
+    microbatches: int = 1
+    pipeline: str = "interleaved"
+    active_microbatches: int | None = None
+    optimize: str = "memory"
+    contiguous: bool = True
+    machine: Machine = field(default_factory=Machine)
+
+    @classmethod
+    def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
+        """The settings that a configuration asks for."""
+        return cls(
+            microbatches=config.microbatches,
+            pipeline=config.pipeline,
+            active_microbatches=config.active_microbatches,
+            optimize=config.optimize,
+            contiguous=config.contiguous,
+            machine=machine or Machine(),
+        )
+
+    def __str__(self) -> str:
+        count = "1 microbatch" if self.microbatches == 1 else f"{self.microbatches} microbatches"
+        return f"{count}, pipeline {self.pipeline!r}, optimize {self.optimize!r}"

@@ -1,0 +1,39 @@
+"""The step that is being traced on this thread, for the models that it calls."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+from opensmp.graph import TracedGraph
+from opensmp.plan import Plan
+
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[TracedGraph, Plan]]
+
+_local = threading.local()
+
+
+class Runner(Protocol):
+    """What runs the model calls of a step."""
+
+    def run(
+        self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Any, list[Any]]:
+        """Runs one call; gives the output and the losses that layers added."""
+
+
+def current_runner() -> Runner | None:
+    """What runs the models of the step that is being traced, None outside of steps."""
+    return getattr(_local, "runner", None)
+
+
+@contextlib.contextmanager
+def as_current(runner: Runner) -> Iterator[None]:
+    """Makes this the current runner."""
+    outer, _local.runner = current_runner(), runner
+    try:
+        yield
+    finally:
+        _local.runner = outer

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+
+import keras
+import pytest
+import tensorflow as tf
+from helpers import output_of, run_python
+
+from opensmp.cli import main
+from opensmp.plan import Plan
+from opensmp.runtime import world
+
+MODELS = """
+import keras
+from keras import layers
+import opensmp as smp
+
+def mlp(units=32, num_layers=4):
+    stack = [layers.Dense(units, activation="relu") for _ in range(num_layers)]
+    return keras.Sequential([keras.Input([32]), *stack, layers.Dropout(0.5), layers.Dense(10)])
+
+def needy(units, depth):
+    return mlp(units, depth)
+
+def number():
+    return 3
+
+def broken():
+    raise RuntimeError("no data here")
+
+def compiled():
+    model = mlp()
+    model.compile("adam", "mse")
+    return model
+
+def open_shape():
+    inputs = keras.Input([None], dtype="int32", name="tokens")
+    x = layers.Embedding(100, 8)(inputs)
+    return keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
+
+class Net(smp.DistributedModel):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = layers.Dense(8), layers.Dense(8)
+
+    def call(self, x):
+        with smp.partition(0):
+            x = self.a(x)
+        with smp.partition(1):
+            return self.b(x)
+
+value = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "cli_models.py").write_text(MODELS)
+    yield
+    sys.modules.pop("cli_models", None)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """`run("plan ...")`: (exit status, what was printed, what went to the error stream)."""
+
+    def call(line: str, columns: int = 140) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["opensmp", *line.split()])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_plan_is_printed_written_drawn_and_explained(run, tmp_path):
+    status, out, _ = run(
+        "plan cli_models:mlp --partitions 2 --microbatches 4 --batch 32 --device-memory 1GiB "
+        "--output plan.json --picture plan.svg --explain"
+    )
+    assert status == 0
+    for part in (
+        "Plan of sequential",
+        "over 2 partitions: 4 microbatches, pipeline 'interleaved', optimize 'memory'",
+        "B to 1",
+        "predicted step",
+        "Cut 0 | 1, between",
+        "the limit is 1 GiB",
+        'use it: smp.init({"partitions": 2, "microbatches": 4, "plan": "plan.json"})',
+    ):
+        assert part in out
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.num_partitions == 2
+    assert plan.settings.machine.memory_bytes == 2**30
+    assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
+
+
+def test_written_plan_is_used_by_a_script(run, tmp_path, smp_init):
+    status, _, err = run(
+        "plan cli_models:mlp --partitions 2 --microbatches 2 --batch 8 --output plan.json"
+    )
+    assert status == 0, err
+    data = json.loads((tmp_path / "plan.json").read_text())
+    first, *others = [label for label in data["layers"] if label.startswith("dense")]
+    data["layers"] = {"*": 1, **dict.fromkeys([first], 0), **dict.fromkeys(others, 1)}
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+
+    here = smp_init({"partitions": 2, "microbatches": 2, "plan": "plan.json"})
+    import cli_models
+
+    import opensmp as smp
+
+    model = smp.DistributedModel.from_keras(cli_models.mlp())
+    model(tf.zeros([4, 32]))
+    assert model.plan.source == "plan.json"
+    kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
+    places = [kernel.value.device.endswith(here.devices[0]) for kernel in kernels]
+    assert places == [True, False, False, False, False]
+
+
+def test_recommendation_ranks_and_plans_for_the_best(run):
+    status, out, _ = run("plan cli_models:mlp --partitions 3 --batch 16 --recommend")
+    assert status == 0
+    rows = [line.split() for line in out.splitlines() if line.strip().startswith("1 ")]
+    partitions, microbatches = rows[0][1:3]
+    assert "Configurations, the best one first (no memory limit)" in out
+    assert f"over {partitions} partition" in out
+    assert f"partitions: {microbatches} microbatch" in out
+
+
+def test_distributed_model_is_planned_without_init(run):
+    status, out, err = run("plan cli_models:Net --partitions 2 --batch 4 --input 16")
+    assert status == 0, err
+    assert "Plan of net over 2 partitions" in out
+
+
+def test_terminal_of_80_columns_gets_a_table_that_fits(run):
+    status, out, _ = run("plan cli_models:mlp --partitions 2 --batch 4", columns=80)
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_shape_that_the_model_leaves_open_is_given(run):
+    line = "plan cli_models:open_shape --partitions 1 --batch 4"
+    status, _, err = run(line)
+    assert status == 1
+    assert "'tokens' has the shape (None, None)" in err
+    assert run(f"{line} --input 16")[0] == 0
+
+
+def test_arguments_reach_the_factory(run, tmp_path):
+    assert (
+        run(
+            "plan cli_models:needy --arg units=64 --arg depth=2 --partitions 1 --batch 4 "
+            "--output plan.json"
+        )[0]
+        == 0
+    )
+    assert len([k for k in Plan.load("plan.json").layers if k.startswith("dense")]) == 3
+
+
+MISUSES = [
+    ("cli_models:mlpp --batch 8", ["has no attribute 'mlpp'", "did you mean 'mlp'?"]),
+    ("no_such_module:mlp --batch 8", ["There is no module 'no_such_module'"]),
+    ("cli_models:needy --batch 8", ["'units'", "--arg units=... --arg depth=..."]),
+    ("cli_models:mlp --batch 8 --arg size=3", ["'size'", "Its parameters are (units=32"]),
+    ("cli_models:number --batch 8", ["gave a value of type builtins.int", "a keras.Model"]),
+    ("cli_models:value --batch 8", ["is a value of type int", "returns a keras.Model"]),
+    ("cli_models:broken --batch 8", ["RuntimeError: no data here"]),
+    ("cli_models:compiled --batch 8", ["an optimizer, compile()", "--allocate"]),
+    ("cli_models:Net --batch 8", ["does not know the shape of its inputs", "--input"]),
+    ("cli_models:mlp --batch 8 --input 31", ["--input 31 contradicts the shape"]),
+    (
+        "cli_models:mlp --batch 30 --microbatches 4",
+        ["--batch 30", "--microbatches 4", "choose 3 or 5 microbatches", "a batch of 32"],
+    ),
+    ("cli_models:mlp --batch 8 --device-memory 16G", ["--device-memory", "16GiB", "16GB"]),
+    ("cli_models:mlp --batch 8 --device-flops -1", ["--device-flops", "above 0"]),
+    ("cli_models:mlp --batch 8 --pipeline simpel", ["pipeline", "did you mean 'simple'?"]),
+    ("cli_models:mlp --batch 8 --optimize size", ["optimize", "'memory' or 'speed'"]),
+    ("cli_models:mlp --batch 8 --picture plan.gif", ["plan.gif", ".svg, .png, .pdf"]),
+    ("cli_models:mlp --batch 8 --output no/plan.json", ["there is no directory", "/no"]),
+    ("cli_models:mlp --batch 8 --device-memory 1KiB", ["1 KiB"]),
+    (
+        "cli_models:mlp --batch 8 --device-memory 1KiB --recommend",
+        ["No configuration fits 1 KiB per device", "too much"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "parts"), MISUSES, ids=lambda value: str(value)[:60])
+def test_misuse_gets_a_message_without_a_traceback(line, parts, run):
+    status, _, err = run(f"plan {line} --partitions 2")
+    assert status == 1
+    assert err.startswith("opensmp: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+def test_faults_of_the_options_come_at_once(run):
+    status, _, err = run(
+        "plan cli_models:mlp --partitions 2 --batch 7 --microbatches 2 --pipeline x --picture a.b"
+    )
+    assert status == 1
+    for part in ("--batch 7", "pipeline", "--picture a.b"):
+        assert part in err
+
+
+def test_model_with_an_optimizer_is_planned_with_its_memory(run):
+    status, out, _ = run("plan cli_models:compiled --partitions 2 --batch 8 --allocate")
+    assert status == 0
+    assert "Plan of sequential" in out
+
+
+def test_dry_run_leaves_no_variable_waiting(run):
+    run("plan cli_models:mlp --partitions 2 --batch 8")
+    world.clear()
+    import cli_models
+
+    with keras.StatelessScope(initialize_variables=False):
+        model = cli_models.mlp()
+    # A layer that is called now would give memory to all variables still on Keras' list.
+    assert model.layers[0].kernel._value is None
+    keras.layers.Dense(2)(tf.zeros([1, 2]))
+
+
+def test_model_of_100_gb_is_planned_in_little_memory():
+    code = textwrap.dedent(
+        """
+        import resource, sys
+        import keras
+        from keras import layers
+        import opensmp
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+        def build():
+            stack = [layers.Dense(20_000) for _ in range(64)]
+            return keras.Sequential([keras.Input([20_000]), *stack])
+
+        sys.modules["huge"] = sys.modules["__main__"]
+        sys.argv = "opensmp plan huge:build --partitions 8 --microbatches 8 --batch 32".split()
+        sys.argv += ["--device-memory", "80GiB", "--output", "plan.json"]
+        from opensmp.cli import main
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, end.code
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print("grown by", grown // 1024, "MiB")
+        """
+    )
+    out = output_of(code)
+    plan = Plan.load("plan.json")
+    assert sum(row.parameter_bytes for row in plan.rows) == 64 * (20_000**2 + 20_000) * 4
+    assert max(plan.prediction.peak_bytes) < 80 * 2**30
+    assert int(out.rsplit("grown by ", 1)[1].split()[0]) < 300
+
+
+def test_command_lists_its_options():
+    code = "import sys; sys.argv = ['opensmp', 'plan', '--help']; import opensmp.__main__"
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    for option in ("--partitions", "--device-memory", "--recommend", "--picture"):
+        assert option in done.stdout

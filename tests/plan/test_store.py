@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plan.hand_made import chain, plan_of
+
+from opensmp.errors import PlanError
+from opensmp.plan import Plan
+from opensmp.plan.calls import LayerCall, Piece
+from opensmp.plan.coarse import SharedVariable
+from opensmp.plan.store import from_json, to_json
+
+
+def nested() -> Plan:
+    """A plan of two blocks, the second of them cut, without costs."""
+    calls = (
+        LayerCall("*", (Piece("output", ("out",)),)),
+        LayerCall("first", (Piece("first", ("a", "b")),)),
+        LayerCall("second", (Piece("norm", ("c",)), Piece("add", ("e",)))),
+        LayerCall("second/dense", (Piece("dense", ("d",)),)),
+    )
+    return Plan("net", 3, {"a": 0, "b": 0, "c": 0, "d": 1, "e": 1, "out": 1}, calls)
+
+
+def edited(plan: Plan, layers: dict[str, Any]) -> Plan:
+    """The plan after an edit of its file's `layers`."""
+    data = json.loads(json.dumps(to_json(plan)))
+    data["layers"] = layers
+    return from_json(data, "plan.json")
+
+
+# --- there and back ---------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=6),
+    st.sampled_from([None, 2**30]),
+    st.sampled_from(["memory", "speed"]),
+)
+def test_plan_comes_back_as_it_was(assignment, memory_bytes, optimize):
+    shared = [SharedVariable((0, len(assignment) - 1), 8, 8, "tied")]
+    graph = chain(len(assignment), shared=shared)
+    plan = plan_of(graph, assignment, 3, memory_bytes=memory_bytes, optimize=optimize)
+    again = from_json(json.loads(json.dumps(to_json(plan))))
+    assert again.partition_of == plan.partition_of
+    assert (again.model, again.num_partitions) == ("net", 3)
+    assert (again.calls, again.settings, again.layers) == (plan.calls, plan.settings, plan.layers)
+    assert again.prediction == plan.prediction
+    assert again.costs.operations == graph.operations
+    assert again.costs.tensors == graph.tensors
+    assert again.costs.shared == graph.shared
+    assert np.array_equal(again.costs.residual_bytes, graph.residual_bytes)
+
+
+def test_file_is_readable_and_loads(tmp_path):
+    path = tmp_path / "plan.json"
+    plan = plan_of(chain(3), [0, 0, 1], 2)
+    plan.save(path)
+    text = path.read_text()
+    assert '    "dense_0": 0,\n    "dense_1": 0,\n    "dense_2": 1\n' in text
+    again = Plan.load(path)
+    assert again.source == str(path)
+    assert str(again) == str(plan)
+    assert str(again.explain()) == str(plan.explain())
+
+
+def test_plan_without_costs_comes_back_without_them(tmp_path):
+    nested().save(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.partition_of == nested().partition_of
+    assert not plan.has_costs
+
+
+def test_seconds_are_written_exactly():
+    plan = plan_of(chain(2, forward=[math.pi / 1e3, 1 / 3]), [0, 1], 2)
+    again = from_json(json.loads(json.dumps(to_json(plan))))
+    assert again.costs.forward_seconds.tolist() == [math.pi / 1e3, 1 / 3]
+
+
+def test_same_plan_gives_the_same_file(tmp_path):
+    for name in ("one", "two"):
+        plan_of(chain(5), [0, 0, 1, 1, 2], 3).save(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+# --- editing ----------------------------------------------------------------------------------
+
+
+def test_unedited_layers_say_all():
+    assert nested().layers == {
+        "*": 1,
+        "first": 0,
+        "second": {"norm": 0, "add": 1},
+        "second/dense": 1,
+    }
+    assert edited(nested(), dict(nested().layers)).partition_of == nested().partition_of
+
+
+def test_edited_layer_moves_with_all_inside_it():
+    plan = edited(nested(), {"*": 1, "first": 2, "second": 2})
+    assert plan.partition_of == {"a": 2, "b": 2, "c": 2, "d": 2, "e": 2, "out": 1}
+    assert plan.layers == {"*": 1, "first": 2, "second": 2}
+
+
+def test_innermost_entry_counts():
+    plan = edited(nested(), {"*": 0, "second": 1, "second/dense": 2})
+    assert plan.partition_of == {"a": 0, "b": 0, "c": 1, "d": 2, "e": 1, "out": 0}
+
+
+def test_piece_counts_before_its_layer():
+    plan = edited(nested(), {"*": 0, "second": {"add": 2}, "second/dense": 1})
+    assert plan.partition_of == {"a": 0, "b": 0, "c": 0, "d": 1, "e": 2, "out": 0}
+
+
+def test_star_is_for_all_that_has_no_other_entry():
+    assert set(edited(nested(), {"*": 2}).partition_of.values()) == {2}
+
+
+def test_edited_plan_has_the_costs_of_where_things_are_now():
+    plan = plan_of(chain(4), [0, 0, 1, 1], 2)
+    moved = edited(plan, {**plan.layers, "dense_1": 1})
+    assert moved.prediction == plan_of(chain(4), [0, 1, 1, 1], 2).prediction
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+def broken(**changes: Any) -> str:
+    """The message that a plan's file gets after such changes; None takes a part out."""
+    data = json.loads(json.dumps(to_json(plan_of(chain(3), [0, 0, 1], 2))))
+    for key, value in changes.items():
+        if value is None:
+            del data[key]
+        else:
+            data[key] = value
+    with pytest.raises(PlanError) as caught:
+        from_json(data, "plan.json")
+    return str(caught.value)
+
+
+MISUSES = [
+    ({"format": "tar"}, ["'plan.json' is no plan", '"format": "opensmp plan"', "'tar'"]),
+    ({"version": 9}, ["version 9", "reads version 1"]),
+    ({"model": 3}, ["1. model: expected a text; received 3"]),
+    ({"partitions": None}, ["partitions: expected an integer; it is missing"]),
+    ({"partitions": True}, ["partitions: expected an integer; received True"]),
+    ({"partitions": 0}, ["partitions: received 0; expected an integer >= 1"]),
+    ({"layers": None}, ["layers: expected an object; it is missing"]),
+    (
+        {"layers": {"*": 0, "dense_9": 1}},
+        ["layers: 'dense_9' is no layer of the plan; did you mean 'dense_"],
+    ),
+    ({"layers": {"*": 2}}, ["'*' has partition 2; expected an integer from 0 to 1"]),
+    ({"layers": {"*": "0"}}, ["'*' has partition '0'; expected an integer"]),
+    ({"layers": {"*": True}}, ["'*' has partition True"]),
+    (
+        {"layers": {"*": 0, "dense_0": {"dens_0": 1}}},
+        ["'dense_0', piece 'dens_0', is no piece of that layer; did you mean 'dense_0'?"],
+    ),
+    (
+        {"layers": {"dense_0": 0}},
+        ["2 faults", "no entry contains the operations of 'dense_1'", "'dense_2'", '"*"'],
+    ),
+    ({"operations": {"*": 3}}, ["operations: expected an object of lists of names for '*'"]),
+    (
+        {"operations": {"a": {"x": ["op"]}, "b": {"y": ["op"]}}},
+        ["operations: 'op' is in 'a' and in 'b'"],
+    ),
+    ({"settings": {"speed": 3}}, ["settings: expected an object with microbatches, pipeline"]),
+    ({"costs": {"names": 3}}, ["costs: this part is broken; take it out"]),
+]
+
+
+@pytest.mark.parametrize(("changes", "parts"), MISUSES, ids=lambda value: str(value)[:50])
+def test_broken_file_gets_a_message_that_says(changes, parts):
+    message = broken(**changes)
+    for part in (*parts, "plan.json"):
+        assert part in message
+    assert "opensmp plan" in message  # how to mend it
+
+
+def test_all_faults_come_at_once():
+    message = broken(model=None, partitions="2", settings=None)
+    assert "has 3 faults." in message
+    for number, key in enumerate(("model", "partitions", "settings"), start=1):
+        assert f"  {number}. {key}: " in message
+
+
+def test_no_file_is_named(tmp_path):
+    with pytest.raises(PlanError, match=r"absent\.json' cannot be read: No such file"):
+        Plan.load(tmp_path / "absent.json")
+
+
+def test_file_that_is_no_json_says_where(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text('{"format": "opensmp plan",\n  broken')
+    with pytest.raises(PlanError, match=r"is no JSON: .* in line 2, column 3"):
+        Plan.load(path)
+
+
+def test_binary_file_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match="cannot be read: it is no UTF-8 text"):
+        Plan.load(path)
+
+
+def test_json_of_something_else_is_refused():
+    with pytest.raises(PlanError, match="received 'list'"):
+        from_json([1, 2], "plan.json")

@@ -1,0 +1,647 @@
+"""Canaries: one per function that rests on a private name of TensorFlow or Keras.
+
+When a version moves or renames one, the test of that function fails, and its name says which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import types
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from opensmp import _private
+
+
+def graph_with(*shapes: list[int]) -> tuple[Any, list[Any]]:
+    """A new function graph and placeholders in it."""
+    graph = _private.new_graph("canary")
+    with graph.as_default():
+        return graph, [tf.compat.v1.placeholder(tf.float32, shape) for shape in shapes]
+
+
+def waiting_variable(**kwargs: Any) -> Any:
+    """A Keras variable that has no memory yet."""
+    with keras.StatelessScope(initialize_variables=False):
+        return keras.Variable(keras.initializers.Constant(3.0), shape=(2,), **kwargs)
+
+
+def test_every_function_has_a_canary():
+    functions = {
+        name
+        for name, value in vars(_private).items()
+        if inspect.isfunction(value)
+        and value.__module__ == _private.__name__
+        and not name.startswith("_")
+    }
+    canaries = [name.removeprefix("test_") for name in globals() if name.startswith("test_")]
+    missing = {f for f in functions if not any(c == f or c.startswith(f"{f}__") for c in canaries)}
+    assert missing == set()
+
+
+# ----------------------------------------------------------------------------------- graphs
+
+
+def test_new_graph():
+    graph = _private.new_graph("mine")
+    assert graph.name == "mine"
+    outside = tf.constant(1.0)
+    with graph.as_default():
+        inside = outside + 1.0
+    assert inside.graph is graph
+
+
+def test_captures():
+    graph = _private.new_graph("canary")
+    outside = tf.constant([1.0, 2.0])
+    with graph.as_default():
+        y = tf.raw_ops.AddV2(x=outside, y=outside)
+    ((source, placeholder),) = _private.captures(graph)
+    assert source is outside
+    assert all(x is placeholder for x in y.op.inputs)
+
+
+def test_is_stateful():
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        print_op = tf.print(x)
+        total = x + 1.0
+        noise = tf.raw_ops.RandomStandardNormal(shape=[2], dtype=tf.float32)
+    assert _private.is_stateful(print_op)
+    assert _private.is_stateful(noise.op)
+    assert not _private.is_stateful(total.op)
+
+
+def test_tagged():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        before = x + 1.0
+        with _private.tagged(graph, 2):
+            outer = x + 1.0
+            with _private.tagged(graph, 0):
+                loop = tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: [y + 1.0], [x])[0]
+            after = x + 1.0
+    while_op = next(op for op in graph.get_operations() if "While" in op.type)
+    assert [_private.tag_of(op) for op in (before.op, outer.op, while_op, after.op)] == [
+        None,
+        2,
+        0,
+        2,
+    ]
+    assert loop.graph is graph
+
+
+def test_tag_of():
+    graph, (x,) = graph_with([2])
+    assert _private.tag_of(x.op) is None
+    with graph.as_default(), _private.tagged(graph, 3):
+        assert _private.tag_of((x + 1.0).op) == 3
+
+
+def test_strip_attributes():
+    graph, (x,) = graph_with([2])
+    with graph.as_default(), _private.tagged(graph, 1):
+        y = tf.identity(x, name="y")
+    node = next(node for node in graph.as_graph_def().node if node.name == y.op.name)
+    assert len(node.attr) > 1
+    _private.strip_attributes(node)
+    assert sorted(node.attr) == ["T"]
+
+
+def test_copy_handle_data():
+    graph = _private.new_graph("canary")
+    with graph.as_default():
+        elements = tf.raw_ops.TensorListReserve(
+            element_shape=[2], num_elements=3, element_dtype=tf.float32
+        )
+        placeholder = tf.compat.v1.placeholder(tf.variant, [])
+        _private.copy_handle_data(elements, placeholder)
+        _private.copy_handle_data(tf.constant(1.0), tf.constant(2.0))  # nothing to copy
+        # Its gradient is dropped without a word where the element type is not known.
+        item = tf.raw_ops.TensorListGetItem(
+            input_handle=placeholder, index=0, element_shape=[2], element_dtype=tf.float32
+        )
+        (gradient,) = tf.gradients(item, placeholder)
+    assert gradient is not None
+
+
+def test_add_control_input():
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        first, second = tf.identity(x), tf.identity(x)
+    _private.add_control_input(second.op, first.op)
+    assert second.op.control_inputs == [first.op]
+
+
+def test_replace_input():
+    _, (x, y) = graph_with([2], [2])
+    with x.graph.as_default():
+        total = tf.raw_ops.AddV2(x=x, y=x)
+    _private.replace_input(total.op, 1, y)
+    assert [t is x for t in total.op.inputs] == [True, False]
+    assert total.op.inputs[1] is y
+
+
+def test_automatic_control_dependencies():
+    variable = tf.Variable(0.0)
+
+    @tf.function
+    def run():
+        graph = tf.compat.v1.get_default_graph()
+        outer = graph.experimental_acd_manager
+        with _private.automatic_control_dependencies():
+            assert graph.experimental_acd_manager is not outer
+            for i in range(4):
+                variable.assign_add(float(i))
+                variable.assign(2.0 * variable)
+        assert graph.experimental_acd_manager is outer
+        ordered = [op for op in graph.get_operations() if op.control_inputs]
+        assert len(ordered) >= 7  # known before the function itself is finished
+        return variable.read_value()
+
+    assert float(run()) == ((0.0 * 2 + 1) * 2 + 2) * 4 + 6
+
+
+def test_call_attributes():
+    attributes = _private.call_attributes()
+    assert "config_proto" in attributes
+    function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+
+    @tf.function
+    def run(x):
+        return tf.raw_ops.PartitionedCall(args=[x], Tout=[tf.float32], f=function, **attributes)
+
+    assert float(run(tf.constant(1.0))[0]) == 2.0
+
+
+def test_with_autograph():
+    def absolute(x):
+        if x > 0.0:
+            return x
+        return -x
+
+    converted = _private.with_autograph(absolute)
+    run = tf.function(converted, autograph=False)
+    assert [float(run(tf.constant(x))) for x in (2.0, -3.0)] == [2.0, 3.0]
+
+
+def test_functions_of():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        tf.cond(tf.reduce_sum(x) > 0.0, lambda: x, lambda: -x)
+    names = {name for node in graph.as_graph_def().node for name in _private.functions_of(node)}
+    library = {function.signature.name for function in graph.as_graph_def().library.function}
+    assert len(names) == 2
+    assert names <= library
+
+
+def test_function_graphs():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        tf.cond(tf.reduce_sum(x) > 0.0, lambda: x, lambda: -x)
+    branch = next(op for op in graph.get_operations() if op.type in ("If", "StatelessIf"))
+    (then,) = _private.function_graphs(branch, "then_branch")
+    assert any(op.type == "Placeholder" for op in then.get_operations())
+
+
+def test_trace_apart_while(monkeypatch):
+    contexts = _private.function_context
+    monkeypatch.setattr(contexts, "make_function_context", contexts.make_function_context)
+    state = {"apart": False}
+    _private.trace_apart_while(lambda: state["apart"])
+    traces = []
+
+    @tf.function
+    def run(x):
+        traces.append(state["apart"])
+        return x
+
+    for apart in (False, True, False, True):
+        state["apart"] = apart
+        run(tf.constant(1.0))
+    assert traces == [False, True]
+
+
+# ------------------------------------------------------------------------------------ tapes
+
+
+def test_tape_is_active():
+    assert not _private.tape_is_active()
+    with tf.GradientTape() as tape:
+        assert _private.tape_is_active()
+        with tape.stop_recording():
+            assert not _private.tape_is_active()
+    assert not _private.tape_is_active()
+
+
+def test_is_watched():
+    x, y = tf.constant(1.0), tf.constant(1.0)
+    assert not _private.is_watched(x)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        assert _private.is_watched(x)
+        assert not _private.is_watched(y)
+
+
+def test_stop_recording():
+    x = tf.constant(2.0)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        with _private.stop_recording():
+            hidden = x * x
+        y = x * 3.0 + hidden
+    assert float(tape.gradient(y, x)) == 3.0
+
+
+def test_lifted():
+    @tf.function
+    def run(x):
+        with tf.GradientTape(), _private.lifted():
+            assert tf.executing_eagerly()
+            inner = tf.constant(3.0)
+            with tf.GradientTape() as tape:
+                tape.watch(inner)
+                y = inner * inner
+            slope = tape.gradient(y, inner)
+        return x * float(slope)
+
+    assert float(run(tf.constant(1.0))) == 6.0
+
+
+def test_has_custom_gradient():
+    @tf.custom_gradient
+    def double(x):
+        return x * 2.0, lambda upstream: upstream * 2.0
+
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        double(x)
+        plain = x * 2.0
+    found = [op for op in x.graph.get_operations() if _private.has_custom_gradient(op)]
+    assert [op.type for op in found] == ["IdentityN"]
+    assert not _private.has_custom_gradient(plain.op)
+
+
+# -------------------------------------------------------------------------- Keras variables
+
+
+def test_in_stateless_scope():
+    assert not _private.in_stateless_scope()
+    with keras.StatelessScope():
+        assert _private.in_stateless_scope()
+
+
+def test_in_symbolic_scope():
+    seen = []
+
+    class Asks(keras.layers.Layer):
+        def call(self, x):
+            seen.append(_private.in_symbolic_scope())
+            return x
+
+    layer = Asks()
+    layer(keras.Input([2]))
+    layer(tf.ones([2]))
+    assert seen == [True, False]
+
+
+def test_is_keras_tensor():
+    assert _private.is_keras_tensor(keras.Input([2]))
+    assert not _private.is_keras_tensor(tf.ones([2]))
+
+
+def test_is_initialized():
+    assert _private.is_initialized(keras.Variable(1.0))
+    assert not _private.is_initialized(waiting_variable())
+    _private.take_pending_variables()
+
+
+def test_variable_dtype():
+    seen = {}
+
+    class Half(keras.layers.Layer):
+        def build(self, shape):
+            self.scale = self.add_weight(shape=())
+
+        def call(self, x):
+            seen["public"], seen["stored"] = self.scale.dtype, _private.variable_dtype(self.scale)
+            return x * self.scale
+
+    Half(dtype="mixed_float16")(tf.ones([2]))
+    assert seen == {"public": "float16", "stored": tf.float32}
+
+
+def test_take_pending_variables():
+    _private.take_pending_variables()
+    first, second = waiting_variable(), waiting_variable()
+    taken = _private.take_pending_variables()
+    assert [id(v) for v in taken] == [id(first), id(second)]
+    assert _private.take_pending_variables() == []
+    keras.layers.Dense(1)(tf.ones([1, 1]))  # would initialise what it finds there
+    assert not _private.is_initialized(first)
+
+
+@pytest.mark.parametrize("in_function", [False, True])
+def test_initialize_on(in_function):
+    variable = waiting_variable()
+    _private.take_pending_variables()
+
+    def run():
+        with tf.init_scope():
+            _private.initialize_on(variable, "CPU:2")
+
+    (tf.function(run) if in_function else run)()
+    assert variable.value.device.endswith("CPU:2")
+    assert variable.numpy().tolist() == [3.0, 3.0]
+
+
+def test_storage():
+    variable = keras.Variable(1.0)
+    assert isinstance(_private.storage(variable), tf.Variable)
+    _private.storage(variable).assign(2.0)
+    assert float(variable) == 2.0
+
+
+def test_move_to():
+    variable = keras.Variable(np.arange(3.0), trainable=False, name="moved")
+    _private.move_to(variable, "CPU:3")
+    assert variable.value.device.endswith("CPU:3")
+    assert variable.numpy().tolist() == [0.0, 1.0, 2.0]
+    assert variable.trainable is False
+    variable.assign([1.0, 1.0, 1.0])
+    assert variable.numpy().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_get_mask():
+    embedded = keras.layers.Embedding(3, 1, mask_zero=True)(tf.constant([[1, 0]]))
+    assert _private.get_mask(embedded).numpy().tolist() == [[True, False]]
+    assert _private.get_mask(tf.ones([2])) is None
+
+
+def test_set_mask():
+    x = tf.constant([[[2.0], [4.0]]])
+    _private.set_mask(x, tf.constant([[True, False]]))
+    assert keras.layers.GlobalAveragePooling1D()(x).numpy().tolist() == [[2.0]]
+
+
+def test_get_logits():
+    logits = tf.constant([[1.0, 2.0]])
+    for probabilities in (keras.activations.softmax(logits), keras.activations.sigmoid(logits)):
+        assert _private.get_logits(probabilities).numpy().tolist() == [[1.0, 2.0]]
+    assert _private.get_logits(tf.ones([2])) is None
+
+
+def test_set_logits():
+    labels, logits = tf.constant([0]), tf.constant([[-200.0, 200.0]])
+    probabilities = tf.nn.softmax(logits)
+    loss = keras.losses.sparse_categorical_crossentropy
+    without = float(loss(labels, probabilities)[0])
+    _private.set_logits(probabilities, logits)
+    assert float(loss(labels, probabilities)[0]) == 400.0
+    assert without < 100.0
+
+
+def test_regularization_losses():
+    layer = keras.layers.Dense(
+        1, kernel_initializer="ones", kernel_regularizer=keras.regularizers.L2(2.0)
+    )
+    model = keras.Sequential([layer, keras.layers.ActivityRegularization(l1=1.0)])
+    model(tf.ones([1, 1]))
+    assert [float(loss) for loss in _private.regularization_losses(model)] == [2.0]
+    assert len(model.losses) == 2
+
+
+def test_is_variable_creation_error():
+    with pytest.raises(ValueError) as caught, keras.StatelessScope():  # noqa: PT011
+        keras.Variable(np.ones(2))
+    assert _private.is_variable_creation_error(caught.value)
+    assert not _private.is_variable_creation_error(ValueError("something else"))
+
+
+# ------------------------------------------------------------------- hooks while tracing
+
+
+def test_replaced():
+    class Owner:
+        def name(self) -> str:
+            return "own"
+
+    def use():
+        with _private.replaced(Owner, "name", lambda original: lambda self: original(self) + "!"):
+            assert Owner().name() == "own!"
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use()
+    assert Owner().name() == "own"
+
+
+def test_layer_calls():
+    seen = []
+
+    @contextlib.contextmanager
+    def around(layer):
+        seen.append(f"+{layer.name}")
+        yield
+        seen.append(f"-{layer.name}")
+
+    inner = keras.layers.Dense(1, name="inner")
+    model = keras.Sequential([inner], name="outer")
+    model.build((None, 1))
+    with _private.layer_calls(around):
+        model(tf.ones([1, 1]))
+    assert seen[0] == "+outer"
+    assert seen[-1] == "-outer"
+    assert seen.index("+inner") < seen.index("-inner")
+    model(tf.ones([1, 1]))
+    assert seen[-1] == "-outer"
+    count = len(seen)
+    model(tf.ones([1, 1]))
+    assert len(seen) == count
+
+
+def test_functional_nodes():
+    shared = keras.layers.Dense(2, name="shared")
+    inputs = keras.Input([2])
+    middle = shared(inputs)
+    model = keras.Model(inputs, shared(middle) + middle)
+    seen = []
+
+    @contextlib.contextmanager
+    def around(node):
+        seen.append(node)
+        yield
+
+    with _private.functional_nodes(around):
+        model(tf.ones([1, 2]))
+    assert [node.operation.name.split("_")[0] for node in seen] == ["shared", "shared", "add"]
+    assert len(set(map(id, seen))) == 3
+    assert seen[0].outputs[0] is middle
+
+
+def test_new_nodes():
+    made = []
+    with _private.new_nodes(made.append):
+        inputs = keras.Input([2])
+        keras.layers.Dense(1, name="dense")(inputs)
+    keras.layers.Dense(1)(inputs)
+    assert [node.operation.name for node in made][-1] == "dense"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_variable_access(compiled):
+    variable = tf.Variable([1.0, 2.0])
+    written = {}
+
+    def write(which, value):
+        written[id(which)] = value
+        return True
+
+    def run():
+        other = tf.constant([10.0, 20.0])
+        with _private.variable_access(lambda v: other if v is variable else None, write):
+            results = [variable + 0.0, tf.gather(variable, 1), variable.read_value()]
+            variable.assign_add([1.0, 1.0])
+            results.append(written[id(variable)])
+            variable.assign([5.0, 5.0])
+            results.append(written[id(variable)])
+            variable.assign_sub([1.0, 1.0])
+            results.append(written[id(variable)])
+        return results
+
+    found = [t.numpy().tolist() for t in (tf.function(run) if compiled else run)()]
+    assert found == [[10, 20], 20, [10, 20], [11, 21], [5, 5], [9, 19]]
+    assert variable.numpy().tolist() == [1.0, 2.0]
+
+
+def test_eager_builds():
+    class Keeps(keras.layers.Layer):
+        def build(self, shape):
+            assert tf.executing_eagerly()
+            self.kept = tf.range(float(shape[-1]))
+
+        def call(self, x):
+            return x + self.kept
+
+    class Outer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.keeps = Keeps()
+
+        def call(self, x):
+            return self.keeps(x)
+
+    model = Outer()
+
+    @tf.function
+    def run(x):
+        with _private.eager_builds():
+            return model(x)
+
+    assert run(tf.zeros([1, 3])).numpy().tolist() == [[0.0, 1.0, 2.0]]
+    assert run(tf.zeros([2, 3])).shape == (2, 3)  # a second trace uses what the first one kept
+
+
+# ------------------------------------------------------------------------------- optimizers
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=0.1),
+        keras.optimizers.Adam(0.1, use_ema=True, clipnorm=1.0),
+        keras.optimizers.Adam(0.1, clipvalue=1.0),
+        keras.optimizers.Adam(0.1, global_clipnorm=1.0),
+    ],
+    ids=["momentum and decay", "average and norm", "value", "global norm"],
+)
+def test_place_updates_with_variables(optimizer):
+    _private.place_updates_with_variables()
+    _private.place_updates_with_variables()  # changes nothing a second time
+    variables = []
+    for i in range(3):
+        with tf.device(f"CPU:{i}"):
+            variables.append(keras.Variable([1.0] * (i + 2)))
+
+    @tf.function
+    def run():
+        gradients = []
+        for i, variable in enumerate(variables):
+            with tf.device(f"CPU:{i}"):
+                gradients.append(2.0 * tf.identity(variable.value))
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+    run()
+    for slot in optimizer.variables:
+        if slot.shape.rank if hasattr(slot.shape, "rank") else len(slot.shape):
+            assert slot.value.device.endswith(f"CPU:{slot.shape[0] - 2}"), slot.path
+    for op in run.get_concrete_function().graph.get_operations():
+        lengths = {t.shape[0] for t in op.outputs if t.shape.rank == 1 and t.shape[0] in (2, 3, 4)}
+        if lengths and op.type in (
+            "Mul",
+            "AddV2",
+            "Sqrt",
+            "AssignVariableOp",
+            "AssignSubVariableOp",
+        ):
+            if optimizer.global_clipnorm and not op.device:
+                continue  # a norm over all gradients has no one place
+            assert op.device.endswith(f"CPU:{lengths.pop() - 2}"), op.name
+
+
+# ------------------------------------------------------------------------------------ costs
+
+
+def test_registered_flops():
+    _, (x, y) = graph_with([2, 3], [3, 4])
+    with x.graph.as_default():
+        product = (x @ y).op
+        other = tf.reshape(x, [-1]).op
+    assert _private.registered_flops(product, [[2, 3], [3, 4]], [[2, 4]]) == 2 * 2 * 3 * 4
+    assert _private.registered_flops(other, [[2, 3], [1]], [[6]]) in (None, 0.0)
+
+
+def test_has_registered_flops():
+    assert _private.has_registered_flops("MatMul")
+    assert not _private.has_registered_flops("NoSuchOperation")
+
+
+# ------------------------------------------------------------------------- names elsewhere
+
+
+def test_functional_is_the_class_of_functional_models():
+    inputs = keras.Input([1])
+    assert type(keras.Model(inputs, inputs + 1.0)) is _private.Functional
+
+
+def test_autograph_lets_our_errors_pass():
+    """It replaces exceptions unless they have the attribute `ag_pass_through`."""
+    from opensmp.errors import StepError
+
+    @tf.function
+    def run(x):
+        raise StepError("as it is")
+
+    with pytest.raises(StepError) as caught:
+        run(tf.constant(1.0))
+    assert str(caught.value) == "as it is"
+
+
+def test_nothing_else_in_the_package_touches_private_names():
+    from pathlib import Path
+
+    package = Path(_private.__file__).parent
+    offenders = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in package.rglob("*.py")
+        if path.name != "_private.py"
+        for line in path.read_text().splitlines()
+        if "tensorflow.python" in line or "keras.src" in line
+    ]
+    assert offenders == []
+    assert isinstance(_private, types.ModuleType)

@@ -1,0 +1,26 @@
+"""The part of the zoo that a run of the test suite takes: another one every day."""
+
+from __future__ import annotations
+
+import datetime
+import os
+
+from zoo.entry import Entry
+from zoo.models import by_size
+
+# Not OPENSMP_...: variables of that name are configuration of the library.
+VARIABLE = "ZOO_ROTATION"
+ROTATION = int(os.environ.get(VARIABLE) or datetime.date.today().toordinal())
+
+
+def rotating(rotation: int) -> list[Entry]:
+    """Two small backbones and one small application; all have had their turn after some days.
+
+    Args:
+        rotation: Number of the part; any integer.
+    """
+    small = by_size("small")
+    backbones = [entry for entry in small if entry.family == "keras_hub"]
+    applications = [entry for entry in small if entry.family == "keras.applications"]
+    chosen = [backbones[(2 * rotation + i) % len(backbones)] for i in range(2)]
+    return [*chosen, applications[rotation % len(applications)]]
