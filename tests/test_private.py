@@ -227,6 +227,24 @@ def test_trace_apart_while(monkeypatch):
     assert traces == [False, True]
 
 
+def test_keep_results_in_place():
+    @tf.function
+    def run(x):
+        results = []
+        for i in range(3):
+            with tf.device(f"CPU:{i}"):
+                results.append(x + float(i))
+        _private.keep_results_in_place(tf.compat.v1.get_default_graph())
+        return results
+
+    outputs = run.get_concrete_function(tf.constant(1.0)).outputs
+    assert [t.op.type for t in outputs] == ["Identity"] * 3
+    assert [t.device[-1] for t in outputs] == ["0", "1", "2"]
+    results = run(tf.constant(1.0))
+    assert [t.backing_device[-1] for t in results] == ["0", "1", "2"]
+    assert [float(t) for t in results] == [1.0, 2.0, 3.0]
+
+
 # ------------------------------------------------------------------------------------ tapes
 
 
@@ -369,12 +387,26 @@ def test_storage():
 
 def test_move_to():
     variable = keras.Variable(np.arange(3.0), trainable=False, name="moved")
+    storage = variable.value
     _private.move_to(variable, "CPU:3")
+    assert variable.value is storage  # optimizers and checkpoints know it by this object
     assert variable.value.device.endswith("CPU:3")
     assert variable.numpy().tolist() == [0.0, 1.0, 2.0]
     assert variable.trainable is False
     variable.assign([1.0, 1.0, 1.0])
     assert variable.numpy().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_forget_compiled_functions():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([inner])
+    for each in (model, inner):
+        each.compile("sgd", "mse")
+        each.predict(tf.ones([1, 1]), verbose=0)
+        assert each.predict_function is not None
+    _private.forget_compiled_functions(model)
+    assert model.predict_function is inner.predict_function is None
+    assert model.predict(tf.ones([1, 1]), verbose=0).shape == (1, 1)
 
 
 def test_get_mask():
@@ -414,6 +446,26 @@ def test_regularization_losses():
     model(tf.ones([1, 1]))
     assert [float(loss) for loss in _private.regularization_losses(model)] == [2.0]
     assert len(model.losses) == 2
+
+
+def test_order_losses():
+    first = keras.layers.ActivityRegularization(l1=1.0)
+    second = keras.layers.ActivityRegularization(l1=10.0)
+
+    class Backwards(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def call(self, x):
+            return self.first(self.second(x))
+
+    model = Backwards()
+    with keras.StatelessScope(collect_losses=True) as scope:
+        model(tf.ones([1, 1]))
+        assert [float(loss) for loss in scope.losses] == [10.0, 1.0]
+        _private.order_losses(model)
+        assert [float(loss) for loss in scope.losses] == [1.0, 10.0]
 
 
 def test_is_variable_creation_error():

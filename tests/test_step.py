@@ -525,6 +525,17 @@ class TestResults:
         assert [t.numpy() for t in text] == [b"text", b"text"]
         assert values(array.merge()) == [0, 1, 0, 1]
 
+    def test_variables_come_back_as_their_values(self, scale):
+        plain = tf.Variable([1.0, 2.0])
+
+        @smp.step
+        def forward(x):
+            return scale(x), scale.factor, plain
+
+        _, factor, other = forward(COLUMN)
+        assert [float(t) for t in factor] == [3.0, 3.0]
+        assert values(other.stack()) == [[1.0, 2.0], [1.0, 2.0]]
+
     def test_sparse_gradients_come_back_sparse(self, smp_init):
         smp_init(TWO_BY_TWO)
 
@@ -606,7 +617,7 @@ class TestResults:
 
         @smp.step
         def forward(x):
-            return scale(x), (None if next(counter) else x)
+            return scale(x), (None if next(counter) % 2 else x)
 
         with pytest.raises(StepError, match="other structures for different microbatches"):
             forward(COLUMN)

@@ -20,6 +20,7 @@ from opensmp.errors import (  # noqa: E402
     ConfigError,
     NotInitializedError,
     PartitionError,
+    PlanError,
     ScheduleError,
     SmpError,
     StepError,
@@ -28,6 +29,7 @@ from opensmp.errors import (  # noqa: E402
 from opensmp.hooks import register_post_partition_hook  # noqa: E402
 from opensmp.model import DistributedModel  # noqa: E402
 from opensmp.partition import partition  # noqa: E402
+from opensmp.plan import Plan  # noqa: E402
 from opensmp.report import Timeline, record_timeline  # noqa: E402
 from opensmp.runtime.bootstrap import init, shutdown  # noqa: E402
 from opensmp.runtime.world import (  # noqa: E402
@@ -79,6 +81,8 @@ __all__ = [
     "DistributedModel",
     "NotInitializedError",
     "PartitionError",
+    "Plan",
+    "PlanError",
     "RankType",
     "ScheduleError",
     "SmpError",

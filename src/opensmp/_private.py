@@ -279,6 +279,17 @@ def regularization_losses(layer: Any) -> list[Tensor]:
     return list(layer._get_regularization_losses())
 
 
+def order_losses(layer: Any) -> None:
+    """Puts the losses that a StatelessScope has collected in the order of `layer.losses`.
+
+    They come in the order of the layers' calls; Keras lists them layer by layer.
+    """
+    if in_stateless_scope():
+        layers = [layer, *layer._flatten_layers(include_self=False)]
+        collected = keras_backend.get_stateless_scope().losses
+        collected[:] = [loss for each in layers for loss in each._get_own_losses()]
+
+
 # --- hooks that live while a model is traced --------------------------------------
 
 
@@ -615,3 +626,21 @@ def eager_builds() -> Any:
             vars(layer)["build"] = original
 
     return layer_calls(around)
+
+
+def keep_results_in_place(graph: Any) -> None:
+    """Lets the results of the function being traced stay on the devices that made them.
+
+    `tf.function` adds an identity to each result when its Python function has returned.
+    Inlined into another function, an identity without a device runs on the first one, and
+    every result travels there and back. The device context below is meant to be open
+    still when the identities are made; it ends with the graph.
+    """
+
+    def device(op: Op) -> str:
+        in_place = op.type == "Identity" and not op.device
+        return str(op.inputs[0].device if in_place else op.device)
+
+    context = graph.device(device)
+    context.__enter__()
+    graph._smp_results_in_place = context

@@ -159,7 +159,13 @@ class DistributedModel(keras.Model):
     @property
     def _smp_partitions(self) -> Partitioning:
         if _STATE not in self.__dict__:
-            forward = super().__call__
+            plain_call = super().__call__
+
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                outputs = plain_call(*args, **kwargs)
+                _private.order_losses(self)
+                return outputs
+
             self.__dict__[_STATE] = Partitioning(self, forward)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions

@@ -264,6 +264,18 @@ def test_model_of_100_gb_is_planned_in_little_memory():
     assert int(out.rsplit("grown by ", 1)[1].split()[0]) < 300
 
 
+def test_plan_is_the_same_in_every_process(tmp_path):
+    code = (
+        "import sys; from opensmp.cli import main; sys.argv = 'opensmp plan cli_models:mlp "
+        "--partitions 3 --microbatches 2 --batch 8 --output plan.json'.split(); main()"
+    )
+    files = []
+    for seed in ("1", "2"):
+        output_of(code, env={"PYTHONHASHSEED": seed})
+        files.append((tmp_path / "plan.json").read_bytes())
+    assert files[0] == files[1]
+
+
 def test_command_lists_its_options():
     code = "import sys; sys.argv = ['opensmp', 'plan', '--help']; import opensmp.__main__"
     done = run_python(code)

@@ -23,9 +23,13 @@ class Bound:
 
 
 BIT_EQUAL = Bound(0.0, "nothing reorders a sum")
-# Equal bits with tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False}).
 REASSOCIATED = Bound(
     1e-6,
-    "TensorFlow's arithmetic optimizer adds contributions and microbatches in another order "
-    "where plain Keras has both in one graph",
+    "TensorFlow's graph optimizer, which sees the whole of a plain step and only a partition of "
+    "a split one, adds in another order, or a tape and tf.gradients do; equal bits without both",
+)
+SEVERAL_USES = Bound(
+    1e-6,
+    "three or more contributions to one gradient come from several partitions, and each "
+    "partition adds its own first; 1e-12 in double precision",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from parity.case import Case
+from parity.exact import tapes_as_graph_gradients, without_graph_optimizer
 from parity.layout import Layout, PlainMaker, SplitMaker
 from parity.records import Record, add
 
@@ -25,8 +27,34 @@ Tensor = Any
 Pass = Callable[..., tuple[list[Nest], Nest]]
 
 
-def run_plain(case: Case, num_microbatches: int) -> Record:
-    """The reference: plain Keras models and a Python loop over the microbatches."""
+def run_plain(case: Case, num_microbatches: int, *, exact: bool = False) -> Record:
+    """The reference: plain Keras models and a Python loop over the microbatches.
+
+    Args:
+        case: What to run.
+        num_microbatches: Number of microbatches.
+        exact: Whether to keep TensorFlow from adding numbers in another order, see `exact`.
+    """
+    with contextlib.ExitStack() as stack:
+        if exact:
+            stack.enter_context(without_graph_optimizer())
+            stack.enter_context(tapes_as_graph_gradients())
+        return _run_plain(case, num_microbatches)
+
+
+def run_split(case: Case, layout: Layout, *, exact: bool = False) -> Record:
+    """The same case through `smp.step` and distributed models.
+
+    Args:
+        case: What to run.
+        layout: How to lay it out.
+        exact: As in `run_plain`.
+    """
+    with without_graph_optimizer() if exact else contextlib.nullcontext():
+        return _run_split(case, layout)
+
+
+def _run_plain(case: Case, num_microbatches: int) -> Record:
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(SEED)
     parts = _parts(case.parts(PlainMaker()))
@@ -44,8 +72,7 @@ def run_plain(case: Case, num_microbatches: int) -> Record:
     return _run(case, num_microbatches, parts, looped)
 
 
-def run_split(case: Case, layout: Layout) -> Record:
-    """The same case through `smp.step` and distributed models."""
+def _run_split(case: Case, layout: Layout) -> Record:
     bootstrap.shutdown()
     smp.init(layout.config)
     keras.utils.clear_session(free_memory=False)
@@ -70,9 +97,9 @@ def run_split(case: Case, layout: Layout) -> Record:
 
 
 @functools.cache
-def reference(case: Case, num_microbatches: int) -> Record:
+def reference(case: Case, num_microbatches: int, *, exact: bool = False) -> Record:
     """`run_plain`, once for all layouts with this number of microbatches."""
-    return run_plain(case, num_microbatches)
+    return run_plain(case, num_microbatches, exact=exact)
 
 
 def split(batch: Nest, num_microbatches: int) -> list[Nest]:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import logging
+
 import keras
 import pytest
 import tensorflow as tf
@@ -127,6 +129,21 @@ def test_model_that_is_longer_is_refused():
     plan = auto_plan(traced_call(mlp(2)), 2, SETTINGS)
     with pytest.raises(PlanError, match=r"at call 5: the plan has no more, the model has 'dense"):
         fit(stored(plan), traced_call(mlp(3)), 2, SETTINGS)
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_plan_that_was_made_for_other_sizes_is_used_with_a_warning(width, caplog):
+    def model(width):
+        inputs = keras.Input([8])
+        x = layers.Dense(width)(layers.Dropout(0.1)(inputs))
+        return keras.Model(inputs, layers.Dense(8)(x), name="net")
+
+    plan = auto_plan(traced_call(model(8)), 2, SETTINGS)
+    with caplog.at_level(logging.WARNING, "opensmp"):
+        fit(stored(plan), traced_call(model(width)), 2, SETTINGS)
+    messages = [record.message.split(". It")[0] for record in caplog.records]
+    expected = "Plan of 'net' (plan.json): it was made for 576 B of variables, model 'net' has "
+    assert messages == ([f"{expected}{4 * (8 * 9 + 9 + 9 * 8 + 8)} B"] if width == 9 else [])
 
 
 def test_other_operations_in_a_layer_that_is_cut_are_refused():

@@ -21,7 +21,7 @@ class TestNeeded:
     def test_operations_come_after_what_they_read(self):
         graph = traced(lambda x: tf.exp(tf.tanh(x)) + tf.sin(x), X)
         order = needed([graph.outputs[0].op], (), lambda op: False)
-        assert [op.type for op in order][0] == "Placeholder"
+        assert order[0].type == "Placeholder"
         for i, op in enumerate(order):
             assert all(t.op in order[:i] for t in op.inputs)
 

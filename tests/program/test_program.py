@@ -63,12 +63,12 @@ def test_backward_functions_in_turn_compute_the_gradients(layers, two):
         fed = values | {id(p): upstream[id(t)] for p, t in given}
         results = backward.function(*(fed[id(t)] for t in backward.feeds))
         for t, g in zip(backward.gradient.wrt, backward.gradient.pack(results), strict=True):
-            (upstream if t in segment.inputs else found)[id(t)] = g
+            found[id(t)] = upstream[id(t)] = g
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layers[1](layers[0](X)))
     expected = tape.gradient(loss, [v.variable for v in traced.variables])
     for placeholder, gradient in zip(variables, expected, strict=True):
-        np.testing.assert_allclose(found[id(placeholder)], gradient, rtol=1e-6)
+        np.testing.assert_allclose(found[id(placeholder)], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_a_backward_pass_reads_only_what_it_needs(two):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import tensorflow as tf
 
+from opensmp.errors import StepError
 from opensmp.runtime.calls import emit_call
 
 
@@ -30,3 +31,72 @@ def test_calls_are_optimised_by_default() -> None:
 @pytest.mark.usefixtures("without_graph_optimizer")
 def test_calls_carry_the_options_of_the_graph_optimizer() -> None:
     assert _config_of_a_call().graph_options.rewrite_options.disable_meta_optimizer
+
+
+def test_a_call_is_one_operation_of_the_stateless_kind_on_the_current_device() -> None:
+    @tf.function
+    def add(x):
+        tf.print("side effect", output_stream="file:///dev/null")
+        return x + 1.0, x * 2.0
+
+    function = add.get_concrete_function(tf.TensorSpec([2], tf.float32))
+
+    @tf.function
+    def run(x):
+        with tf.device("CPU:2"):
+            call, results = emit_call(function, [x], "my_call")
+        assert call.type == "PartitionedCall"
+        assert call.name == "my_call"
+        assert call.device.endswith("CPU:2")
+        assert [t.shape.as_list() for t in results] == [[2], [2]]
+        return results
+
+    assert [t.numpy().tolist() for t in run(tf.constant([1.0, 2.0]))] == [[2, 3], [2, 4]]
+
+
+def test_captured_tensors_go_along() -> None:
+    variable, constant = tf.Variable(3.0), tf.ones([100])
+    function = tf.function(lambda x: x * variable + constant[0]).get_concrete_function(
+        tf.TensorSpec([], tf.float32)
+    )
+
+    @tf.function
+    def run(x):
+        return emit_call(function, [x], "call")[1][0]
+
+    assert float(run(tf.constant(2.0))) == 7.0
+
+
+def test_a_call_without_results_has_an_operation_all_the_same() -> None:
+    @tf.function
+    def run():
+        tf.print("nothing", output_stream="file:///dev/null")
+
+    function = run.get_concrete_function()
+    with tf.Graph().as_default():
+        call, results = emit_call(function, [], "call")
+    assert call.name == "call"
+    assert results == []
+
+
+def test_an_element_type_of_a_list_goes_along() -> None:
+    function = tf.function(
+        lambda: tf.raw_ops.TensorListReserve(
+            element_shape=[2], num_elements=3, element_dtype=tf.float32
+        )
+    ).get_concrete_function()
+    with tf.Graph().as_default():
+        _, (elements,) = emit_call(function, [], "call")
+        item = tf.raw_ops.TensorListGetItem(
+            input_handle=elements, index=0, element_shape=[2], element_dtype=tf.float32
+        )
+        assert item.shape == (2,)
+
+
+def test_the_gradient_of_a_call_itself_is_refused() -> None:
+    function = tf.function(lambda x: x * x).get_concrete_function(tf.TensorSpec([], tf.float32))
+    with tf.Graph().as_default():
+        x = tf.compat.v1.placeholder(tf.float32, [])
+        _, (y,) = emit_call(function, [x], "call")
+        with pytest.raises(StepError, match="gradient of a gradient"):
+            tf.gradients(y, x)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from zoo.applications import APPLICATIONS
 from zoo.backbones import BACKBONES
@@ -12,8 +14,8 @@ PARTITIONS = (2, 4)
 
 
 def _check(entry: Entry, timeout: float) -> None:
-    if entry.family == "keras_hub":
-        pytest.importorskip("keras_hub")
+    if entry.family == "keras_hub" and importlib.util.find_spec("keras_hub") is None:
+        pytest.skip("keras_hub is not installed; scripts/setup.sh says how")
     outcomes = list(check(entry.name, PARTITIONS, timeout))
     for outcome in outcomes:
         print(outcome)

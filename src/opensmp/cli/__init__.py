@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from opensmp.cli.plan import plan
+from opensmp.cli.plan import plan as plan_command
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -16,7 +16,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(plan)
+app.command("plan")(plan_command)
 
 
 @app.callback()

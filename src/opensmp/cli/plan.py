@@ -21,6 +21,7 @@ from opensmp.plan.auto import plan_units
 from opensmp.plan.coarse import CoarseGraph, Machine
 from opensmp.plan.coarsen import coarsen
 from opensmp.plan.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
+from opensmp.plan.make import warn_of_empty
 from opensmp.plan.plan import Plan
 from opensmp.plan.recommend import Candidate, shortfall
 from opensmp.plan.recommend import recommend as rank_configurations
@@ -139,6 +140,7 @@ def plan(
         partitions, settings = best.num_partitions, best.settings
     traced = traced_for(settings.microbatches)
     result = plan_units(traced, coarsen(traced, machine), partitions, settings)
+    warn_of_empty(result)
     console.print(heading(result), highlight=False, markup=False)
     console.print(plan_table(result, compact=console.width < WIDE))
     console.print(summary(result), highlight=False)

@@ -39,7 +39,8 @@ class Costs:
         flow: Where gradients flow.
         forward: What the forward pass of each operation takes.
         backward: What its share of the backward pass takes.
-        residual_bytes: What each operation makes and the backward pass keeps.
+        residual_bytes: What each operation makes and the backward pass keeps; an input of the
+            model counts for the first operation whose gradient reads it.
         replicated: Indices of operations that belong to no partition.
         defaulted: Types that neither TensorFlow's statistics nor a formula covers.
 
@@ -123,6 +124,8 @@ def graph_costs(
         differentiated=[_port(wiring, tensor) for tensor in loss_like],
         results=results,
     )
+    for source, reader in counted.kept_sources.items():
+        counted.residual_bytes[reader] += wiring.array((source, 0)).nbytes
     return Costs(
         wiring,
         counted.flow,
@@ -167,14 +170,14 @@ class _Counted:
         forward: Work of each operation.
         backward: Work of each operation's gradient.
         residual_bytes: What each operation makes and the backward pass keeps.
-        kept_sources: Placeholders whose value the backward pass reads.
+        kept_sources: Placeholders whose value the backward pass reads, with a reader.
     """
 
     flow: GradientFlow
     forward: list[Work]
     backward: list[Work]
     residual_bytes: list[int]
-    kept_sources: set[int]
+    kept_sources: dict[int, int]
 
 
 class _Counter:

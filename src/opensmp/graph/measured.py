@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -29,7 +30,7 @@ Folder = str | os.PathLike[str]
 
 _FORMAT = 1
 _CHAIN = 300
-_LEAST_OF = 40
+_ROUNDS = 12
 
 
 def cache_folder() -> Path:
@@ -67,10 +68,10 @@ def calibrate(
 ) -> Machine:
     """Measures the speed of a device in some seconds, once: the result is kept in a file.
 
-    Arithmetic is timed with the product of two matrices, memory with the sum of two vectors,
-    the launch of an operation with a chain of tiny ones, and transfer with a tensor that goes
-    to and fro between two devices of the kind. With one device only, transfer keeps the
-    defaults of `Machine`.
+    Arithmetic is timed with the product of two matrices, memory with a row times a matrix
+    that no cache holds, the launch of an operation with a chain of tiny ones, and transfer
+    with a tensor that goes to and fro between two devices of the kind. With one device only,
+    transfer keeps the defaults of `Machine`.
 
     Args:
         device: A logical device; None for the first GPU, or the CPU where there is none.
@@ -175,35 +176,47 @@ def _kind(device: str) -> str:
 
 
 def _measure_machine(device: str) -> Machine:
-    # On a CPU as large as activations of a microbatch are: larger results come in pages that
-    # the system has to clear first.
-    side, length = (4096, 2**26) if _kind(device) == "GPU" else (512, 2**21)
+    side, rows = (4096, 16384) if _kind(device) == "GPU" else (512, 4096)
     with tf.device(device):
-        matrix, vector, small = tf.ones([side, side]), tf.ones([length]), tf.ones([16, 16])
+        matrix, small = tf.ones([side, side]), tf.ones([16, 16])
+        large, row = tf.ones([rows, rows]), tf.ones([1, rows])
 
         def chain(x: Tensor) -> Tensor:
             for _ in range(_CHAIN // 3):
                 x = tf.nn.softmax(tf.linalg.matmul(x, small) + small)
             return x
 
-        call = _least(lambda x: tf.linalg.matmul(x, small), small)
-        launch = _least(chain, small) - call
-        product = _least(lambda x: tf.linalg.matmul(x, matrix)[:1, :1], matrix) - call
-        addition = _least(lambda x: (x + vector)[:1], vector) - call
+        call, launches, product, passing = _least(
+            (lambda x: tf.linalg.matmul(x, small), small),
+            (chain, small),
+            (lambda x: tf.linalg.matmul(x, matrix)[:1, :1], matrix),
+            (lambda x: tf.linalg.matmul(x, large), row),
+        )
     latency, bandwidth = _measure_transfer(device)
     return Machine(
-        flops_per_second=2.0 * side**3 / max(product, 1e-6),
-        bytes_per_second=3.0 * 4 * length / max(addition, 1e-6),
-        operation_seconds=max(launch / _CHAIN, 1e-8),
+        flops_per_second=2.0 * side**3 / max(product - call, 1e-6),
+        bytes_per_second=4.0 * rows**2 / max(passing - call, 1e-6),
+        operation_seconds=max((launches - call) / _CHAIN, 1e-8),
         transfer_seconds=latency,
         transfer_bytes_per_second=bandwidth,
     )
 
 
-def _least(function: Any, x: Tensor) -> float:
-    """Least time of many calls: what the device can do when nothing else runs."""
-    concrete = tf.function(function, autograph=False).get_concrete_function(x)
-    return seconds_of(lambda: concrete(x), repeats=_LEAST_OF, pick=min)
+def _least(*cases: tuple[Any, Tensor]) -> list[float]:
+    """Least time of many calls of each function: what it takes when nothing else runs.
+
+    The functions take turns, so that something else that runs for a while slows down all.
+    """
+    compiled = [
+        (tf.function(function, autograph=False).get_concrete_function(x), x)
+        for function, x in cases
+    ]
+    least = [float("inf")] * len(cases)
+    for _ in range(_ROUNDS):
+        for k, (function, x) in enumerate(compiled):
+            run = functools.partial(function, x)
+            least[k] = min(least[k], seconds_of(run, repeats=3, pick=min))
+    return least
 
 
 def _measure_transfer(device: str) -> tuple[float, float]:
@@ -223,8 +236,9 @@ def _measure_transfer(device: str) -> tuple[float, float]:
     for length in (4, 2**21):
         with tf.device(others[0]):
             x = tf.ones([length])
-            moved = _least(lambda x: roll(x, others[1::-1] * 4), x)
-            stayed = _least(lambda x: roll(x, others[:1] * 8), x)
+            moved, stayed = _least(
+                (lambda x: roll(x, others[1::-1] * 4), x), (lambda x: roll(x, others[:1] * 8), x)
+            )
         seconds.append(max(1e-7, (moved - stayed) / 8))
     return seconds[0], 4.0 * 2**21 / max(seconds[1] - seconds[0], 1e-6)
 

@@ -22,14 +22,14 @@ class Keeper:
         constant: Operations whose results nobody has to keep.
 
     Attributes:
-        residual_bytes: For each operation, what is kept of its results; a placeholder counts
-            for the first operation whose gradient reads it.
-        sources: Placeholders whose value is kept.
+        residual_bytes: For each operation, what is kept of its results.
+        sources: Placeholders whose value is kept, with the first operation whose gradient
+            reads it.
     """
 
     def __init__(self, wiring: Wiring, active: Collection[int], constant: Collection[int]) -> None:
         self.residual_bytes = [0] * len(wiring.operations)
-        self.sources: set[int] = set()
+        self.sources: dict[int, int] = {}
         self._wiring = wiring
         self._constant = constant
         self._kept: set[Port] = set()
@@ -59,11 +59,9 @@ class Keeper:
             return
         self._kept.add(root)
         if self._wiring.types[root[0]] == "Placeholder":
-            self.sources.add(root[0])
-            producer = reader
+            self.sources[root[0]] = reader
         else:
-            producer = root[0]
-        self.residual_bytes[producer] += self._wiring.array(root).nbytes
+            self.residual_bytes[root[0]] += self._wiring.array(root).nbytes
 
     def again(self) -> list[int]:
         """The operations on weights alone that the backward pass runs again."""

@@ -18,6 +18,7 @@ from opensmp.runtime.calls import emit_call
 Tensor = Any
 ConcreteFunction = Any
 Pick = Callable[[list[float]], float]
+Clock = Callable[[], float]
 
 _REPEATS = 5
 _CALLS = 8
@@ -25,7 +26,10 @@ _LONG_SECONDS = 0.02
 
 
 def seconds_of(
-    run: Callable[[], Any], repeats: int = _REPEATS, pick: Pick = statistics.median
+    run: Callable[[], Any],
+    repeats: int = _REPEATS,
+    pick: Pick = statistics.median,
+    clock: Clock = time.perf_counter,
 ) -> float:
     """Time of `run()`, all devices idle before and after.
 
@@ -34,20 +38,24 @@ def seconds_of(
         repeats: How often to run it.
         pick: Which of the times counts: `statistics.median`, or `min` for what the device
             can do when nothing else runs.
+        clock: Gives seconds; `time.process_time` on one thread of a busy machine.
     """
     times = []
     for index in range(repeats + 2):
         tf.test.experimental.sync_devices()
-        start = time.perf_counter()
+        start = clock()
         run()
         tf.test.experimental.sync_devices()
         if index >= 2:
-            times.append(time.perf_counter() - start)
+            times.append(clock() - start)
     return pick(times)
 
 
 def seconds_per_call(
-    function: ConcreteFunction, args: Sequence[Tensor], repeats: int = _REPEATS
+    function: ConcreteFunction,
+    args: Sequence[Tensor],
+    repeats: int = _REPEATS,
+    clock: Clock = time.perf_counter,
 ) -> float:
     """Time that one call of a function takes inside a larger function, one after another.
 
@@ -58,13 +66,15 @@ def seconds_per_call(
         function: The function.
         args: Its arguments.
         repeats: How often to measure; the median counts.
+        clock: As for `seconds_of`.
     """
     once = _calls(function, args, 1)
-    seconds = seconds_of(lambda: once(*args), repeats)
+    seconds = seconds_of(lambda: once(*args), repeats, clock=clock)
     if seconds > _LONG_SECONDS:
         return seconds
     often = _calls(function, args, 1 + _CALLS)
-    return max(0.0, seconds_of(lambda: often(*args), repeats) - seconds) / _CALLS
+    more = seconds_of(lambda: often(*args), repeats, clock=clock) - seconds
+    return max(0.0, more) / _CALLS
 
 
 def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> ConcreteFunction:
@@ -83,7 +93,12 @@ def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> Co
 
 
 def segment_seconds(
-    program: Program, segment: Segment, *, unknown_size: int, repeats: int = _REPEATS
+    program: Program,
+    segment: Segment,
+    *,
+    unknown_size: int,
+    repeats: int = _REPEATS,
+    clock: Clock = time.perf_counter,
 ) -> tuple[float, float] | None:
     """Time of the forward and of the backward pass of a segment, on the current device.
 
@@ -94,6 +109,7 @@ def segment_seconds(
         segment: One of its segments.
         unknown_size: Size of dimensions that the trace leaves open.
         repeats: How often to measure; the median counts.
+        clock: As for `seconds_of`.
 
     Returns:
         Seconds; None for a segment that reads handles, which cannot be made up.
@@ -104,7 +120,7 @@ def segment_seconds(
     random = np.random.default_rng(0)
     values = {id(t): _sample(t, random, unknown_size) for t in forward.feeds}
     args = [values[id(t)] for t in forward.feeds]
-    seconds = seconds_per_call(forward.function, args, repeats)
+    seconds = seconds_per_call(forward.function, args, repeats, clock)
     made = (*forward.outputs, *forward.residuals)
     values.update({id(t): value for t, value in zip(made, forward.function(*args), strict=True)})
     backward = program.backward(segment, _differentiated(program.traced, segment))
@@ -115,7 +131,7 @@ def segment_seconds(
             return None
         values[id(upstream)] = tf.ones_like(values[id(output)])
     feeds = [values[id(t)] for t in backward.feeds]
-    return seconds, seconds_per_call(backward.function, feeds, repeats)
+    return seconds, seconds_per_call(backward.function, feeds, repeats, clock)
 
 
 def _differentiated(traced: TracedGraph, segment: Segment) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -12,8 +13,11 @@ from opensmp.plan.calls import MODEL, layer_calls, numbered_stems, operation_lab
 from opensmp.plan.make import costs_later, make_plan
 from opensmp.plan.plan import Plan
 from opensmp.plan.settings import PlanSettings
+from opensmp.quantities import format_bytes
 
+_logger = logging.getLogger("opensmp")
 _NUM_NAMED = 4
+_SAME_SIZE = 0.01
 
 
 def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSettings) -> Plan:
@@ -40,6 +44,7 @@ def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSett
     known = [call.label for call in plan.calls]
     if [stem(label) for label in labels] != [stem(label) for label in known]:
         _refuse(plan, traced, known, labels)
+    _warn_of_other_size(plan, traced)
     return _follow(traced, [plan], num_partitions, settings, strict=True)
 
 
@@ -136,6 +141,27 @@ def _recognised(operations: Sequence[str], known: Mapping[str, int]) -> dict[str
         for name, key in zip(operations, numbered_stems(operations), strict=True)
         if key in place
     }
+
+
+def _warn_of_other_size(plan: Plan, traced: TracedGraph) -> None:
+    """Says that a plan, though it fits, was balanced for other variables."""
+    if plan.graph is None:
+        return
+    planned = int(plan.graph.parameter_bytes.sum())
+    planned += sum(variable.parameter_bytes for variable in plan.graph.shared)
+    placeholders = [leaf.placeholder for leaf in traced.variables]
+    # What only counts, such as the state of a seed, is in no unit.
+    placeholders = [p for p in placeholders if not p.dtype.is_integer]
+    found = sum(p.dtype.size * (p.shape.num_elements() or 0) for p in placeholders)
+    if abs(planned - found) > _SAME_SIZE * max(planned, found):
+        _logger.warning(
+            "%s: it was made for %s of variables, model '%s' has %s. It is used as it is, but "
+            "its partitions may be out of balance; make a new one with `opensmp plan`.",
+            _named(plan),
+            format_bytes(planned),
+            traced.name,
+            format_bytes(found),
+        )
 
 
 # --- messages -------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ MEMORY_TOLERANCE = 0.02
 _NUM_ELITES = 6
 _MOST_UNITS_TO_MIX = 400
 _MOST_IDEALS = 600
+_MOST_UNITS_TO_CUT_CONNECTED = 1500
 _NUM_LOOSE = 8
 _MOST_ROUNDS = 6
 
@@ -134,7 +135,7 @@ def _search(problem: Problem, contiguous: bool, starts: Iterable[Assignment]) ->
     for placed in (*starts, *loose.ranked[:_NUM_LOOSE]):
         found.add(join_pieces(problem, placed) if excess_pieces(problem, placed) else placed)
     for order in orders:
-        found.add(*cut_order(problem, order, found.best, contiguous=True))
+        found.add(*_cut(problem, order, found.best, contiguous=True))
     return _improve(problem, found, orders, Neighbourhood(problem))
 
 
@@ -157,9 +158,7 @@ def _improve(
         for order in orders:
             along = follow(best, order)
             cuts = np.searchsorted(best[along], np.arange(1, problem.num_partitions))
-            found.add(
-                *cut_order(problem, along, found.best, contiguous=contiguous, near=cuts)
-            )
+            found.add(*_cut(problem, along, found.best, contiguous=contiguous, near=cuts))
         if small and not lattice:
             mixed = ideals_near(problem, found.ranked[:_NUM_ELITES], orders, _MOST_IDEALS)
             found.add(*cut_lattice(problem, mixed, found.best, contiguous=contiguous))
@@ -167,6 +166,21 @@ def _improve(
         if found.ranked[0] is best:
             break
     return found.ranked
+
+
+def _cut(
+    problem: Problem,
+    order: Order,
+    best: Score,
+    *,
+    contiguous: bool,
+    near: NDArray[np.int64] | None = None,
+) -> list[Assignment]:
+    exact = len(problem) <= _MOST_UNITS_TO_CUT_CONNECTED
+    plans = cut_order(problem, order, best, contiguous=contiguous and exact, near=near)
+    if contiguous and not exact:
+        plans = [join_pieces(problem, plan) for plan in sorted(plans, key=problem.score)[:1]]
+    return plans
 
 
 class _Found:

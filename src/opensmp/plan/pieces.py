@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,47 +20,40 @@ Pair = tuple[int, int]
 
 def excess_pieces(problem: Problem, placed: NDArray[np.int64]) -> int:
     """How many pieces the partitions have beyond one for each part of the graph in them."""
-    piece = _roots(len(problem), _edges(problem, placed))
-    parts = np.unique(np.stack([placed, part_of_graph(problem)]), axis=1).shape[1]
-    return len(np.unique(piece)) - parts
+    pieces = _piece_of(problem, placed)
+    parts = part_of_graph(problem) * problem.num_partitions + placed
+    return len(np.unique(pieces)) - len(np.unique(parts))
 
 
 def part_of_graph(problem: Problem) -> NDArray[np.int64]:
     """The least unit of all that each unit is connected with, over any number of others."""
-    return _roots(len(problem), _edges(problem, np.zeros(len(problem), dtype=np.int64)))
+    return _piece_of(problem, np.zeros(len(problem), dtype=np.int64))
 
 
-def _edges(problem: Problem, placed: NDArray[np.int64]) -> list[Pair]:
-    """Pairs of units that connect the units of a partition, as few as do."""
+def _piece_of(problem: Problem, placed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The least unit of the piece that each unit is in."""
     homes, readers = problem.homes[problem.links], problem.readers
     inside = placed[homes] == placed[readers]
-    pairs = list(zip(homes[inside].tolist(), readers[inside].tolist(), strict=True))
-    last: dict[Pair, int] = {}
-    variables = ~problem.ordered[problem.links] & ~inside
-    for link, unit in zip(
-        problem.links[variables].tolist(), readers[variables].tolist(), strict=True
-    ):
-        key = (link, int(placed[unit]))
-        if key in last:
-            pairs.append((last[key], unit))
-        last[key] = unit
-    return pairs
-
-
-def _roots(size: int, edges: Iterable[Pair]) -> NDArray[np.int64]:
-    """The least unit of the piece that each unit is in."""
-    parent = list(range(size))
-
-    def root(unit: int) -> int:
-        while parent[unit] != unit:
-            parent[unit] = parent[parent[unit]]
-            unit = parent[unit]
-        return unit
-
-    for a, b in edges:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    return np.array([root(unit) for unit in range(size)], dtype=np.int64)
+    pairs = [np.stack([homes[inside], readers[inside]])]
+    variables = ~problem.ordered[problem.links]
+    if variables.any():
+        links, units = problem.links[variables], readers[variables]
+        sort = np.lexsort((placed[units], links))
+        links, units = links[sort], units[sort]
+        same = (links[1:] == links[:-1]) & (placed[units[1:]] == placed[units[:-1]])
+        pairs.append(np.stack([units[1:][same], units[:-1][same]]))
+    one, other = np.concatenate(pairs, axis=1)
+    piece = np.arange(len(problem), dtype=np.int64)
+    while True:
+        least = np.minimum(piece[one], piece[other])
+        lower = piece.copy()
+        np.minimum.at(lower, piece[one], least)
+        np.minimum.at(lower, piece[other], least)
+        while not np.array_equal(lower, lower[lower]):
+            lower = lower[lower]
+        if np.array_equal(lower, piece):
+            return piece
+        piece = lower
 
 
 class Neighbourhood:
@@ -146,7 +138,7 @@ class _Pieces:
 
     def __init__(self, problem: Problem, placed: NDArray[np.int64], near: Neighbourhood) -> None:
         self._problem, self._near = problem, near
-        self._parent = _roots(len(problem), _edges(problem, placed)).tolist()
+        self._parent = _piece_of(problem, placed).tolist()
         self._partition = placed.tolist()  # right for the unit that names the piece
         self._load = np.bincount(placed, problem.ticks, problem.num_partitions).tolist()
         self.members: dict[int, list[int]] = {}

@@ -99,11 +99,13 @@ class Problem:
     def loads(self, placed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ticks and bytes of each partition."""
         count = self.num_partitions
-        pairs = np.unique(self.links * count + placed[self.readers])
+        present = np.zeros(len(self.homes) * count, dtype=np.bool_)
+        present[self.links * count + placed[self.readers]] = True
+        pairs = np.flatnonzero(present)
         links, readers = pairs // count, pairs % count
         remote = readers != placed[self.homes[links]]
         links, readers = links[remote], readers[remote]
-        homes, sent = placed[self.homes[links]], np.unique(links)
+        homes, sent = placed[self.homes[links]], links[np.diff(links, prepend=-1) > 0]
         ticks = (
             np.bincount(placed, self.ticks, count)
             + np.bincount(readers, self.forward_ticks[links], count)
@@ -126,9 +128,10 @@ class Problem:
         step = sum(ticks) + (self.microbatches - 1) * max(ticks)
         if self.minimise_bytes:
             return Score(0, max(held), step)
-        cap = self.memory_bytes
-        excess = 0 if cap is None else sum(max(0, size - cap) for size in held)
-        return Score(excess, step, max(held))
+        cap, fullest = self.memory_bytes, max(held)
+        if cap is None or fullest <= cap:
+            return Score(0, step, fullest)
+        return Score(sum(max(0, size - cap) for size in held), step, fullest)
 
 
 def price(

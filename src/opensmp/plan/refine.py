@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from operator import mul
+
 import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.plan.pieces import Neighbourhood
 from opensmp.plan.problem import Problem
 
-_MOST_TRIALS = 20_000
+_MOST_TRIALS = 10_000
 _PATIENCE = 12  # moves in a row without a new best before a pass ends
 
 Key = tuple[int, ...]
@@ -104,7 +106,7 @@ class _Layout:
         """The score, and how uneven the partitions are for when the score stays the same."""
         score = self._problem.score_of(self._ticks, self._held)
         loads = self._held if self._problem.minimise_bytes else self._ticks
-        return (*score[:2], sum(load * load for load in loads), score[2])
+        return (*score[:2], sum(map(mul, loads, loads)), score[2])
 
     def targets(self, unit: int) -> list[int]:
         """Other partitions that the unit may move to."""

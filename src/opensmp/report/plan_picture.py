@@ -25,6 +25,7 @@ _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#
 _INK, _FAINT = "#222222", "#999999"
 _SMALL, _NORMAL = 7.5, 9.0
 _MOST_NAMED = 2
+_MOST_BANDS = 10
 _LABELLED_ROWS = 32
 
 Axes = Any
@@ -142,7 +143,7 @@ def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
 
 def _places(layers: LayerGraph) -> dict[int, float]:
     return {
-        node: index + (position + 0.5) * _spacing(band)
+        node: index + 0.5 + (position - (len(band.nodes) - 1) / 2) * _spacing(band)
         for index, band in enumerate(layers.bands)
         for position, node in enumerate(band.nodes)
     }
@@ -175,35 +176,51 @@ def _draw_arcs(axes: Axes, layers: LayerGraph, place: dict[int, float]) -> None:
 
 
 def _draw_cuts(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
-    """At each border what passes it, where each partition has one band."""
+    """At each border what passes it."""
     bands = layers.bands
+    one_each = [band.partition for band in bands] == list(range(plan.num_partitions))
     for index in range(1, len(bands)):
         axes.axvline(index, color="white", lw=2, zorder=1)
-    if [band.partition for band in bands] != list(range(plan.num_partitions)):
-        return
-    room = 26 if len(bands) <= 6 else 18
-    for index in range(1, len(bands)):
-        tensors = passing(plan.costs, plan.assignment, index - 1)
-        if not tensors:
-            continue
-        total = sum(tensor.forward_bytes for tensor in tensors)
-        lines = [f"{format_bytes(total)} in {len(tensors)}" if len(tensors) > 1 else ""]
-        for tensor in tensors[:_MOST_NAMED]:
-            name = plan.costs.names[tensor.producer]
-            lines.append(f"{shortened(name, room)}\n{format_bytes(tensor.forward_bytes)}")
-        if len(bands) > 10:
-            lines = [format_bytes(total)]
-        axes.text(
-            index,
-            1.42,
-            "\n".join(filter(None, lines)),
-            ha="center",
-            va="top",
-            fontsize=6.5,
-            color=_INK,
-            zorder=6,
-            bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _FAINT, "lw": 0.5},
-        )
+        text = _passing_text(plan, index - 1) if one_each else _arcs_text(layers, index)
+        if text:
+            axes.text(
+                index,
+                1.42,
+                text,
+                ha="center",
+                va="top",
+                fontsize=6.5,
+                color=_INK,
+                zorder=6,
+                bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _FAINT, "lw": 0.5},
+            )
+
+
+def _passing_text(plan: Plan, before: int) -> str:
+    """The largest tensors that pass the border after a partition, with their sizes."""
+    tensors = passing(plan.costs, plan.assignment, before)
+    if not tensors:
+        return ""
+    total = format_bytes(sum(tensor.forward_bytes for tensor in tensors))
+    if plan.num_partitions > _MOST_BANDS:
+        return total
+    lines = [f"{total} in {len(tensors)}"] if len(tensors) > 1 else []
+    room = 26 if plan.num_partitions <= 6 else 18
+    for tensor in tensors[:_MOST_NAMED]:
+        lines.append(shortened(plan.costs.names[tensor.producer], room))
+        lines.append(format_bytes(tensor.forward_bytes))
+    return "\n".join(lines)
+
+
+def _arcs_text(layers: LayerGraph, index: int) -> str:
+    """What all cut arcs over a border carry, where a partition has several bands."""
+    left = {node for band in layers.bands[:index] for node in band.nodes}
+    total = sum(
+        edge.forward_bytes
+        for edge in layers.edges
+        if edge.cut and edge.source in left and edge.target not in left
+    )
+    return format_bytes(total) if total else ""
 
 
 # --- what it costs -----------------------------------------------------------------------------
@@ -295,33 +312,22 @@ def _draw_schedule(axes: Axes, plan: Plan, times: Timetable) -> None:
     stages_of: dict[int, set[int]] = {}
     for action, device in times.graph.device.items():
         stages_of.setdefault(device, set()).add(action.segment)
+    some_come_back = any(len(stages) > 1 for stages in stages_of.values())
     inches = axes.figure.get_figwidth() * 0.92
+    bars: dict[tuple[int, bool], list[tuple[float, float]]] = {}
     for action, device in times.graph.device.items():
         start, end = simulation.start[action] * scale, simulation.end[action] * scale
         forward = action.kind == "F"
-        axes.barh(
-            device,
-            end - start,
-            0.82,
-            start,
-            color=tint(device, 0.45 if forward else 1.0),
-            edgecolor="white",
-            lw=0.4,
-        )
-        several = len(stages_of[device]) > 1
-        text = action.text if several else str(action.microbatch)
+        bars.setdefault((device, forward), []).append((start, end - start))
+        text = action.text if len(stages_of[device]) > 1 else str(action.microbatch)
         room = (end - start) / (makespan * scale) * inches * 72 / (0.62 * _SMALL)
         if len(text) + 0.6 <= room:
             ink = _INK if forward or _is_light(device) else "white"
-            axes.text(
-                (start + end) / 2,
-                device,
-                text,
-                ha="center",
-                va="center",
-                fontsize=_SMALL,
-                color=ink,
-            )
+            at = ((start + end) / 2, device)
+            axes.text(*at, text, ha="center", va="center", fontsize=_SMALL, color=ink)
+    for (device, forward), spans in bars.items():
+        hue = tint(device, 0.45 if forward else 1.0)
+        axes.broken_barh(spans, (device - 0.41, 0.82), color=hue, edgecolor="white", lw=0.4)
     rows = range(plan.num_partitions)
     axes.set_xlim(0, makespan * scale)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -332,7 +338,7 @@ def _draw_schedule(axes: Axes, plan: Plan, times: Timetable) -> None:
         axes,
         f"Simulated schedule '{times.schedule.name}': {format_seconds(makespan)}, bubble "
         f"{100 * simulation.bubble:.0f} % (pale: forward, full: backward, white: bubble; numbers "
-        "are microbatches)",
+        f"are microbatches{', 2F0 is forward of stage 2, microbatch 0' * some_come_back})",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from opensmp.plan.plan import Plan
 from opensmp.plan.recommend import Candidate
@@ -40,7 +41,8 @@ def plan_table(plan: Plan, compact: bool = False) -> Table:
         justify: Literal["left", "right"] = "left" if column.title == "layers" else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)
     for row in plan.rows:
-        table.add_row(*(column.cell(row) for column in columns))
+        # As Text: names of layers may look like rich's markup.
+        table.add_row(*(Text(column.cell(row)) for column in columns))
     return table
 
 

@@ -7,6 +7,7 @@ from parity.cases import (
     control_flow,
     convolution,
     dense,
+    gradients,
     inputs,
     keras_models,
     recurrent,
@@ -24,4 +25,5 @@ CASES = (
     *state.CASES,
     *keras_models.CASES,
     *steps.CASES,
+    *gradients.CASES,
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from parity.bounds import REASSOCIATED
 from parity.case import CYCLIC, TWO, Case, evaluation, supervised, vectors
 from parity.layout import Maker
 
@@ -212,13 +213,13 @@ CASES = (
         num_stages=3,
         layouts=TWO,
     ),
-    _middle("tf.custom_gradient", custom_gradient),
+    _middle("tf.custom_gradient", custom_gradient, bound=REASSOCIATED),
     _middle("tf.custom_gradient over variables", custom_gradient_with_variables),
     _middle("tf.recompute_grad", recomputed),
     _middle("nested tf.function", nested_function),
     _middle("nested tf.function with AutoGraph", autographed),
     _middle("Lambda", lambda layer, x: layer(x), lambda_layer),
-    _middle("tf.stop_gradient", stopped),
+    _middle("tf.stop_gradient", stopped, bound=REASSOCIATED),
     _middle("stage behind tf.stop_gradient", in_the_middle_of_nothing),
     _middle("gather, scatter, top_k, einsum", rearranged),
 )

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from parity.bounds import SEVERAL_USES
 from parity.case import (
     CYCLIC,
     TWO,
@@ -247,11 +248,23 @@ CASES = (
         num_stages=3,
         layouts=TWO,
     ),
-    Case("skips between all stages", skips, vectors(8, 8), supervised(), num_stages=4),
+    Case(
+        "skips between all stages",
+        skips,
+        vectors(8, 8),
+        supervised(),
+        num_stages=4,
+        bound=SEVERAL_USES,
+    ),
     Case("tied kernel", tied_kernel, vectors(8, 8), supervised(), num_stages=3, layouts=TWO),
     Case("layer called in two partitions", one_layer(2), vectors(8, 8), supervised()),
     Case(
-        "layer called in four partitions", one_layer(4), vectors(8, 8), supervised(), num_stages=4
+        "layer called in four partitions",
+        one_layer(4),
+        vectors(8, 8),
+        supervised(),
+        num_stages=4,
+        bound=SEVERAL_USES,
     ),
     Case(
         "many inputs and outputs, dicts and tuples",

@@ -1,4 +1,4 @@
-"""Gradients as users take them, and with respect to other things than trainable variables."""
+"""Gradients off the beaten track: of inputs, of frozen variables, of nothing at all."""
 
 from __future__ import annotations
 
@@ -12,50 +12,6 @@ from parity.cases.dense import frozen_first_stages, mlp
 from parity.layout import Maker
 
 Tensor = Any
-
-
-def persistent_tape(parts: Parts) -> StepFunction:
-    """Two gradients off one tape: the backward pass runs twice."""
-    model = parts["model"]
-
-    def step(x: Any, y: Any) -> dict[str, Any]:
-        with tf.GradientTape(persistent=True) as tape:
-            prediction = model(x, training=True)
-            loss = mean_squared_error(y, prediction)
-            penalty = tf.reduce_mean(tf.abs(prediction))
-        gradients = tape.gradient(loss, model.trainable_variables)
-        other = tape.gradient(penalty, model.trainable_variables)
-        return {"loss": loss, "penalty": other, "gradients": {"model": gradients}}
-
-    return step
-
-
-def two_losses(parts: Parts) -> StepFunction:
-    """A list of targets, and an upstream gradient given for one of them."""
-    model = parts["model"]
-
-    def step(x: Any, y: Any) -> dict[str, Any]:
-        with tf.GradientTape() as tape:
-            prediction = model(x, training=True)
-            targets = [mean_squared_error(y, prediction), prediction]
-        upstream = [tf.constant(0.5), tf.ones_like(y)]
-        gradients = tape.gradient(targets, model.trainable_variables, output_gradients=upstream)
-        return {"loss": targets[0], "gradients": {"model": gradients}}
-
-    return step
-
-
-def with_respect_to_inputs(parts: Parts) -> StepFunction:
-    model = parts["model"]
-
-    def step(x: Any, y: Any) -> dict[str, Any]:
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = mean_squared_error(y, model(x, training=True))
-        of_x, gradients = tape.gradient(loss, (x, model.trainable_variables))
-        return {"loss": loss, "of x": of_x, "gradients": {"model": gradients}}
-
-    return step
 
 
 def adversarial(parts: Parts) -> StepFunction:
@@ -73,30 +29,6 @@ def adversarial(parts: Parts) -> StepFunction:
         return {"loss": loss, "moved": moved, "gradients": {"model": gradients}}
 
     return step
-
-
-def only_some_variables(parts: Parts) -> StepFunction:
-    """A tape that watches the last layer only."""
-    model = parts["model"]
-
-    def step(x: Any, y: Any) -> dict[str, Any]:
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            if model.top.built:
-                tape.watch([v.value for v in model.top.trainable_variables])
-            loss = mean_squared_error(y, model(x, training=True))
-        gradients = tape.gradient(loss, model.trainable_variables)
-        return {"loss": loss, "gradients": {"model": gradients}}
-
-    return step
-
-
-def built_mlp(make: Maker) -> Any:
-    model = mlp(make)
-    width = 8
-    for layer in [*model.hidden, model.top]:
-        layer.build((None, width))
-        width = layer.units
-    return model
 
 
 def by_tf_gradients(parts: Parts) -> StepFunction:
@@ -228,12 +160,7 @@ def _mlp(name: str, step: Any, parts: Any = mlp, **options: Any) -> Case:
 
 
 CASES = (
-    _mlp("persistent tape, two gradients", persistent_tape),
-    _mlp("list of targets with upstream gradients", two_losses),
-    _mlp("gradient of the input", with_respect_to_inputs),
     _mlp("adversarial inputs", adversarial, bound=REASSOCIATED),
-    _mlp("tape that watches some variables", only_some_variables, built_mlp),
-    _mlp("tf.gradients", by_tf_gradients),
     _mlp("tf.gradients, training=False", by_tf_gradients_in_inference),
     _mlp("gradients of frozen variables", of_frozen_variables, frozen_first_stages),
     _mlp("tf.gradients, frozen stages", by_tf_gradients, frozen_first_stages),

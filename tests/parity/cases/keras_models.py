@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from parity.bounds import REASSOCIATED
 from parity.case import (
     AUTO,
     CYCLIC,
@@ -165,17 +166,20 @@ def _pair_loss(y: Any, outputs: Any) -> Tensor:
 
 
 CASES = (
-    _case("Functional", functional, num_stages=4, evaluate=evaluation()),
-    _case("Functional, pattern 0-1-0-1", functional, num_stages=4, layouts=CYCLIC),
+    _case("Functional", functional, num_stages=4, bound=REASSOCIATED, evaluate=evaluation()),
+    _case(
+        "Functional, pattern 0-1-0-1", functional, num_stages=4, layouts=CYCLIC, bound=REASSOCIATED
+    ),
     _case("Functional, automatic partitions", functional, num_stages=4, layouts=AUTO),
     Case(
         "Functional, layer shared by partitions",
         functional_shared,
         _pair,
         supervised(_pair_loss),
+        bound=REASSOCIATED,
         num_stages=4,
     ),
-    _case("Functional with models inside", functional_nested, num_stages=4),
+    _case("Functional with models inside", functional_nested, num_stages=4, bound=REASSOCIATED),
     _case("from_keras, Functional", taken(plain_functional), layouts=AUTO),
     _case(
         "from_keras, Sequential, built",

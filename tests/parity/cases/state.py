@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from parity.bounds import REASSOCIATED, SEVERAL_USES
 from parity.case import (
     CYCLIC,
     TWO,
@@ -228,7 +229,14 @@ def updating_metrics(parts: Parts) -> StepFunction:
 
 
 CASES = (
-    Case("random numbers in every stage", random_stages, vectors(8, 8), supervised(), num_stages=3),
+    Case(
+        "random numbers in every stage",
+        random_stages,
+        vectors(8, 8),
+        supervised(),
+        num_stages=3,
+        bound=REASSOCIATED,
+    ),
     Case(
         "random numbers, pattern 0-1-0",
         random_stages,
@@ -236,6 +244,7 @@ CASES = (
         supervised(),
         num_stages=3,
         layouts=CYCLIC[:1],
+        bound=REASSOCIATED,
     ),
     Case(
         "SpectralNormalization",
@@ -267,6 +276,7 @@ CASES = (
         regularized,
         vectors(8, 8),
         with_losses,
+        bound=SEVERAL_USES,
         num_stages=3,
         layouts=TWO,
     ),

@@ -1,0 +1,43 @@
+"""The sweep over all layouts, and the part of it that runs today."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import zlib
+
+from parity.case import Case
+from parity.cases import CASES
+from parity.layout import Layout
+
+NUM_TODAY = 4
+
+LAYOUTS = tuple(
+    Layout(partitions, microbatches, pipeline, pattern)
+    for partitions in (1, 2, 3, 4)
+    for microbatches in (1, 2, 3, 4, 8, 16)
+    for pipeline in ("interleaved", "simple")
+    for pattern in ("blocks", "cyclic")
+)
+
+SWEEP = [
+    (case, layout)
+    for case in CASES
+    if not case.heavy
+    for layout in LAYOUTS
+    if layout not in case.layouts
+]
+
+
+def rotating() -> list[tuple[Case, Layout]]:
+    """A few comparisons of the sweep, others every day.
+
+    The environment variable PARITY_ROTATION takes the place of the date.
+    """
+    seed = os.environ.get("PARITY_ROTATION") or datetime.date.today().isoformat()
+
+    def rank(pair: tuple[Case, Layout]) -> int:
+        return zlib.crc32(f"{seed} {pair[0]} {pair[1]}".encode())
+
+    quick = [pair for pair in SWEEP if pair[1].microbatches <= 8]
+    return sorted(quick, key=rank)[:NUM_TODAY]

@@ -1,0 +1,40 @@
+"""The causes of differences, shown: take the cause away and the difference is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from parity.bounds import REASSOCIATED, SEVERAL_USES
+from parity.case import Case
+from parity.cases import CASES
+from parity.layout import with_policy
+from parity.records import compare, worst
+from parity.runs import run_plain, run_split
+
+
+def having(bound: object) -> list[object]:
+    return [pytest.param(case, id=case.name) for case in CASES if case.bound is bound]
+
+
+@pytest.mark.parametrize("case", having(REASSOCIATED))
+def test_bits_are_equal_where_tensorflow_reorders_nothing(case: Case) -> None:
+    layout = case.layouts[-1]
+    plain = run_plain(case, layout.microbatches, exact=True)
+    differences = compare(plain, run_split(case, layout, exact=True))
+    assert not differences, "\n".join(map(str, differences[:10]))
+
+
+@pytest.mark.parametrize("case", having(SEVERAL_USES))
+def test_sums_in_another_order_differ_by_rounding_only(case: Case) -> None:
+    def batch(random: Any, size: int) -> tuple[Any, ...]:
+        return tuple(np.asarray(a, "float64") for a in case.batch(random, size))
+
+    double = dataclasses.replace(
+        case, parts=lambda make: with_policy("float64", case.parts, make), batch=batch
+    )
+    for layout in case.layouts:
+        plain = run_plain(double, layout.microbatches)
+        assert worst(compare(plain, run_split(double, layout))) <= 1e-12
