@@ -77,8 +77,15 @@ def test_a_sequence_of_unknown_length_has_the_given_one():
             [0, tf.zeros([3])],
         )[1]
 
-    placeholder = tf.TensorSpec([None, 3])
-    assert trips(call, placeholder, unknown_size=6) == 6
+    found = []
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 3])], autograph=False)
+    def run(x):
+        found.append(trips(call, x, unknown_size=6))
+        return x
+
+    run.get_concrete_function()
+    assert found == [6]
 
 
 def test_branches_and_calls():

@@ -42,6 +42,7 @@ class Case:
         evaluate: Makes a step for evaluation from the parts, which runs in the end with
             another batch size.
         optimizer: Makes the optimizer of each part.
+        exact: Compares runs in which TensorFlow reorders nothing, see `exact`.
         heavy: Takes too long for the sweep over all layouts.
     """
 
@@ -56,6 +57,7 @@ class Case:
     dynamic: bool = False
     evaluate: Callable[[Parts], StepFunction] | None = None
     optimizer: Callable[[], Any] = field(default=lambda: keras.optimizers.Adam(0.01))
+    exact: bool = False
     heavy: bool = False
 
     def __str__(self) -> str:
@@ -68,7 +70,7 @@ def momentum() -> Any:
     Adam divides a gradient by its own size: where a gradient is zero but for rounding (a bias
     before a BatchNorm, the key bias of attention) it makes a full step of the rounding.
     """
-    return keras.optimizers.SGD(0.05, momentum=0.9)
+    return keras.optimizers.SGD(0.01, momentum=0.9)
 
 
 def mean_squared_error(target: Tensor, prediction: Tensor) -> Tensor:

@@ -27,7 +27,5 @@ def test_inputs_variables_and_captures_have_no_partition():
     dense, offset = keras.layers.Dense(3), tf.constant([1.0])
     graph = traced(lambda x: in_partition(1, dense, x) + offset, X)
     plan = manual_plan(graph, num_partitions=2, default_partition=0)
-    assert set(plan.partition_of) == {
-        op.name for op in graph.operations if op not in graph.sources
-    }
+    assert set(plan.partition_of) == {op.name for op in graph.operations if op not in graph.sources}
     assert sum(plan.sizes) == len(plan.partition_of)

@@ -41,8 +41,14 @@ class Steps:
 
     def where(self, keep: NDArray[np.bool_]) -> Steps:
         """Some of the steps."""
-        columns = (self.start, self.stop, self.ticks, self.moved, self.bytes)
-        return Steps(self.num_cuts, *(column[keep] for column in columns))
+        return Steps(
+            self.num_cuts,
+            self.start[keep],
+            self.stop[keep],
+            self.ticks[keep],
+            self.moved[keep],
+            self.bytes[keep],
+        )
 
     def cuts(self, chain: Integers) -> Integers:
         """The cuts that a chain of steps goes through, first and last included."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -149,9 +150,7 @@ class _Fastest:
         self._step = np.inf if known is None else float(problem.score(known).cost)
         self._arithmetic = float(problem.ticks.sum())
         self._repeats = problem.microbatches - 1
-        self._least = float(
-            steps.least(steps.ticks, problem.num_partitions, maximum=True)[-1][-1]
-        )
+        self._least = float(steps.least(steps.ticks, problem.num_partitions, maximum=True)[-1][-1])
         self._member = np.array(
             [[ideal >> unit & 1 for unit in range(len(problem))] for ideal in lattice], np.float64
         )
@@ -230,7 +229,7 @@ class _Fastest:
     def _extra(self, chain: tuple[int, ...], starts: NDArray[np.int64]) -> Floats:
         """Ticks of gradients beyond the first of each link, for steps to `chain[0]`."""
         masks = [self._lattice[ideal] for ideal in chain]
-        stages = [b & ~a for a, b in zip(masks[:-1], masks[1:], strict=True)]
+        stages = [b & ~a for a, b in pairwise(masks)]
         extra = np.zeros(len(self._problem))
         for home, ticks, readers in self._wide:
             count = sum(1 for stage in stages if stage & readers)

@@ -31,9 +31,7 @@ def cut_order(
     """
     positions = _positions(problem, order, best, near)
     steps = _steps(problem, order, positions, best, contiguous=contiguous)
-    return [
-        _assignment(order, positions[cuts]) for cuts in best_chains(problem, steps, best)
-    ]
+    return [_assignment(order, positions[cuts]) for cuts in best_chains(problem, steps, best)]
 
 
 def _assignment(order: Order, stops: Integers) -> Integers:
@@ -132,9 +130,9 @@ def _steps(
     whole = (np.zeros_like(home), first, last + 1, everything)
     paint = _Canvas(positions)
     forward, backward = problem.forward_ticks, problem.backward_ticks
-    ticks = paint(
-        (receive, forward[links]), (around, backward), (whole, -backward)
-    ) + _between(problem.ticks, order, positions)
+    ticks = paint((receive, forward[links]), (around, backward), (whole, -backward)) + _between(
+        problem.ticks, order, positions
+    )
     moved = paint((receive, (forward + backward)[links]))
     sent = problem.sent_bytes
     held = paint(

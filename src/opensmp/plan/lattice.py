@@ -164,9 +164,7 @@ def steps_between(
     return steps
 
 
-def _connected(
-    problem: Problem, member: NDArray[np.bool_], steps: Steps
-) -> NDArray[np.bool_]:
+def _connected(problem: Problem, member: NDArray[np.bool_], steps: Steps) -> NDArray[np.bool_]:
     """Whether the units of each step are connected, within each part of the graph."""
     part = part_of_graph(problem)
     pairs = [(unit, other) for unit, near in enumerate(problem.predecessors) for other in near]
@@ -176,13 +174,13 @@ def _connected(
         pairs.extend((a, b) for a in units for b in units if b < a)
     pairs.sort()
     results = []
-    for first in range(0, len(steps.start), _CHUNK):
-        chunk = slice(first, first + _CHUNK)
+    for begin in range(0, len(steps.start), _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
         inside = (member[steps.stop[chunk]] & ~member[steps.start[chunk]]).T.copy()
         reached = np.zeros_like(inside)
         for name in np.unique(part):
-            units = np.flatnonzero(part == name)
-            lowest = units[inside[units].argmax(axis=0)]
+            members = np.flatnonzero(part == name)
+            lowest = members[inside[members].argmax(axis=0)]
             reached[lowest, np.arange(inside.shape[1])] = True
         reached &= inside
         count = -1

@@ -181,6 +181,10 @@ def checked_assignment(
         PlanError: See `evaluate`.
     """
     placed = np.asarray(assignment)
+    if placed.size and not np.issubdtype(placed.dtype, np.integer):
+        raise PlanError(
+            f"Plan: partitions are integers; received an assignment of dtype {placed.dtype}."
+        )
     if placed.shape != (len(graph),):
         raise PlanError(
             f"Plan: an assignment gives a partition to each of the {len(graph)} units, an array "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ def topological_orders(problem: Problem, most: int = 8) -> list[Order]:
     before, after = problem.predecessors, problem.successors
     ascending = range(size)
     descending = range(size - 1, -1, -1)
-    makers = (
+    makers: tuple[Callable[[], Order], ...] = (
         lambda: np.arange(size, dtype=np.int64),
         lambda: _post_order(before, descending),
         lambda: _post_order(after, ascending)[::-1],

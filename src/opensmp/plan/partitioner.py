@@ -24,12 +24,13 @@ Assignment = NDArray[np.int64]
 # Plans whose fullest device is this much fuller than the least possible are as good.
 MEMORY_TOLERANCE = 0.02
 
-_NUM_ELITES = 6
-_MOST_UNITS_TO_MIX = 400
-_MOST_IDEALS = 600
+# How hard to try. All are counts, not times: the same graph gets the same plan.
+_MOST_UNITS_TO_MIX = 400  # above, there are so many units that the details matter little
 _MOST_UNITS_TO_CUT_CONNECTED = 1500
+_MOST_IDEALS = 600
 _NUM_LOOSE = 8
-_MOST_ROUNDS = 6
+_NUM_ELITES, _NUM_ELITES_OF_MANY = 6, 2
+_MOST_ROUNDS, _MOST_ROUNDS_OF_MANY = 6, 3
 
 
 def partition_units(
@@ -144,6 +145,7 @@ def _improve(
 ) -> list[Assignment]:
     contiguous = near is not None
     small = len(problem) <= _MOST_UNITS_TO_MIX
+    num_elites = _NUM_ELITES if small else _NUM_ELITES_OF_MANY
     lattice: list[int] = []
     if small:
         try:
@@ -151,9 +153,9 @@ def _improve(
             found.add(*cut_lattice(problem, lattice, found.best, contiguous=contiguous))
         except LatticeError:
             pass
-    for placed in found.ranked[:_NUM_ELITES]:
+    for placed in found.ranked[:num_elites]:
         found.add(refine(problem, placed, near))
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MOST_ROUNDS if small else _MOST_ROUNDS_OF_MANY):
         best = found.ranked[0]
         for order in orders:
             along = follow(best, order)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,12 +165,16 @@ class _Pieces:
     def best_target(self, name: int) -> int:
         """The partition of a neighbour that the piece may move to, the one with less to do."""
         units, problem = self.members[name], self._problem
-        before = [self._where(v) for u in units for v in problem.predecessors[u] if self._out(v, name)]
+        before = [
+            self._where(v) for u in units for v in problem.predecessors[u] if self._out(v, name)
+        ]
         after = [self._where(v) for u in units for v in problem.successors[u] if self._out(v, name)]
         targets = [max(before)] if before else []
         targets += [min(after)] if after else []
         if not targets:  # only a variable connects it with others
-            targets = [self._where(v) for u in units for v in self._near.of(u) if self._out(v, name)]
+            targets = [
+                self._where(v) for u in units for v in self._near.of(u) if self._out(v, name)
+            ]
         return min(targets, key=lambda target: (self._load[target], target))
 
     def _out(self, unit: int, name: int) -> bool:
@@ -190,7 +195,11 @@ class _Pieces:
         others = {self.name_of(v) for u in units for v in self._near.of(u)} - {name}
         for other in sorted(o for o in others if self._partition[o] == target):
             mine = self.name_of(name)
-            low, high = (mine, other) if len(self.members[mine]) >= len(self.members[other]) else (other, mine)
+            low, high = (
+                (mine, other)
+                if len(self.members[mine]) >= len(self.members[other])
+                else (other, mine)
+            )
             self._parent[high] = low
             self.members[low].extend(self.members.pop(high))
             self._count[self._key(low)] -= 1
@@ -255,7 +264,7 @@ def _order_edges(problem: Problem, where: NDArray[np.int64]) -> list[Pair]:
         first, last = np.searchsorted(problem.links, [link, link + 1])
         units = [problem.homes[link], *problem.readers[first:last]]
         at = sorted(where[units].tolist())
-        pairs.extend(zip(at[:-1], at[1:], strict=True))
+        pairs.extend(pairwise(at))
     return pairs
 
 
@@ -334,6 +343,6 @@ class _Forest:
 
     def _hang(self, path: list[int], below: int) -> None:
         """Makes the first of `path`, which goes up the tree, a child of `below`."""
-        for child, up in zip(path[:-1], path[1:], strict=True):
+        for child, up in pairwise(path):
             self._parent[up] = child
         self._parent[path[0]] = below

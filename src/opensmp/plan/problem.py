@@ -40,7 +40,8 @@ class Problem:
     ways on the processes of one run; whole numbers do not.
 
     A link is a tensor, or a variable of several units: it has a home unit and units that
-    read it. Arrays end in `s` where they have one entry per link, or per reader of a link.
+    read it. `ticks` and `bytes` have one entry per unit, `links` and `readers` one per
+    reader of a link, all other arrays one per link.
 
     Attributes:
         num_partitions: Number of partitions, none of which stays empty.

@@ -116,9 +116,7 @@ class _Layout:
             return []
         before, after = self._problem.predecessors[unit], self._problem.successors[unit]
         low = max((placed[other] for other in before), default=0)
-        high = min(
-            (placed[other] for other in after), default=self._problem.num_partitions - 1
-        )
+        high = min((placed[other] for other in after), default=self._problem.num_partitions - 1)
         return [target for target in range(low, high + 1) if target != here]
 
     def trial(self, unit: int, target: int) -> Key:

@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from parity.bounds import REASSOCIATED
 from parity.case import (
     AUTO,
     CYCLIC,
@@ -14,7 +13,6 @@ from parity.case import (
     Case,
     cross_entropy,
     evaluation,
-    momentum,
     supervised,
     tokens,
 )
@@ -110,7 +108,12 @@ CASES = (
     _language("Transformer, own output layer", lambda make: transformer(make, tied=False)),
     _language("Transformer, pattern 0-1-0", transformer, layouts=CYCLIC[:1]),
     _language("Transformer, automatic partitions", transformer, layouts=AUTO[1:]),
-    _language("encoder and decoder", cross_attention, bound=REASSOCIATED, optimizer=momentum),
+    _language(
+        "encoder and decoder",
+        cross_attention,
+        exact=True,  # rounding of three steps comes to 1.1e-6 otherwise
+        layouts=TWO[1:],
+    ),
     _language(
         "Transformer, mixed_bfloat16",
         lambda make: with_policy("mixed_bfloat16", transformer, make),

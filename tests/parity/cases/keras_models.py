@@ -16,6 +16,7 @@ from parity.case import (
     cross_entropy,
     evaluation,
     images,
+    momentum,
     supervised,
     vectors,
 )
@@ -166,9 +167,23 @@ def _pair_loss(y: Any, outputs: Any) -> Tensor:
 
 
 CASES = (
-    _case("Functional", functional, num_stages=4, bound=REASSOCIATED, evaluate=evaluation()),
     _case(
-        "Functional, pattern 0-1-0-1", functional, num_stages=4, layouts=CYCLIC, bound=REASSOCIATED
+        "Functional",
+        functional,
+        num_stages=4,
+        bound=REASSOCIATED,
+        optimizer=momentum,
+        per_microbatch=8,
+        evaluate=evaluation(),
+    ),
+    _case(
+        "Functional, pattern 0-1-0-1",
+        functional,
+        num_stages=4,
+        layouts=CYCLIC,
+        bound=REASSOCIATED,
+        optimizer=momentum,
+        per_microbatch=8,
     ),
     _case("Functional, automatic partitions", functional, num_stages=4, layouts=AUTO),
     Case(
