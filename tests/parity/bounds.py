@@ -33,3 +33,4 @@ SEVERAL_USES = Bound(
     "three or more contributions to one gradient come from several partitions, and each "
     "partition adds its own first; 1e-12 in double precision",
 )
+SEVERAL_USES_DOUBLE = Bound(1e-12, SEVERAL_USES.cause)

@@ -42,7 +42,6 @@ class Case:
         evaluate: Makes a step for evaluation from the parts, which runs in the end with
             another batch size.
         optimizer: Makes the optimizer of each part.
-        exact: Compares runs in which TensorFlow reorders nothing, see `exact`.
         heavy: Takes too long for the sweep over all layouts.
     """
 
@@ -57,7 +56,6 @@ class Case:
     dynamic: bool = False
     evaluate: Callable[[Parts], StepFunction] | None = None
     optimizer: Callable[[], Any] = field(default=lambda: keras.optimizers.Adam(0.01))
-    exact: bool = False
     heavy: bool = False
 
     def __str__(self) -> str:

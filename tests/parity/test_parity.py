@@ -16,8 +16,8 @@ from parity.runs import reference, run_split
 
 def check(case: Case, layout: Layout) -> None:
     """Fails with the first values in which the two runs differ by more than the bound."""
-    plain = reference(case, layout.microbatches, exact=case.exact)
-    differences = compare(plain, run_split(case, layout, exact=case.exact))
+    plain = reference(case, layout.microbatches)
+    differences = compare(plain, run_split(case, layout))
     record_result(case, layout, worst(differences))
     beyond = [d for d in differences if not d.relative <= case.bound.relative]
     listed = "\n".join(map(str, beyond[:10]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from parity.bounds import REASSOCIATED
+from parity.bounds import REASSOCIATED, SEVERAL_USES
 from parity.case import (
     AUTO,
     CYCLIC,
@@ -171,7 +171,7 @@ CASES = (
         "Functional",
         functional,
         num_stages=4,
-        bound=REASSOCIATED,
+        bound=SEVERAL_USES,
         optimizer=momentum,
         per_microbatch=8,
         evaluate=evaluation(),
@@ -181,7 +181,7 @@ CASES = (
         functional,
         num_stages=4,
         layouts=CYCLIC,
-        bound=REASSOCIATED,
+        bound=SEVERAL_USES,
         optimizer=momentum,
         per_microbatch=8,
     ),
