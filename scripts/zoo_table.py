@@ -135,8 +135,8 @@ def table(done: dict[str, list[Outcome]]) -> str:
     good = sum(is_good(outcomes) for outcomes in done.values())
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines = [
-        f"Run {when} on CPU, {stack}; {MICROBATCHES} microbatches. {good} of {len(ZOO)} models "
-        "are within the bound.",
+        f"Run {when} on CPU, {stack}; {MICROBATCHES} microbatches. {len(done)} of {len(ZOO)} "
+        f"models were compared, {good} of them are within their bounds.",
     ]
     for family in dict.fromkeys(entry.family for entry in ZOO.values()):
         names = [name for name in done if ZOO[name].family == family]

@@ -22,6 +22,8 @@ from opensmp.program import cut
 MACHINE = Machine()
 X = tf.ones([8, 6])
 
+pytestmark = pytest.mark.slow  # takes minutes on two cores
+
 
 def coarse(call, x=X, **kwargs):
     options = {k: kwargs.pop(k) for k in list(kwargs) if k not in ("training",)}

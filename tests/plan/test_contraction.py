@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from opensmp.errors import PlanError
 from opensmp.plan.contraction import chained, contracted, joined, reduced, topological_order
 
+pytestmark = pytest.mark.slow  # takes minutes on two cores
+
 
 @st.composite
 def graphs(draw, most=14):
