@@ -28,6 +28,7 @@ REASSOCIATED = Bound(
     "TensorFlow's graph optimizer, which sees the whole of a plain step and only a partition of "
     "a split one, adds in another order, or a tape and tf.gradients do; equal bits without both",
 )
+REASSOCIATED_DOUBLE = Bound(1e-12, REASSOCIATED.cause)
 SEVERAL_USES = Bound(
     1e-6,
     "three or more contributions to one gradient come from several partitions, and each "

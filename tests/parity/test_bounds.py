@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parity.bounds import REASSOCIATED, SEVERAL_USES
+from parity.bounds import REASSOCIATED, REASSOCIATED_DOUBLE, SEVERAL_USES, Bound
 from parity.case import Case
 from parity.cases import CASES
 from parity.layout import with_policy
@@ -15,11 +15,11 @@ from parity.records import compare, worst
 from parity.runs import run_plain, run_split
 
 
-def having(bound: object) -> list[object]:
-    return [pytest.param(case, id=case.name) for case in CASES if case.bound is bound]
+def having(*bounds: Bound) -> list[object]:
+    return [pytest.param(case, id=case.name) for case in CASES if case.bound in bounds]
 
 
-@pytest.mark.parametrize("case", having(REASSOCIATED))
+@pytest.mark.parametrize("case", having(REASSOCIATED, REASSOCIATED_DOUBLE))
 def test_bits_are_equal_where_tensorflow_reorders_nothing(case: Case) -> None:
     layout = case.layouts[-1]
     plain = run_plain(case, layout.microbatches, exact=True)
