@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from opensmp.plan.coarse import CoarseGraph, Machine
 from opensmp.plan.objective import seconds_to_move
+from opensmp.plan.problem import price
+from opensmp.plan.runs import block_runs
 
 try:
     import pymetis
@@ -25,46 +27,14 @@ _MOST_WEIGHT = 10**8
 
 def equal_layers(graph: CoarseGraph, num_partitions: int) -> Assignment:
     """Runs of equally many units, as when a list of layers is split by its length."""
-    return np.arange(len(graph), dtype=np.int64) * num_partitions // len(graph)
+    used = min(num_partitions, len(graph))
+    return np.arange(len(graph), dtype=np.int64) * used // len(graph)
 
 
-def block_partition(graph: CoarseGraph, num_partitions: int) -> Assignment:
-    """Runs of units of about equal time: what torchgpipe does with measured times.
-
-    Block sums that differ by at most the largest element always exist (Barany and Grinberg,
-    "Block Partitions of Sequences", 2015). As in their proof, elements wander from a large
-    block towards a small one: over the first boundary between the two where that makes the
-    larger of both neighbours smaller, or else one over each boundary on the way.
-    """
-    weights = graph.forward_seconds + graph.backward_seconds
-    total = np.concatenate([[0.0], np.cumsum(weights)])
-    cuts = np.arange(num_partitions + 1) * len(graph) // num_partitions
-    while True:
-        sums = np.diff(total[cuts])
-        low, high = int(sums.argmin()), int(sums.argmax())
-        if sums[high] - sums[low] <= weights.max():
-            break
-        sign = 1 if high > low else -1
-        boundaries = list(range(low, high, sign))
-        moved = cuts.copy()
-        for block in boundaries:
-            # The boundary between `block` and the next one on the way to the high block.
-            inner = max(block, block + sign)
-            element = weights[cuts[inner] if sign > 0 else cuts[inner] - 1]
-            if sums[block] + element < sums[block + sign]:
-                moved[inner] += sign
-                break
-        else:
-            for block in boundaries:
-                moved[max(block, block + sign)] += sign
-        if (np.diff(moved) < 1).any() or _shape(total, moved) >= _shape(total, cuts):
-            break
-        cuts = moved
-    return np.repeat(np.arange(num_partitions), np.diff(cuts)).astype(np.int64)
-
-
-def _shape(total: NDArray[np.float64], cuts: NDArray[np.int64]) -> list[float]:
-    return sorted(np.diff(total[cuts]).tolist(), reverse=True)
+def block_partition(graph: CoarseGraph, num_partitions: int, machine: Machine) -> Assignment:
+    """Runs of units of about equal time: what torchgpipe does with measured times."""
+    used = min(num_partitions, len(graph))
+    return block_runs(price(graph, used, machine, 1, 1).ticks, used)
 
 
 def metis(graph: CoarseGraph, num_partitions: int, machine: Machine) -> Assignment | None:
@@ -95,8 +65,7 @@ def metis(graph: CoarseGraph, num_partitions: int, machine: Machine) -> Assignme
     starts = [0, *itertools.accumulate(len(others) for others in near)]
     _, parts = pymetis.part_graph(
         num_partitions,
-        xadj=starts,
-        adjncy=[other for others in near for other, _ in others],
+        pymetis.CSRAdjacency(starts, [other for others in near for other, _ in others]),
         vweights=_whole(times.tolist()),
         eweights=_whole([cost for others in near for _, cost in others]),
         options=pymetis.Options(seed=0),

@@ -187,7 +187,16 @@ MISUSES = [
     ("cli_models:mlp --batch 8 --optimize size", ["optimize", "'memory' or 'speed'"]),
     ("cli_models:mlp --batch 8 --picture plan.gif", ["plan.gif", ".svg, .png, .pdf"]),
     ("cli_models:mlp --batch 8 --output no/plan.json", ["there is no directory", "/no"]),
-    ("cli_models:mlp --batch 8 --device-memory 1KiB", ["1 KiB"]),
+    (
+        "cli_models:mlp --batch 8 --device-memory 1KiB",
+        [
+            "no cut into 2 partitions was found that fits into 1 KiB per device",
+            "too much",
+            "What would help: more partitions, though not even 16 are enough alone",
+            "a smaller microbatch",
+            "recomputing in the backward pass",
+        ],
+    ),
     (
         "cli_models:mlp --batch 8 --device-memory 1KiB --recommend",
         ["No configuration fits 1 KiB per device", "too much"],

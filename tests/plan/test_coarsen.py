@@ -22,8 +22,6 @@ from opensmp.program import cut
 MACHINE = Machine()
 X = tf.ones([8, 6])
 
-pytestmark = pytest.mark.slow  # takes minutes on two cores
-
 
 def coarse(call, x=X, **kwargs):
     options = {k: kwargs.pop(k) for k in list(kwargs) if k not in ("training",)}
@@ -143,6 +141,7 @@ def test_a_loop_is_in_one_unit_with_its_lists():
 
 def test_a_layer_called_in_two_towers_is_one_unit():
     encoder = keras.Sequential([dense(4, "one"), dense(4, "two")])
+    encoder(X)
 
     def call(x):
         return tf.concat([encoder(x), encoder(x * 2.0)], -1)
@@ -192,9 +191,10 @@ def test_colocated_operations_are_joined():
 
 def test_what_waits_without_reading_comes_later():
     def call(x):
-        first = tf.raw_ops.MatMul(a=x, b=tf.ones([6, 6]))
+        kernel = tf.ones([6, 6])
+        first = tf.raw_ops.MatMul(a=x, b=kernel)
         with tf.control_dependencies([first]):
-            second = tf.raw_ops.MatMul(a=x, b=tf.ones([6, 6]) * 2.0)
+            second = tf.raw_ops.MatMul(a=x, b=kernel)
         return second
 
     made = coarse(call)

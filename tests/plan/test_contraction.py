@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 from opensmp.errors import PlanError
 from opensmp.plan.contraction import chained, contracted, joined, reduced, topological_order
 
-pytestmark = pytest.mark.slow  # takes minutes on two cores
-
 
 @st.composite
 def graphs(draw, most=14):
@@ -94,6 +92,13 @@ def test_a_heavy_node_keeps_its_boundaries():
     groups = reduced(chain, weights, 20)
     assert groups.count(groups[50]) < 101
     assert groups[0] != groups[50] != groups[100]
+
+
+def test_nodes_that_weigh_nothing_are_joined_as_well():
+    web = [[], [], [0, 1], [0, 1], [2, 3], [2, 3]]
+    groups = reduced(web, [0.0] * 6, 2)
+    assert len(set(groups)) <= 2
+    assert is_acyclic(contracted(web, groups))
 
 
 @settings(max_examples=60, deadline=None)

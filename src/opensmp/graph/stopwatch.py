@@ -21,7 +21,7 @@ Pick = Callable[[list[float]], float]
 Clock = Callable[[], float]
 
 _REPEATS = 5
-_CALLS = 8
+_MOST_CALLS = 32
 _LONG_SECONDS = 0.02
 
 
@@ -56,25 +56,32 @@ def seconds_per_call(
     args: Sequence[Tensor],
     repeats: int = _REPEATS,
     clock: Clock = time.perf_counter,
+    pick: Pick = statistics.median,
 ) -> float:
     """Time that one call of a function takes inside a larger function, one after another.
 
-    Python's share in starting the larger one is not in it: of a short function, the time of
-    one call is subtracted from that of nine.
+    Python's share in starting the larger one is not in it: of a short function, the least
+    time of one call is subtracted from the least of several, up to 33 of a very short one.
+    The two take turns, so that something else that runs for a while slows down both.
 
     Args:
         function: The function.
         args: Its arguments.
-        repeats: How often to measure; the median counts.
+        repeats: How often to measure.
         clock: As for `seconds_of`.
+        pick: Which of the times of a function that takes long counts.
     """
     once = _calls(function, args, 1)
-    seconds = seconds_of(lambda: once(*args), repeats, clock=clock)
+    seconds = seconds_of(lambda: once(*args), repeats, pick, clock)
     if seconds > _LONG_SECONDS:
         return seconds
-    often = _calls(function, args, 1 + _CALLS)
-    more = seconds_of(lambda: often(*args), repeats, clock=clock) - seconds
-    return max(0.0, more) / _CALLS
+    more = max(1, min(_MOST_CALLS, int(_LONG_SECONDS / max(seconds, 1e-9))))
+    often = _calls(function, args, 1 + more)
+    few = many = float("inf")
+    for _ in range(repeats):
+        few = min(few, seconds_of(lambda: once(*args), 2, min, clock))
+        many = min(many, seconds_of(lambda: often(*args), 2, min, clock))
+    return max(0.0, many - few) / more
 
 
 def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> ConcreteFunction:
@@ -99,6 +106,7 @@ def segment_seconds(
     unknown_size: int,
     repeats: int = _REPEATS,
     clock: Clock = time.perf_counter,
+    pick: Pick = statistics.median,
 ) -> tuple[float, float] | None:
     """Time of the forward and of the backward pass of a segment, on the current device.
 
@@ -108,8 +116,9 @@ def segment_seconds(
         program: The lowered model.
         segment: One of its segments.
         unknown_size: Size of dimensions that the trace leaves open.
-        repeats: How often to measure; the median counts.
+        repeats: How often to measure.
         clock: As for `seconds_of`.
+        pick: As for `seconds_per_call`.
 
     Returns:
         Seconds; None for a segment that reads handles, which cannot be made up.
@@ -120,7 +129,7 @@ def segment_seconds(
     random = np.random.default_rng(0)
     values = {id(t): _sample(t, random, unknown_size) for t in forward.feeds}
     args = [values[id(t)] for t in forward.feeds]
-    seconds = seconds_per_call(forward.function, args, repeats, clock)
+    seconds = seconds_per_call(forward.function, args, repeats, clock, pick)
     made = (*forward.outputs, *forward.residuals)
     values.update({id(t): value for t, value in zip(made, forward.function(*args), strict=True)})
     backward = program.backward(segment, _differentiated(program.traced, segment))
@@ -131,7 +140,7 @@ def segment_seconds(
             return None
         values[id(upstream)] = tf.ones_like(values[id(output)])
     feeds = [values[id(t)] for t in backward.feeds]
-    return seconds, seconds_per_call(backward.function, feeds, repeats, clock)
+    return seconds, seconds_per_call(backward.function, feeds, repeats, clock, pick)
 
 
 def _differentiated(traced: TracedGraph, segment: Segment) -> list[Tensor]:

@@ -71,12 +71,10 @@ def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
         value: The value assigned.
         variable: The variable as an input: its placeholder, or a read of it.
     """
-
-    @tf.custom_gradient
-    def read(value: Tensor, variable: Tensor) -> Any:
-        return tf.identity(value), lambda upstream: (None, upstream)
-
-    return read(value, variable)
+    with _private.stop_recording():
+        read = tf.identity(value)
+    (read,) = _private.with_gradient([read], [value, variable], lambda upstream: (None, upstream))
+    return read
 
 
 class VariableScope(keras.StatelessScope):

@@ -147,7 +147,7 @@ def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
             groups = _numbered([merged[g] for g in groups])
         after = max(groups) + 1
         if after > 0.9 * before:
-            if limit > 4 * total / most:
+            if not limit or limit > 4 * total / most:  # twice nothing is nothing
                 break
             limit *= 2
     if max(groups, default=-1) + 1 > most:

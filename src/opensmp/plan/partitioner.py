@@ -17,6 +17,7 @@ from opensmp.plan.orders import Order, follow, topological_orders
 from opensmp.plan.pieces import Neighbourhood, excess_pieces, join_pieces
 from opensmp.plan.problem import Problem, Score, price
 from opensmp.plan.refine import refine
+from opensmp.plan.runs import simple_runs
 from opensmp.plan.shortage import describe_shortage
 
 Assignment = NDArray[np.int64]
@@ -48,8 +49,10 @@ def partition_units(
 
     Many topological orders are each cut at their best places by dynamic programming; the
     best results are improved unit by unit, and cut again along orders that follow them.
-    What `evaluate` says decides throughout. For a chain the result is the optimum, as long
-    as there are few enough places to cut to look at all.
+    What `evaluate` says decides throughout, also about simple plans such as runs of equally
+    many units (`opensmp.plan.runs`): the result is never worse than one of these that keeps
+    to the rules. For a chain it is the optimum, as long as there are few enough places to
+    cut to look at all.
 
     Args:
         graph: What to cut.
@@ -111,7 +114,7 @@ def _excess(problem: Problem, placed: Assignment) -> int:
 def _solve(problem: Problem, optimize: str, contiguous: bool) -> Assignment:
     """The best plan found; above the cap only if all that were found are."""
     cap = problem.memory_bytes
-    starts: list[Assignment] = []
+    starts = simple_runs(problem)
     if optimize == "memory" or cap is not None:
         starts = _search(replace(problem, minimise_bytes=True), contiguous, starts)
         least = int(problem.loads(starts[0])[1].max())
@@ -127,7 +130,7 @@ def _search(problem: Problem, contiguous: bool, starts: Iterable[Assignment]) ->
     """Assignments from best to worst; the best is as good as all of `starts` at least."""
     orders = topological_orders(problem)
     loose = _Found(problem)
-    loose.add(*starts, *_even_runs(problem))
+    loose.add(*starts)
     for order in orders:
         loose.add(*cut_order(problem, order, loose.best, contiguous=False))
     if not contiguous:
@@ -208,17 +211,3 @@ class _Found:
         if not self._scores:
             return Score(0, 2**62, 0)
         return min(entry[0] for entry in self._scores.values())
-
-
-def _even_runs(problem: Problem) -> list[Assignment]:
-    """Runs of consecutive units: equal in number, in time and in bytes."""
-    size, count = len(problem), problem.num_partitions
-    plans = []
-    for weights in (np.ones(size), problem.ticks, problem.bytes):
-        total = np.cumsum(weights, dtype=np.float64)
-        cuts = np.searchsorted(total, total[-1] * np.arange(1, count) / count) + 1
-        index = np.arange(1, count)
-        cuts = np.maximum.accumulate(cuts - index) + index  # at least one unit apart
-        cuts = np.minimum(cuts, size - count + index)
-        plans.append(np.searchsorted(cuts, np.arange(size), side="right"))
-    return plans
