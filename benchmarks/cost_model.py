@@ -3,8 +3,8 @@
     python benchmarks/cost_model.py
 
 Each of ten models is cut into stages. Their forward and backward functions, the ones that a
-step would call, run alone on one thread, and the median of the processor time of several
-runs is compared with what the cost model says for the machine that `calibrate` found.
+step would call, run alone on one thread, and the least processor time of several runs (that
+of a machine that does nothing else) is compared with what the cost model says for the machine that `calibrate` found.
 Nothing is fitted to the models. The stages have equal numbers of units and so very
 different times.
 
@@ -86,7 +86,7 @@ def stages(case: Case, num_stages: int, machine: Machine, repeats: int) -> list[
     measured = np.zeros((num_stages, 2))
     for segment in program.segments:
         seconds = segment_seconds(
-            program, segment, unknown_size=1, repeats=repeats, clock=time.process_time
+            program, segment, unknown_size=1, repeats=repeats, clock=time.process_time, pick=min
         )
         if seconds is not None:
             measured[segment.partition] += seconds
@@ -143,7 +143,7 @@ def main() -> int:
         f"{platform.processor() or platform.machine()}, 1 thread, TensorFlow {tf.__version__}, "
         f"Keras {keras.__version__}: {machine.flops_per_second / 1e9:.0f} GFLOP/s, "
         f"{machine.bytes_per_second / 1e9:.0f} GB/s, {machine.operation_seconds * 1e6:.1f} us "
-        f"per operation; {arguments.stages} stages, median of {repeats} runs"
+        f"per operation; {arguments.stages} stages, least of {repeats} runs"
     )
     print("| model | measured | rank correlation | measured / predicted | worst factor |")
     print("| --- | --- | --- | --- | --- |")

@@ -5,8 +5,8 @@
     python scripts/zoo_table.py ResNet50 VGG16     # these, again
     python scripts/zoo_table.py --size small       # the quick ones that are not done yet
 
-One model runs at a time, in a process of its own. Results are kept in out/zoo.jsonl, so that a
-run that was stopped goes on where it was.
+One model runs at a time, in a process of its own. Results are kept in docs/zoo.jsonl, each with its
+date and versions, so that a run that was stopped goes on where it was, also elsewhere.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="models to run (again)")
     parser.add_argument("--size", choices=SIZES, action="append", help="only models of this size")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for each process")
-    parser.add_argument("--results", type=Path, default=ROOT / "out" / "zoo.jsonl")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "zoo.jsonl")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "zoo.md")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--table-only", action="store_true", help="run nothing")

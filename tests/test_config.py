@@ -43,6 +43,7 @@ def test_defaults_are_those_of_the_api():
         "active_microbatches": 3,
         "devices": None,
         "plan": None,
+        "processes_per_replica": None,
     }
 
 
@@ -406,3 +407,33 @@ def test_long_value_is_shortened_in_the_message():
 def test_config_error_is_a_value_error_of_the_package():
     assert issubclass(ConfigError, SmpError)
     assert issubclass(ConfigError, ValueError)
+
+
+# ---------------------------------------------------------------------------- several processes
+
+
+def test_processes_per_replica_is_automatic_unless_given():
+    assert Config.resolve({"partitions": 4}).processes_per_replica is None
+    environ = {"OPENSMP_PROCESSES_PER_REPLICA": "2"}
+    assert Config.resolve({"partitions": 4}, environ=environ).processes_per_replica == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        (
+            3,
+            "but partitions is 4, and every process owns the same number of them; accepted: 1, 2, 4",
+        ),
+        (0, "accepted: an integer >= 1, or None to choose automatically"),
+        ("two", "accepted: an integer >= 1, or None"),
+    ],
+)
+def test_processes_per_replica_must_divide_the_partitions(value, part):
+    with pytest.raises(ConfigError) as caught:
+        Config.resolve({"partitions": 4, "processes_per_replica": value})
+    assert part in str(caught.value)
+
+
+def test_variables_of_the_launcher_are_no_keys():
+    assert Config.resolve(environ={"OPENSMP_RUN_RANK": "1"}) == Config(partitions=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import functools
 import types
 from typing import Any
 
@@ -14,8 +15,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import output_of
+from processes import check_ranks
 
 from opensmp import _private
+from opensmp.runtime.rendezvous import reserve_port
+from opensmp.errors import ElsewhereError
 
 
 def graph_with(*shapes: list[int]) -> tuple[Any, list[Any]]:
@@ -136,6 +141,14 @@ def test_add_control_input():
         first, second = tf.identity(x), tf.identity(x)
     _private.add_control_input(second.op, first.op)
     assert second.op.control_inputs == [first.op]
+
+
+def test_set_control_inputs():
+    with tf.Graph().as_default():
+        first, second, last = tf.no_op(), tf.no_op(), tf.no_op()
+        _private.add_control_input(last, first)
+        _private.set_control_inputs(last, [second])
+        assert last.control_inputs == [second]
 
 
 def test_replace_input():
@@ -291,6 +304,29 @@ def test_lifted():
     assert float(run(tf.constant(1.0))) == 6.0
 
 
+@pytest.mark.parametrize("tape", [True, False])
+def test_with_gradient(tape):
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as recorder:
+            recorder.watch(x)
+            with _private.stop_recording():
+                y, z = x * 2.0, x * 3.0
+            y, z = _private.with_gradient([y, z], [x], lambda dy, dz: [10.0 * dy + dz])
+            total = y + z
+        return y, z, recorder.gradient(total, x) if tape else tf.gradients(total, x)[0]
+
+    assert [float(value) for value in run(tf.constant(1.0))] == [2.0, 3.0, 11.0]
+
+
+def test_is_bridge():
+    with tf.Graph().as_default():
+        x = tf.constant(1.0)
+        (y,) = _private.with_gradient([tf.identity(x)], [x], lambda upstream: [upstream])
+        assert _private.is_bridge(y.op)
+        assert not _private.is_bridge(tf.identity_n([x])[0].op)
+
+
 def test_has_custom_gradient():
     @tf.custom_gradient
     def double(x):
@@ -395,6 +431,59 @@ def test_move_to():
     assert variable.trainable is False
     variable.assign([1.0, 1.0, 1.0])
     assert variable.numpy().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_give_up():
+    """No memory, an error for readers, but a place in graphs."""
+    waiting, ready = keras.layers.Dense(2), keras.layers.Dense(2)
+    with keras.StatelessScope(initialize_variables=False):
+        waiting.build([1, 3])
+    _private.take_pending_variables()
+    ready.build([1, 3])
+    for variable in (waiting.kernel, ready.kernel):
+        _private.give_up(variable, "kernel of rank 7")
+        with pytest.raises(ElsewhereError, match="kernel of rank 7 was read"):
+            variable.numpy()
+
+        read = tf.function(functools.partial(tf.convert_to_tensor, variable.value))
+        assert read.get_concrete_function().outputs[0].shape == [3, 2]
+
+
+def test_is_elsewhere():
+    layer = keras.layers.Dense(2)
+    layer.build([1, 3])
+    _private.give_up(layer.kernel, "kernel")
+    assert _private.is_elsewhere(layer.kernel)
+    assert _private.is_elsewhere(layer.kernel.value)
+    assert not _private.is_elsewhere(layer.bias)
+
+
+@pytest.mark.parametrize("first", ["build", "give up"])
+def test_optimizers_leave_out_what_is_elsewhere(first):
+    _private.place_updates_with_variables()
+    layer = keras.layers.Dense(2)
+    layer.build([1, 3])
+    optimizer = keras.optimizers.Adam(0.5, use_ema=True, ema_overwrite_frequency=1)
+    if first == "build":
+        optimizer.build(layer.trainable_variables)
+    _private.give_up(layer.kernel, "kernel")
+    nothing = tf.IndexedSlices(tf.zeros([0, 2]), tf.zeros([0], tf.int32), [3, 2])
+    optimizer.apply_gradients(zip([nothing, tf.ones([2])], layer.trainable_variables, strict=True))
+    assert layer.bias.numpy().tolist() == pytest.approx([-0.5, -0.5], rel=1e-4)
+    slots = [slot for slot in optimizer.variables if "kernel" in slot.path]
+    assert len(slots) == 3
+    assert all(map(_private.is_elsewhere, slots))
+    optimizer.apply_gradients([(nothing, layer.kernel)])
+    assert int(optimizer.iterations) == 2
+
+
+def test_slots_move_with_their_variable():
+    _private.place_updates_with_variables()
+    variable = keras.Variable([1.0, 2.0])
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build([variable])
+    _private.move_to(variable, "CPU:1")
+    assert optimizer.variables[-1].value.device.endswith("CPU:1")
 
 
 def test_forget_compiled_functions():
@@ -697,3 +786,55 @@ def test_nothing_else_in_the_package_touches_private_names():
     ]
     assert offenders == []
     assert isinstance(_private, types.ModuleType)
+
+
+# -------------------------------------------------------------------------- several processes
+
+
+def test_is_tensorflow_started():
+    tf.constant(1)
+    assert _private.is_tensorflow_started()
+    out = output_of(
+        """
+        from opensmp import _private
+        print(_private.is_tensorflow_started())
+        """
+    )
+    assert out.splitlines()[-1] == "False"
+
+
+TWO_SERVERS = """
+    import os
+    import socket
+    import sys
+    import tensorflow as tf
+    from opensmp import _private
+    rank, ports = int(os.environ["OPENSMP_RUN_RANK"]), sys.argv[1:]
+    _private.join_cluster(
+        rank,
+        [f"127.0.0.1:{port}" for port in ports],
+        nccl=False,
+        heartbeat_seconds=20,
+        join_seconds=60,
+    )
+    with tf.device(f"/job:worker/replica:0/task:{rank}/device:CPU:0"):
+        total = tf.raw_ops.CollectiveReduceV2(
+            input=tf.constant([rank + 1.0]), group_size=2, group_key=1, instance_key=1,
+            ordering_token=[], merge_op="Add", final_op="Id", timeout_seconds=0,
+        )
+    print(total.numpy(), _private.answers(1 - rank, 5.0), flush=True)
+    os._exit(0)
+"""
+
+
+def test_join_cluster__and_answers():
+    held = [reserve_port() for _ in range(2)]
+    results = check_ranks(TWO_SERVERS, 2, args=[port for _, port in held])
+    for reservation, _ in held:
+        reservation.close()
+    assert results[0].lines[-1].startswith("[3.]")
+
+
+def test_answers():
+    # A process of its own has no peers to ask.
+    assert not _private.answers(1, 0.5)

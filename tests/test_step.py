@@ -986,3 +986,25 @@ class TestWorlds:
         }
         assert " ".join(last) == expected[pipeline]
         assert sorted(first) == sorted(f"0{k}{m}" for k in "FB" for m in range(4))
+
+
+def test_nothing_of_a_step_stays_when_its_function_is_gone(smp_init):
+    smp_init(TWO_BY_TWO)
+    traced = []
+
+    def train():
+        model = smp.DistributedModel.from_keras(keras.Sequential([keras.layers.Dense(2)]))
+
+        @smp.step
+        def forward_backward(x):
+            traced.append(weakref.ref(tf.compat.v1.get_default_graph()))
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(model(x))
+            return tape.gradient(loss, model.trainable_variables)
+
+        forward_backward(tf.ones([2, 3]))
+
+    train()
+    gc.collect()
+    assert len(traced) >= 2
+    assert [graph() for graph in traced] == [None] * len(traced)

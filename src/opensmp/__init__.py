@@ -14,10 +14,26 @@ from opensmp._require import require_tensorflow
 
 require_tensorflow()
 
+from opensmp.collectives import (  # noqa: E402
+    allreduce,
+    broadcast_variables,
+    clip_by_global_norm,
+)
+from opensmp.communication import (  # noqa: E402
+    allgather,
+    barrier,
+    broadcast,
+    dp_barrier,
+    mp_barrier,
+    recv_from,
+    send,
+)
 from opensmp.config import Config  # noqa: E402
 from opensmp.errors import (  # noqa: E402
     AlreadyInitializedError,
+    CommunicationError,
     ConfigError,
+    LaunchError,
     NotInitializedError,
     PartitionError,
     PlanError,
@@ -41,8 +57,6 @@ from opensmp.runtime.world import (  # noqa: E402
     WORLD,
     CommGroup,
     RankType,
-    barrier,
-    dp_barrier,
     dp_rank,
     dp_size,
     get_dp_group,
@@ -50,7 +64,6 @@ from opensmp.runtime.world import (  # noqa: E402
     is_initialized,
     local_rank,
     local_size,
-    mp_barrier,
     mp_rank,
     mp_size,
     pp_rank,
@@ -62,6 +75,7 @@ from opensmp.runtime.world import (  # noqa: E402
     tp_rank,
     tp_size,
 )
+from opensmp.sharding import shard  # noqa: E402
 from opensmp.step import step  # noqa: E402
 from opensmp.step_output import StepOutput  # noqa: E402
 
@@ -76,9 +90,11 @@ __all__ = [
     "WORLD",
     "AlreadyInitializedError",
     "CommGroup",
+    "CommunicationError",
     "Config",
     "ConfigError",
     "DistributedModel",
+    "LaunchError",
     "NotInitializedError",
     "PartitionError",
     "Plan",
@@ -90,7 +106,12 @@ __all__ = [
     "StepOutput",
     "Timeline",
     "TraceError",
+    "allgather",
+    "allreduce",
     "barrier",
+    "broadcast",
+    "broadcast_variables",
+    "clip_by_global_norm",
     "dp_barrier",
     "dp_rank",
     "dp_size",
@@ -110,7 +131,10 @@ __all__ = [
     "rdp_rank",
     "rdp_size",
     "record_timeline",
+    "recv_from",
     "register_post_partition_hook",
+    "send",
+    "shard",
     "shutdown",
     "size",
     "step",

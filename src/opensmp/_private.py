@@ -9,6 +9,7 @@ import contextlib
 import functools
 import itertools
 import types
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,10 +17,13 @@ import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
 from keras.src.backend.common import global_state
+from keras.src.backend.tensorflow import optimizer as keras_tf_optimizer
 from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
 from keras.src.ops.node import Node
 from keras.src.optimizers import base_optimizer
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.core.protobuf import cluster_pb2, tensorflow_server_pb2
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.distribute import distribute_lib
@@ -29,6 +33,8 @@ from tensorflow.python.framework import auto_control_deps, ops
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
 from tensorflow.python.util import deprecation
+
+from opensmp.errors import ElsewhereError
 
 Op = Any
 Tensor = Any
@@ -92,6 +98,12 @@ def add_control_input(op: Op, before: Op) -> None:
     op._add_control_input(before)
 
 
+def set_control_inputs(op: Op, before: Sequence[Op]) -> None:
+    """Makes an operation wait for exactly these; graphs have no public way to cut edges."""
+    op._remove_all_control_inputs()
+    op._add_control_inputs(list(before))
+
+
 def replace_input(op: Op, index: int, tensor: Tensor) -> None:
     """Rewires one input of an existing operation."""
     op._update_input(index, tensor)
@@ -139,6 +151,57 @@ def is_watched(tensor: Tensor) -> bool:
 def stop_recording() -> Any:
     """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
     return record.stop_recording()
+
+
+_BRIDGE = "OpensmpBridge"
+_GRADIENTS = "_smp_gradients"
+
+
+def with_gradient(
+    results: Sequence[Tensor], args: Sequence[Tensor], gradient: Callable[..., Sequence[Any]]
+) -> list[Tensor]:
+    """Makes `gradient` the gradient of `results` with respect to `args`, in a graph.
+
+    As `tf.custom_gradient`, which however registers each function for the life of the
+    process: with it all that a trace holds would stay for ever. Here the functions belong
+    to the graph.
+
+    Args:
+        results: Tensors that were computed from `args`.
+        args: Tensors.
+        gradient: Takes the gradient of each result, gives that of each argument or None.
+
+    Returns:
+        The results, to be used in place of the given ones.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    tensors = [*results, *args]
+
+    def of_all(*upstream: Any) -> list[Any]:
+        return [None] * len(results) + list(gradient(*upstream[: len(results)]))
+
+    with graph.gradient_override_map({"IdentityN": _BRIDGE}):
+        passed = tf.raw_ops.IdentityN(input=tensors, name="smp_bridge")
+    for source, target in zip(tensors, passed, strict=True):
+        copy_handle_data(source, target)
+    if not hasattr(graph, _GRADIENTS):
+        setattr(graph, _GRADIENTS, {})
+    getattr(graph, _GRADIENTS)[passed[0].op.name] = of_all
+    record.record_operation(_BRIDGE, passed, tensors, of_all)
+    return list(passed[: len(results)])
+
+
+@tf.RegisterGradient(_BRIDGE)
+@tf.autograph.experimental.do_not_convert
+def _bridge_gradient(op: Op, *upstream: Any) -> Any:
+    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+        return None
+    return getattr(op.graph, _GRADIENTS)[op.name](*upstream)
+
+
+def is_bridge(op: Op) -> bool:
+    """Whether an operation was made by `with_gradient`: result i is input i."""
+    return op.name in getattr(op.graph, _GRADIENTS, ())
 
 
 @contextlib.contextmanager
@@ -223,8 +286,10 @@ def move_to(variable: Any, device: str) -> None:
 
     The `tf.Variable` stays the same object, only its memory is another: optimizers
     and checkpoints know a variable by the object. Functions traced before keep the
-    old memory.
+    old memory. Slots that optimizers have made for the variable move with it.
     """
+    for slot in _slots(variable):
+        move_to(slot, device)
     old = variable._value
     with tf.init_scope(), tf.device(device), _outside_of_functions():
         new = tf.Variable(
@@ -238,6 +303,67 @@ def move_to(variable: Any, device: str) -> None:
         )
     old._handle = new._handle
     old._handle_name = new._handle_name
+
+
+def give_up(variable: Any, name: str) -> None:
+    """Makes a Keras variable one that has no memory here, for it lives in another process.
+
+    It keeps its place in models, optimizers and graphs; reading it here is an error that
+    shows `name`. Slots that optimizers have made for the variable are given up with it.
+    """
+    for slot in _slots(variable):
+        give_up(slot, name)
+    with tf.init_scope(), tf.device("CPU:0"), _outside_of_functions():
+        empty = resource_variable_ops.UninitializedVariable(
+            trainable=variable.trainable,
+            name=name,
+            shape=variable._shape,
+            dtype=variable_dtype(variable),
+        )
+    old = variable._value
+    if old is None:
+        variable._value = empty
+        variable._initializer = None
+    else:
+        old._handle = empty._handle
+        old._handle_name = empty._handle_name
+    setattr(variable._value, _ELSEWHERE, name)
+    variable._value.__class__ = _unreadable(type(variable._value))
+
+
+@functools.cache
+def _unreadable(kind: Any) -> Any:
+    """A class of variables that cannot be read outside of graphs.
+
+    TensorFlow itself gives an empty array for a variable without memory, and no error.
+    """
+
+    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if tf.executing_eagerly():
+            raise ElsewhereError(
+                f"Variable {getattr(self, _ELSEWHERE)} was read in a process that does not own "
+                "it. Each process holds the variables of its own partitions only; the model's "
+                "outputs and losses are there in all of them."
+            )
+        return kind._read_variable_op(self, *args, **kwargs)
+
+    body = {"_read_variable_op": _read_variable_op, "__module__": kind.__module__}
+    return type(kind.__name__, (kind,), body)
+
+
+def is_elsewhere(variable: Any) -> bool:
+    """Whether a variable, Keras' or the `tf.Variable` behind one, was given up."""
+    return hasattr(getattr(variable, "_value", variable), _ELSEWHERE)
+
+
+def _slots(variable: Any) -> list[Any]:
+    """The variables that optimizers have made for a Keras variable."""
+    slots = (reference() for reference in getattr(variable._value, _SLOTS, ()))
+    return [slot for slot in slots if slot is not None]
+
+
+_ELSEWHERE = "_smp_elsewhere"
+_SLOTS = "_smp_slots"
 
 
 def forget_compiled_functions(model: Any) -> None:
@@ -441,6 +567,66 @@ def place_updates_with_variables() -> None:
     extended._update, extended.colocate_vars_with = _update, colocate_vars_with
     extended._smp_placed = True
     _place_averages_and_clipping()
+    _know_slots()
+    _leave_out_what_is_elsewhere()
+
+
+def _know_slots() -> None:
+    """Lets variables know the slots that optimizers make for them; see `move_to`, `give_up`."""
+    owner = base_optimizer.BaseOptimizer
+    add = owner.add_variable_from_reference
+
+    def add_variable_from_reference(
+        self: Any, reference_variable: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        slot = add(self, reference_variable, *args, **kwargs)
+        value = getattr(reference_variable, "_value", reference_variable)
+        if not hasattr(value, _SLOTS):
+            setattr(value, _SLOTS, [])
+        getattr(value, _SLOTS).append(weakref.ref(slot))
+        if is_elsewhere(reference_variable):
+            give_up(slot, getattr(value, _ELSEWHERE))
+        return slot
+
+    owner.add_variable_from_reference = add_variable_from_reference
+
+
+def _leave_out_what_is_elsewhere() -> None:
+    """Makes optimizers update only variables that have memory in this process."""
+    owner = base_optimizer.BaseOptimizer
+    keep = owner._filter_empty_gradients
+
+    def _filter_empty_gradients(self: Any, grads: Any, vars: Any) -> Any:
+        pairs = list(zip(grads, vars, strict=True))
+        here = [(gradient, variable) for gradient, variable in pairs if not is_elsewhere(variable)]
+        _note_places(self, pairs)
+        if pairs and not here:
+            _clip_nothing(self)
+            return [], []
+        return keep(self, [gradient for gradient, _ in here], [variable for _, variable in here])
+
+    owner._filter_empty_gradients = _filter_empty_gradients
+    for base in (owner, keras_tf_optimizer.TFOptimizer):
+        _overwrite_what_is_here(base)
+
+
+def _overwrite_what_is_here(owner: Any) -> None:
+    overwrite = owner._overwrite_model_variables_with_average_value
+
+    def _overwrite_model_variables_with_average_value(self: Any, trainable_variables: Any) -> Any:
+        averages = self._model_variables_moving_average
+        here = [i for i, v in enumerate(trainable_variables) if not is_elsewhere(v)]
+        if len(here) == len(trainable_variables):
+            return overwrite(self, trainable_variables)
+        self._model_variables_moving_average = [averages[i] for i in here]
+        try:
+            return overwrite(self, [trainable_variables[i] for i in here])
+        finally:
+            self._model_variables_moving_average = averages
+
+    owner._overwrite_model_variables_with_average_value = (
+        _overwrite_model_variables_with_average_value
+    )
 
 
 def _place_averages_and_clipping() -> None:
@@ -453,6 +639,8 @@ def _place_averages_and_clipping() -> None:
             return
         averages = self._model_variables_moving_average
         for variable, moving in zip(trainable_variables, averages, strict=True):
+            if is_elsewhere(variable):
+                continue
             one = types.SimpleNamespace(
                 use_ema=True,
                 ema_momentum=self.ema_momentum,
@@ -463,6 +651,8 @@ def _place_averages_and_clipping() -> None:
                 average(one, [variable])
 
     def _clip_gradients(self: Any, grads: Any) -> Any:
+        if _clips_together(self):
+            return _clip_together(list(grads), *_places[self], self.global_clipnorm)
         if not self.clipnorm and not self.clipvalue:  # nothing, or a norm over all gradients
             return clip(self, grads)
         clipped = []
@@ -473,6 +663,56 @@ def _place_averages_and_clipping() -> None:
 
     owner._update_model_variables_moving_average = _update_model_variables_moving_average
     owner._clip_gradients = _clip_gradients
+
+
+_clip_together: Any = None
+_places: weakref.WeakKeyDictionary[Any, tuple[list[int], int]] = weakref.WeakKeyDictionary()
+
+
+def clip_with(clip: Callable[[list[Any], list[int], int, Any], list[Any]] | None) -> None:
+    """Lets `clip` do what `global_clipnorm` asks optimizers for; None lets Keras do it.
+
+    Keras knows the gradients of this process only, so that each would clip by another norm.
+    Processes without any gradients call it as well.
+
+    Args:
+        clip: Takes the gradients, the place of each among those of all processes, the number
+            of the latter, and the largest norm; gives the clipped gradients.
+    """
+    global _clip_together
+    _clip_together = clip
+
+
+def _clips_together(optimizer: Any) -> bool:
+    wanted = optimizer.global_clipnorm and optimizer.global_clipnorm > 0
+    return bool(_clip_together is not None and wanted and not optimizer.clipnorm)
+
+
+def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Notes where, among all gradients of the model, those are that an optimizer clips."""
+    all_of_them = [
+        variable
+        for gradient, variable in pairs
+        if gradient is not None and not getattr(variable, "overwrite_with_gradient", False)
+    ]
+    places = [i for i, variable in enumerate(all_of_them) if not is_elsewhere(variable)]
+    _places[optimizer] = places, len(all_of_them)
+
+
+def _clip_nothing(optimizer: Any) -> None:
+    """Takes part in the others' norm where Keras, without a gradient, does nothing at all."""
+    if not _clips_together(optimizer) or not _places[optimizer][1]:
+        return
+
+    def take_part() -> None:
+        _clip_together([], *_places[optimizer], optimizer.global_clipnorm)
+
+    steps = optimizer.gradient_accumulation_steps
+    if not steps:
+        take_part()
+    else:
+        is_update_step = (optimizer._iterations + 1) % steps == 0
+        keras.ops.cond(is_update_step, take_part, lambda: None)
 
 
 def functions_of(node: Any) -> Sequence[str]:
@@ -644,3 +884,73 @@ def keep_results_in_place(graph: Any) -> None:
     context = graph.device(device)
     context.__enter__()
     graph._smp_results_in_place = context
+
+
+# --- several processes ------------------------------------------------------
+
+
+def is_tensorflow_started() -> bool:
+    """Whether TensorFlow has made its devices, after which no cluster can be joined."""
+    return bool(context.context()._context_handle is not None)
+
+
+def join_cluster(
+    rank: int,
+    addresses: Sequence[str],
+    *,
+    nccl: bool,
+    heartbeat_seconds: float,
+    join_seconds: float,
+) -> None:
+    """Starts TensorFlow's server and its multi-client collective runtime in this process.
+
+    Returns when all processes are there. The only public way in, `MultiWorkerMirroredStrategy`,
+    boots the same runtime but brings a strategy along, and leaves time limits and message
+    sizes to chance.
+    """
+    leader = "/job:worker/replica:0/task:0"
+    state = context.context()
+    state.configure_collective_ops(
+        collective_leader=leader,
+        use_nccl_communication=nccl,
+        device_filters=(f"/job:worker/task:{rank}",),
+    )
+    state.configure_coordination_service(
+        service_type="standalone",
+        service_leader=leader,
+        heartbeat_timeout_in_ms=int(heartbeat_seconds * 1000),
+        cluster_register_timeout_in_ms=int(join_seconds * 1000),
+        coordinated_jobs=[
+            coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=len(addresses))
+        ],
+    )
+    state.coordination_service.cluster_register_with_barrier = True
+    cluster = cluster_pb2.ClusterDef()
+    cluster.job.add(name="worker", tasks=dict(enumerate(addresses)))
+    server = tensorflow_server_pb2.ServerDef(
+        cluster=cluster,
+        default_session_config=state.config,
+        job_name="worker",
+        task_index=rank,
+        protocol="grpc",
+        port=int(addresses[rank].rsplit(":", 1)[1]),
+    )
+    # Without a limit large tensors travel in one piece, which was measured to be fastest.
+    server.default_session_config.experimental.recv_buf_max_chunk = -1
+    state.enable_collective_ops(server)
+    state.ensure_initialized()
+
+
+def answers(rank: int, seconds: float) -> bool:
+    """Whether the TensorFlow server of another process answers.
+
+    Its C++ threads answer also while its Python is busy, but not when the process is frozen.
+    Python stands still in this process until the answer comes or the time is over.
+    """
+    try:
+        context.context().check_collective_ops_peer_health(
+            f"/job:worker/replica:0/task:{rank}", int(seconds * 1000)
+        )
+    except tf.errors.OpError:
+        return False
+    return True

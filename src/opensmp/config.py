@@ -22,6 +22,9 @@ from opensmp.errors import ConfigError
 ENVIRONMENT_PREFIX = "OPENSMP_"
 """`OPENSMP_PARTITIONS=2` sets the key `partitions`; an empty value counts as not set."""
 
+LAUNCHER_PREFIX = "OPENSMP_RUN_"
+"""Variables that the launcher sets for itself; they are no keys."""
+
 SERVICE_VARIABLE = "SM_HP_MP_PARAMETERS"
 """The variable in which training services hand over all keys as one JSON object."""
 
@@ -66,6 +69,20 @@ class _IntegerKind(NamedTuple):
         if not re.fullmatch(r"[+-]?\d+", text.strip()):
             raise ValueError
         return int(text)
+
+
+class _OptionalIntegerKind(NamedTuple):
+    integer: _IntegerKind
+
+    @property
+    def accepted(self) -> str:
+        return f"{self.integer.accepted}, or None to choose automatically"
+
+    def check(self, value: Any) -> int | None:
+        return None if value is None else self.integer.check(value)
+
+    def read(self, text: str) -> int:
+        return self.integer.read(text)
 
 
 class _BooleanKind(NamedTuple):
@@ -177,6 +194,7 @@ _KINDS: Mapping[str, _Kind] = {
     "active_microbatches": _IntegerKind(1, "an integer >= 1"),
     "devices": _DevicesKind(),
     "plan": _PlanKind(),
+    "processes_per_replica": _OptionalIntegerKind(_IntegerKind(1, "an integer >= 1")),
 }
 
 
@@ -209,6 +227,9 @@ class Config:
         plan: Path of a plan's JSON file, to be used instead of a new plan; or pairs (name of
             a model, path) where several models are distributed, given as a dict. Models that
             are not named get a new plan.
+        processes_per_replica: Number of processes that hold one replica of the model; it
+            divides `partitions` and the number of processes. None: one process per partition
+            if the number of processes allows it, else one replica over all processes.
 
     Raises:
         ConfigError: A value is not accepted, or two contradict each other.
@@ -233,6 +254,7 @@ class Config:
     active_microbatches: int = 0  # 0 stands for the default, which needs other keys
     devices: str | tuple[str, ...] | None = None
     plan: str | tuple[tuple[str, str], ...] | None = None
+    processes_per_replica: int | None = None
 
     def __post_init__(self) -> None:
         source = "Config"
@@ -377,7 +399,9 @@ def _from_variables(environ: Mapping[str, str]) -> list[_Given]:
     return [
         _Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, variable, text=True)
         for variable, text in sorted(environ.items())
-        if variable.startswith(ENVIRONMENT_PREFIX) and text.strip()
+        if variable.startswith(ENVIRONMENT_PREFIX)
+        and not variable.startswith(LAUNCHER_PREFIX)
+        and text.strip()
     ]
 
 
@@ -458,6 +482,13 @@ def _contradictions(given: Mapping[str, _Given]) -> list[str]:
                 f"{devices}, which names {count} device{'s' * (count != 1)}, but partitions is "
                 f"{partitions.value}; accepted: one device per partition"
             )
+    processes = given.get("processes_per_replica")
+    if partitions and processes and processes.value and partitions.value % processes.value:
+        divisors = [n for n in range(1, partitions.value + 1) if partitions.value % n == 0]
+        faults.append(
+            f"{processes}, but partitions is {partitions.value}, and every process owns the same "
+            f"number of them; accepted: {', '.join(map(str, divisors))}"
+        )
     plan = given.get("plan")
     auto = given.get("auto_partition")
     if plan and plan.value is not None and auto and not auto.value:

@@ -41,3 +41,24 @@ class ScheduleError(SmpError, ValueError):
 
 class PlanError(SmpError, ValueError):
     """A plan cannot be made, read, or applied to a model."""
+
+
+class LaunchError(SmpError, RuntimeError):
+    """The processes of a run cannot find each other, or do not fit together."""
+
+
+class CommunicationError(SmpError, RuntimeError):
+    """A message between processes is not possible, or did not arrive."""
+
+
+class ElsewhereError(SmpError, RuntimeError):
+    """Something was asked of this process that only another process has.
+
+    Example:
+        ```python
+        try:
+            print(layer.kernel.numpy())
+        except ElsewhereError:
+            print("the kernel lives in another process")
+        ```
+    """

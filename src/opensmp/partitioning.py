@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
 from opensmp.plan import (
@@ -22,6 +23,7 @@ from opensmp.plan import (
     variable_homes,
     warn_of_empty,
 )
+from opensmp.runtime.current import Prepared
 from opensmp.runtime.placement import place
 from opensmp.runtime.world import World
 
@@ -41,10 +43,11 @@ class Partitioning:
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
+        self._equal: set[int] = set()  # ids of variables that are the same in all replicas
 
     def prepare(
         self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> tuple[TracedGraph, Plan]:
+    ) -> Prepared:
         """Traces and plans one call of the model, and puts its variables in place.
 
         Args:
@@ -53,7 +56,7 @@ class Partitioning:
             kwargs: Keyword arguments of the call.
         """
         if self._world is not world:  # another smp.init since
-            self._world, self._plans, self._homes = world, [], {}
+            self._world, self._plans, self._homes, self._equal = world, [], {}, set()
         config = world.config
         with _private.lifted():
             traced = self._trace(args, kwargs)
@@ -61,9 +64,22 @@ class Partitioning:
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
             variables = [*(() if model is None else model.variables), *traced.new_variables]
-            if place(variables, self._homes, world.devices, config.default_partition):
+            elsewhere = {
+                partition: world.mp_group[world.owner(partition)]
+                for partition in range(config.partitions)
+                if partition not in world.my_partitions
+            }
+            default = config.default_partition
+            if place(variables, self._homes, world.devices, default, elsewhere):
                 _private.forget_compiled_functions(model)
-        return traced, plan
+            self._make_equal(variables, world)
+        return Prepared(traced, plan, self._homes)
+
+    def _make_equal(self, variables: list[Any], world: World) -> None:
+        """Gives new variables the values that they have in the first replica."""
+        new = [variable for variable in variables if id(variable) not in self._equal]
+        self._equal.update(map(id, new))
+        copy_variables(new, world.dp_group, world.dp_group[0], "the initial weights")
 
     def is_done(self, world: World) -> bool:
         """Whether the model has been partitioned since `smp.init`."""

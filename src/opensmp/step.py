@@ -281,10 +281,15 @@ class Step:
         for nest in nests[1:]:
             self._check_same_structure(nests[0], nest)
         devices = [getattr(leaf, "device", None) for leaf in tf.nest.flatten(nests[0])]
-        structures = [Structure.of(nest) for nest in nests]
-        flat = [tensor for structure in structures for tensor in structure.tensors]
+        flat = [tensor for nest in nests for tensor in Structure.of(nest).tensors]
         finished = iter(pipeline.finish(flat))
-        nests = [s.pack([next(finished) for _ in s.tensors]) for s in structures]
+
+        def finish(leaf: Any) -> Any:
+            parts = Structure.of(leaf)
+            values = [next(finished) for _ in parts.tensors]
+            return parts.pack(values) if all(v is not None for v in values) else pipeline.elsewhere(leaf)
+
+        nests = [tf.nest.map_structure(finish, nest) for nest in nests]
         leaves = zip(*(tf.nest.flatten(nest) for nest in nests), strict=True)
         outputs = [
             None if values[0] is None else StepOutput(values, device or None)

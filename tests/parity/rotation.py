@@ -5,12 +5,16 @@ from __future__ import annotations
 import datetime
 import os
 import zlib
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from parity.case import Case
 from parity.cases import CASES
 from parity.layout import Layout
 
 NUM_TODAY = 4
+
+Pair = TypeVar("Pair", bound=tuple[Any, ...])
 
 LAYOUTS = tuple(
     Layout(partitions, microbatches, pipeline, pattern)
@@ -34,10 +38,15 @@ def rotating() -> list[tuple[Case, Layout]]:
 
     The environment variable PARITY_ROTATION takes the place of the date.
     """
+    quick = [pair for pair in SWEEP if pair[1].microbatches <= 2]
+    return part_of_today(quick, NUM_TODAY)
+
+
+def part_of_today(pairs: Sequence[Pair], count: int) -> list[Pair]:
+    """So many of the comparisons, others every day; see `rotating`."""
     seed = os.environ.get("PARITY_ROTATION") or datetime.date.today().isoformat()
 
-    def rank(pair: tuple[Case, Layout]) -> int:
+    def rank(pair: Pair) -> int:
         return zlib.crc32(f"{seed} {pair[0]} {pair[1]}".encode())
 
-    quick = [pair for pair in SWEEP if pair[1].microbatches <= 2]
-    return sorted(quick, key=rank)[:NUM_TODAY]
+    return sorted(pairs, key=rank)[:count]

@@ -16,6 +16,7 @@ from parity.layout import Layout, PlainMaker, SplitMaker
 from parity.records import Record, add
 
 import opensmp as smp
+from opensmp import _private
 from opensmp.runtime import bootstrap
 
 NUM_STEPS = 3
@@ -232,9 +233,13 @@ def _add_state(
 ) -> None:
     for name, part in parts.items():
         for i, variable in enumerate(variables(part)):
+            if _private.is_elsewhere(variable):
+                continue  # in another process
             add(record, moment, "state", f"{name}/{i} {_name(variable)}", variable)
     for name, optimizer in optimizers.items():
         for i, variable in enumerate(optimizer.variables):
+            if _private.is_elsewhere(variable):
+                continue
             add(record, moment, "optimizer", f"{name}/{i} {_name(variable)}", variable)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 
 import pytest
+import tensorflow as tf
 from helpers import output_of
 
 from opensmp.config import Config
@@ -76,20 +77,28 @@ def test_failed_init_leaves_nothing_behind(config, error):
     bootstrap.init({"partitions": 2})
 
 
-@pytest.mark.parametrize(
-    "variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"]
-)
-def test_process_of_a_launcher_is_warned_that_it_is_alone(variable, monkeypatch, caplog):
-    monkeypatch.setenv(variable, "4")
-    bootstrap.init()
-    (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.getMessage().startswith(f"{variable}=4: this looks like one of 4 processes")
-
-
-def test_launcher_of_one_process_is_no_reason_to_warn(monkeypatch, caplog):
+def test_launcher_of_one_process_is_no_launcher(smp_init, monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "1")
-    bootstrap.init()
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert smp_init({"partitions": 2}).size == 1
+
+
+def test_process_of_a_launcher_must_call_init_before_tensorflow(monkeypatch):
+    tf.constant(1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(AlreadyInitializedError, match="can no longer join the other 1"):
+        bootstrap.init()
+    assert not world.is_initialized()
+
+
+def test_flags_of_the_launcher_are_stronger_than_variables(smp_init, monkeypatch):
+    monkeypatch.setenv("OPENSMP_RUN_FLAGS", '{"microbatches": 3}')
+    monkeypatch.setenv("OPENSMP_MICROBATCHES", "5")
+    assert smp_init({"partitions": 2}).config.microbatches == 3
+    assert smp_init({"partitions": 2, "microbatches": 4}).config.microbatches == 4
 
 
 # ------------------------------------------------------------------- assignment, pure numbers
@@ -128,6 +137,22 @@ def test_too_few_gpus_is_an_error_that_names_both_numbers_and_the_choices(config
         devices.assign(config, num_gpus)
     for part in [*parts, 'smp.init({"devices": "cpu", ...})']:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "local_rank", "expected"),
+    [
+        (0, 1, ["CPU:0", "CPU:0", "CPU:0", "CPU:1"]),
+        (2, 1, ["CPU:0", "CPU:0", "GPU:0", "GPU:1"]),  # its own, by CUDA_VISIBLE_DEVICES
+        (4, 1, ["CPU:0", "CPU:0", "GPU:2", "GPU:3"]),  # all of the machine
+        (4, 0, ["CPU:0", "CPU:0", "GPU:0", "GPU:1"]),
+    ],
+)
+def test_process_uses_devices_for_its_own_partitions_alone(num_gpus, local_rank, expected):
+    assigned = devices.assign(
+        Config(partitions=4), num_gpus, own=(2, 3), local_rank=local_rank, local_size=2
+    )
+    assert assigned == tuple(f"/device:{name}" for name in expected)
 
 
 # -------------------------------------------------------------------------- fresh TensorFlow

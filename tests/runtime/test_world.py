@@ -12,7 +12,6 @@ from opensmp.runtime.world import CommGroup, World
 RANKS = ["rank", "local_rank", "mp_rank", "dp_rank", "pp_rank", "tp_rank", "rdp_rank"]
 SIZES = ["size", "local_size", "mp_size", "dp_size", "pp_size", "tp_size", "rdp_size"]
 GROUPS = ["get_mp_group", "get_dp_group"]
-BARRIERS = ["barrier", "mp_barrier", "dp_barrier"]
 
 
 def one_process(partitions: int = 2) -> World:
@@ -106,13 +105,6 @@ def test_one_process_is_rank_0_of_1_however_many_devices_it_has():
     assert [getattr(world, name)() for name in GROUPS] == [[0], [0]]
 
 
-def test_barriers_of_one_process_return_at_once():
-    world.set_current(one_process())
-    assert [getattr(world, name)() for name in BARRIERS] == [None] * 3
-    for group in CommGroup:
-        assert world.barrier(group) is None
-
-
 def test_rank_5_of_8_in_clusters_of_2():
     world.set_current(process(5, 8, 2, "cluster"))
     assert (world.rank(), world.size()) == (5, 8)
@@ -152,7 +144,7 @@ def test_names_of_groups_are_the_members_of_comm_group():
 # ---------------------------------------------------------------------------------- misuse
 
 
-@pytest.mark.parametrize("name", RANKS + SIZES + GROUPS + BARRIERS)
+@pytest.mark.parametrize("name", RANKS + SIZES + GROUPS)
 def test_before_init_the_error_names_the_call_and_shows_the_line_to_add(name):
     assert not world.is_initialized()
     with pytest.raises(NotInitializedError) as caught:
@@ -169,18 +161,60 @@ def test_clear_forgets_the_world():
     assert not world.is_initialized()
 
 
-@pytest.mark.parametrize("group", ["WORLD", None, 0, world.RankType.WORLD_RANK])
-def test_barrier_refuses_what_is_no_group(group):
-    world.set_current(one_process())
-    with pytest.raises(TypeError) as caught:
-        world.barrier(group)
-    assert "smp.barrier: group must be a member of smp.CommGroup: smp.WORLD, smp.MP_GROUP" in str(
-        caught.value
+# ---------------------------------------------------------------------- replicas and partitions
+
+
+@pytest.mark.parametrize(
+    ("size", "partitions", "wanted", "expected"),
+    [
+        (1, 1, None, 1),
+        (1, 4, None, 1),
+        (4, 2, None, 2),
+        (2, 4, None, 2),
+        (4, 1, None, 1),
+        (4, 4, 2, 2),
+        (4, 4, 1, 1),
+        (6, 2, 1, 1),
+    ],
+)
+def test_processes_of_a_replica(size, partitions, wanted, expected):
+    assert world.replica_size(size, partitions, wanted) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "partitions", "wanted", "parts"),
+    [
+        (4, 3, None, ["partitions=3 is not possible with 4 processes", "processes_per_replica to 1",
+                      "choose 1, 2, 4 or 8 partitions", "start 3 or 6 processes"]),
+        (6, 4, None, ["processes_per_replica to 1 or 2", "start 4 or 8 processes"]),
+        (4, 4, 3, ["partitions=4 with processes_per_replica=3", "to 1, 2 or 4"]),
+        (3, 2, 2, ["processes_per_replica=2 is not possible with 3 processes", "start 2 or 4 pro"]),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_make_whole_replicas_are_refused_with_what_works(
+    size, partitions, wanted, parts
+):
+    with pytest.raises(ConfigError) as caught:
+        world.replica_size(size, partitions, wanted)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_process_owns_consecutive_partitions():
+    made = World(
+        config=Config(partitions=6),
+        devices=("/device:CPU:0",) * 6,
+        rank=4,
+        size=6,
+        mp_group=(3, 4, 5),
+        dp_group=(1, 4),
     )
-    assert f"Received: {group!r} ({type(group).__name__})" in str(caught.value)
+    assert made.replica_ranks == (3, 4, 5)
+    assert made.my_partitions == (2, 3)
+    assert [made.partitions_of(mp_rank) for mp_rank in range(3)] == [(0, 1), (2, 3), (4, 5)]
+    assert [made.owner(partition) for partition in range(6)] == [0, 0, 1, 1, 2, 2]
 
 
-def test_barrier_does_not_pass_silently_without_its_other_members():
-    world.set_current(process(5, 8, 2, "cluster"))
-    with pytest.raises(RuntimeError, match=r"smp\.mp_barrier: MP_GROUP has the ranks \[4, 5\]"):
-        world.mp_barrier()
+def test_one_process_owns_all_partitions():
+    made = one_process(3)
+    assert (made.my_partitions, made.owner(2)) == ((0, 1, 2), 0)

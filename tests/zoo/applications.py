@@ -16,10 +16,17 @@ SIDE = 64
 # What the architecture needs at least.
 _SIDES = {"InceptionResNetV2": 75, "InceptionV3": 75, "Xception": 71}
 
-# By the time of a comparison; everything else is medium.
-_SMALL = ("MobileNet", "MobileNetV2", "MobileNetV3Large", "MobileNetV3Small")
-_LARGE = ("ConvNeXtBase", "ConvNeXtLarge", "ConvNeXtXLarge", "EfficientNetB5", "EfficientNetB6")
-_LARGE += ("EfficientNetB7", "EfficientNetV2L", "EfficientNetV2M", "NASNetLarge", "VGG16", "VGG19")
+# By the time of a comparison, the quickest first; a name that is nowhere is medium, and last.
+_SMALL = ("MobileNet", "MobileNetV3Small", "MobileNetV2", "MobileNetV3Large")
+_MEDIUM = ("ResNet50", "ResNet50V2", "Xception", "InceptionV3", "EfficientNetB0")
+_MEDIUM += ("EfficientNetV2B0", "EfficientNetB1", "EfficientNetV2B1", "DenseNet121")
+_MEDIUM += ("ConvNeXtTiny", "ResNet101V2", "ResNet101", "EfficientNetV2B2", "EfficientNetB2")
+_MEDIUM += ("ConvNeXtSmall", "EfficientNetV2B3", "EfficientNetB3", "DenseNet169", "NASNetMobile")
+_MEDIUM += ("ResNet152V2", "ResNet152", "DenseNet201", "InceptionResNetV2", "EfficientNetB4")
+_MEDIUM += ("EfficientNetV2S",)
+_LARGE = ("ConvNeXtBase", "VGG16", "VGG19", "EfficientNetB5", "EfficientNetV2M", "ConvNeXtLarge")
+_LARGE += ("EfficientNetB6", "NASNetLarge", "EfficientNetV2L", "EfficientNetB7", "ConvNeXtXLarge")
+_QUICKEST_FIRST = (*_SMALL, *_MEDIUM, *_LARGE)
 
 
 def names() -> list[str]:
@@ -53,3 +60,10 @@ def entry(name: str) -> Entry:
 
 
 APPLICATIONS = {name: entry(name) for name in names()}
+
+
+def order(name: str) -> int:
+    """The place of a model when the quickest come first; less than all of these for others."""
+    if name not in APPLICATIONS:
+        return -1
+    return _QUICKEST_FIRST.index(name) if name in _QUICKEST_FIRST else len(_QUICKEST_FIRST)

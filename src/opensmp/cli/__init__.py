@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`."""
+"""The command line: `opensmp plan` and `opensmp run`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import typer
 
 from opensmp.cli.plan import plan as plan_command
+from opensmp.cli.run import run as run_command
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan_command)
+app.command("run", context_settings={"allow_interspersed_args": False})(run_command)
 
 
 @app.callback()

@@ -2,40 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 from opensmp import _private, hooks
-from opensmp.config import Config
+from opensmp.compat import finder
+from opensmp.config import LAUNCHER_PREFIX, Config
 from opensmp.errors import AlreadyInitializedError
 from opensmp.plan import Plan
 from opensmp.plan.fit import check_partitions
-from opensmp.runtime import devices, world
+from opensmp.runtime import cluster, devices, endings, failures, launched, norms, world
 
 _logger = logging.getLogger("opensmp")
 
-# Set for every process by Open MPI, by MPICH and its relatives, by torchrun and by Slurm's
-# job steps, in this order.
-_LAUNCHER_SIZES = (
-    "OMPI_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "WORLD_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-)
+# Facts in which processes may differ: their devices, and the paths of files.
+_LOCAL_KEYS = ("devices", "plan")
 
 
 def init(config: Mapping[str, Any] | None = None) -> None:
-    """Reads the configuration and sets up the devices of this process.
+    """Reads the configuration, sets up the devices of this process and joins the others.
+
+    In a process that a launcher started, such as `opensmp run`, `mpirun` or `torchrun`, it
+    returns when all processes of the run have called it.
 
     Call it once, right after the imports and before the first TensorFlow operation, variable
     or layer: the logical CPU devices on which partitions run cannot be made later.
 
     Each partition gets a GPU when there are any, else a logical CPU device (`devices="cpu"`
     asks for the latter). Without a value for `partitions` there is one per GPU, or one in
-    all. Keys that are not in `config` come from the environment: `OPENSMP_<KEY>`, then the
-    JSON object in `SM_HP_MP_PARAMETERS`.
+    all; with several processes, one. Keys that are not in `config` come from the launcher's
+    flags, then from the environment: `OPENSMP_<KEY>`, then the JSON object in
+    `SM_HP_MP_PARAMETERS`.
 
     Running on GPUs has not been tested yet.
 
@@ -49,6 +52,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             number of partitions.
         AlreadyInitializedError: `init` was called before, or TensorFlow was used before and
             has too few devices.
+        LaunchError: The processes of a run do not find each other, or differ in their
+            configuration.
 
     Example:
         ```python
@@ -63,15 +68,82 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             "smp.init was called a second time. Expected: one call per process. Received first: "
             f"{first}. Remove one of the two calls, or call smp.shutdown() before the second one."
         )
+    launch = launched.detect(os.environ)
     num_gpus = devices.count_gpus()
-    resolved = Config.resolve(config, environ=os.environ, default_partitions=num_gpus or 1)
+    resolved = Config.resolve(
+        config,
+        flags=_flags(os.environ),
+        environ=os.environ,
+        default_partitions=(num_gpus or 1) if launch.size == 1 else 1,
+    )
     _check_plans(resolved)
-    assigned = devices.assign(resolved, num_gpus)
-    devices.prepare(assigned)
+    made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
-    world.set_current(world.World(config=resolved, devices=assigned))
-    _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(assigned))
-    _warn_of_launcher(os.environ)
+    if resolved.horovod:
+        finder.install()
+    _private.clip_with(norms.clipping(made.mp_group))
+    world.set_current(made)
+    _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
+
+
+def _alone(config: Config, num_gpus: int) -> world.World:
+    """The world of a process that owns all partitions."""
+    assigned = devices.assign(config, num_gpus)
+    devices.prepare(assigned)
+    return world.World(config=config, devices=assigned)
+
+
+def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.World:
+    """The world of one of several processes, which are one cluster afterwards."""
+    processes = world.replica_size(launch.size, config.partitions, config.processes_per_replica)
+    mp, dp = world.groups(launch.size, processes, config.placement_strategy)
+    mp_group = next(group for group in mp if launch.rank in group)
+    dp_group = next(group for group in dp if launch.rank in group)
+    own = world.owned(config.partitions, processes, mp_group.index(launch.rank))
+    members = cluster.joined()
+    if members is None:
+        members = cluster.meet(launch, _facts(config))
+        watch = failures.watch(launch.rank, members.meeting.channels)
+        endings.install(watch)
+        assigned = _prepare(config, num_gpus, own, members)
+        restore_sigterm = endings.keep_sigterm()
+        cluster.start(members, nccl=any("GPU" in name for name in assigned))
+        restore_sigterm()
+        watch.answers = _private.answers
+    else:  # after smp.shutdown
+        assigned = _prepare(config, num_gpus, own, members)
+    return world.World(
+        config=config,
+        devices=assigned,
+        rank=launch.rank,
+        size=launch.size,
+        local_rank=members.local_rank,
+        local_size=members.local_size,
+        mp_group=mp_group,
+        dp_group=dp_group,
+    )
+
+
+def _prepare(
+    config: Config, num_gpus: int, own: tuple[int, ...], members: cluster.Cluster
+) -> tuple[str, ...]:
+    """Makes the devices of the partitions that this process owns."""
+    assigned = devices.assign(config, num_gpus, own, members.local_rank, members.local_size)
+    devices.prepare([assigned[partition] for partition in own], members.local_size)
+    return assigned
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _LOCAL_KEYS}
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    return {**values, **versions}
+
+
+def _flags(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """The keys that were given to the launcher as flags."""
+    text = environ.get(f"{LAUNCHER_PREFIX}FLAGS", "")
+    return dict(json.loads(text)) if text else None
 
 
 def shutdown() -> None:
@@ -99,19 +171,3 @@ def _check_plans(config: Config) -> None:
     for path in named.values():
         if path is not None:
             check_partitions(Plan.load(path), config.partitions)
-
-
-def _warn_of_launcher(environ: Mapping[str, str]) -> None:
-    """Says that processes started together do not form one world."""
-    for variable in _LAUNCHER_SIZES:
-        size = environ.get(variable, "")
-        if size.isdecimal() and int(size) > 1:
-            _logger.warning(
-                "%s=%s: this looks like one of %s processes of a launcher, but each process "
-                "runs the whole pipeline on its own, as rank 0 of 1. Start the script once, "
-                "without the launcher.",
-                variable,
-                size,
-                size,
-            )
-            return

@@ -89,6 +89,7 @@ def differentiable_call(
     args: Sequence[Tensor],
     emit: Emit,
     late: Callable[[LateGradient], None],
+    taken: Callable[[Tensor, Any], None] = lambda leaf, gradient: None,
 ) -> list[Tensor]:
     """Emits a segment's forward call so that gradients through it can be taken.
 
@@ -98,6 +99,7 @@ def differentiable_call(
         args: Values of its feeds.
         emit: Emits a call of a kind ("F", "B", "R") on the segment's device.
         late: Told of gradients that were handed out as placeholders.
+        taken: Told of each feed and its gradient, a tensor or `tf.IndexedSlices`.
 
     Returns:
         Values of the segment's outputs.
@@ -106,33 +108,35 @@ def differentiable_call(
     graph = tf.compat.v1.get_default_graph()
     asked: set[int] = set()  # positions of the outputs that the current gradient came from
 
-    @tf.custom_gradient
-    def run(*args: Tensor) -> Any:
-        with _private.stop_recording():
-            results = emit("F", forward.function, args)
-        tensors = (*forward.feeds, *forward.outputs, *forward.residuals)
-        values = {id(t): v for t, v in zip(tensors, [*args, *results], strict=True)}
+    with _private.stop_recording():
+        results = emit("F", forward.function, args)
+    tensors = (*forward.feeds, *forward.outputs, *forward.residuals)
+    values = {id(t): v for t, v in zip(tensors, [*args, *results], strict=True)}
 
-        def gradient(*upstream: Any) -> list[Any]:
-            if tf.compat.v1.get_default_graph() is not graph:
-                return _fails_when_run(forward.feeds, _FROM_OUTSIDE)
-            connected = [forward.outputs[i] for i in sorted(asked)]
-            asked.clear()
-            dense = {
-                _upstream(output): tf.convert_to_tensor(value)
-                for output, value in zip(forward.outputs, upstream, strict=True)
-                if any(output is t for t in connected)
-            }
-            found = _required_gradients(program, segment, connected, values | dense, emit)
-            found |= _late_gradients(program, segment, connected, values | dense, emit, late)
-            return [found.get(id(t)) for t in forward.feeds]
+    def gradient(*upstream: Any) -> list[Any]:
+        if tf.compat.v1.get_default_graph() is not graph:
+            return _fails_when_run(forward.feeds, _FROM_OUTSIDE)
+        connected = [forward.outputs[i] for i in sorted(asked)]
+        asked.clear()
+        dense = {
+            _upstream(output): tf.convert_to_tensor(value)
+            for output, value in zip(forward.outputs, upstream, strict=True)
+            if any(output is t for t in connected)
+        }
+        found = _required_gradients(program, segment, connected, values | dense, emit)
+        found |= _late_gradients(program, segment, connected, values | dense, emit, late)
+        gradients = [found.get(id(t)) for t in forward.feeds]
+        for feed, value in zip(forward.feeds, gradients, strict=True):
+            if value is not None:
+                taken(feed, value)
+        return gradients
 
-        return tuple(results[: len(forward.outputs)]), gradient
-
-    results = run(*args)
+    outputs = results[: len(forward.outputs)]
+    if outputs:
+        outputs = _private.with_gradient(outputs, args, gradient)
     return [
         _port(result, asked, i) if is_differentiable(result) else result
-        for i, result in enumerate(results)
+        for i, result in enumerate(outputs)
     ]
 
 
@@ -148,17 +152,13 @@ def _port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
     be told from real gradients, and unconnected gradients stay None.
     """
 
-    @tf.custom_gradient
-    def through(value: Tensor) -> Any:
-        def gradient(upstream: Any) -> Any:
-            asked.add(position)
-            return upstream
+    def gradient(upstream: Any) -> list[Any]:
+        asked.add(position)
+        return [upstream]
 
-        return tf.identity(value), gradient
-
-    passed = through(tensor)
-    _private.copy_handle_data(tensor, passed)
-    return passed
+    with _private.stop_recording():
+        passed = tf.identity(tensor)
+    return _private.with_gradient([passed], [tensor], gradient)[0]
 
 
 def _required_gradients(
@@ -213,16 +213,12 @@ def _late_gradients(
 def _once_differentiable(results: Sequence[Tensor], args: Sequence[Tensor]) -> list[Tensor]:
     """The results of a backward call, with an error for the tape that differentiates them."""
 
-    @tf.custom_gradient
-    def guard(*tensors: Tensor) -> Any:
-        def gradient(*upstream: Any) -> Any:
-            raise StepError(_SECOND_ORDER)
-
-        return tuple(tf.identity(t) for t in tensors[: len(results)]), gradient
+    def gradient(*upstream: Any) -> Any:
+        raise StepError(_SECOND_ORDER)
 
     # Without their elements: that they take part is enough, nothing need travel for it.
     parts = [tf.reshape(t, [-1])[:0] for t in args if _is_number(t)]
-    return list(guard(*results, *parts))
+    return _private.with_gradient(results, parts, gradient)
 
 
 @tf.RegisterGradient(SECOND_ORDER)

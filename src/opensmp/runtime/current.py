@@ -5,12 +5,26 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from opensmp.graph import TracedGraph
 from opensmp.plan import Plan
 
-Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[TracedGraph, Plan]]
+class Prepared(NamedTuple):
+    """A model made ready for calls with such arguments.
+
+    Attributes:
+        traced: The traced model.
+        plan: Its plan.
+        homes: Id of each of its variables to the partition it lives in.
+    """
+
+    traced: TracedGraph
+    plan: Plan
+    homes: Mapping[int, int]
+
+
+Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
 
 _local = threading.local()
 

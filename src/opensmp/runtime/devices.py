@@ -29,12 +29,26 @@ def count_gpus() -> int:
     )
 
 
-def assign(config: Config, num_gpus: int) -> tuple[str, ...]:
+def assign(
+    config: Config,
+    num_gpus: int,
+    own: Sequence[int] | None = None,
+    local_rank: int = 0,
+    local_size: int = 1,
+) -> tuple[str, ...]:
     """Gives every partition a device.
+
+    Processes of one machine share its GPUs: if this process sees enough for all of them, it
+    takes its share of them, by its local rank; else all that it sees are taken to be its own,
+    as when `CUDA_VISIBLE_DEVICES` was set for each process.
 
     Args:
         config: The configuration; its `devices` decides, or the GPUs come first.
         num_gpus: Number of logical GPUs that are there.
+        own: The partitions that this process owns; None for all. The others get
+            `"/device:CPU:0"`, for nothing of them runs here.
+        local_rank: Rank of this process among those of its machine.
+        local_size: Number of processes of its machine.
 
     Returns:
         The logical device of each partition, such as `("/device:CPU:0", "/device:CPU:1")`.
@@ -47,15 +61,23 @@ def assign(config: Config, num_gpus: int) -> tuple[str, ...]:
         assign(Config(partitions=2), num_gpus=0)  # ("/device:CPU:0", "/device:CPU:1")
         ```
     """
+    mine = range(config.partitions) if own is None else own
     if isinstance(config.devices, tuple):
-        names = config.devices
+        names = {partition: config.devices[partition] for partition in mine}
     else:
         on_gpu = config.devices == "gpu" or (config.devices is None and num_gpus > 0)
-        names = tuple(f"{'GPU' if on_gpu else 'CPU'}:{index}" for index in range(config.partitions))
-    missing = [name for name in names if name.startswith("GPU:") and _index(name) >= num_gpus]
+        shared = on_gpu and num_gpus >= local_size * len(mine)
+        first = local_rank * len(mine) if shared else 0
+        kind = "GPU" if on_gpu else "CPU"
+        names = {partition: f"{kind}:{first + index}" for index, partition in enumerate(mine)}
+    missing = [
+        name for name in names.values() if name.startswith("GPU:") and _index(name) >= num_gpus
+    ]
     if missing:
         _refuse_gpus(config, num_gpus, missing)
-    return tuple(f"/device:{name}" for name in names)
+    return tuple(
+        f"/device:{names.get(partition, 'CPU:0')}" for partition in range(config.partitions)
+    )
 
 
 def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoReturn:
@@ -68,11 +90,12 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
     )
 
 
-def prepare(devices: Sequence[str]) -> None:
+def prepare(devices: Sequence[str], local_size: int = 1) -> None:
     """Makes the devices exist and sets TensorFlow up to use them side by side.
 
     Args:
-        devices: Logical devices by partition, from `assign`.
+        devices: Logical devices of this process's partitions, from `assign`.
+        local_size: Number of processes that share the cores of this machine.
 
     Raises:
         AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
@@ -80,8 +103,8 @@ def prepare(devices: Sequence[str]) -> None:
     cpus = [name for name in devices if name.startswith("/device:CPU:")]
     if cpus:
         _make_cpu_devices(1 + max(_index(name) for name in cpus), len(devices))
-    if len(cpus) > 1:
-        _share_threads(len(cpus))
+    if len(cpus) * local_size > 1:
+        _share_threads(len(cpus), local_size)
     if len(cpus) < len(devices):
         _grow_gpu_memory()
     if not tf.config.get_soft_device_placement():
@@ -114,19 +137,19 @@ def _make_cpu_devices(count: int, partitions: int) -> None:
         ) from error
 
 
-def _share_threads(num_cpus: int) -> None:
+def _share_threads(num_cpus: int, local_size: int) -> None:
     """Sizes the thread pools so that partitions on CPU devices really overlap.
 
-    All CPU devices of a process share one pool per kind. With TensorFlow's defaults a single
-    operation of one partition spreads over all cores and the others wait; with the cores
-    divided among the partitions they run at the same time.
+    Processes of one machine divide its cores. All CPU devices of a process share one pool per
+    kind. With TensorFlow's defaults a single operation of one partition spreads over all cores
+    and the others wait; with the cores divided among the partitions they run at the same time.
     """
     threading = tf.config.threading
     intra = threading.get_intra_op_parallelism_threads()
     inter = threading.get_inter_op_parallelism_threads()
     try:
         if _is_ours("TF_NUM_INTRAOP_THREADS", intra):
-            intra = max(1, _usable_cores() // num_cpus)
+            intra = max(1, _usable_cores() // (num_cpus * local_size))
             threading.set_intra_op_parallelism_threads(intra)
             _pool_sizes["TF_NUM_INTRAOP_THREADS"] = intra
         if _is_ours("TF_NUM_INTEROP_THREADS", inter):

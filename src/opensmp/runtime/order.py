@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,14 @@ class Task:
         partition: The partition it runs in.
         first: Operation to hold back until the task may start.
         last: Operation that is done when the task is.
+        ops: All operations of the task.
     """
 
     action: Action
     partition: int
     first: Op
     last: Op
+    ops: tuple[Op, ...] = ()
 
 
 def live_operations(roots: Iterable[Op]) -> list[Op]:
@@ -73,15 +75,27 @@ def _bits(value: int) -> Iterable[int]:
         value ^= low
 
 
-def impose(schedule: Schedule, tasks: Mapping[Action, Task]) -> int:
+def impose(
+    schedule: Schedule, tasks: Mapping[Action, Task], partitions: Collection[int] | None = None
+) -> int:
     """Adds the control edges that make each device follow its order.
+
+    Args:
+        schedule: The schedule.
+        tasks: The emitted calls.
+        partitions: Of these devices only, by number; None for all.
 
     Returns:
         The number of edges added.
     """
-    pairs = list(schedule.releases)
-    for order in schedule.orders:
-        pairs.extend(itertools.pairwise(order))
+    here = [p for p in range(len(schedule.orders)) if partitions is None or p in partitions]
+    pairs = [
+        pair
+        for pair in schedule.releases
+        if all(tasks[action].partition in here for action in pair)
+    ]
+    for partition in here:
+        pairs.extend(itertools.pairwise(schedule.orders[partition]))
     for before, after in pairs:
         _private.add_control_input(tasks[after].first, tasks[before].last)
     return len(pairs)

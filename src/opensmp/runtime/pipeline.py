@@ -19,8 +19,10 @@ from opensmp.program import Program, Segment, lower
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
-from opensmp.runtime.current import Prepare, as_current
+from opensmp.runtime.current import Prepare, Prepared, as_current
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
+from opensmp.runtime.own_part import without_bridges
+from opensmp.runtime.spread import Traced, spread
 from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
 from opensmp.schedule import Action, Schedule, build
@@ -55,13 +57,17 @@ class Pipeline:
         self._graph = tf.compat.v1.get_default_graph()
         self._microbatch = 0
         self._calls = 0
-        self._prepared: dict[Any, tuple[TracedGraph, Plan]] = {}
+        self._prepared: dict[Any, Prepared] = {}
         self._programs: dict[Any, Program] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._tasks: dict[Action, Task] = {}
         self._state: dict[int, tuple[Any, Tensor]] = {}
         self._late: list[LateGradient] = []
+        self._reads: dict[int, tuple[Any, Tensor]] = {}
+        self._homes: dict[int, int] = {}
+        self._gradients: list[tuple[Any, Any]] = []
         self._side_effects: list[Op] = []
+        self._must_run: list[Op] = []
         self._done: list[tuple[int, Tensor]] = []
         self.schedule: Schedule | None = None
 
@@ -113,7 +119,8 @@ class Pipeline:
         key = (id(model), call_signature(call))
         if key not in self._prepared:
             self._prepared[key] = prepare(args, kwargs)
-        traced, plan = self._prepared[key]
+        traced, plan, homes = self._prepared[key]
+        self._homes.update(homes)
         values = self._leaf_values(traced, call)
         program = self._program(key, traced, plan, values, kwargs.get("training"))
         ordinal, self._calls = self._calls, self._calls + 1
@@ -139,6 +146,7 @@ class Pipeline:
             state = self._state.get(id(leaf.variable))
             if state is None or is_trainable(leaf.variable):
                 value = tf.convert_to_tensor(tf_variable(leaf.variable))
+                self._reads[id(leaf.variable)] = leaf.variable, value
                 if state is not None:
                     value = read_after_assignment(state[1], value)
             else:
@@ -206,7 +214,15 @@ class Pipeline:
         args = [values[id(t)] for t in forward.feeds]
         with tf.device(self._world.devices[segment.partition]):
             if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
-                results = differentiable_call(program, segment, args, emit, self._late.append)
+                variables = {id(v.placeholder): v.variable for v in program.traced.variables}
+
+                def taken(leaf: Tensor, gradient: Any) -> None:
+                    if id(leaf) in variables:
+                        self._gradients.append((variables[id(leaf)], gradient))
+
+                results = differentiable_call(
+                    program, segment, args, emit, self._late.append, taken
+                )
             else:
                 results = emit("F", forward.function, args)[: len(forward.outputs)]
         values.update({id(t): v for t, v in zip(forward.outputs, results, strict=True)})
@@ -233,20 +249,22 @@ class Pipeline:
                 call, results = emit()
                 first = last = call
             else:
-                first, last, results = self._stamps.around(action, args, emit)
-        self._tasks[action] = Task(action, partition, first, last)
+                first, call, last, results = self._stamps.around(action, args, emit)
+        ops = tuple(dict.fromkeys((first, call, last, *(t.op for t in results))))
+        self._tasks[action] = Task(action, partition, first, last, ops)
         return results
 
     # --- finishing -------------------------------------------------------------------
 
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor]:
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | None]:
         """Completes the graph: late gradients, the schedule, the new state.
 
         Args:
             results: Flat tensors that the step function returns.
 
         Returns:
-            The tensors to return in their stead.
+            The tensors to return in their stead; None for a gradient of a variable that
+            lives in another process.
 
         Raises:
             StepError: if no result depends on a DistributedModel.
@@ -259,18 +277,63 @@ class Pipeline:
             return [t.op for t in (*results, *(value for _, value in state))] + side_effects
 
         live = self._compute_late_gradients(results, roots)
+        spread_out = len(self._world.mp_group) > 1
+        if spread_out:
+            instead = without_bridges(live)
+            results[:] = [instead.get(id(t), t) for t in results]
+            state[:] = [(v, instead.get(id(value), value)) for v, value in state]
+            self._gradients = [(v, _stand_in(g, instead)) for v, g in self._gradients]
+            live = live_operations(roots())
         graph = task_graph(self._tasks.values(), live, len(self._world.devices))
         if not graph.device:
             raise StepError(_NOTHING_TO_RUN + (_UNUSED if self._tasks else _NO_MODEL))
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
-        impose(self.schedule, self._tasks)
+        must_run: list[Op] = []
+        if spread_out:
+            kept = spread(
+                Traced(
+                    live=live,
+                    tasks=self._tasks,
+                    schedule=self.schedule,
+                    results=results,
+                    state=state,
+                    reads=list(self._reads.values()),
+                    homes=self._homes,
+                    gradients=self._gradients,
+                ),
+                self._world,
+                f"the step {self._graph.name}",
+            )
+            results, state, must_run = kept.results, kept.state, kept.must_run
+        impose(self.schedule, self._tasks, self._world.my_partitions)
         for variable, value in state:
             tf_variable(variable).assign(value)
-        if self._done:
-            with tf.control_dependencies([self._read(*done) for done in self._done]):
-                results = [_in_place(t) for t in results]
+        must_run += [
+            self._read(partition, done)
+            for partition, done in self._done
+            if partition in self._world.my_partitions
+        ]
+        self._must_run = must_run
+        if must_run:
+            with tf.control_dependencies(must_run):
+                results = [None if t is None else _in_place(t) for t in results]
         return results
+
+    def elsewhere(self, gradient: Any) -> tf.IndexedSlices:
+        """Stands for a gradient that `finish` gave None for: one without any rows.
+
+        Args:
+            gradient: The gradient as the step function returned it, tensor or
+                `tf.IndexedSlices`.
+        """
+        shape = [size or 1 for size in gradient.shape]
+        with tf.control_dependencies(self._must_run):
+            return tf.IndexedSlices(
+                values=tf.zeros([0, *shape[1:]], gradient.dtype),
+                indices=tf.zeros([0], tf.int32),
+                dense_shape=tf.constant(shape, tf.int32),
+            )
 
     def _read(self, partition: int, done: Tensor) -> Op:
         """Reads the zero that a call with side effects ends with, so that it is not dropped."""
@@ -314,6 +377,15 @@ def _side_effects(graph: Any) -> list[Op]:
         for op in graph.get_operations()
         if _private.is_stateful(op) and op.type not in ("ReadVariableOp", "Placeholder")
     ]
+
+
+def _stand_in(gradient: Any, instead: Mapping[int, Tensor]) -> Any:
+    """A gradient without the bridges that it went over."""
+    if isinstance(gradient, tf.IndexedSlices):
+        values, indices = _stand_in(gradient.values, instead), _stand_in(gradient.indices, instead)
+        shape = gradient.dense_shape
+        return tf.IndexedSlices(values, indices, None if shape is None else _stand_in(shape, instead))
+    return instead.get(id(gradient), gradient)
 
 
 def _in_place(tensor: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ def place(
     home: Mapping[int, int],
     devices: Sequence[str],
     default_partition: int,
+    elsewhere: Mapping[int, int] | None = None,
 ) -> bool:
     """Allocates or moves Keras variables so that each lies on its home's device.
 
@@ -28,6 +29,8 @@ def place(
         home: Id of a variable to its partition.
         devices: Device of each partition.
         default_partition: Partition of variables without a home.
+        elsewhere: Partitions of other processes, and the rank of each; their variables get no
+            memory here.
 
     Returns:
         Whether a variable moved that had its memory elsewhere before.
@@ -36,7 +39,13 @@ def place(
     for variable in variables:
         if not is_keras(variable):
             continue
-        device = devices[home.get(id(variable), default_partition)]
+        partition = home.get(id(variable))
+        if elsewhere and partition is not None and partition in elsewhere:
+            if not _private.is_elsewhere(variable):
+                moved |= _private.is_initialized(variable)
+                _private.give_up(variable, f"{variable.path} of rank {elsewhere[partition]}")
+            continue
+        device = devices[default_partition if partition is None else partition]
         if not _private.is_initialized(variable):
             _private.initialize_on(variable, device)
         elif not tf_variable(variable).device.endswith(device) and id(variable) in home:

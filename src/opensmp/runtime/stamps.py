@@ -70,7 +70,7 @@ class Stamps:
 
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
-    ) -> tuple[Op, Op, list[Tensor]]:
+    ) -> tuple[Op, Op, Op, list[Tensor]]:
         """Emits a call between two stamps on the current device.
 
         Args:
@@ -79,8 +79,8 @@ class Stamps:
             emit: Emits the call.
 
         Returns:
-            The first stamp, which is what to hold back; the second stamp; and the call's
-            results, which are there once the second stamp is.
+            The first stamp, which is what to hold back; the call; the second stamp; and the
+            call's results, which are there once the second stamp is.
         """
         with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
             start = self._stamp(2 * len(self._times))
@@ -94,7 +94,7 @@ class Stamps:
         for result, late in zip(results, delayed, strict=True):
             _private.copy_handle_data(result, late)
         self._times[action] = start, end
-        return start.op, end.op, delayed
+        return start.op, call, end.op, delayed
 
     def deliver(
         self, name: str, orders: Sequence[Sequence[Action]], devices: Sequence[str]

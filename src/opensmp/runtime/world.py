@@ -1,14 +1,16 @@
 """The world of one process: its configuration, devices, rank and groups.
 
-One process per rank. A model replica is held by the ranks of an mp group; the ranks of a
-dp group hold the same partition of different replicas. Without a launcher one process owns
-all partitions: then it is rank 0 of 1, every group is `[0]`, and every size is 1, however
-many local devices its partitions use. Sizes count processes, not devices.
+One process per rank. A model replica is held by the ranks of an mp group, each of which owns
+the same number of consecutive partitions; the ranks of a dp group own the same partitions of
+different replicas. Without a launcher one process owns all partitions: then it is rank 0 of
+1, every group is `[0]`, and every size is 1, however many local devices its partitions use.
+Sizes count processes, not devices.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -106,6 +108,75 @@ def groups(size: int, partitions: int, placement_strategy: str = "cluster") -> G
     return Groups(mp=across, dp=blocks)
 
 
+def replica_size(size: int, partitions: int, wanted: int | None = None) -> int:
+    """How many processes hold one replica of the model.
+
+    Each of them owns `partitions / replica_size` partitions, so that it must divide both the
+    number of partitions and the number of processes.
+
+    Args:
+        size: Number of processes.
+        partitions: Number of partitions.
+        wanted: The key `processes_per_replica`; without it one process per partition if the
+            processes allow it, else one replica over all processes.
+
+    Raises:
+        ConfigError: It is not possible; the message lists what is.
+
+    Example:
+        ```python
+        replica_size(4, 2)  # 2: two replicas of two processes with one partition each
+        replica_size(2, 4)  # 2: one replica of two processes with two partitions each
+        replica_size(4, 4, wanted=2)  # 2: two replicas, two partitions per process
+        ```
+    """
+    if wanted is not None and size % wanted == 0 and partitions % wanted == 0:
+        return wanted
+    if wanted is None and size % partitions == 0:
+        return partitions
+    if wanted is None and partitions % size == 0:
+        return size
+    given = f"partitions={partitions}"
+    if wanted is not None:
+        given += f" with processes_per_replica={wanted}"
+    raise ConfigError(
+        f"Config: {given} is not possible with {size} process{'es' * (size != 1)}: "
+        "processes_per_replica must divide both numbers; set processes_per_replica to "
+        f"{_either(n for n in range(1, size + 1) if size % n == 0 == partitions % n)}, or choose "
+        f"{_either(_possible_partitions(size, wanted))} partitions, or start "
+        f"{_either(_possible_sizes(size, partitions, wanted))} processes."
+    )
+
+
+def owned(partitions: int, processes: int, mp_rank: int) -> tuple[int, ...]:
+    """The partitions of one of the processes that hold a replica.
+
+    Example:
+        ```python
+        owned(4, 2, mp_rank=1)  # (2, 3)
+        ```
+    """
+    each = partitions // processes
+    return tuple(range(mp_rank * each, (mp_rank + 1) * each))
+
+
+def _possible_partitions(size: int, wanted: int | None) -> list[int]:
+    if wanted is not None and size % wanted == 0:
+        return [wanted, 2 * wanted, 3 * wanted]
+    return [count for count in range(1, size + 1) if size % count == 0] + [2 * size]
+
+
+def _possible_sizes(size: int, partitions: int, wanted: int | None) -> list[int]:
+    unit = wanted if wanted is not None and partitions % wanted == 0 else partitions
+    below = size // unit * unit
+    return [count for count in (below, below + unit) if count and count != size]
+
+
+def _either(numbers: Iterable[int]) -> str:
+    *first, last = [str(number) for number in numbers]
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def _ways_out(size: int, partitions: int) -> str:
     if size < 1 or partitions < 1:
         return "both must be 1 or more"
@@ -121,8 +192,9 @@ class World:
 
     Attributes:
         config: The configuration.
-        devices: Logical device of each partition that this process owns, by partition, such
-            as `("/device:CPU:0", "/device:CPU:1")`.
+        devices: Logical device of each partition, by partition, such as `("/device:CPU:0",
+            "/device:CPU:1")`. Partitions of other processes have `"/device:CPU:0"`, for
+            nothing of them runs here.
         rank: Rank of this process among all.
         size: Number of processes.
         local_rank: Rank among the processes of this machine.
@@ -139,6 +211,24 @@ class World:
     local_size: int = 1
     mp_group: tuple[int, ...] = (0,)
     dp_group: tuple[int, ...] = (0,)
+
+    @property
+    def replica_ranks(self) -> tuple[int, ...]:
+        """Ranks that hold this replica of the model, by their position in it."""
+        return self.mp_group
+
+    @property
+    def my_partitions(self) -> tuple[int, ...]:
+        """The partitions that this process owns, ascending."""
+        return self.partitions_of(self.mp_group.index(self.rank))
+
+    def partitions_of(self, mp_rank: int) -> tuple[int, ...]:
+        """The partitions that the process at this position of a replica owns, ascending."""
+        return owned(self.config.partitions, len(self.mp_group), mp_rank)
+
+    def owner(self, partition: int) -> int:
+        """The position in the replica of the process that owns this partition."""
+        return partition // (self.config.partitions // len(self.mp_group))
 
     def group(self, group: CommGroup) -> tuple[int, ...]:
         """Ranks of the group of this kind that this process belongs to, ascending."""
@@ -295,53 +385,3 @@ def get_mp_group() -> list[int]:
 def get_dp_group() -> list[int]:
     """Ranks that hold the same partition as this process, ascending."""
     return list(current("smp.get_dp_group").group(DP_GROUP))
-
-
-# -------------------------------------------------------------------------------- barriers
-
-
-def barrier(group: CommGroup = WORLD) -> None:
-    """Waits until every process of the group has called it.
-
-    A process that is alone in its group returns at once.
-
-    Args:
-        group: Whose processes meet, such as `smp.MP_GROUP`.
-
-    Raises:
-        NotInitializedError: Before `smp.init`.
-        TypeError: `group` is not a `CommGroup`.
-
-    Example:
-        ```python
-        smp.barrier()
-        smp.barrier(smp.DP_GROUP)
-        ```
-    """
-    _meet("smp.barrier", group)
-
-
-def mp_barrier() -> None:
-    """Waits for the processes that hold this replica of the model."""
-    _meet("smp.mp_barrier", MP_GROUP)
-
-
-def dp_barrier() -> None:
-    """Waits for the processes that hold the same partition."""
-    _meet("smp.dp_barrier", DP_GROUP)
-
-
-def _meet(what: str, group: CommGroup) -> None:
-    world = current(what)
-    if not isinstance(group, CommGroup):
-        known = ", ".join(f"smp.{member.name}" for member in CommGroup)
-        raise TypeError(
-            f"{what}: group must be a member of smp.CommGroup: {known}. Received: {group!r} "
-            f"({type(group).__name__})."
-        )
-    members = world.group(group)
-    if len(members) > 1:
-        raise RuntimeError(
-            f"{what}: {group.name} has the ranks {list(members)}, but this process was started "
-            "without a connection to the others. Expected: a group of one process."
-        )

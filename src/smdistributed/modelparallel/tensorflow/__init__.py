@@ -1,7 +1,8 @@
 """The import path of existing scripts: everything of `opensmp`, and the habits of Keras 2.
 
 Importing this module makes `optimizer.get_gradients`, `metric.reset_states` and their like
-work on Keras 3 objects, see `opensmp.compat.keras2`.
+work on Keras 3 objects, see `opensmp.compat.keras2`, and `import horovod.tensorflow` where
+Horovod is not installed, see `opensmp.compat.horovod`.
 
 Example:
     ```python
@@ -16,8 +17,10 @@ from __future__ import annotations
 from typing import Any
 
 import opensmp as _opensmp
+from opensmp.compat import finder as _finder
 from opensmp.compat import keras2 as _keras2
 
+_finder.install()
 _keras2.install()
 
 

@@ -1,0 +1,289 @@
+"""Two processes, one core each: the speed of a pipelined step, beside torch.distributed.pipelining.
+
+    python benchmarks/pipeline_speed.py
+    python benchmarks/pipeline_speed.py --torch-python /path/to/python   # with torch beside
+
+The same training step (forward and backward passes of M microbatches, SGD) as
+
+- one process with one thread: plain Keras, microbatch after microbatch;
+- two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules;
+- the same in torch, with gloo: one thread, and two ranks with each of its schedules.
+
+All of a row run in turns, a few steps at a time, while the others wait. A speed-up is the
+median over the rounds of the one-thread step of the same library over the pipelined step; as a
+share it is half of that. The bubble leaves M / (M + P - 1) of P = 2 at best.
+
+Prediction, written before the first measurement: on the Transformer 95 % of the bubble bound at
+every M; on the MLP, whose microbatches are small for their 4 MB of weights a layer, 85 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+WORKLOADS = ("mlp", "transformer", "quick")
+OURS = ("simple", "interleaved")
+TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
+RANKS = 2
+WARM_UP = 3
+STEPS_PER_TURN = 3
+
+
+def bound(microbatches: int) -> float:
+    """The share of a perfect speed-up that the bubble leaves."""
+    return microbatches / (microbatches + RANKS - 1)
+
+
+# ------------------------------------------------------------- the processes that are measured
+
+
+def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], answers: str) -> None:
+    """Runs what the lines of this rank's FIFO ask for; rank 0 answers."""
+    import keras
+    import tensorflow as tf
+
+    import models
+    import overlap
+    import opensmp as smp
+
+    made = overlap.WORKLOADS[workload]()
+    rank = 0
+    if role == "one thread":
+        train_step = overlap.plain_step(made, microbatches)
+    else:
+        smp.init(
+            {
+                "partitions": RANKS,
+                "microbatches": microbatches,
+                "pipeline": role,
+                "auto_partition": False,
+                "default_partition": 0,
+                "devices": "cpu",
+            }
+        )
+        rank = smp.rank()
+        keras.utils.set_random_seed(0)
+        model = smp.DistributedModel.from_keras(made.build(smp.partition))
+        loss_fn = models.loss_function()
+        optimizer = keras.optimizers.SGD(overlap.LEARNING_RATE)
+
+        @smp.step
+        def forward_backward(inputs, labels):
+            with tf.GradientTape() as tape:
+                loss = loss_fn(labels, model(inputs, training=True))
+            return tape.gradient(loss, model.trainable_variables), loss
+
+        @tf.function
+        def train_step(inputs, labels):
+            gradients, loss = forward_backward(inputs, labels)
+            gradients = [gradient.accumulate() for gradient in gradients]
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            return loss.reduce_mean()
+
+    inputs, labels = tf.constant(made.inputs), tf.constant(made.labels)
+    with open(fifos[rank]) as commands:
+        for _, count in map(json.loads, commands):
+            times = []
+            for _ in range(count):
+                start = time.perf_counter()
+                loss = float(train_step(inputs, labels))
+                times.append(time.perf_counter() - start)
+            if rank == 0:
+                answer = {"seconds": statistics.median(times), "loss": loss}
+                Path(answers).write_text(json.dumps(answer) + "\n")
+
+
+# ----------------------------------------------------------------------- the one that measures
+
+
+class Measured:
+    """Processes that run steps when asked, through a FIFO for each."""
+
+    def __init__(self, folder: Path, name: str, command: list[str], ranks: int, **options: Any):
+        self.name = name
+        self.fifos = [folder / f"{name}-{rank}.in".replace(" ", "-") for rank in range(ranks)]
+        self.answers = folder / f"{name}.out".replace(" ", "-")
+        for path in (*self.fifos, self.answers):
+            os.mkfifo(path)
+        command += ["--fifos", *map(str, self.fifos), "--answers", str(self.answers)]
+        environments = options.pop("environments", [{}])
+        self.log = open(folder / f"{name}.log".replace(" ", "-"), "w+")  # noqa: SIM115
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=self.log,
+                stderr=subprocess.STDOUT,
+            )
+            for environment in environments
+        ]
+        self.inputs = [self._open(path) for path in self.fifos]
+
+    def _open(self, path: Path) -> Any:
+        """The writing end; a process that ends before it opens its own would block us."""
+        while True:
+            with contextlib.suppress(OSError):
+                return os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w")
+            self._check()
+            time.sleep(0.05)
+
+    def _check(self) -> None:
+        codes = [process.poll() for process in self.processes]
+        if any(codes):
+            self.log.seek(0)
+            raise SystemExit(f"{self.name} ended with {codes}:\n{self.log.read()[-3000:]}")
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """Runs steps and gives the median time of one."""
+        for file in self.inputs:
+            file.write(json.dumps(["steps", count]) + "\n")
+            file.flush()
+        descriptor = os.open(self.answers, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            text = b""
+            while not text.endswith(b"\n"):
+                with contextlib.suppress(BlockingIOError):
+                    text += os.read(descriptor, 4096)
+                self._check()
+                time.sleep(0.002)
+            return dict(json.loads(text))
+        finally:
+            os.close(descriptor)
+
+    def end(self) -> None:
+        for file in self.inputs:
+            with contextlib.suppress(OSError):
+                file.close()
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def measured(
+    workload: str, microbatches: int, torch_python: str | None
+) -> Iterator[dict[str, Measured]]:
+    """All programs of a row, started."""
+    common = ["--workload", workload, "--microbatches", str(microbatches)]
+    single = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    one_core = ["taskset", "-c", "0"] if hasattr(os, "sched_setaffinity") else []
+    running: dict[str, Measured] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            plain = [*one_core, sys.executable, __file__, "--serve", "one thread", *common]
+            running["one thread"] = Measured(folder, "one", plain, 1, environments=[single])
+            for schedule in OURS:
+                launcher = [sys.executable, "-m", "opensmp", "run", "-n", str(RANKS)]
+                launcher += ["--bind-cores", __file__, "--serve", schedule, *common]
+                running[schedule] = Measured(folder, f"ours {schedule}", launcher, RANKS)
+            if torch_python is not None:
+                add_torch(running, folder, torch_python, common, one_core)
+            yield running
+        finally:
+            for process in running.values():
+                process.end()
+
+
+def add_torch(
+    running: dict[str, Measured], folder: Path, python: str, common: list[str], one_core: list[str]
+) -> None:
+    script = str(Path(__file__).with_name("peer_torch.py"))
+    command = [*one_core, python, script, "--schedule", "one thread", *common]
+    running["torch one thread"] = Measured(folder, "torch one", command, 1)
+    for number, schedule in enumerate(TORCH):
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + number)}
+        environments = [
+            {**port, "RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
+            for rank in range(RANKS)
+        ]
+        running[f"torch {schedule}"] = Measured(
+            folder,
+            f"torch {schedule}",
+            [python, script, "--schedule", schedule, *common],
+            RANKS,
+            environments=environments,
+        )
+
+
+def row(workload: str, microbatches: int, rounds: int, torch_python: str | None) -> None:
+    """Measures one row of the table."""
+    with measured(workload, microbatches, torch_python) as running:
+        first = {name: process.steps(WARM_UP) for name, process in running.items()}
+        ours = [first[name]["loss"] for name in ("one thread", *OURS)]
+        np.testing.assert_allclose(ours[1:], ours[0], rtol=1e-4)
+        times: dict[str, list[float]] = {name: [] for name in running}
+        for _ in range(rounds):
+            for name, process in running.items():
+                times[name].append(process.steps(STEPS_PER_TURN)["seconds"])
+    cells = [str(microbatches), f"{1e3 * statistics.median(times['one thread']):.0f} ms"]
+    for name in running:
+        if name.endswith("one thread"):
+            continue
+        base = times["torch one thread" if name.startswith("torch") else "one thread"]
+        shares = [b / t / RANKS for b, t in zip(base, times[name], strict=True)]
+        low, middle, high = np.percentile(shares, [25, 50, 75])
+        cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+    cells.append(f"{bound(microbatches):.2f}")
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="which models")
+    parser.add_argument("--microbatches", nargs="+", type=int, help="which M")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each program")
+    parser.add_argument("--torch-python", help="a Python that has torch 2.13, to measure it too")
+    parser.add_argument("--quick", action="store_true", help="a small model, few steps")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--workload", help=argparse.SUPPRESS)
+    parser.add_argument("--fifos", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--answers", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(
+            arguments.workload,
+            arguments.microbatches[0],
+            arguments.serve,
+            arguments.fifos,
+            arguments.answers,
+        )
+        return 0
+    names = arguments.workloads or (["quick"] if arguments.quick else ["mlp", "transformer"])
+    counts = arguments.microbatches or ([4] if arguments.quick else [2, 4, 8, 16])
+    rounds = 2 if arguments.quick else arguments.rounds
+    torch_python = arguments.torch_python
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
+    for name in names:
+        print(f"\n{name}: share of a perfect two-way speed-up\n")
+        columns = ["M", "one thread", *(f"ours, {s}" for s in OURS)]
+        columns += [f"torch, {s}" for s in TORCH] if torch_python else []
+        print(f"| {' | '.join([*columns, 'bubble bound'])} |")
+        print(f"|{' --- |' * (len(columns) + 1)}", flush=True)
+        for count in counts:
+            row(name, count, rounds, torch_python)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The local processes of one run: started together, watched, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from opensmp.runtime.failures import ENDED_BY_PEER
+
+_POLL_SECONDS = 0.05
+_GRACE_SECONDS = 2.0  # for ranks to end by themselves when one has failed
+_SIGNAL_GRACE_SECONDS = 20.0  # for ranks to end after a signal that was forwarded to them
+_TERM_SECONDS = 1.0
+_DRAIN_SECONDS = 2.0
+_TAIL_LINES = 40
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0, or the exit code of the rank that failed first; 128 + n if signal n ended
+            it, be it the rank or, forwarded, all.
+        failed_rank: The rank that failed first; None if none did.
+        signal: The signal that the launcher received; None if it received none.
+        seconds: How long the ranks ran.
+    """
+
+    exit_code: int
+    failed_rank: int | None
+    signal: int | None
+    seconds: float
+
+
+@dataclass
+class _Rank:
+    """One process and what it printed last."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    tails: dict[str, deque[str]] = field(
+        default_factory=lambda: {
+            "stdout": deque(maxlen=_TAIL_LINES),
+            "stderr": deque(maxlen=_TAIL_LINES),
+        }
+    )
+    partial: dict[str, bytes] = field(default_factory=lambda: {"stdout": b"", "stderr": b""})
+    code: int | None = None
+
+
+class Ranks:
+    """Starts a command once per rank and waits for all of them.
+
+    Args:
+        command: What each rank runs.
+        environments: The environment of each rank.
+        shown: Ranks whose output is shown.
+        log_directory: Where the whole output of each rank is written; None for nowhere.
+        cores: The cores of each rank; None to leave that to the system.
+
+    Example:
+        ```python
+        outcome = Ranks([sys.executable, "train.py"], environments, shown={0}).run()
+        ```
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        shown: set[int],
+        log_directory: Path | None = None,
+        cores: Sequence[set[int]] | None = None,
+    ) -> None:
+        self._command = list(command)
+        self._environments = environments
+        self._shown = shown
+        self._logs: list[IO[bytes]] = []
+        self._log_directory = log_directory
+        self._cores = cores
+        self._ranks: list[_Rank] = []
+        self._selector = selectors.DefaultSelector()
+        self._received: list[int] = []
+
+    def run(self) -> Outcome:
+        """Runs all ranks to their end; when it returns, none of their processes is left."""
+        began = time.monotonic()
+        _become_subreaper()
+        with self._signals():
+            try:
+                self._start()
+                failed = self._watch()
+            finally:
+                self._end_all()
+                self._drain_all()
+                self._selector.close()
+                for log in self._logs:
+                    log.close()
+        if failed is not None and not self._received:
+            self._tell(failed)
+        received = self._received[0] if self._received else None
+        code = 0 if failed is None else _shell_code(failed.code)
+        return Outcome(
+            exit_code=code if received is None else 128 + received,
+            failed_rank=None if failed is None else failed.number,
+            signal=received,
+            seconds=time.monotonic() - began,
+        )
+
+    # ------------------------------------------------------------------------------- start
+
+    def _start(self) -> None:
+        for number, environment in enumerate(self._environments):
+            process = subprocess.Popen(
+                self._command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # so that its own children end with it
+                preexec_fn=_die_with(os.getpid()),
+            )
+            if self._cores is not None:
+                os.sched_setaffinity(process.pid, self._cores[number])
+            rank = _Rank(number, process)
+            self._ranks.append(rank)
+            log = None
+            if self._log_directory is not None:
+                self._log_directory.mkdir(parents=True, exist_ok=True)
+                log = open(self._log_directory / f"rank-{number}.log", "ab", buffering=0)  # noqa: SIM115
+                self._logs.append(log)
+            for name in ("stdout", "stderr"):
+                stream = getattr(process, name)
+                os.set_blocking(stream.fileno(), False)
+                self._selector.register(stream, selectors.EVENT_READ, (rank, name, log))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Collects the signals that are to be forwarded."""
+
+        def receive(number: int, frame: Any) -> None:
+            self._received.append(number)
+
+        previous = {number: signal.signal(number, receive) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------------------- watch
+
+    def _watch(self) -> _Rank | None:
+        """Until all have ended; gives the rank that failed first."""
+        failed: _Rank | None = None
+        forwarded = 0
+        deadline = None
+        while True:
+            self._drain(_POLL_SECONDS)
+            ended = [rank for rank in self._ranks if rank.code is None and self._has_ended(rank)]
+            failures = [rank for rank in ended if rank.code]
+            # Those that ended only because another one failed may be seen before that one.
+            own = [rank for rank in failures if rank.code != ENDED_BY_PEER]
+            if failed is None or (failed.code == ENDED_BY_PEER and own):
+                failed = next(iter(own or failures), failed)
+            if all(rank.code is not None for rank in self._ranks):
+                return failed
+            now = time.monotonic()
+            if failures and deadline is None:
+                deadline = now + _GRACE_SECONDS
+            if len(self._received) > forwarded:
+                number = self._received[-1]
+                _say(f"forwarding {signal.Signals(number).name} to all ranks")
+                for rank in self._ranks:
+                    _signal_group(rank, number)
+                forwarded = len(self._received)
+                # A second signal means that whoever sent it will not wait.
+                deadline = now + (_SIGNAL_GRACE_SECONDS if forwarded == 1 else 0)
+            if deadline is not None and now > deadline:
+                return failed
+
+    def _has_ended(self, rank: _Rank) -> bool:
+        rank.code = rank.process.poll()
+        return rank.code is not None
+
+    def _end_all(self) -> None:
+        """Ends what still runs, with all the processes that the ranks have started."""
+        for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
+            running = [rank for rank in self._ranks if rank.process.poll() is None]
+            for rank in running:
+                _signal_group(rank, number)
+            end = time.monotonic() + seconds
+            while running and time.monotonic() < end:
+                self._drain(_POLL_SECONDS)
+                running = [rank for rank in running if rank.process.poll() is None]
+        for rank in self._ranks:
+            _signal_group(rank, signal.SIGKILL)
+            if rank.code is None:
+                rank.code = rank.process.poll()
+        _end_orphans()
+
+    # ------------------------------------------------------------------------------ output
+
+    def _drain(self, seconds: float) -> None:
+        """Reads what the ranks print, waiting at most so long for it."""
+        if not self._selector.get_map():
+            time.sleep(min(seconds, _POLL_SECONDS))
+            return
+        for key, _ in self._selector.select(min(seconds, _POLL_SECONDS)):
+            rank, name, log = key.data
+            try:
+                data = os.read(key.fd, 1 << 16)
+            except BlockingIOError:
+                continue
+            if log is not None:
+                log.write(data)
+            if not data:
+                self._selector.unregister(key.fileobj)
+                key.fileobj.close()  # type: ignore[union-attr]
+                data, rank.partial[name] = rank.partial[name], b""
+                if not data:
+                    continue
+                data += b"\n"
+            self._lines(rank, name, data)
+
+    def _drain_all(self) -> None:
+        """Reads what ranks that have ended left behind in the pipes."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        while self._selector.get_map() and time.monotonic() < end:
+            self._drain(_POLL_SECONDS)
+
+    def _lines(self, rank: _Rank, name: str, data: bytes) -> None:
+        # Progress bars end their lines with a carriage return.
+        *lines, rest = (rank.partial[name] + data).replace(b"\r", b"\n").split(b"\n")
+        rank.partial[name] = rest
+        for line in lines:
+            text = line.decode(errors="replace")
+            rank.tails[name].append(text)
+            if rank.number in self._shown and text:
+                stream = sys.stdout if name == "stdout" else sys.stderr
+                print(f"[{rank.number}] {text}", file=stream, flush=True)
+
+    def _tell(self, failed: _Rank) -> None:
+        """The failing rank's error, after everything else."""
+        code = failed.code or 0
+        if code == ENDED_BY_PEER:
+            how = "ended because of another rank"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"failed with exit code {code}"
+        lines = failed.tails["stderr"] or failed.tails["stdout"]
+        _say(f"rank {failed.number} {how}" + ("; its last lines:" if lines else ""))
+        for line in lines:
+            print(f"[{failed.number}] {line}", file=sys.stderr)
+        sys.stderr.flush()
+
+
+# ---------------------------------------------------------------------------------- helpers
+
+
+def _say(text: str) -> None:
+    print(f"opensmp run: {text}", file=sys.stderr, flush=True)
+
+
+def _shell_code(code: int | None) -> int:
+    if code is None:
+        return 1
+    return 128 - code if code < 0 else code
+
+
+def _signal_group(rank: _Rank, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(rank.process.pid, number)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with(parent: int) -> Any:
+    """For the child: end when the launcher ends, however that happens (Linux only)."""
+    libc = _libc() if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return prepare
+
+
+def _become_subreaper() -> None:
+    """Processes that outlive their rank become children of the launcher (Linux only)."""
+    if sys.platform == "linux":
+        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_orphans() -> None:
+    """Ends processes that ranks had started in sessions of their own."""
+    for _ in range(10):
+        children: list[int] = []
+        for task in Path("/proc/self/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children += [int(number) for number in task.read_text().split()]
+        if not children:
+            return
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)

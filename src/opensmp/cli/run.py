@@ -1,0 +1,232 @@
+"""`opensmp run`: one process per rank on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from opensmp.cli.ranks import Outcome, Ranks
+from opensmp.compat import finder
+from opensmp.config import LAUNCHER_PREFIX, Config
+from opensmp.runtime import rendezvous, world
+
+# Large tensors are allocated and freed at every step: memory that glibc gives back to the
+# system each time costs more to get again than the message takes.
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_TOP_PAD_": str(16 << 20),
+}
+
+
+def run(
+    script: Annotated[
+        str,
+        typer.Argument(metavar="SCRIPT [ARGS]...", help="The Python script; then its arguments."),
+    ],
+    arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
+    processes: Annotated[
+        int, typer.Option("-n", "--processes", min=1, help="Number of ranks to start here.")
+    ] = 1,
+    module: Annotated[
+        bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")
+    ] = False,
+    partitions: Annotated[int | None, typer.Option(help="Number of partitions.")] = None,
+    microbatches: Annotated[int | None, typer.Option(help="Microbatches per step.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="interleaved or simple.")] = None,
+    active_microbatches: Annotated[
+        int | None, typer.Option(help="Most microbatches in flight.")
+    ] = None,
+    optimize: Annotated[str | None, typer.Option(help="memory or speed.")] = None,
+    placement_strategy: Annotated[str | None, typer.Option(help="cluster or spread.")] = None,
+    processes_per_replica: Annotated[
+        int | None, typer.Option(help="Processes that hold one replica of the model.")
+    ] = None,
+    auto_partition: Annotated[
+        bool | None, typer.Option(help="Whether partitions are chosen automatically.")
+    ] = None,
+    default_partition: Annotated[
+        int | None, typer.Option(help="Where operations outside every smp.partition go.")
+    ] = None,
+    contiguous: Annotated[
+        bool | None, typer.Option(help="Whether partitions are connected pieces.")
+    ] = None,
+    horovod: Annotated[
+        bool | None, typer.Option(help="Whether the script makes Horovod-style calls.")
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="cpu, gpu, or a list such as CPU:0,CPU:1.")
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="A plan's JSON file.")] = None,
+    all_output: Annotated[
+        bool, typer.Option("--all-output", "-a", help="Show the output of all ranks.")
+    ] = False,
+    show_rank: Annotated[
+        int, typer.Option(min=0, help="The rank whose output is shown otherwise.")
+    ] = 0,
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Write the output of each rank to a file here.")
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often all ranks are started again after a failure; the script goes on "
+            "from its last checkpoint.",
+        ),
+    ] = 0,
+    bind_cores: Annotated[
+        bool, typer.Option("--bind-cores", help="Give each rank cores of its own.")
+    ] = False,
+    join_seconds: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="How long ranks wait for each other in smp.init."),
+    ] = None,
+) -> None:
+    """Starts a script once per rank on this machine.
+
+    Options come before the script; what comes after it belongs to the script. If a rank
+    fails, all ranks are ended, its error is printed last, and its exit code is returned.
+    """
+    given = {
+        "partitions": partitions,
+        "microbatches": microbatches,
+        "pipeline": pipeline,
+        "active_microbatches": active_microbatches,
+        "optimize": optimize,
+        "placement_strategy": placement_strategy,
+        "processes_per_replica": processes_per_replica,
+        "auto_partition": auto_partition,
+        "default_partition": default_partition,
+        "contiguous": contiguous,
+        "horovod": horovod,
+        "devices": devices.split(",") if devices and ":" in devices else devices,
+        "plan": plan,
+    }
+    flags = {key: value for key, value in given.items() if value is not None}
+    check_flags(flags, processes, os.environ)
+    # By way of a file, not a module: importing a module would import TensorFlow before the
+    # script could set variables for it.
+    command = [sys.executable, finder.__file__, *(["-m"] if module else [])]
+    command += [script, *(arguments or [])]
+    shown = set(range(processes)) if all_output else {show_rank}
+    # Held as long as ranks are started, so that restarts meet at the same place.
+    reservation, port = rendezvous.reserve_port("127.0.0.1")
+    with reservation:
+        for restart in range(max_restarts + 1):
+            token = secrets.token_hex(16)  # what is left of an earlier run cannot join
+            environments = [
+                environment(
+                    os.environ,
+                    rank=rank,
+                    size=processes,
+                    port=port,
+                    token=token,
+                    flags=flags,
+                    restart=restart,
+                    join_seconds=join_seconds,
+                )
+                for rank in range(processes)
+            ]
+            cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
+            outcome = Ranks(command, environments, shown, log_dir, cores).run()
+            if not _again(outcome, restart, max_restarts):
+                break
+    raise typer.Exit(outcome.exit_code)
+
+
+def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str]) -> None:
+    """Reports faults of the flags before anything is started.
+
+    Raises:
+        ConfigError: A flag is wrong, or does not fit the number of processes.
+    """
+    if not flags:
+        return
+    # Whether partitions need a default_partition is for the script to say.
+    known = {"auto_partition": True, **flags} if "default_partition" not in flags else flags
+    config = Config.resolve(None, flags=known, environ=environ)
+    if "partitions" in flags:
+        world.replica_size(size, config.partitions, config.processes_per_replica)
+
+
+def environment(
+    environ: Mapping[str, str],
+    *,
+    rank: int,
+    size: int,
+    port: int,
+    token: str,
+    flags: Mapping[str, Any],
+    restart: int = 0,
+    join_seconds: float | None = None,
+) -> dict[str, str]:
+    """The environment of one rank.
+
+    What the user has set already stays. Numbers of threads are left to `smp.init`, which
+    knows how many partitions a process has.
+
+    Args:
+        environ: The launcher's own environment.
+        rank: The rank.
+        size: Number of ranks, all on this machine.
+        port: Where rank 0 meets the others.
+        token: Secret of the run.
+        flags: Keys of the configuration that were given as flags.
+        restart: How many times all ranks were started before.
+        join_seconds: How long ranks wait for each other.
+    """
+    own = {
+        "RANK": rank,
+        "SIZE": size,
+        "LOCAL_RANK": rank,
+        "LOCAL_SIZE": size,
+        "MEETING": f"127.0.0.1:{port}",
+        "TOKEN": token,
+        "FLAGS": json.dumps(dict(flags)),
+        "RESTART": restart,
+    }
+    if join_seconds is not None:
+        own["JOIN_SECONDS"] = join_seconds
+    inherited = {k: v for k, v in environ.items() if not k.startswith(LAUNCHER_PREFIX)}
+    return {
+        **_MALLOC,
+        "PYTHONUNBUFFERED": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # every rank would tell how it joined
+        **inherited,
+        **{f"{LAUNCHER_PREFIX}{name}": str(value) for name, value in own.items()},
+    }
+
+
+def share_of_cores(cores: set[int], size: int) -> list[set[int]]:
+    """The cores of each rank; ranks share a core only when there are fewer cores than ranks.
+
+    Example:
+        ```python
+        share_of_cores({0, 1, 2, 3}, 2)  # [{0, 1}, {2, 3}]
+        ```
+    """
+    ordered = sorted(cores)
+    each = max(1, len(ordered) // size)
+    return [
+        {ordered[(rank * each + index) % len(ordered)] for index in range(each)}
+        for rank in range(size)
+    ]
+
+
+def _again(outcome: Outcome, restart: int, max_restarts: int) -> bool:
+    if outcome.failed_rank is None or outcome.signal is not None or restart == max_restarts:
+        return False
+    print(
+        f"opensmp run: restart {restart + 1} of {max_restarts}: all ranks are started again",
+        file=sys.stderr,
+        flush=True,
+    )
+    return True

@@ -1,0 +1,112 @@
+"""Makes `import horovod.tensorflow` work where Horovod is not installed.
+
+The finder comes last in Python's search for modules, so that an installed Horovod is found
+before. `opensmp run` starts every script by running this file:
+
+    python .../opensmp/compat/finder.py script.py arguments
+
+It imports nothing but the standard library, since a script may set variables that TensorFlow
+reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
+    del sys.path[0]  # the folder of this file: its modules would hide others of their names
+
+import builtins
+import importlib
+import importlib.machinery
+import io
+import os
+import runpy
+import zipfile
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+_PACKAGE, _MODULE = "horovod", "horovod.tensorflow"
+_STAND_IN = "opensmp.compat.horovod"
+
+
+class HorovodFinder:
+    """Finds `horovod` and `horovod.tensorflow` when nothing else does."""
+
+    @classmethod
+    def find_spec(
+        cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """What Python's import asks every finder."""
+        if name not in (_PACKAGE, _MODULE):
+            return None
+        if name == _MODULE and not _stands_in(sys.modules.get(_PACKAGE)):
+            return None  # a Horovod without TensorFlow: it tells so itself
+        loader: Any = cls
+        return importlib.machinery.ModuleSpec(name, loader, is_package=name == _PACKAGE)
+
+    @classmethod
+    def create_module(cls, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Leaves the making of the module to Python."""
+        return None
+
+    @classmethod
+    def exec_module(cls, module: ModuleType) -> None:
+        """Fills the module."""
+        if module.__name__ == _PACKAGE:
+            module.__doc__ = "Stands in for Horovod, which is not installed."
+            vars(module)["__getattr__"] = _no_name
+            return
+        face = importlib.import_module(_STAND_IN)
+        module.__doc__ = face.__doc__
+        vars(module).update({name: getattr(face, name) for name in face.__all__})
+        vars(module).update(__all__=list(face.__all__), __getattr__=face.__getattr__)
+
+
+def install() -> None:
+    """Adds the finder, last of all; nothing happens if it is there."""
+    names = {getattr(finder, "__qualname__", "") for finder in sys.meta_path}
+    if HorovodFinder.__qualname__ not in names:  # another copy of this file may have done it
+        sys.meta_path.append(HorovodFinder)
+
+
+def _stands_in(package: ModuleType | None) -> bool:
+    spec = getattr(package, "__spec__", None)
+    return getattr(spec and spec.loader, "__qualname__", "") == HorovodFinder.__qualname__
+
+
+def _no_name(name: str) -> Any:
+    raise AttributeError(
+        f"horovod.{name} does not exist here: Horovod is not installed, and opensmp stands in "
+        "for horovod.tensorflow only. Write `import horovod.tensorflow as hvd`."
+    )
+
+
+def _run(arguments: list[str]) -> None:
+    """Runs a script, or with -m a module, as Python itself would."""
+    safe = getattr(sys.flags, "safe_path", False)
+    if arguments[0] == "-m":
+        sys.argv[:] = arguments[1:]
+        sys.path[:0] = [] if safe else [os.getcwd()]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        return
+    sys.argv[:] = arguments
+    script = os.path.abspath(arguments[0])
+    if os.path.isdir(script) or zipfile.is_zipfile(script):
+        runpy.run_path(script, run_name="__main__")
+        return
+    sys.path[:0] = [] if safe else [os.path.dirname(os.path.realpath(script))]
+    with io.open_code(script) as file:
+        code = compile(file.read(), script, "exec")
+    main = ModuleType("__main__")
+    main.__file__ = script
+    main.__loader__ = importlib.machinery.SourceFileLoader("__main__", script)
+    vars(main)["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    exec(code, vars(main))
+
+
+if __name__ == "__main__":
+    install()
+    _run(sys.argv[1:])

@@ -1,0 +1,160 @@
+"""The calls of `horovod.tensorflow` that hybrid scripts make, by means of this library.
+
+Horovod knows nothing of partitions: here its ranks count replicas of the model, and its
+tensors are added up over `smp.DP_GROUP`. In a run without model parallelism these are all
+processes, as in Horovod.
+
+| name | what it is |
+| --- | --- |
+| `init()` | nothing: `smp.init` does it |
+| `rank()`, `size()` | `smp.dp_rank()`, `smp.dp_size()` |
+| `local_rank()`, `local_size()` | those of `smp`: processes of this machine, each with its devices |
+| `allreduce(tensor)` | `smp.allreduce`; `op=Average` (default) or `op=Sum`, or `average=` |
+| `broadcast_variables(variables, root_rank)` | `smp.broadcast_variables` |
+
+`import horovod.tensorflow as hvd` gives these where Horovod is not installed, in scripts that
+`opensmp run` starts, and after `import smdistributed.modelparallel.tensorflow` or
+`smp.init({"horovod": True})` in others. Where Horovod is installed, it is what is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import collectives
+from opensmp.errors import CommunicationError
+from opensmp.runtime import world
+
+__all__ = [
+    "Average",
+    "Sum",
+    "allreduce",
+    "broadcast_variables",
+    "init",
+    "local_rank",
+    "local_size",
+    "rank",
+    "size",
+]
+
+Average = "mean"
+"""Of `op`: divide the sum by the number of replicas."""
+
+Sum = "sum"
+"""Of `op`: add up."""
+
+
+def init(*args: Any, **kwargs: Any) -> None:
+    """Does nothing; `smp.init` starts everything."""
+
+
+def rank() -> int:
+    """Number of this replica of the model."""
+    return world.dp_rank()
+
+
+def size() -> int:
+    """Number of replicas of the model."""
+    return world.dp_size()
+
+
+def local_rank() -> int:
+    """Rank of this process among those of its machine."""
+    return world.local_rank()
+
+
+def local_size() -> int:
+    """Number of processes of this machine."""
+    return world.local_size()
+
+
+def allreduce(
+    tensor: Any,
+    average: bool | None = None,
+    device_dense: str = "",
+    device_sparse: str = "",
+    compression: None = None,
+    op: str | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+) -> Any:
+    """The mean, or sum, of a tensor over all replicas of the model.
+
+    Args:
+        tensor: A tensor, or `tf.IndexedSlices`.
+        average: The old way to say `op`: True for `Average`, False for `Sum`.
+        device_dense: Ignored.
+        device_sparse: Ignored.
+        compression: Must be None.
+        op: `Average` or `Sum`.
+        prescale_factor: What the tensor is multiplied by before.
+        postscale_factor: What the result is multiplied by.
+        name: Ignored.
+
+    Raises:
+        CommunicationError: `average` and `op` are given both, `op` is another one, or there is
+            a compression.
+
+    Example:
+        ```python
+        gradients = [hvd.allreduce(g.accumulate()) for g in gradients]
+        ```
+    """
+    faults = []
+    if average is not None and op is not None:
+        faults.append("average and op were given both; give op alone")
+    if compression is not None:
+        faults.append(f"compression={compression!r} is not possible; leave it out")
+    if op not in (None, Average, Sum):
+        faults.append(f"op={op!r} is unknown; accepted: hvd.Average or hvd.Sum")
+    if faults:
+        raise CommunicationError(f"horovod.tensorflow.allreduce: {'; '.join(faults)}.")
+    method = op or (Sum if average is False else Average)
+    scaled = _times(tensor, prescale_factor)
+    return _times(collectives.allreduce(scaled, op=method), postscale_factor)
+
+
+def broadcast_variables(
+    variables: Iterable[Any],
+    root_rank: int = 0,
+    process_set: None = None,
+    inplace: bool = False,
+) -> None:
+    """Gives variables the values that they have in one replica.
+
+    Args:
+        variables: Keras variables or `tf.Variable`s.
+        root_rank: Number of the replica.
+        process_set: Must be None.
+        inplace: Ignored.
+
+    Raises:
+        CommunicationError: There is no such replica, or a process set was given.
+    """
+    if process_set is not None:
+        raise CommunicationError(
+            "horovod.tensorflow.broadcast_variables: process_set is not possible; leave it out."
+        )
+    collectives.broadcast_variables(variables, root_rank=root_rank)
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(
+        f"horovod.tensorflow.{name} does not exist here: Horovod is not installed, and opensmp "
+        f"stands in for these of its names: {', '.join(__all__)}. Use them, or the functions of "
+        "opensmp, such as smp.allreduce, smp.allgather or smp.broadcast."
+    )
+
+
+def _times(tensor: Any, factor: float) -> Any:
+    if factor == 1.0:
+        return tensor
+    if isinstance(tensor, tf.IndexedSlices):
+        values = tensor.values * tf.cast(factor, tensor.values.dtype)
+        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
+    tensor = tf.convert_to_tensor(tensor)
+    return tensor * tf.cast(factor, tensor.dtype)

@@ -1,0 +1,142 @@
+"""The processes of a run become one TensorFlow cluster.
+
+Two steps: `meet` finds the others, and `start` boots TensorFlow's multi-client collective
+runtime, after which collective operations between the processes work. In between the devices
+of this process must be made, since TensorFlow cannot make them later. A cluster lasts until
+the process ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensmp import _private
+from opensmp.errors import AlreadyInitializedError, LaunchError
+from opensmp.runtime import rendezvous
+from opensmp.runtime.launched import Launch
+
+_logger = logging.getLogger("opensmp")
+
+# The library's own signs of life are quicker and say more; TensorFlow's are the second line.
+_HEARTBEAT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of this run.
+
+    Attributes:
+        launch: How this process was launched.
+        meeting: Who the others are, and the connections to them.
+        local_rank: Rank of this process among those of its machine.
+        local_size: Number of processes of its machine.
+    """
+
+    launch: Launch
+    meeting: rendezvous.Meeting
+    local_rank: int
+    local_size: int
+
+    def task(self, rank: int) -> str:
+        """The device name of a process, such as `"/job:worker/replica:0/task:1"`."""
+        return f"/job:worker/replica:0/task:{rank}"
+
+
+_joined: Cluster | None = None
+
+
+def joined() -> Cluster | None:
+    """The cluster that this process belongs to; None in a process of its own."""
+    return _joined
+
+
+def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
+    """Finds the other processes.
+
+    Args:
+        launch: How this process was launched, with a size above 1.
+        facts: What must be the same in all processes.
+
+    Raises:
+        AlreadyInitializedError: TensorFlow was used before.
+        LaunchError: The processes do not find each other, or differ.
+
+    Example:
+        ```python
+        members = meet(launch, {"partitions": 2})
+        start(members, nccl=False)
+        ```
+    """
+    if _private.is_tensorflow_started():
+        raise AlreadyInitializedError(
+            "smp.init: TensorFlow was used before in this process, so that it can no longer join "
+            f"the other {launch.size - 1}. Call smp.init before the first TensorFlow operation, "
+            "variable or layer, right after the imports."
+        )
+    meeting = rendezvous.meet(launch, machine_name(), os.getpid(), facts)
+    machine = meeting.peers[launch.rank].machine
+    here = [peer.rank for peer in meeting.peers if peer.machine == machine]
+    return Cluster(
+        launch=launch,
+        meeting=meeting,
+        local_rank=here.index(launch.rank) if launch.local_rank is None else launch.local_rank,
+        local_size=len(here) if launch.local_size is None else launch.local_size,
+    )
+
+
+def start(cluster: Cluster, nccl: bool) -> None:
+    """Boots TensorFlow's runtime; returns when all processes have.
+
+    Args:
+        cluster: The result of `meet`.
+        nccl: Whether collectives between GPUs use NCCL.
+
+    Raises:
+        LaunchError: A server could not start, or a process was lost on the way.
+    """
+    global _joined
+    launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
+    began = time.monotonic()
+    try:
+        _private.join_cluster(
+            launch.rank,
+            addresses,
+            nccl=nccl,
+            heartbeat_seconds=_HEARTBEAT_SECONDS,
+            join_seconds=launch.join_seconds,
+        )
+    except Exception as error:
+        raise LaunchError(
+            f"{launch.source}: rank {launch.rank} of {launch.size} could not start TensorFlow's "
+            f"server at {addresses[launch.rank]} or reach the others at "
+            f"{', '.join(addresses)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        if cluster.meeting.reservation is not None:
+            cluster.meeting.reservation.close()
+    _joined = cluster
+    _logger.info(
+        "rank %d of %d joined by %s in %.1f s: %s",
+        launch.rank,
+        launch.size,
+        launch.source,
+        time.monotonic() - began,
+        ", ".join(addresses),
+    )
+
+
+def machine_name() -> str:
+    """A name that processes have in common if, and only if, they run on one machine."""
+    # Containers of one machine share the boot id, machines that were cloned the host name.
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".strip()

@@ -1,0 +1,124 @@
+"""The numbers by which collective operations of different processes find each other.
+
+TensorFlow pairs collectives by a group key and an instance key, both 32-bit. A group key
+fixes its ranks and devices for ever; an instance key fixes operation, type, shape and source
+for ever. A number that is used with a second meaning does not fail: it delivers
+uninitialised memory, or hangs. So every number comes from here, is computed from its meaning
+alone, the same in every process, and is refused to a second meaning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import threading
+from collections.abc import Sequence
+
+from opensmp.errors import CommunicationError
+
+_FIELD_BITS = 10  # of start, stride and count of a regular group
+_HASHED = 1 << 30  # group keys from here on are hashes
+
+_MOST = (1 << 31) - 1
+
+
+class KeyRegistry:
+    """Gives out keys and remembers what they mean. One per process; see `registry`.
+
+    Example:
+        ```python
+        keys = KeyRegistry()
+        group = keys.group((0, 1))
+        keys.instance(group, ("activation", 3, "float32", (32, 128)))
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, object] = {}
+        self._instances: dict[tuple[int, int], tuple[object, ...]] = {}
+        self._lock = threading.Lock()
+
+    def group(self, ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
+        """The key of a group of ranks, the same in every process.
+
+        Evenly spaced ranks below 1024, as all groups of a world and all pairs are, have a key
+        of their own without fail; others get a checked hash.
+
+        Args:
+            ranks: Two or more different ranks, in ascending order.
+            devices: The device of each, where it is not the CPU:0 of each process. Another
+                choice of devices is another group.
+
+        Raises:
+            CommunicationError: Two groups of this process have the same hash.
+            ValueError: The ranks are not ascending.
+
+        Example:
+            ```python
+            registry.group((0, 1)) == registry.group([0, 1])  # True
+            registry.group((0, 1)) == registry.group((0, 2))  # False
+            ```
+        """
+        members = tuple(int(rank) for rank in ranks)
+        if not members or any(a >= b for a, b in itertools.pairwise(members)):
+            raise ValueError(f"ranks of a group must be different and ascending, not {members}")
+        meaning: object = members if devices is None else (members, tuple(devices))
+        key = _regular(members) if devices is None else None
+        if key is None:
+            key = _HASHED + _hash(meaning, _MOST - _HASHED)
+        with self._lock:
+            known = self._groups.setdefault(key, meaning)
+        if known != meaning:
+            raise CommunicationError(
+                f"The groups {known} and {meaning} have the same key {key}. Expected: at most one "
+                "of two such groups in a run. Use another number of processes or partitions."
+            )
+        return key
+
+    def instance(self, group: int, meaning: tuple[object, ...]) -> int:
+        """The key of one use of a group, the same in every process.
+
+        Args:
+            group: The group's key.
+            meaning: All that a key fixes, and what tells it from other uses: direction, type,
+                shape, tensor, microbatch. Texts, numbers, None and tuples of them.
+
+        Raises:
+            CommunicationError: The number already has another meaning.
+        """
+        key = 1 + _hash(meaning, _MOST - 1)
+        with self._lock:
+            known = self._instances.setdefault((group, key), meaning)
+        if known != meaning:
+            raise CommunicationError(
+                f"Instance key {key} of group {group} means {known} and cannot mean {meaning} as "
+                "well: TensorFlow would deliver one as the other. Change a name or a shape of the "
+                "model, so that the numbers change."
+            )
+        return key
+
+
+registry = KeyRegistry()
+"""The keys of this process."""
+
+
+def group_key(ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
+    """`registry.group`, for short."""
+    return registry.group(ranks, devices)
+
+
+def _regular(ranks: tuple[int, ...]) -> int | None:
+    """Start, stride and count side by side, if the ranks are evenly spaced."""
+    start, count = ranks[0], len(ranks)
+    stride = ranks[1] - start if count > 1 else 1
+    if ranks != tuple(range(start, start + count * stride, stride)):
+        return None
+    if max(start, stride, count) >> _FIELD_BITS:
+        return None
+    return (start << 2 * _FIELD_BITS) | (stride << _FIELD_BITS) | count
+
+
+def _hash(meaning: object, below: int) -> int:
+    # repr is the same in every process for texts, numbers and tuples of them; hash() is not.
+    digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % below

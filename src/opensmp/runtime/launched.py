@@ -1,0 +1,327 @@
+"""Which launcher started this process, and what it says about the others.
+
+Every launcher has its own variables. `detect` reads them all and gives one frozen `Launch`;
+nothing else of the library knows a launcher by name.
+
+| source | how it is recognised |
+| --- | --- |
+| `opensmp run` | `OPENSMP_RUN_RANK` |
+| `TF_CONFIG` | `TF_CONFIG` with a cluster of two or more tasks |
+| Open MPI, also inside the vendor's service | `OMPI_COMM_WORLD_RANK` |
+| torchrun and its like | `RANK` and `WORLD_SIZE` |
+| MPICH and its relatives | `PMI_RANK` |
+| Slurm's `srun` | `SLURM_PROCID` and `SLURM_STEP_NUM_TASKS` |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensmp.config import LAUNCHER_PREFIX as PREFIX
+from opensmp.errors import LaunchError
+
+_PORTS_TO_TRY = 8
+_FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
+_LOCAL_JOIN_SECONDS, _REMOTE_JOIN_SECONDS = 60.0, 300.0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher says about this process and the others.
+
+    Attributes:
+        source: The launcher, in words, such as `"Open MPI"`.
+        rank: Rank of this process among all.
+        size: Number of processes; 1 means that there is nobody to meet.
+        local_rank: Rank among the processes of this machine; None if the launcher does not say.
+        local_size: Number of processes of this machine; None if the launcher does not say.
+        addresses: `host:port` of every rank's TensorFlow server; None if the processes must
+            choose and exchange them.
+        meeting: Host and port at which rank 0 listens for the others; None for one process.
+        num_meeting_ports: How many ports from that one on rank 0 may use. More than 1 where
+            the port is derived and may be taken.
+        token: Secret, or at least name, of the run; only processes that know it may join.
+        join_seconds: How long the processes wait for each other at the start.
+    """
+
+    source: str
+    rank: int = 0
+    size: int = 1
+    local_rank: int | None = None
+    local_size: int | None = None
+    addresses: tuple[str, ...] | None = None
+    meeting: tuple[str, int] | None = None
+    num_meeting_ports: int = 1
+    token: str = ""
+    join_seconds: float = _LOCAL_JOIN_SECONDS
+
+
+ALONE = Launch("no launcher", local_rank=0, local_size=1)
+"""A process that was started by hand."""
+
+
+def detect(environ: Mapping[str, str]) -> Launch:
+    """Reads the variables of all known launchers.
+
+    A launcher inside another one, such as `mpirun` in a Slurm job, is the one that started the
+    process, so that the more specific variables come first. A size of 1 is the same as no
+    launcher.
+
+    Args:
+        environ: The environment, such as `os.environ`.
+
+    Returns:
+        What the launcher says; `ALONE` if there is none.
+
+    Raises:
+        LaunchError: The variables of a launcher contradict each other, or are not enough for
+            the processes to find each other.
+
+    Example:
+        ```python
+        launch = detect({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "9"})
+        launch.rank, launch.meeting  # (1, ("a", 9))
+        ```
+    """
+    for read in (_own, _tf_config, _open_mpi, _torchrun, _mpich, _slurm):
+        launch = read(environ)
+        if launch is not None:
+            return launch if launch.size > 1 else ALONE
+    return ALONE
+
+
+# ------------------------------------------------------------------------------ conventions
+
+
+def _own(environ: Mapping[str, str]) -> Launch | None:
+    if f"{PREFIX}RANK" not in environ:
+        return None
+    host, port = environ[f"{PREFIX}MEETING"].rsplit(":", 1)
+    return _launch(
+        "opensmp run",
+        environ,
+        rank=environ[f"{PREFIX}RANK"],
+        size=environ[f"{PREFIX}SIZE"],
+        local_rank=environ.get(f"{PREFIX}LOCAL_RANK"),
+        local_size=environ.get(f"{PREFIX}LOCAL_SIZE"),
+        meeting=(host, int(port)),
+    )
+
+
+def _tf_config(environ: Mapping[str, str]) -> Launch | None:
+    text = environ.get("TF_CONFIG", "")
+    if not text.strip():
+        return None
+    try:
+        given = json.loads(text)
+        cluster, task = given.get("cluster", {}), given.get("task", {})
+        jobs = [job for job in ("chief", "master", "worker") if cluster.get(job)]
+        tasks = [(job, index) for job in jobs for index in range(len(cluster[job]))]
+        addresses = tuple(str(address) for job in jobs for address in cluster[job])
+        if len(tasks) <= 1 and (not tasks or task.get("type") in (None, *jobs)):
+            return None
+        rank = tasks.index((str(task["type"]), int(task["index"])))
+        host = addresses[0].rsplit(":", 1)[0]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LaunchError(
+            f"TF_CONFIG names no rank for this process ({type(error).__name__}: {error}). "
+            "Expected: a JSON object with a cluster of chief and worker addresses and a task "
+            'among them, such as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": '
+            f'"worker", "index": 0}}}}. Received: {text[:300]}. Parameter servers and evaluators '
+            "take no part in a pipeline: do not start this script in them."
+        ) from None
+    return _launch(
+        "TF_CONFIG",
+        environ,
+        rank=rank,
+        size=len(tasks),
+        addresses=addresses,
+        job="TF_CONFIG" + json.dumps(cluster, sort_keys=True),
+        host=host,
+    )
+
+
+def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
+    if "OMPI_COMM_WORLD_RANK" not in environ:
+        return None
+    return _launch(
+        "Open MPI",
+        environ,
+        rank=environ["OMPI_COMM_WORLD_RANK"],
+        size=environ.get("OMPI_COMM_WORLD_SIZE"),
+        local_rank=environ.get("OMPI_COMM_WORLD_LOCAL_RANK"),
+        local_size=environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        meeting=_master(environ),
+        job=environ.get("PMIX_NAMESPACE") or _common_ancestor("orted", "prted", "mpirun"),
+        host=_service_host(environ),
+    )
+
+
+def _torchrun(environ: Mapping[str, str]) -> Launch | None:
+    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+        return None
+    if _master(environ) is None and environ["WORLD_SIZE"].strip() != "1":
+        raise LaunchError(
+            f"RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} say that there are "
+            "other processes, but not where. Expected: MASTER_ADDR and MASTER_PORT as well, the "
+            "host of rank 0 and a free port on it."
+        )
+    return _launch(
+        "RANK and WORLD_SIZE",
+        environ,
+        rank=environ["RANK"],
+        size=environ["WORLD_SIZE"],
+        local_rank=environ.get("LOCAL_RANK"),
+        local_size=environ.get("LOCAL_WORLD_SIZE"),
+        meeting=_master(environ),
+    )
+
+
+def _mpich(environ: Mapping[str, str]) -> Launch | None:
+    if "PMI_RANK" not in environ or "PMI_SIZE" not in environ:
+        return None
+    host = _service_host(environ)
+    return _launch(
+        "MPICH",
+        environ,
+        rank=environ["PMI_RANK"],
+        size=environ["PMI_SIZE"],
+        local_rank=environ.get("MPI_LOCALRANKID"),
+        local_size=environ.get("MPI_LOCALNRANKS"),
+        meeting=_master(environ),
+        # It has no number for the run; on one machine its proxy is above all ranks.
+        job=f"service {environ.get('SM_HOSTS')}" if host else _common_ancestor("hydra", "mpiexec"),
+        host=host,
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> Launch | None:
+    # A batch script has SLURM_PROCID as well, but is one process: only srun makes steps.
+    if "SLURM_PROCID" not in environ or "SLURM_STEP_NUM_TASKS" not in environ:
+        return None
+    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
+    job = f"{environ.get('SLURM_JOB_ID', '0')}.{environ.get('SLURM_STEP_ID', '0')}"
+    return _launch(
+        "Slurm",
+        environ,
+        rank=environ["SLURM_PROCID"],
+        size=environ["SLURM_STEP_NUM_TASKS"],
+        local_rank=environ.get("SLURM_LOCALID"),
+        meeting=_master(environ),
+        job=f"slurm {job}",
+        host=first_host(nodes) if nodes else None,
+    )
+
+
+# ---------------------------------------------------------------------------------- helpers
+
+
+def _launch(
+    source: str,
+    environ: Mapping[str, str],
+    *,
+    rank: Any,
+    size: Any,
+    local_rank: Any = None,
+    local_size: Any = None,
+    addresses: tuple[str, ...] | None = None,
+    meeting: tuple[str, int] | None = None,
+    job: str = "",
+    host: str | None = None,
+) -> Launch:
+    """Converts and checks; derives the meeting from `job` and `host` where it is not given."""
+    try:
+        number = int(rank)
+        count = int(size)
+        here = None if local_rank is None else int(local_rank)
+        all_here = None if local_size is None else int(local_size)
+        seconds = environ.get(f"{PREFIX}JOIN_SECONDS", "").strip()
+        join_seconds = float(seconds) if seconds else None
+    except (TypeError, ValueError) as error:
+        raise LaunchError(f"{source}: a variable is not a number: {error}.") from None
+    if not 0 <= number < count:
+        raise LaunchError(f"{source}: rank {number} of {count} processes is not possible.")
+    if count == 1:
+        return Launch(source)
+    one_machine = all_here == count
+    ports = 1
+    if meeting is None:
+        where = "127.0.0.1" if one_machine and host is None else host
+        if where is None:
+            raise LaunchError(
+                f"{source}: rank {number} of {count} cannot find the others, which run on several "
+                "machines. Expected: the variables MASTER_ADDR and MASTER_PORT, the host of rank "
+                "0 and a free port on it, in every process, such as `mpirun -x "
+                "MASTER_ADDR=node0 -x MASTER_PORT=29400 ...`."
+            )
+        meeting = (where, _FIRST_PORT + zlib.crc32(job.encode()) % (_NUM_PORTS - _PORTS_TO_TRY))
+        ports = _PORTS_TO_TRY
+    local = one_machine or meeting[0] in ("127.0.0.1", "localhost", "::1")
+    return Launch(
+        source=source,
+        rank=number,
+        size=count,
+        local_rank=here,
+        local_size=all_here,
+        addresses=addresses,
+        meeting=meeting,
+        num_meeting_ports=ports,
+        token=environ.get(f"{PREFIX}TOKEN") or job,
+        join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
+    )
+
+
+def _master(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
+    if not host or not port.isdecimal():
+        return None
+    # The agent of torchrun listens on the port itself; its neighbour is free by custom.
+    taken = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return host, int(port) + taken
+
+
+def _service_host(environ: Mapping[str, str]) -> str | None:
+    """The first host of the vendor's service, on which it starts rank 0."""
+    try:
+        hosts = json.loads(environ.get("SM_HOSTS", "") or "[]")
+    except ValueError:
+        return None
+    return str(hosts[0]) if isinstance(hosts, list) and len(hosts) > 1 else None
+
+
+def _common_ancestor(*names: str) -> str:
+    """A name for the nearest process above this one that is called like a launcher's.
+
+    A script may be started through a shell, so that the parent need not be the launcher.
+    """
+    process = os.getppid()
+    while process > 1:
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text()
+        except OSError:
+            break
+        name, rest = stat.split("(", 1)[1].rsplit(")", 1)
+        if name.startswith(names):
+            return f"process {process}"
+        process = int(rest.split()[1])
+    return f"process {os.getppid()}"
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a list in Slurm's short form.
+
+    Example:
+        ```python
+        first_host("node[07-09,12],login")  # "node07"
+        ```
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes.strip())
+    name = first.group(0) if first else nodes.strip()
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", name)

@@ -1,0 +1,103 @@
+"""The norm of gradients that lie in several processes, and clipping by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from opensmp.runtime.reduction import sum_over
+
+Gradient = Any
+Tensor = Any
+
+
+class Own(NamedTuple):
+    """The gradients that this process has, of all those of a replica.
+
+    Attributes:
+        gradients: They, each a tensor or `tf.IndexedSlices`.
+        positions: The place of each among all.
+        num_all: How many there are in all processes together.
+    """
+
+    gradients: Sequence[Gradient]
+    positions: Sequence[int]
+    num_all: int
+
+
+def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
+    """The square root of the sum of all squares of all gradients of a replica.
+
+    Every process contributes the sum of squares of each gradient it has, and which ones these
+    are: a gradient that several processes have counts once. The sums are added in the order of
+    the gradients, as in one process, so that the result is the same number.
+
+    Args:
+        own: The gradients of this process; the squares of `tf.IndexedSlices` are those of
+            their rows.
+        ranks: The processes of the replica; all of them call it.
+
+    Returns:
+        A float32, or a float64 if this process has a gradient of that type.
+    """
+    squares = [tf.zeros([], tf.float64)] * own.num_all
+    copies = [0.0] * own.num_all
+    for position, gradient in zip(own.positions, own.gradients, strict=True):
+        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        # Half precision would overflow; the squares of complex numbers are those of both parts.
+        if values.dtype.is_complex:
+            values = tf.abs(values)
+        exact = values.dtype == tf.float64
+        values = tf.cast(values, tf.float64 if exact else tf.float32)
+        squares[position] = tf.cast(tf.reduce_sum(tf.square(values)), tf.float64)
+        copies[position] = 1.0
+    packed = tf.stack([*squares, *map(tf.constant, map(tf.float64.as_numpy_dtype, copies))])
+    (total,) = sum_over([packed], ranks, name="smp.clip_by_global_norm")
+    sums, counts = tf.split(total, [own.num_all, own.num_all])
+    return tf.sqrt(_in_order(tf.math.divide_no_nan(sums, counts), _dtype(own)))
+
+
+def clip(own: Own, clip_norm: Any, norm: Tensor) -> list[Gradient]:
+    """Scales gradients so that their norm is at most `clip_norm`; infinite norms give NaN."""
+    limit = tf.cast(clip_norm, norm.dtype)
+    scale = limit * tf.minimum(1.0 / norm, 1.0 / limit)
+    scale += norm - norm  # nothing, or NaN
+    return [_scaled(gradient, scale) for gradient in own.gradients]
+
+
+def clipping(
+    ranks: Sequence[int],
+) -> Callable[[list[Gradient], list[int], int, Any], list[Gradient]] | None:
+    """What clips for optimizers with `global_clipnorm`; None if one process has all gradients."""
+    if len(ranks) == 1:
+        return None
+
+    def clip_own(
+        gradients: list[Gradient], places: list[int], num_all: int, clip_norm: Any
+    ) -> list[Gradient]:
+        own = Own(gradients, places, num_all)
+        return clip(own, clip_norm, global_norm(own, ranks))
+
+    return clip_own
+
+
+def is_elsewhere(gradient: Gradient) -> bool:
+    """Whether this stands for a gradient that another process has: one without rows."""
+    return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
+
+
+def _scaled(gradient: Gradient, scale: Tensor) -> Gradient:
+    if isinstance(gradient, tf.IndexedSlices):
+        values = gradient.values * tf.cast(scale, gradient.values.dtype)
+        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+    return gradient * tf.cast(scale, gradient.dtype)
+
+
+def _in_order(sums: Tensor, dtype: Any) -> Tensor:
+    return tf.reduce_sum(tf.cast(sums, dtype))
+
+
+def _dtype(own: Own) -> Any:
+    return tf.float64 if any(g.dtype == tf.float64 for g in own.gradients) else tf.float32

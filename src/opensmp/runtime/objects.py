@@ -1,0 +1,258 @@
+"""Python objects between processes, over TensorFlow's collectives.
+
+An object is pickled and travels as 64-bit words, since collectives know no bytes. A collective
+has a fixed shape for ever, so that a first packet of 4 KiB carries the length and the
+beginning, and what is left follows in pieces of a power of two. Everything runs eagerly and
+returns when the object has arrived; all ranks of a group must make the same calls.
+
+Objects are unpickled: they must come from processes that are trusted, see the documentation.
+"""
+
+from __future__ import annotations
+
+import functools
+import pickle
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp.errors import CommunicationError
+from opensmp.runtime import cluster, keys, waits
+
+_HEAD_WORDS = 512
+_HEAD_BYTES = (_HEAD_WORDS - 1) * 8  # the first word is the length
+_SMALLEST, _LARGEST = 10, 23  # powers of two, in words: pieces of 8 KiB to 64 MiB
+
+Ranks = Sequence[int]
+Words = Any
+
+
+def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -> list[Any]:
+    """Collects one object from each rank, on all of them.
+
+    Args:
+        obj: Any picklable object.
+        ranks: Those that take part, ascending; this process is one of them.
+        name: What this call is, for messages; the same on all ranks.
+
+    Returns:
+        The objects in the order of the ranks; this process's own one is not copied.
+
+    Example:
+        ```python
+        allgather_objects({"loss": 0.5}, ranks=(0, 1))  # [{"loss": 0.5}, {"loss": 0.7}]
+        ```
+    """
+    members = tuple(ranks)
+    if len(members) == 1:
+        return [obj]
+    rank, data = _own_rank(name, members), pickle.dumps(obj, protocol=5)
+    with waits.entered(name, members), tf.device(_device(rank)):
+        heads = _gather(_head(data), members).numpy().reshape(len(members), _HEAD_WORDS)
+        lengths = [int(length) for length in heads[:, 0]]
+        texts = [_beginning(head) for head in heads]
+        for begin, power in _pieces(max(lengths)):
+            rows = _gather(_piece(data, begin, power), members).numpy()
+            for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
+                piece = rows.reshape(len(members), -1)[row].view(np.uint8)
+                text += piece[: max(0, length - begin)].tobytes()
+    return [
+        obj if member == rank else pickle.loads(bytes(text))
+        for member, text in zip(members, texts, strict=True)
+    ]
+
+
+def broadcast_object(
+    obj: Any, ranks: Ranks, root: int, name: str = "broadcast_object"
+) -> Any:  # fmt: skip
+    """Gives all ranks the object of one of them. All of them call it.
+
+    Args:
+        obj: Any picklable object; ignored unless this process is `root`.
+        ranks: Those that take part, ascending; this process is one of them.
+        root: The rank whose object it is.
+        name: What this call is, for messages; the same on all ranks.
+
+    Returns:
+        The object; on `root` itself it is not copied.
+
+    Example:
+        ```python
+        plan = broadcast_object(plan if rank == 0 else None, ranks=(0, 1), root=0)
+        ```
+    """
+    members = tuple(ranks)
+    if len(members) == 1:
+        return obj
+    rank = _own_rank(name, members)
+    data = pickle.dumps(obj, protocol=5) if rank == root else None
+    with waits.entered(f"{name} from rank {root}", members), tf.device(_device(rank)):
+        received = _transfer(data, members, root)
+    return obj if received is None else pickle.loads(received)
+
+
+def send_object(obj: Any, destination: int) -> None:
+    """Sends an object to another rank; returns when that one receives it.
+
+    Args:
+        obj: Any picklable object.
+        destination: A rank of the world, not this one.
+    """
+    _message(pickle.dumps(obj, protocol=5), None, destination)
+
+
+def recv_object(source: int) -> Any:
+    """The next object that another rank sends to this one.
+
+    Args:
+        source: A rank of the world, not this one.
+    """
+    received = _message(None, source, None)
+    assert received is not None
+    return pickle.loads(received)
+
+
+def meet(ranks: Ranks, name: str = "meet") -> None:
+    """Returns when all ranks have called it.
+
+    Args:
+        ranks: Those that take part, ascending; this process is one of them.
+        name: What this call is, for messages; the same on all ranks.
+    """
+    members = tuple(ranks)
+    if len(members) == 1:
+        return
+    rank = _own_rank(name, members)
+    group = keys.group_key(members)
+    with waits.entered(name, members), tf.device(_device(rank)):
+        tf.raw_ops.CollectiveReduceV2(
+            input=tf.zeros([1], tf.int32),
+            group_size=_number(len(members)),
+            group_key=_number(group),
+            instance_key=_number(keys.registry.instance(group, ("object", "meet"))),
+            ordering_token=[],
+            merge_op="Add",
+            final_op="Id",
+            timeout_seconds=0,  # any other value leaves a thread behind
+        ).numpy()
+
+
+# ------------------------------------------------------------------------------- collectives
+
+
+def _message(data: bytes | None, source: int | None, destination: int | None) -> bytes | None:
+    """One object from rank to rank; `data` on the side that sends."""
+    what = f"a message {'from' if data is None else 'to'} rank {source or destination or 0}"
+    rank = _own_rank(what, None)
+    begin, end = (
+        (rank if source is None else source),
+        (rank if destination is None else destination),
+    )
+    if begin == end:
+        raise CommunicationError(
+            f"Rank {rank} cannot exchange a message with itself: it would wait for ever. Received: "
+            f"rank {begin}. Expected: another rank."
+        )
+    members = (min(begin, end), max(begin, end))
+    name = f"a message from rank {begin} to rank {end}"
+    with waits.entered(name, members, f"{begin}>{end}"), tf.device(_device(rank)):
+        return _transfer(data, members, begin)
+
+
+def _transfer(data: bytes | None, members: tuple[int, ...], root: int) -> bytes | None:
+    """Head and pieces from the root, which has the data, to the others, which get it."""
+    if data is not None:
+        _send(_head(data), members, root)
+        for begin, power in _pieces(len(data)):
+            _send(_piece(data, begin, power), members, root)
+        return None
+    head = _receive(_HEAD_WORDS, members, root).numpy()
+    length, text = int(head[0]), bytearray(_beginning(head))
+    for begin, power in _pieces(length):
+        piece = _receive(1 << power, members, root).numpy().view(np.uint8)
+        text += piece[: length - begin].tobytes()
+    return bytes(text)
+
+
+def _keys(members: tuple[int, ...], kind: str, words: int, root: int | None) -> dict[str, Any]:
+    group = keys.group_key(members)
+    instance = keys.registry.instance(group, ("object", kind, words, root))
+    return {
+        "group_size": _number(len(members)),
+        "group_key": _number(group),
+        "instance_key": _number(instance),
+        "timeout_seconds": 0,  # any other value leaves a thread behind
+    }
+
+
+def _send(words: Words, members: tuple[int, ...], root: int) -> None:
+    numbers = _keys(members, "broadcast", len(words), root)
+    tf.raw_ops.CollectiveBcastSendV2(input=tf.constant(words), **numbers).numpy()
+
+
+def _receive(words: int, members: tuple[int, ...], root: int) -> Any:
+    numbers = _keys(members, "broadcast", words, root)
+    return tf.raw_ops.CollectiveBcastRecvV2(
+        T=tf.int64, shape=tf.constant([words], tf.int32), **numbers
+    )
+
+
+def _gather(words: Words, members: tuple[int, ...]) -> Any:
+    numbers = _keys(members, "gather", len(words), None)
+    return tf.raw_ops.CollectiveGatherV2(input=tf.constant(words), ordering_token=[], **numbers)
+
+
+@functools.lru_cache(maxsize=4096)
+def _number(value: int) -> Any:
+    with tf.init_scope():
+        return tf.constant(value, tf.int32)
+
+
+# ------------------------------------------------------------------------------------- words
+
+
+def _head(data: bytes) -> Words:
+    words = np.zeros(_HEAD_WORDS, np.int64)
+    words[0] = len(data)
+    beginning = np.frombuffer(data[:_HEAD_BYTES], np.uint8)
+    words[1:].view(np.uint8)[: len(beginning)] = beginning
+    return words
+
+
+def _beginning(head: Words) -> bytearray:
+    return bytearray(head[1:].view(np.uint8)[: int(head[0])].tobytes())
+
+
+def _pieces(length: int) -> Iterator[tuple[int, int]]:
+    """Where each piece after the head begins, and its power of two in words."""
+    begin = _HEAD_BYTES
+    while begin < length:
+        words = -(-(length - begin) // 8)
+        power = min(_LARGEST, max(_SMALLEST, (words - 1).bit_length()))
+        yield begin, power
+        begin += 8 << power
+
+
+def _piece(data: bytes, begin: int, power: int) -> Words:
+    words = np.zeros(1 << power, np.int64)
+    part = np.frombuffer(data, np.uint8)[begin : begin + (8 << power)]
+    words.view(np.uint8)[: len(part)] = part
+    return words
+
+
+def _own_rank(what: str, members: tuple[int, ...] | None) -> int:
+    joined = cluster.joined()
+    if joined is None:
+        others = "another rank" if members is None else f"the ranks {list(members)}"
+        raise CommunicationError(
+            f"{what} needs {others}, but this process was started without a connection to others. "
+            "Expected: a group of one process. Start the processes with a launcher, such as "
+            "`opensmp run -n 2 script.py`."
+        )
+    return joined.launch.rank
+
+
+def _device(rank: int) -> str:
+    return f"/job:worker/replica:0/task:{rank}/device:CPU:0"

@@ -1,0 +1,204 @@
+"""A step that several processes run together: what each keeps of the graph that all traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.graph.variables import is_keras, tf_variable
+from opensmp.runtime.agreement import agree
+from opensmp.runtime.localise import Layout, localise
+from opensmp.runtime.order import Task
+from opensmp.runtime.own_part import keep_own_part
+from opensmp.runtime.transport import CollectiveTransport
+from opensmp.runtime.world import MP_GROUP, World
+from opensmp.schedule import Action, Schedule, simulate
+
+Op = Any
+Tensor = Any
+
+_HOST = "/device:CPU:0"
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What a process has traced of a step.
+
+    Attributes:
+        live: Live operations in topological order.
+        tasks: The emitted calls.
+        schedule: The schedule; its graph is there.
+        results: Tensors to return.
+        state: Pairs of a variable and the value it is to have after the step.
+        reads: Pairs of a variable and a read of it.
+        homes: Id of a variable to the partition it lives in.
+        gradients: Pairs of a variable and a gradient of it, tensor or `tf.IndexedSlices`.
+    """
+
+    live: Sequence[Op]
+    tasks: Mapping[Action, Task]
+    schedule: Schedule
+    results: Sequence[Tensor]
+    state: Sequence[tuple[Any, Tensor]]
+    reads: Sequence[tuple[Any, Tensor]]
+    homes: Mapping[int, int]
+    gradients: Sequence[tuple[Any, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What this process is left with.
+
+    Attributes:
+        results: As those of `Traced`; None for a gradient of a variable of another process.
+        state: The part that this process has to assign.
+        must_run: Operations that must run: what is sent must be received though nobody read
+            it here, or the sender would wait for ever.
+        layout: What runs where.
+    """
+
+    results: list[Tensor | None]
+    state: list[tuple[Any, Tensor]]
+    must_run: list[Op]
+    layout: Layout
+
+
+def spread(traced: Traced, world: World, name: str) -> Kept:
+    """Divides a traced step among the processes of a replica.
+
+    Args:
+        traced: The whole step.
+        world: This process and its neighbours.
+        name: Name of the step, for errors.
+
+    Raises:
+        StepError: The processes have traced different steps, or something cannot travel.
+    """
+    members = set(traced.live)
+    me = world.rank_in(MP_GROUP)
+    owner = {
+        op: world.owner(task.partition)
+        for task in traced.tasks.values()
+        for op in task.ops
+        if op in members
+    }
+    home_of = {
+        id(variable): world.owner(traced.homes[id(variable)])
+        for variable, _ in (*traced.reads, *traced.state)
+        if is_keras(variable) and id(variable) in traced.homes
+    }
+    handles = {
+        id(_handle(read)): home_of[id(variable)]
+        for variable, read in traced.reads
+        if id(variable) in home_of
+    }
+    keepers = _Keepers(traced.gradients, owner, home_of)
+    kept_by = [keepers.of(tensor) for tensor in traced.results]
+    wanted = list(zip(traced.results, kept_by, strict=True))
+    wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
+    tasks = traced.tasks
+    orders = [
+        (tasks[before].last, tasks[after].first)
+        for before, after in traced.schedule.releases
+        if world.owner(tasks[before].partition) != world.owner(tasks[after].partition)
+    ]
+    layout = localise(
+        traced.live,
+        num_processes=len(world.mp_group),
+        owner=owner,
+        handles=handles,
+        wanted=wanted,
+        orders=orders,
+    )
+    number = agree(world.mp_group, name, _description(traced, layout))
+    transport = CollectiveTransport(world.mp_group, _HOST, number)
+    received, must_run = keep_own_part(
+        layout, traced.live, me, transport, tasks, _sequence(traced.schedule)
+    )
+    results = [
+        None if keeper not in (None, me) else received.get(id(tensor), tensor)
+        for tensor, keeper in zip(traced.results, kept_by, strict=True)
+    ]
+    state = [
+        (variable, received.get(id(value), value))
+        for variable, value in traced.state
+        if home_of.get(id(variable), me) == me
+    ]
+    return Kept(results, state, must_run, layout)
+
+
+def _handle(read: Tensor) -> Tensor:
+    op = read.op
+    while op.type != "ReadVariableOp":
+        op = op.inputs[0].op
+    return op.inputs[0]
+
+
+def _sequence(schedule: Schedule) -> list[Action]:
+    """All actions in the order in which they start."""
+    assert schedule.graph is not None
+    start = simulate(schedule, schedule.graph).start
+    return sorted(start, key=lambda action: (start[action], action))
+
+
+def _description(traced: Traced, layout: Layout) -> list[str]:
+    """One line per action and per transfer: what the processes must have in common."""
+    lines = [
+        f"partition {partition} runs {' '.join(action.text for action in order)}"
+        for partition, order in enumerate(traced.schedule.orders)
+    ]
+    return lines + [str(transfer) for transfer in layout.transfers]
+
+
+class _Keepers:
+    """Which process alone keeps a result: gradients stay with their variables."""
+
+    def __init__(
+        self,
+        gradients: Sequence[tuple[Any, Any]],
+        owner: Mapping[Op, int],
+        home_of: Mapping[int, int],
+    ) -> None:
+        self._owner, self._home_of = owner, home_of
+        self._variable_of: dict[int, Any] = {}
+        self._sparse: set[int] = set()
+        for variable, gradient in gradients:
+            parts = [gradient]
+            if isinstance(gradient, tf.IndexedSlices):
+                parts = [gradient.values, gradient.indices, gradient.dense_shape]
+                self._sparse.add(id(variable))
+            if id(variable) in home_of:
+                self._variable_of.update({id(part): variable for part in parts})
+
+    def of(self, tensor: Tensor) -> int | None:
+        """The process that keeps a result, None if all processes get it."""
+        found: dict[int, Any] = {}
+        seen: set[Op] = set()
+        stack = [tensor]
+        while stack:
+            current = stack.pop()
+            variable = self._variable_of.get(id(current))
+            if variable is not None:
+                found[id(variable)] = variable
+            elif current.op not in self._owner and current.op not in seen:
+                seen.add(current.op)
+                stack.extend(current.op.inputs)
+        if len(found) != 1:
+            return None
+        ((key, variable),) = found.items()
+        return self._home_of[key] if self._looks_like(tensor, key, variable) else None
+
+    def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
+        """Whether it is a gradient, maybe scaled or clipped, and not a norm, say, of one."""
+        shape = tf_variable(variable).shape
+        if tensor.shape.rank is None or not shape.rank:
+            return False
+        if tensor.shape.as_list() == shape.as_list():
+            return True
+        if key not in self._sparse or not tensor.shape.rank:
+            return False
+        are_rows = tensor.shape[1:].as_list() == shape[1:].as_list()
+        return bool(are_rows or (tensor.dtype.is_integer and tensor.shape.rank == 1))

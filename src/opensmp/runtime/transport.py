@@ -1,0 +1,218 @@
+"""Moves tensors from one process to another, inside a step's graph.
+
+TensorFlow's point-to-point collectives do it: a broadcast in a group of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from opensmp.runtime.keys import registry
+from opensmp.runtime.localise import Transfer
+
+Op = Any
+Tensor = Any
+
+CHUNK_BYTES = 4 << 20
+"""Larger tensors travel as several chunks at once, which fills the connection better."""
+
+_AS_THEY_ARE = (tf.float32, tf.float64, tf.float16, tf.int32, tf.int64, tf.bool)
+_BITS = {
+    tf.bfloat16: tf.float16,
+    tf.int16: tf.float16,
+    tf.uint16: tf.float16,
+    tf.uint32: tf.int32,
+    tf.uint64: tf.int64,
+    tf.complex64: tf.int64,
+}
+_WEIGHTS = (1, 40503, 2654435, 97, 1000003, 7919, 104729, 1299709)
+_MOST_INSTANCES = (1 << 31) - 1
+
+
+class Transport(Protocol):
+    """What puts the two ends of a transfer into a graph."""
+
+    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
+        """Emits the sending end; gives the operation that is done when the tensor has left."""
+
+    def receive(self, transfer: Transfer, number: int) -> tuple[Tensor, list[Op]]:
+        """Emits the receiving end; gives the tensor, and the operations that wait for it."""
+
+
+class CollectiveTransport:
+    """Transfers by TensorFlow's collective runtime: gRPC.
+
+    Args:
+        ranks: Rank in the world of each process of this replica.
+        device: Host device of this process, through which everything travels.
+        trace: Number of this trace, the same in both processes and never used before: what
+            the keys stand for must not change in the life of the processes.
+    """
+
+    def __init__(self, ranks: Sequence[int], device: str, trace: int) -> None:
+        self._ranks = tuple(ranks)
+        self._device = device
+        self._trace = trace
+
+    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
+        """Emits the sending end; see `Transport`."""
+        with tf.device(self._device):
+            sendable = _pack(tensor)
+            if sendable.shape.is_fully_defined():
+                sizes = _chunk_sizes(sendable)
+                parts = [sendable]
+                if len(sizes) > 1:
+                    parts = list(tf.split(tf.reshape(sendable, [-1]), sizes))
+                sent = [
+                    self._send(part, transfer, self._key(transfer, number, part, i))
+                    for i, part in enumerate(parts)
+                ]
+            else:
+                shape = tf.shape(sendable)
+                sent = [
+                    self._send(shape, transfer, self._key(transfer, number, shape, 0)),
+                    self._send(sendable, transfer, (self._group_of_one(transfer, number), shape)),
+                ]
+            return sent[0].op if len(sent) == 1 else tf.group(*sent)
+
+    def receive(self, transfer: Transfer, number: int) -> tuple[Tensor, list[Op]]:
+        """Emits the receiving end; see `Transport`."""
+        sent = tf.TensorSpec([], tf.int32) if transfer.tensor is None else transfer.tensor
+        packed = _packed(sent)
+        with tf.device(self._device):
+            if packed.shape.is_fully_defined():
+                sizes = _chunk_sizes(packed)
+                specs = [packed]
+                if len(sizes) > 1:
+                    specs = [tf.TensorSpec([size], packed.dtype) for size in sizes]
+                parts = [
+                    self._receive(
+                        tf.constant(spec.shape.as_list(), tf.int32),
+                        spec.dtype,
+                        transfer,
+                        self._key(transfer, number, spec, i),
+                    )
+                    for i, spec in enumerate(specs)
+                ]
+                ops = [part.op for part in parts]
+                value = parts[0]
+                if len(parts) > 1:
+                    value = tf.reshape(tf.concat(parts, 0), packed.shape)
+            else:
+                spec = tf.TensorSpec([packed.shape.rank], tf.int32)
+                shape = self._receive(
+                    tf.constant([packed.shape.rank]),
+                    tf.int32,
+                    transfer,
+                    self._key(transfer, number, spec, 0),
+                )
+                key = (self._group_of_one(transfer, number), shape)
+                value = self._receive(shape, packed.dtype, transfer, key)
+                value.set_shape(packed.shape)
+                ops = [shape.op]
+            return _unpack(value, sent), ops
+
+    # --- keys ---------------------------------------------------------------------------
+
+    def _pair(self, transfer: Transfer) -> tuple[int, int]:
+        low, high = sorted((self._ranks[transfer.source], self._ranks[transfer.target]))
+        return low, high
+
+    def _key(self, transfer: Transfer, number: int, spec: Any, chunk: int) -> tuple[int, int]:
+        group = registry.group(self._pair(transfer))
+        shape = tuple(spec.shape.as_list())
+        meaning = (self._trace, number, chunk, transfer.source, spec.dtype.name, shape)
+        return group, registry.instance(group, meaning)
+
+    def _group_of_one(self, transfer: Transfer, number: int) -> int:
+        """A group for a tensor of unknown shape alone: its instance keys stand for shapes."""
+        use = f"tensor {number} of trace {self._trace} from {transfer.source}"
+        return registry.group(self._pair(transfer), (use, use))
+
+    # --- the collective operations; they take no timeout, which would leak threads ------
+
+    def _send(self, tensor: Tensor, transfer: Transfer, key: tuple[int, Any]) -> Tensor:
+        group, instance = key
+        return tf.raw_ops.CollectiveBcastSendV2(
+            input=tensor,
+            group_size=2,
+            group_key=group,
+            instance_key=_instance_of(instance),
+            timeout_seconds=0,
+        )
+
+    def _receive(
+        self, shape: Tensor, dtype: Any, transfer: Transfer, key: tuple[int, Any]
+    ) -> Tensor:
+        group, instance = key
+        return tf.raw_ops.CollectiveBcastRecvV2(
+            group_size=2,
+            group_key=group,
+            instance_key=_instance_of(instance),
+            shape=shape,
+            T=dtype,
+            timeout_seconds=0,
+        )
+
+
+def _instance_of(key: Any) -> Any:
+    """An instance key; for a shape that is known only when the step runs, one made of it."""
+    if isinstance(key, int):
+        return key
+    weights = tf.constant(_WEIGHTS[: key.shape[0]], tf.int64)
+    mixed = tf.reduce_sum(tf.cast(key, tf.int64) * weights)
+    return tf.cast(mixed % _MOST_INSTANCES, tf.int32)
+
+
+def _goes_as_bytes(spec: Any) -> bool:
+    """Whether a tensor is serialized to travel: strings, and what has any number of dimensions."""
+    return bool(spec.dtype == tf.string or spec.shape.rank is None)
+
+
+def _packed(spec: Any) -> Any:
+    """Shape and dtype in which a tensor travels."""
+    if _goes_as_bytes(spec):
+        return tf.TensorSpec([None], tf.int32)
+    if spec.dtype in _AS_THEY_ARE:
+        return tf.TensorSpec(spec.shape, spec.dtype)
+    if spec.dtype == tf.complex128:
+        return tf.TensorSpec(tf.TensorShape([2]).concatenate(spec.shape), tf.float64)
+    return tf.TensorSpec(spec.shape, _BITS.get(spec.dtype, tf.int32))
+
+
+def _pack(tensor: Tensor) -> Tensor:
+    if _goes_as_bytes(tensor):
+        return tf.cast(tf.io.decode_raw(tf.io.serialize_tensor(tensor), tf.uint8), tf.int32)
+    if tensor.dtype in _AS_THEY_ARE:
+        return tensor
+    if tensor.dtype in _BITS:
+        return tf.bitcast(tensor, _BITS[tensor.dtype])
+    if tensor.dtype == tf.complex128:
+        return tf.stack([tf.math.real(tensor), tf.math.imag(tensor)])
+    return tf.cast(tensor, tf.int32)
+
+
+def _unpack(tensor: Tensor, spec: Any) -> Tensor:
+    dtype = spec.dtype
+    if _goes_as_bytes(spec):
+        letters = tf.gather(tf.constant([bytes([code]) for code in range(256)]), tensor)
+        value = tf.io.parse_tensor(tf.strings.reduce_join(letters), dtype)
+        return tf.ensure_shape(value, spec.shape)
+    if dtype in _AS_THEY_ARE:
+        return tensor
+    if dtype in _BITS:
+        return tf.bitcast(tensor, dtype)
+    if dtype == tf.complex128:
+        return tf.complex(tensor[0], tensor[1])
+    return tf.cast(tensor, dtype)
+
+
+def _chunk_sizes(spec: Any) -> list[int]:
+    """Numbers of elements of the chunks of a tensor whose shape is known."""
+    size = int(spec.shape.num_elements())
+    count = max(1, -(-size * spec.dtype.size // CHUNK_BYTES))
+    each = max(1, -(-size // count))
+    return [min(each, size - start) for start in range(0, size, each)] or [0]

@@ -1,0 +1,196 @@
+"""Which call that needs other processes this process is in, and which ones it has been in.
+
+Every such call is counted in its group. A process says in its signs of life what it has
+entered and what it waits in; from that `opensmp.runtime.deadlock` tells a slow run, which is
+nobody's fault, from one that can never go on. Entering costs about a microsecond.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+_NAMES_KEPT = 4
+RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
+
+
+class Group(NamedTuple):
+    """Ranks whose calls are counted together.
+
+    Attributes:
+        ranks: The ranks, ascending.
+        lane: Tells series of calls of the same ranks apart, where their order is free, such
+            as messages in either direction.
+    """
+
+    ranks: tuple[int, ...]
+    lane: str = ""
+
+
+class Wait(NamedTuple):
+    """A call that has been entered and not yet left.
+
+    Attributes:
+        group: Who takes part.
+        number: How many calls in this group this is, from 1.
+        name: What it is, the same on all ranks.
+    """
+
+    group: Group
+    number: int
+    name: str
+
+
+class Entered(NamedTuple):
+    """The calls of one group that a process has entered.
+
+    Attributes:
+        number: How many they are.
+        names: The names of the last of them, oldest first.
+    """
+
+    number: int
+    names: tuple[str, ...]
+
+
+class Report(NamedTuple):
+    """What a process says about itself.
+
+    Attributes:
+        state: `"running"`, `"waiting"` or `"finished"`.
+        moment: Grows with every change: equal numbers mean that nothing has changed between.
+        wait: The innermost call that the main thread is in.
+        entered: The calls entered so far, by group.
+        steps: Training steps that have ended.
+    """
+
+    state: str
+    moment: int
+    wait: Wait | None
+    entered: Mapping[Group, Entered]
+    steps: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """A form that JSON can carry."""
+        wait = self.wait
+        return {
+            "state": self.state,
+            "moment": self.moment,
+            "wait": wait and [list(wait.group.ranks), wait.group.lane, wait.number, wait.name],
+            "entered": [
+                [list(group.ranks), group.lane, done.number, list(done.names)]
+                for group, done in self.entered.items()
+            ],
+            "steps": self.steps,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Report:
+        """The report that `to_json` wrote."""
+        wait = data["wait"]
+        return cls(
+            state=data["state"],
+            moment=data["moment"],
+            wait=wait and Wait(Group(tuple(wait[0]), wait[1]), wait[2], wait[3]),
+            entered={
+                Group(tuple(ranks), lane): Entered(number, tuple(names))
+                for ranks, lane, number, names in data["entered"]
+            },
+            steps=data["steps"],
+        )
+
+
+class Waits:
+    """The record of one process.
+
+    Calls may be entered on any thread. A process counts as waiting only while its main thread
+    is in a call, since the other threads of a program may always do what its peers wait for.
+
+    Example:
+        ```python
+        with waits.entered("smp.barrier", ranks=(0, 1)):
+            ...  # the collective operation
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._moment = 0
+        self._steps = 0
+        self._finished = False
+        self._counts: dict[Group, int] = {}
+        self._names: dict[Group, deque[str]] = {}
+        self._open: list[Wait] = []  # of the main thread, innermost last
+
+    def enter(self, name: str, ranks: tuple[int, ...], lane: str = "") -> Wait:
+        """Notes that a call begins that needs all these ranks.
+
+        Args:
+            name: What it is, in the words of the user, the same on all ranks.
+            ranks: All that take part, ascending, the same on all ranks.
+            lane: See `Group`.
+
+        Returns:
+            What `leave` needs.
+        """
+        group = Group(ranks, lane)
+        with self._lock:
+            self._moment += 1
+            number = self._counts[group] = self._counts.get(group, 0) + 1
+            self._names.setdefault(group, deque(maxlen=_NAMES_KEPT)).append(name)
+            wait = Wait(group, number, name)
+            if threading.current_thread() is threading.main_thread():
+                self._open.append(wait)
+            return wait
+
+    def leave(self, wait: Wait) -> None:
+        """Notes that the call has ended."""
+        with self._lock:
+            self._moment += 1
+            if wait in self._open:
+                self._open.remove(wait)
+
+    @contextlib.contextmanager
+    def entered(self, name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]:
+        """Between `enter` and `leave`."""
+        wait = self.enter(name, ranks, lane)
+        try:
+            yield
+        finally:
+            self.leave(wait)
+
+    def progress(self) -> None:
+        """Notes that a training step has ended."""
+        with self._lock:
+            self._steps += 1
+
+    def finish(self) -> None:
+        """Notes that the program has ended and will enter nothing any more."""
+        with self._lock:
+            self._moment += 1
+            self._finished = True
+
+    def report(self) -> Report:
+        """What there is to say now."""
+        with self._lock:
+            wait = self._open[-1] if self._open else None
+            state = FINISHED if self._finished else WAITING if wait else RUNNING
+            return Report(
+                state=state,
+                moment=self._moment,
+                wait=wait,
+                entered={
+                    group: Entered(count, tuple(self._names[group]))
+                    for group, count in self._counts.items()
+                },
+                steps=self._steps,
+            )
+
+
+waits = Waits()
+"""The record of this process."""
+
+enter, leave, entered = waits.enter, waits.leave, waits.entered

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import alive, descendants, launch
+from typer.testing import CliRunner
+
+from opensmp.cli import app
+from opensmp.cli.run import environment, share_of_cores
+from opensmp.config import Config
+from opensmp.errors import ConfigError
+
+# ----------------------------------------------------------------------------- without ranks
+
+
+def test_environment_of_a_rank_says_where_the_others_are():
+    made = environment(
+        {"PATH": "/bin", "OPENSMP_RUN_RANK": "9", "MALLOC_TOP_PAD_": "1"},
+        rank=1,
+        size=2,
+        port=4711,
+        token="secret",
+        flags={"partitions": 2},
+        restart=3,
+    )
+    assert made["OPENSMP_RUN_RANK"] == "1"
+    assert made["OPENSMP_RUN_MEETING"] == "127.0.0.1:4711"
+    assert made["OPENSMP_RUN_RESTART"] == "3"
+    assert json.loads(made["OPENSMP_RUN_FLAGS"]) == {"partitions": 2}
+    assert made["MALLOC_TOP_PAD_"] == "1"  # what the user has set stays
+    assert made["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)
+    # They are no keys of the configuration.
+    assert Config.resolve(environ=made) == Config(partitions=1)
+
+
+@pytest.mark.parametrize(
+    ("cores", "size", "shares"),
+    [
+        ({0, 1, 2, 3}, 2, [{0, 1}, {2, 3}]),
+        ({0, 1, 2}, 2, [{0}, {1}]),
+        ({4, 5}, 4, [{4}, {5}, {4}, {5}]),
+    ],
+)
+def test_ranks_share_cores_only_when_there_are_too_few(cores, size, shares):
+    assert share_of_cores(cores, size) == shares
+
+
+@pytest.mark.parametrize(
+    ("flags", "part"),
+    [
+        (["-n", "4", "--partitions", "3"], "partitions=3 is not possible with 4 processes"),
+        (["-n", "2", "--microbatches", "0"], "microbatches (flag): received 0"),
+        (["-n", "2", "--pipeline", "simpel"], "did you mean 'simple'?"),
+    ],
+)
+def test_wrong_flags_are_told_before_anything_is_started(flags, part):
+    result = CliRunner().invoke(app, ["run", *flags, "no_such_script.py"])
+    assert isinstance(result.exception, ConfigError)
+    assert part in str(result.exception)
+
+
+# -------------------------------------------------------------------------------- with ranks
+
+# Without smp: the launcher alone is tested, and fast.
+PLAIN = """
+import os, signal, subprocess, sys, time
+rank = os.environ["OPENSMP_RUN_RANK"]
+row = sys.argv[1]
+print("rank", rank, "of", os.environ["OPENSMP_RUN_SIZE"], sys.argv[2:], flush=True)
+child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+if rank == "1":
+    time.sleep(0.5)
+    if row == "seven":
+        print("the reason", file=sys.stderr)
+        sys.exit(7)
+    if row == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if row == "once" and os.environ["OPENSMP_RUN_RESTART"] == "0":
+        sys.exit(3)
+if row in ("seven", "kill", "once", "wait") and os.environ["OPENSMP_RUN_RESTART"] == "0":
+    time.sleep(600)
+child.kill()
+child.wait()
+"""
+
+
+def test_one_rank_is_shown_and_arguments_reach_the_script():
+    result = launch(PLAIN, ["-n", "2"], args=["end", "--partitions", "x"])
+    assert result.code == 0, result.stderr
+    assert result.stdout.splitlines() == ["[0] rank 0 of 2 ['--partitions', 'x']"]
+
+
+def test_all_ranks_are_shown_with_their_number_and_logged(tmp_path):
+    result = launch(PLAIN, ["-n", "2", "--all-output", "--log-dir", tmp_path], args=["end"])
+    assert sorted(result.stdout.splitlines()) == ["[0] rank 0 of 2 []", "[1] rank 1 of 2 []"]
+    assert "rank 1 of 2 []" in (tmp_path / "rank-1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "code", "told"),
+    [
+        ("seven", 7, "opensmp run: rank 1 failed with exit code 7; its last lines:"),
+        ("kill", 137, "opensmp run: rank 1 was ended by SIGKILL"),
+    ],
+)
+def test_failing_rank_ends_all_and_has_the_last_word(row, code, told):
+    left: list[int] = []
+
+    def look(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None:
+            left[:] = list({*left, *descendants(process.pid)})
+            time.sleep(0.05)
+
+    result = launch(PLAIN, ["-n", "3"], args=[row], meanwhile=look)
+    assert result.code == code
+    assert told in result.stderr
+    if row == "seven":
+        assert result.stderr.splitlines()[-1] == "[1] the reason"
+    assert len(left) >= 6  # three ranks, and a child of each
+    assert [process for process in left if alive(process)] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_are_forwarded_and_nothing_is_left(number, code):
+    left: list[int] = []
+
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        while len(left) < 4:
+            left[:] = descendants(process.pid)
+            time.sleep(0.05)
+        process.send_signal(number)
+
+    result = launch(PLAIN, ["-n", "2"], args=["wait"], meanwhile=interrupt)
+    assert result.code == code
+    assert f"forwarding {signal.Signals(number).name} to all ranks" in result.stderr
+    assert [process for process in left if alive(process)] == []
+
+
+def test_ranks_end_with_a_launcher_that_is_killed():
+    left: list[int] = []
+
+    def kill(process: subprocess.Popen[str]) -> None:
+        while len(left) < 4:
+            left[:] = descendants(process.pid)
+            time.sleep(0.05)
+        for child in left:  # their children have a session of their own, nobody ends them
+            if "sleep" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(child, signal.SIGKILL)
+        process.kill()
+
+    launch(PLAIN, ["-n", "2"], args=["wait"], meanwhile=kill)
+    time.sleep(0.2)
+    assert [process for process in left if alive(process)] == []
+
+
+def test_all_ranks_are_restarted_after_a_failure():
+    result = launch(PLAIN, ["-n", "2", "--max-restarts", "2"], args=["once"])
+    assert result.code == 0, result.stderr
+    assert "restart 1 of 2: all ranks are started again" in result.stderr
+    assert "restart 2" not in result.stderr
+    assert result.stdout.splitlines() == ["[0] rank 0 of 2 []"] * 2
+
+
+# ------------------------------------------------------------------- the launchers of others
+
+RANKS = """
+import opensmp as smp
+smp.init()
+print(sorted(smp.allgather((smp.rank(), smp.local_rank(), smp.mp_rank(), smp.get_dp_group()))))
+"""
+EXPECTED = "[(0, 0, 0, [0]), (1, 1, 1, [1])]"
+AS_ROOT = {
+    f"{name}_ALLOW_RUN_AS_ROOT{suffix}": "1"
+    for name in ("OMPI", "PRTE")
+    for suffix in ("", "_CONFIRM")
+}
+
+
+def _find(name: str) -> str | None:
+    return shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+
+
+def test_flags_of_the_launcher_reach_smp_init():
+    result = launch(RANKS, ["-n", "2", "--partitions", "2"])
+    assert (result.code, result.stdout.splitlines()) == (0, [f"[0] {EXPECTED}"]), result.stderr
+
+
+@pytest.mark.skipif(_find("prterun") is None, reason="Open MPI 5 is not installed")
+def test_open_mpi_starts_ranks():
+    command = [_find("prterun"), "--personality", "ompi", "--map-by", ":OVERSUBSCRIBE"]
+    result = launch(
+        RANKS,
+        ["-n", "2", sys.executable],
+        command=command,
+        environ={**AS_ROOT, "OPENSMP_PARTITIONS": "2"},
+    )
+    assert (result.code, result.stdout.splitlines()) == (0, [EXPECTED] * 2), result.stderr
+
+
+@pytest.mark.skipif(_find("mpiexec.hydra") is None, reason="MPICH is not installed")
+def test_mpich_starts_ranks():
+    result = launch(
+        RANKS,
+        ["-n", "2", sys.executable],
+        command=[_find("mpiexec.hydra")],
+        environ={"OPENSMP_PARTITIONS": "2"},
+    )
+    assert (result.code, result.stdout.splitlines()) == (0, [EXPECTED] * 2), result.stderr

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from processes import run_ranks
+
+from opensmp.runtime.channel import Channel
+from opensmp.runtime.failures import ENDED_BY_PEER, Watch
+from opensmp.runtime.waits import Waits
+
+# Where a process would end, the thread of a test does.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+
+# ------------------------------------------------------- watches of ranks that are only threads
+
+
+class Star:
+    """Watches of some ranks in one process; they end by noting an exit code."""
+
+    def __init__(self, size: int) -> None:
+        self.records = [Waits() for _ in range(size)]
+        self.codes: dict[int, int] = {}
+        ends = [socket.socketpair() for _ in range(1, size)]
+        hub = {rank: Channel(pair[0], "t") for rank, pair in enumerate(ends, start=1)}
+        links = [Channel(pair[1], "t") for pair in ends]
+        self.channels = [*hub.values(), *links]
+        self.watches = [Watch(0, hub, self.records[0], leave=self._leave(0))]
+        self.watches += [
+            Watch(rank, {0: link}, self.records[rank], leave=self._leave(rank))
+            for rank, link in enumerate(links, start=1)
+        ]
+        for watch in self.watches:
+            watch.answers = lambda rank, seconds: True
+            watch.start()
+
+    def _leave(self, rank: int) -> Callable[[int], None]:
+        def leave(code: int) -> None:
+            self.codes.setdefault(rank, code)
+            raise SystemExit  # of the thread
+
+        return leave
+
+    def wait(self, size: int, seconds: float = 10.0) -> dict[int, int]:
+        end = time.monotonic() + seconds
+        while len(self.codes) < size and time.monotonic() < end:
+            time.sleep(0.02)
+        return dict(sorted(self.codes.items()))
+
+
+@pytest.fixture
+def star() -> Iterator[Callable[[int], Star]]:
+    made: list[Star] = []
+
+    def make(size: int) -> Star:
+        made.append(Star(size))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for channel in one.channels:
+            channel.close()
+
+
+def background(call: Callable[..., Any], *args: Any, **kwargs: Any) -> threading.Thread:
+    def run() -> None:
+        with contextlib.suppress(SystemExit):
+            call(*args, **kwargs)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_failure_of_one_ends_all_and_keeps_its_exit_code(star, rank, capsys):
+    three = star(3)
+    background(three.watches[rank].fail, "ValueError: a bug", code=9).join(10)
+    codes = three.wait(3)
+    assert codes == {other: 9 if other == rank else ENDED_BY_PEER for other in range(3)}
+    err = capsys.readouterr().err
+    assert err.count(f"ends: rank {rank} failed: ValueError: a bug") == 2
+
+
+def test_cause_is_preferred_to_its_consequence(star, capsys):
+    three = star(3)
+    first = background(three.watches[1].fail, "UnavailableError", consequence=True)
+    time.sleep(0.3)
+    background(three.watches[2].fail, "ValueError: a bug").join(10)
+    first.join(10)
+    assert three.wait(3) == {0: ENDED_BY_PEER, 1: ENDED_BY_PEER, 2: 1}
+    assert "rank 1 ends: rank 2 failed: ValueError: a bug" in capsys.readouterr().err
+
+
+def test_consequence_without_a_cause_is_one(star, capsys):
+    two = star(2)
+    background(two.watches[1].fail, "UnavailableError", consequence=True).join(10)
+    assert two.wait(2) == {0: ENDED_BY_PEER, 1: 1}
+    assert "rank 0 ends: rank 1 failed: UnavailableError" in capsys.readouterr().err
+
+
+def test_connection_that_closes_is_a_process_that_is_gone(star, capsys):
+    three = star(3)
+    three.channels[-1].close()  # the end of rank 2
+    codes = three.wait(2, 3)
+    assert codes[0] == codes[1] == ENDED_BY_PEER
+    assert "rank 1 ends: rank 2 failed: it ended without notice" in capsys.readouterr().err
+
+
+def test_programs_that_end_together_end_well(star):
+    three = star(3)
+    threads = [background(watch.finish) for watch in three.watches[1:]]
+    time.sleep(0.5)
+    assert all(thread.is_alive() for thread in threads)  # they wait for rank 0
+    last = background(three.watches[0].finish)
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    for channel in three.channels[2:]:
+        channel.close()  # as the ends of the processes do
+    last.join(5)
+    assert not last.is_alive()
+    assert three.codes == {}
+
+
+def test_calls_that_do_not_match_end_the_run(star, capsys):
+    two = star(2)
+    two.records[0].enter("smp.barrier", (0, 1))
+    two.records[1].enter("smp.allgather", (0, 1))
+    assert two.wait(2) == {0: ENDED_BY_PEER, 1: ENDED_BY_PEER}
+    assert "rank 0 is in smp.barrier, rank 1 came to smp.allgather" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------- real processes
+
+ROWS = """
+import os, signal, sys, time
+import opensmp as smp
+row, victim = sys.argv[1], int(sys.argv[2])
+smp.init()
+smp.barrier()
+print("ready", flush=True)
+if smp.rank() == victim:
+    print("AT", time.time(), flush=True)
+    if row == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if row == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if row == "exception":
+        raise ValueError("a bug of the user")
+    if row == "exit":
+        sys.exit(7)
+    if row == "end":
+        sys.exit(0)
+    if row == "other call":
+        smp.allgather(1)
+    if row == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if row == "interrupt":
+        import threading
+        threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        smp.recv_from(1 - victim)
+    if row == "slow":
+        time.sleep(6)
+        sum(range(400_000_000))  # Python stands still
+smp.barrier()
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("row", "victim", "code", "cause"),
+    [
+        ("kill", 1, -9, "rank 1 failed: it ended without notice"),
+        ("kill", 0, -9, "rank 0 failed: it ended without notice"),
+        ("freeze", 1, None, "rank 1 failed: it is frozen"),
+        ("freeze", 0, None, "rank 0 failed: it is frozen"),
+        ("exception", 1, 1, "rank 1 failed: ValueError: a bug of the user"),
+        ("exit", 1, 7, "rank 1 failed: its program ended with exit code 7"),
+        ("end", 0, 75, "rank 1 waits in smp.barrier for rank 0; the program of rank 0 has ended"),
+        ("other call", 1, 75, "rank 0 is in smp.barrier, rank 1 came to smp.allgather instead"),
+        ("term", 1, -15, "rank 1 failed: it ended without notice"),
+        ("interrupt", 1, 130, "rank 1 failed: it was interrupted"),
+    ],
+)
+def test_survivor_ends_within_15_seconds_and_names_rank_and_cause(row, victim, code, cause):
+    lost = {victim} if row == "freeze" else ()
+    results = run_ranks(ROWS, 2, args=[row, victim], lost=lost, seconds=90)
+    began = next(float(line[3:]) for line in results[victim].lines if line.startswith("AT "))
+    survivor = results[1 - victim]
+    assert survivor.code == ENDED_BY_PEER, survivor.output
+    assert survivor.at - began < 15
+    assert f"opensmp: rank {survivor.rank} ends: " in survivor.output
+    assert cause in survivor.output
+    if code is not None:
+        assert results[victim].code == code
+
+
+def test_slow_rank_is_waited_for_even_if_its_python_stands_still():
+    results = run_ranks(ROWS, 2, args=["slow", 1], seconds=120)
+    assert [(result.code, result.lines[-1]) for result in results] == [(0, "done"), (0, "done")]
+
+
+def test_absent_rank_is_named():
+    script = """
+    import os, time
+    if os.environ["OPENSMP_RUN_RANK"] == "1":
+        time.sleep(600)
+    import opensmp as smp
+    smp.init()
+    """
+    results = run_ranks(script, 3, lost={1}, join_seconds=5, seconds=60)
+    for rank in (0, 2):
+        assert results[rank].code == 1
+        assert "rank 1 of 3 did not call smp.init within 5 s" in results[rank].output

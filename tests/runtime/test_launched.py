@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from opensmp.errors import LaunchError
+from opensmp.runtime.launched import ALONE, detect, first_host
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "job7",
+}
+TORCHRUN = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node0",
+    "MASTER_PORT": "29500",
+}
+CLUSTER = {"chief": ["a:2222"], "worker": ["b:2222", "c:2222"]}
+
+
+def tf_config(job: str, index: int, cluster: object = CLUSTER) -> dict[str, str]:
+    task = {"type": job, "index": index}
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": task})}
+
+
+def test_no_launcher_is_a_process_of_its_own():
+    assert detect({}) is ALONE
+    assert detect({"PATH": "/bin", "SLURM_JOB_ID": "7", "SLURM_PROCID": "0"}) is ALONE
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"OPENSMP_RUN_RANK": "0", "OPENSMP_RUN_SIZE": "1", "OPENSMP_RUN_MEETING": "127.0.0.1:1"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
+        tf_config("worker", 0, {"worker": ["a:1"]}),
+    ],
+)
+def test_launcher_of_one_process_is_none(environ):
+    assert detect(environ) is ALONE
+
+
+def test_own_launcher():
+    launch = detect(
+        {
+            "OPENSMP_RUN_RANK": "1",
+            "OPENSMP_RUN_SIZE": "2",
+            "OPENSMP_RUN_LOCAL_RANK": "1",
+            "OPENSMP_RUN_LOCAL_SIZE": "2",
+            "OPENSMP_RUN_MEETING": "127.0.0.1:4711",
+            "OPENSMP_RUN_TOKEN": "secret",
+            "OPENSMP_RUN_JOIN_SECONDS": "7.5",
+            "RANK": "5",  # those of others are not looked at
+        }
+    )
+    assert (launch.source, launch.rank, launch.size) == ("opensmp run", 1, 2)
+    assert (launch.local_rank, launch.local_size) == (1, 2)
+    assert (launch.meeting, launch.num_meeting_ports) == (("127.0.0.1", 4711), 1)
+    assert (launch.token, launch.join_seconds, launch.addresses) == ("secret", 7.5, None)
+
+
+@pytest.mark.parametrize(
+    ("job", "index", "rank"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)]
+)
+def test_tf_config_counts_the_chief_first_and_brings_addresses(job, index, rank):
+    launch = detect(tf_config(job, index))
+    assert (launch.rank, launch.size) == (rank, 3)
+    assert launch.addresses == ("a:2222", "b:2222", "c:2222")
+    assert launch.meeting is not None
+    assert launch.meeting[0] == "a"
+    assert launch.meeting == detect(tf_config("chief", 0)).meeting
+    assert launch.join_seconds == 300
+
+
+def test_tf_config_of_a_parameter_server_takes_no_part():
+    with pytest.raises(LaunchError, match="Parameter servers and evaluators"):
+        detect(tf_config("ps", 0, {**CLUSTER, "ps": ["d:2222"]}))
+    with pytest.raises(LaunchError, match="TF_CONFIG names no rank"):
+        detect({"TF_CONFIG": "{"})
+
+
+def test_torchrun_variables():
+    launch = detect(TORCHRUN)
+    assert (launch.rank, launch.size, launch.local_rank, launch.local_size) == (1, 2, 1, 2)
+    assert launch.meeting == ("node0", 29500)
+
+
+def test_port_of_the_agent_of_torchrun_is_left_to_it():
+    assert detect({**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}).meeting == ("node0", 29501)
+
+
+def test_torchrun_variables_without_a_master_say_what_is_missing():
+    with pytest.raises(LaunchError, match="MASTER_ADDR and MASTER_PORT as well"):
+        detect({"RANK": "1", "WORLD_SIZE": "2"})
+
+
+def test_open_mpi_on_one_machine_derives_a_port_from_the_job():
+    here = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "3"}
+    launch = detect(here)
+    assert (launch.source, launch.rank, launch.size, launch.local_rank) == ("Open MPI", 3, 4, 3)
+    assert launch.meeting is not None
+    assert launch.meeting[0] == "127.0.0.1"
+    assert 20000 <= launch.meeting[1] < 30000
+    assert launch.num_meeting_ports > 1
+    other = detect({**here, "PMIX_NAMESPACE": "job8"})
+    assert (other.meeting, other.token) != (launch.meeting, launch.token)
+
+
+def test_open_mpi_on_several_machines_needs_a_master():
+    with pytest.raises(LaunchError, match="-x MASTER_ADDR=node0"):
+        detect(OPEN_MPI)
+    master = {"MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
+    assert detect({**OPEN_MPI, **master}).meeting == ("node0", 29400)
+
+
+def test_service_of_the_vendor_names_the_hosts():
+    launch = detect({**OPEN_MPI, "SM_HOSTS": '["algo-1", "algo-2"]', "SM_CURRENT_HOST": "algo-2"})
+    assert launch.meeting is not None
+    assert launch.meeting[0] == "algo-1"
+    assert launch.num_meeting_ports > 1
+
+
+def test_mpich_has_local_ranks_of_its_own_kind():
+    launch = detect(
+        {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+    )
+    assert (launch.source, launch.rank, launch.size) == ("MPICH", 1, 2)
+    assert (launch.local_rank, launch.local_size) == (1, 2)
+
+
+def test_slurm_step_meets_on_its_first_node():
+    launch = detect(
+        {
+            "SLURM_PROCID": "2",
+            "SLURM_STEP_NUM_TASKS": "4",
+            "SLURM_LOCALID": "0",
+            "SLURM_STEP_NODELIST": "node[07-08]",
+            "SLURM_JOB_ID": "99",
+            "SLURM_STEP_ID": "1",
+        }
+    )
+    assert (launch.source, launch.rank, launch.size, launch.local_rank) == ("Slurm", 2, 4, 0)
+    assert launch.meeting is not None
+    assert launch.meeting[0] == "node07"
+    assert launch.token == "slurm 99.1"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node[07-09,12],login", "node07"),
+        ("a,b", "a"),
+        ("gpu-1", "gpu-1"),
+        ("r[1,3]c[02-04]", "r1c02"),
+        ("n[003]", "n003"),
+    ],
+)
+def test_first_host_of_a_short_list(nodes, first):
+    assert first_host(nodes) == first
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [({"RANK": "2"}, "rank 2 of 2 processes"), ({"RANK": "one"}, "not a number")],
+)
+def test_impossible_numbers_are_refused(change, part):
+    with pytest.raises(LaunchError, match=part):
+        detect({**TORCHRUN, **change})
