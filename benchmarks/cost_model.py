@@ -4,9 +4,9 @@
 
 Each of ten models is cut into stages. Their forward and backward functions, the ones that a
 step would call, run alone on one thread, and the least processor time of several runs (that
-of a machine that does nothing else) is compared with what the cost model says for the machine that `calibrate` found.
-Nothing is fitted to the models. The stages have equal numbers of units and so very
-different times.
+of a machine that does nothing else) is compared with what the cost model says for the machine
+that `calibrate` found. Nothing is fitted to the models. The stages have equal numbers of units
+and so very different times.
 
 Prediction, written before the first measurement: a roofline with one arithmetic speed for
 all kinds of operations ranks stages well (Spearman above 0.9), and is wrong by up to a

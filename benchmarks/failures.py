@@ -1,7 +1,7 @@
-"""How long the survivors of a failure take to end: `python benchmarks/failures.py [--quick]`.
+"""How long the survivors of a failure take to end: `python benchmarks/failures.py [--once]`.
 
 Each row is a way to fail; ranks are started without the launcher, so that nobody but they
-themselves ends them. `--quick` runs each once, otherwise ten times.
+themselves ends them. `--once` runs each once, otherwise ten times.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def began(results: list[RankResult]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="once each instead of ten times")
-    times = 1 if parser.parse_args().quick else 10
+    parser.add_argument("--once", action="store_true", help="each row once instead of ten times")
+    times = 1 if parser.parse_args().once else 10
     print(f"seconds until the survivor has ended ({times} x, limit 15)\n")
     print(f"{'row':24}{'rank':>5}{'least':>8}{'median':>8}{'most':>8}  as expected")
     bad = 0

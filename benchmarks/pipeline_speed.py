@@ -59,8 +59,8 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
     import tensorflow as tf
 
     import models
-    import overlap
     import opensmp as smp
+    import overlap
 
     made = overlap.WORKLOADS[workload]()
     rank = 0

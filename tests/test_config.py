@@ -81,6 +81,7 @@ def test_every_key_of_the_dict_arrives():
         "active_microbatches": 8,
         "devices": ["CPU:1", "CPU:0"],
         "plan": None,
+        "processes_per_replica": 1,
     }
     assert Config.resolve(keys).to_dict() == keys
 
@@ -423,7 +424,7 @@ def test_processes_per_replica_is_automatic_unless_given():
     [
         (
             3,
-            "but partitions is 4, and every process owns the same number of them; accepted: 1, 2, 4",
+            "every process owns the same number of them; accepted: 1, 2, 4",
         ),
         (0, "accepted: an integer >= 1, or None to choose automatically"),
         ("two", "accepted: an integer >= 1, or None"),

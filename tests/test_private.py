@@ -6,9 +6,10 @@ When a version moves or renames one, the test of that function fails, and its na
 from __future__ import annotations
 
 import contextlib
-import inspect
 import functools
+import inspect
 import types
+import warnings
 from typing import Any
 
 import keras
@@ -19,8 +20,8 @@ from helpers import output_of
 from processes import check_ranks
 
 from opensmp import _private
-from opensmp.runtime.rendezvous import reserve_port
 from opensmp.errors import ElsewhereError
+from opensmp.runtime.rendezvous import reserve_port
 
 
 def graph_with(*shapes: list[int]) -> tuple[Any, list[Any]]:
@@ -149,6 +150,25 @@ def test_set_control_inputs():
         _private.add_control_input(last, first)
         _private.set_control_inputs(last, [second])
         assert last.control_inputs == [second]
+
+
+def test_must_run():
+    """Without it nothing would run the count: it has no reader, and a call counts as stateless."""
+    counted = tf.Variable(0)
+    add = tf.function(lambda: counted.assign_add(1)).get_concrete_function()
+
+    @tf.function
+    def run():
+        with tf.init_scope():
+            function = add
+        (count,) = tf.raw_ops.PartitionedCall(
+            args=function.captured_inputs, Tout=[tf.int32], f=function
+        )
+        _private.must_run(tf.compat.v1.get_default_graph(), [count.op])
+        return tf.constant(1)
+
+    run()
+    assert counted.numpy() == 1
 
 
 def test_replace_input():
@@ -794,13 +814,8 @@ def test_nothing_else_in_the_package_touches_private_names():
 def test_is_tensorflow_started():
     tf.constant(1)
     assert _private.is_tensorflow_started()
-    out = output_of(
-        """
-        from opensmp import _private
-        print(_private.is_tensorflow_started())
-        """
-    )
-    assert out.splitlines()[-1] == "False"
+    fresh = "from opensmp import _private; print(_private.is_tensorflow_started())"
+    assert output_of(fresh).splitlines()[-1] == "False"
 
 
 TWO_SERVERS = """
@@ -822,19 +837,58 @@ TWO_SERVERS = """
             input=tf.constant([rank + 1.0]), group_size=2, group_key=1, instance_key=1,
             ordering_token=[], merge_op="Add", final_op="Id", timeout_seconds=0,
         )
-    print(total.numpy(), _private.answers(1 - rank, 5.0), flush=True)
+    answer = _private.answers(1 - rank, 5.0)
+    with tf.device(f"/job:worker/replica:0/task:{rank}/device:CPU:0"):
+        tf.raw_ops.CollectiveReduceV2(  # nobody leaves before both have asked
+            input=tf.constant([1.0]), group_size=2, group_key=1, instance_key=1,
+            ordering_token=[], merge_op="Add", final_op="Id", timeout_seconds=0,
+        ).numpy()
+    print(total.numpy(), answer, flush=True)
     os._exit(0)
 """
 
 
-def test_join_cluster__and_answers():
+@pytest.fixture(scope="module")
+def two_servers() -> Any:
+    """What the ranks of a cluster of two printed."""
     held = [reserve_port() for _ in range(2)]
     results = check_ranks(TWO_SERVERS, 2, args=[port for _, port in held])
     for reservation, _ in held:
         reservation.close()
-    assert results[0].lines[-1].startswith("[3.]")
+    return [result.lines[-1] for result in results]
 
 
-def test_answers():
-    # A process of its own has no peers to ask.
-    assert not _private.answers(1, 0.5)
+def test_join_cluster(two_servers):
+    assert [line.split()[0] for line in two_servers] == ["[3.]", "[3.]"]
+
+
+def test_answers(two_servers):
+    assert [line.split()[1] for line in two_servers] == ["True", "True"]
+
+
+@pytest.mark.parametrize("steps", [None, 2])
+def test_clip_with__optimizer_hands_over_its_gradients_and_their_places(steps):
+    _private.place_updates_with_variables()
+    calls = []
+
+    def clip(gradients, places, num_all, clip_norm):
+        calls.append((places, num_all, clip_norm))
+        return [gradient * 0.5 for gradient in gradients]
+
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=3.0, gradient_accumulation_steps=steps)
+    here, unused, elsewhere = (keras.Variable([1.0, 2.0]) for _ in range(3))
+    _private.give_up(elsewhere, "another rank")
+    optimizer.build([here, unused, elsewhere])
+    _private.clip_with(clip)
+    try:
+        for _ in range(steps or 1):
+            gradients = [tf.constant([1.0, 1.0]), None, tf.constant([1.0, 1.0])]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Keras tells that a gradient is None
+                optimizer.apply(gradients, [here, unused, elsewhere])
+        for _ in range(steps or 1):
+            optimizer.apply([tf.constant([1.0, 1.0])], [elsewhere])
+    finally:
+        _private.clip_with(None)
+    assert calls == [([0], 2, 3.0), ([], 1, 3.0)]
+    assert here.numpy().tolist() == [0.5, 1.5]

@@ -104,6 +104,15 @@ def set_control_inputs(op: Op, before: Sequence[Op]) -> None:
     op._add_control_inputs(list(before))
 
 
+def must_run(graph: Any, ops: Sequence[Op]) -> None:
+    """Makes operations part of every run of a function graph under construction.
+
+    TensorFlow does so for what it knows to have side effects; sends and receives it drops
+    when nothing reads their results.
+    """
+    graph.control_outputs.extend(ops)
+
+
 def replace_input(op: Op, index: int, tensor: Tensor) -> None:
     """Rewires one input of an existing operation."""
     op._update_input(index, tensor)
@@ -187,7 +196,8 @@ def with_gradient(
     if not hasattr(graph, _GRADIENTS):
         setattr(graph, _GRADIENTS, {})
     getattr(graph, _GRADIENTS)[passed[0].op.name] = of_all
-    record.record_operation(_BRIDGE, passed, tensors, of_all)
+    # To a tape the arguments do not pass: it would make zeros for each, in each microbatch.
+    record.record_operation(_BRIDGE, passed[: len(results)], tensors, of_all)
     return list(passed[: len(results)])
 
 
@@ -711,6 +721,7 @@ def _clip_nothing(optimizer: Any) -> None:
     if not steps:
         take_part()
     else:
+        # The public `iterations` counts updates, this counts calls.
         is_update_step = (optimizer._iterations + 1) % steps == 0
         keras.ops.cond(is_update_step, take_part, lambda: None)
 

@@ -223,8 +223,9 @@ def _stays_sparse(slices: Any, members: tuple[int, ...]) -> bool:
 
 
 def _gather_slices(slices: Any, members: tuple[int, ...], op: str) -> Any:
-    values = gather_rows(slices.values, members, name="smp.allreduce of rows")
-    indices = gather_rows(slices.indices, members, name="smp.allreduce of indices")
+    values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
+    values = gather_rows(values, members, name="smp.allreduce of rows")
+    indices = gather_rows(indices, members, name="smp.allreduce of indices")
     if op == "mean":
         values = values / tf.cast(len(members), values.dtype)
     return tf.IndexedSlices(values, indices, slices.dense_shape)

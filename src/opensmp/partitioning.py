@@ -45,9 +45,7 @@ class Partitioning:
         self._world: World | None = None
         self._equal: set[int] = set()  # ids of variables that are the same in all replicas
 
-    def prepare(
-        self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Prepared:
+    def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
         """Traces and plans one call of the model, and puts its variables in place.
 
         Args:

@@ -24,6 +24,7 @@ from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
 from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import world
 from opensmp.runtime.current import current_runner
+from opensmp.runtime.own_part import without_rows
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -287,7 +288,8 @@ class Step:
         def finish(leaf: Any) -> Any:
             parts = Structure.of(leaf)
             values = [next(finished) for _ in parts.tensors]
-            return parts.pack(values) if all(v is not None for v in values) else pipeline.elsewhere(leaf)
+            elsewhere = any(value is None for value in values)
+            return without_rows(leaf) if elsewhere else parts.pack(values)
 
         nests = [tf.nest.map_structure(finish, nest) for nest in nests]
         leaves = zip(*(tf.nest.flatten(nest) for nest in nests), strict=True)

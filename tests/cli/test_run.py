@@ -202,7 +202,8 @@ def test_open_mpi_starts_ranks():
         command=command,
         environ={**AS_ROOT, "OPENSMP_PARTITIONS": "2"},
     )
-    assert (result.code, result.stdout.splitlines()) == (0, [EXPECTED] * 2), result.stderr
+    # Launchers may mix the lines of ranks.
+    assert (result.code, result.stdout.count(EXPECTED)) == (0, 2), result.stderr
 
 
 @pytest.mark.skipif(_find("mpiexec.hydra") is None, reason="MPICH is not installed")
@@ -213,4 +214,5 @@ def test_mpich_starts_ranks():
         command=[_find("mpiexec.hydra")],
         environ={"OPENSMP_PARTITIONS": "2"},
     )
-    assert (result.code, result.stdout.splitlines()) == (0, [EXPECTED] * 2), result.stderr
+    # Launchers may mix the lines of ranks.
+    assert (result.code, result.stdout.count(EXPECTED)) == (0, 2), result.stderr

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.graph.formulas import FORMULAS, Call, Work, default, formula
+from opensmp.graph.formulas import FORMULAS, Call, Work, default, formula, narrow_flops
 from opensmp.graph.wiring import Array, Wiring
 
 
@@ -157,8 +157,26 @@ def test_an_unknown_type_counts_as_elementwise():
     assert default(made) == (12, 3 * 48)
 
 
+@pytest.mark.parametrize(("of_group", "narrow"), [(1, 720), (2, 360), (6, 0)])
+def test_a_convolution_of_groups_is_narrow_by_the_channels_of_a_group(of_group, narrow):
+    made = call(
+        "Conv2D", lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"), [2, 5, 5, 6], [3, 3, of_group, 6]
+    )
+    assert narrow_flops(made, 720) == narrow
+
+
+def test_only_convolutions_are_narrow():
+    made = call(
+        "DepthwiseConv2dNative",
+        lambda x, k: tf.nn.depthwise_conv2d(x, k, [1] * 4, "SAME"),
+        [2, 8, 8, 4],
+        [3, 3, 4, 1],
+    )
+    assert narrow_flops(made, 720) == 0
+
+
 def test_work_adds_up_and_multiplies():
-    assert Work(1, 2, 3) + Work(10, 20, 30) * 2 == Work(21, 42, 63)
+    assert Work(1, 2, 3, 4) + Work(10, 20, 30, 40) * 2 == Work(21, 42, 63, 84)
 
 
 def test_no_type_has_two_formulas():

@@ -86,6 +86,8 @@ def test_a_measured_machine_is_a_plausible_one(tmp_path):
     machine = calibrate("CPU:0", cache=tmp_path)
     assert 1e8 < machine.flops_per_second < 1e15
     assert 1e8 < machine.bytes_per_second < 1e13
+    assert machine.narrow_flops_per_second is not None
+    assert 1e6 < machine.narrow_flops_per_second < 1e15
     assert 1e-8 <= machine.operation_seconds < 1e-3
     assert 0 < machine.transfer_seconds < 1
     assert machine.memory_bytes is None

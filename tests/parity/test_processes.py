@@ -96,9 +96,7 @@ def test_several_processes_give_the_numbers_of_plain_keras(
     whole, disagreements = merged(found)
     case, layout = comparison.case, comparison.layout
     plain = reference(case, layout.microbatches, exact=comparison.is_exact)
-    beyond = [
-        d for d in compare(plain, whole) if not d.relative <= comparison.bound.relative
-    ]
+    beyond = [d for d in compare(plain, whole) if not d.relative <= comparison.bound.relative]
     listed = "\n".join(map(str, beyond[:10]))
     assert not beyond, f"{comparison}: {len(beyond)} beyond {comparison.bound}:\n{listed}"
     assert not disagreements or not comparison.is_exact, disagreements[:10]

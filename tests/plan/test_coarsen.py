@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 
@@ -232,6 +233,13 @@ def test_seconds_follow_the_roofline():
     machine = Machine(flops_per_second=100.0, bytes_per_second=10.0, operation_seconds=1.0)
     assert seconds(Work(flops=200, bytes=10, launches=3), machine) == 3 + 2
     assert seconds(Work(flops=200, bytes=100, launches=3), machine) == 3 + 10
+
+
+def test_narrow_work_takes_its_own_time_where_the_machine_has_one():
+    machine = Machine(flops_per_second=100.0, bytes_per_second=10.0, operation_seconds=1.0)
+    work = Work(flops=200, bytes=10, launches=3, narrow=20)
+    assert seconds(work, machine) == 3 + 2
+    assert seconds(work, dataclasses.replace(machine, narrow_flops_per_second=4.0)) == 3 + 5
 
 
 def test_sums_over_units_are_those_of_the_graph():

@@ -71,6 +71,24 @@ def test_gradients_of_inputs_and_variables_come_from_one_backward_call():
     assert emitted.kinds == ["F", "B"]
 
 
+def test_a_gradient_makes_no_zeros_for_the_arguments():
+    weight = keras.Variable([[3.0], [4.0]])
+    emitted = Emitted(lambda x: tf.square(x @ weight), required=["inputs", "variables"])
+
+    @tf.function
+    def run(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            (y,) = emitted.run(x)
+        before = set(tf.compat.v1.get_default_graph().get_operations())
+        gradients = tape.gradient(y, [x, weight.value])
+        made = [op for op in x.graph.get_operations() if op not in before]
+        assert sum(op.type in ("Const", "Fill", "ZerosLike") for op in made) <= 2  # ones for y
+        return gradients
+
+    run(X)
+
+
 def test_no_gradient_asked_is_no_backward_call():
     emitted = Emitted(tf.square, required=["inputs"])
 

@@ -56,15 +56,14 @@ def test_end_of_the_other_side_shows_at_once(pair):
     one.close()
     with pytest.raises(Closed):
         two.receive(5)
-    with pytest.raises(OSError):
+    with pytest.raises(BrokenPipeError):
         two.send({"kind": "late"})
 
 
 def test_reader_that_does_not_read_does_not_hold_the_sender_for_ever(pair):
     one, _two = pair()
     with pytest.raises(TimeoutError):
-        for _ in range(100):
-            one.send({"text": "x" * 100_000}, seconds=0.1)
+        one.send({"text": "x" * 5_000_000}, seconds=0.1)
 
 
 def test_messages_of_several_threads_do_not_mix(pair):

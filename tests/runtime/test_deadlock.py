@@ -68,7 +68,8 @@ def test_other_call_in_the_same_place_is_a_mismatch():
     assert finding is not None
     assert finding.rank == 1
     assert finding.text.startswith(
-        "rank 0 is in smp.barrier, rank 1 came to smp.allgather instead, each as call 2 of ranks 0, 1"
+        "rank 0 is in smp.barrier, rank 1 came to smp.allgather instead, each as call 2 of "
+        "ranks 0, 1"
     )
 
 

@@ -8,7 +8,7 @@ processes, as in Horovod.
 | --- | --- |
 | `init()` | nothing: `smp.init` does it |
 | `rank()`, `size()` | `smp.dp_rank()`, `smp.dp_size()` |
-| `local_rank()`, `local_size()` | those of `smp`: processes of this machine, each with its devices |
+| `local_rank()`, `local_size()` | those of `smp`: the processes of this machine |
 | `allreduce(tensor)` | `smp.allreduce`; `op=Average` (default) or `op=Sum`, or `average=` |
 | `broadcast_variables(variables, root_rank)` | `smp.broadcast_variables` |
 

@@ -241,7 +241,8 @@ class _Counter:
             if flops is None:
                 self.defaulted.add(op.type)
             found = formulas.default(call)
-        return Work(found[0] if flops is None else flops, found[1], 1)
+        flops = found[0] if flops is None else flops
+        return Work(flops, found[1], 1, formulas.narrow_flops(call, flops))
 
     def _count_gradient(
         self, wiring: Wiring, i: int, call: Call, counted: _Counted, keeper: Keeper
@@ -361,4 +362,5 @@ def _largest(works: Sequence[Work]) -> Work:
         max(work.flops for work in works),
         max(work.bytes for work in works),
         max(work.launches for work in works),
+        max(work.narrow for work in works),
     )

@@ -24,19 +24,26 @@ class Work:
         flops: Floating point operations.
         bytes: Memory traffic.
         launches: Operations that are started.
+        narrow: What takes part in no wide product; see `narrow_flops`.
     """
 
     flops: float = 0.0
     bytes: float = 0.0
     launches: float = 0.0
+    narrow: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(
-            self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches
+            self.flops + other.flops,
+            self.bytes + other.bytes,
+            self.launches + other.launches,
+            self.narrow + other.narrow,
         )
 
     def __mul__(self, times: float) -> Work:
-        return Work(self.flops * times, self.bytes * times, self.launches * times)
+        return Work(
+            self.flops * times, self.bytes * times, self.launches * times, self.narrow * times
+        )
 
 
 @dataclass(frozen=True)
@@ -177,6 +184,27 @@ def formula(call: Call) -> tuple[float, float] | None:
 def default(call: Call) -> tuple[float, float]:
     """FLOPs and bytes of an operation of an unknown type: as if it were elementwise."""
     return float(call.elements), call.read + call.written
+
+
+def narrow_flops(call: Call, flops: float) -> float:
+    """FLOPs of a convolution of groups, by the channels of a group; 0 of all else.
+
+    Keras has XLA compile such convolutions, and XLA for CPUs makes loops over single numbers
+    of them, that become products of matrices only as groups get wide
+    (`xla/service/cpu/ir_emission_utils.cc`). A depthwise convolution as such (of the type
+    `DepthwiseConv2dNative`) has a kernel of its own and is none of these.
+
+    Args:
+        call: The operation.
+        flops: Its FLOPs.
+    """
+    if call.type not in ("Conv2D", "Conv3D"):
+        return 0.0
+    layout = call.attribute("data_format")
+    layout = layout.decode() if isinstance(layout, bytes) else layout
+    channels = call.inputs[0].shape[1 if layout.startswith("NC") else -1]
+    of_group = call.inputs[1].shape[-2]
+    return flops / max(of_group, 1) if of_group < channels else 0.0
 
 
 # --- the formulas -------------------------------------------------------------------------

@@ -9,6 +9,7 @@ do not count: a shape is not worth keeping a tensor for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from opensmp.graph.formulas import ALIASES, CONTRACTIONS, Call, Work
 
@@ -176,7 +177,7 @@ def backward(call: Call, wanted: Sequence[int], forward: Work, *, sparse: bool =
         return Work()
     num_wanted = len(wanted)
     if call.type in CONTRACTIONS:
-        return Work(forward.flops * num_wanted, forward.bytes * num_wanted, num_wanted)
+        return replace(forward * num_wanted, launches=num_wanted)
     if call.type in ALIASES:
         return Work(launches=num_wanted)
     if call.type in _SPARSE and sparse:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import tempfile
@@ -13,6 +14,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -28,7 +30,7 @@ from opensmp.program.program import lower
 Tensor = Any
 Folder = str | os.PathLike[str]
 
-_FORMAT = 1
+_FORMAT = 2
 _CHAIN = 300
 _ROUNDS = 12
 
@@ -68,10 +70,10 @@ def calibrate(
 ) -> Machine:
     """Measures the speed of a device in some seconds, once: the result is kept in a file.
 
-    Arithmetic is timed with the product of two matrices, memory with a row times a matrix
-    that no cache holds, the launch of an operation with a chain of tiny ones, and transfer
-    with a tensor that goes to and fro between two devices of the kind. With one device only,
-    transfer keeps the defaults of `Machine`.
+    Arithmetic is timed with the product of two matrices and with a convolution of groups,
+    memory with a row times a matrix that no cache holds, the launch of an operation with a
+    chain of tiny ones, and transfer with a tensor that goes to and fro between two devices
+    of the kind. With one device only, transfer keeps the defaults of `Machine`.
 
     Args:
         device: A logical device; None for the first GPU, or the CPU where there is none.
@@ -186,15 +188,20 @@ def _measure_machine(device: str) -> Machine:
                 x = tf.nn.softmax(tf.linalg.matmul(x, small) + small)
             return x
 
-        call, launches, product, passing = _least(
+        # A convolution as Keras makes it, one channel to a group.
+        image, kernel = tf.ones([8, 16, 16, 64]), tf.ones([3, 3, 1, 64])
+
+        call, launches, product, passing, grouped = _least(
             (lambda x: tf.linalg.matmul(x, small), small),
             (chain, small),
             (lambda x: tf.linalg.matmul(x, matrix)[:1, :1], matrix),
             (lambda x: tf.linalg.matmul(x, large), row),
+            (lambda x: keras.ops.conv(x, kernel, padding="same"), image),
         )
     latency, bandwidth = _measure_transfer(device)
     return Machine(
         flops_per_second=2.0 * side**3 / max(product - call, 1e-6),
+        narrow_flops_per_second=2.0 * 9 * math.prod(image.shape) / max(grouped - call, 1e-6),
         bytes_per_second=4.0 * rows**2 / max(passing - call, 1e-6),
         operation_seconds=max((launches - call) / _CHAIN, 1e-8),
         transfer_seconds=latency,

@@ -97,6 +97,9 @@ class Machine:
         transfer_seconds: Latency of moving one tensor between devices.
         transfer_bytes_per_second: Bandwidth between devices.
         memory_bytes: Memory of one device; None for no limit.
+        narrow_flops_per_second: Arithmetic speed of a convolution with one channel in each
+            group, that of one with more channels being so many times higher; None if it is
+            that of all else.
     """
 
     flops_per_second: float = 5e10
@@ -105,3 +108,4 @@ class Machine:
     transfer_seconds: float = 2e-5
     transfer_bytes_per_second: float = 5e9
     memory_bytes: int | None = None
+    narrow_flops_per_second: float | None = None

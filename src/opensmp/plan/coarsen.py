@@ -39,6 +39,8 @@ def seconds(work: Work, machine: Machine) -> float:
         0.100005
     """
     busy = max(work.flops / machine.flops_per_second, work.bytes / machine.bytes_per_second)
+    if machine.narrow_flops_per_second is not None:
+        busy = max(busy, work.narrow / machine.narrow_flops_per_second)
     return work.launches * machine.operation_seconds + busy
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from opensmp.graph import TracedGraph
 from opensmp.plan import Plan
 
+
 class Prepared(NamedTuple):
     """A model made ready for calls with such arguments.
 

@@ -67,7 +67,6 @@ class Pipeline:
         self._homes: dict[int, int] = {}
         self._gradients: list[tuple[Any, Any]] = []
         self._side_effects: list[Op] = []
-        self._must_run: list[Op] = []
         self._done: list[tuple[int, Tensor]] = []
         self.schedule: Schedule | None = None
 
@@ -289,7 +288,6 @@ class Pipeline:
             raise StepError(_NOTHING_TO_RUN + (_UNUSED if self._tasks else _NO_MODEL))
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
-        must_run: list[Op] = []
         if spread_out:
             kept = spread(
                 Traced(
@@ -305,35 +303,20 @@ class Pipeline:
                 self._world,
                 f"the step {self._graph.name}",
             )
-            results, state, must_run = kept.results, kept.state, kept.must_run
+            results, state = kept.results, kept.state
+            _private.must_run(self._graph, kept.must_run)
         impose(self.schedule, self._tasks, self._world.my_partitions)
         for variable, value in state:
             tf_variable(variable).assign(value)
-        must_run += [
+        done = [
             self._read(partition, done)
             for partition, done in self._done
             if partition in self._world.my_partitions
         ]
-        self._must_run = must_run
-        if must_run:
-            with tf.control_dependencies(must_run):
+        if done:
+            with tf.control_dependencies(done):
                 results = [None if t is None else _in_place(t) for t in results]
         return results
-
-    def elsewhere(self, gradient: Any) -> tf.IndexedSlices:
-        """Stands for a gradient that `finish` gave None for: one without any rows.
-
-        Args:
-            gradient: The gradient as the step function returned it, tensor or
-                `tf.IndexedSlices`.
-        """
-        shape = [size or 1 for size in gradient.shape]
-        with tf.control_dependencies(self._must_run):
-            return tf.IndexedSlices(
-                values=tf.zeros([0, *shape[1:]], gradient.dtype),
-                indices=tf.zeros([0], tf.int32),
-                dense_shape=tf.constant(shape, tf.int32),
-            )
 
     def _read(self, partition: int, done: Tensor) -> Op:
         """Reads the zero that a call with side effects ends with, so that it is not dropped."""
@@ -384,7 +367,9 @@ def _stand_in(gradient: Any, instead: Mapping[int, Tensor]) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         values, indices = _stand_in(gradient.values, instead), _stand_in(gradient.indices, instead)
         shape = gradient.dense_shape
-        return tf.IndexedSlices(values, indices, None if shape is None else _stand_in(shape, instead))
+        return tf.IndexedSlices(
+            values, indices, None if shape is None else _stand_in(shape, instead)
+        )
     return instead.get(id(gradient), gradient)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.graph.variables import is_keras, tf_variable
+from opensmp.runtime import failures
 from opensmp.runtime.agreement import agree
 from opensmp.runtime.localise import Layout, localise
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
 from opensmp.runtime.transport import CollectiveTransport
+from opensmp.runtime.waits import Wait, waits
 from opensmp.runtime.world import MP_GROUP, World
 from opensmp.schedule import Action, Schedule, simulate
 
@@ -118,6 +120,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     received, must_run = keep_own_part(
         layout, traced.live, me, transport, tasks, _sequence(traced.schedule)
     )
+    _mark(name, world.mp_group, must_run)
     results = [
         None if keeper not in (None, me) else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
@@ -128,6 +131,27 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         if home_of.get(id(variable), me) == me
     ]
     return Kept(results, state, must_run, layout)
+
+
+def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
+    """Adds operations that note when a run of the step begins and ends; see `waits`.
+
+    Without them nobody could tell a rank that waits in a step for ever, because the others do
+    not run it, from one that computes.
+    """
+    entered: list[Wait] = []
+
+    def begin() -> None:
+        entered.append(waits.enter(name, ranks, "steps", blocks=True))
+
+    def end() -> None:
+        waits.leave(entered.pop())
+        failures.progress()
+
+    with tf.device(_HOST):
+        begun = tf.numpy_function(begin, [], [])
+        with tf.control_dependencies([begun, *must_run]):
+            tf.numpy_function(end, [], [])
 
 
 def _handle(read: Tensor) -> Tensor:

@@ -61,6 +61,8 @@ class CollectiveTransport:
         """Emits the sending end; see `Transport`."""
         with tf.device(self._device):
             sendable = _pack(tensor)
+            if sendable.shape.num_elements() == 0:
+                return tf.no_op()  # the collectives crash on nothing
             if sendable.shape.is_fully_defined():
                 sizes = _chunk_sizes(sendable)
                 parts = [sendable]
@@ -74,7 +76,11 @@ class CollectiveTransport:
                 shape = tf.shape(sendable)
                 sent = [
                     self._send(shape, transfer, self._key(transfer, number, shape, 0)),
-                    self._send(sendable, transfer, (self._group_of_one(transfer, number), shape)),
+                    self._send(
+                        _with_one_more(sendable),
+                        transfer,
+                        (self._group_of_one(transfer, number), shape),
+                    ),
                 ]
             return sent[0].op if len(sent) == 1 else tf.group(*sent)
 
@@ -83,6 +89,9 @@ class CollectiveTransport:
         sent = tf.TensorSpec([], tf.int32) if transfer.tensor is None else transfer.tensor
         packed = _packed(sent)
         with tf.device(self._device):
+            if packed.shape.num_elements() == 0:
+                nothing = tf.zeros(packed.shape, packed.dtype)
+                return _unpack(nothing, sent), [nothing.op]
             if packed.shape.is_fully_defined():
                 sizes = _chunk_sizes(packed)
                 specs = [packed]
@@ -110,7 +119,9 @@ class CollectiveTransport:
                     self._key(transfer, number, spec, 0),
                 )
                 key = (self._group_of_one(transfer, number), shape)
-                value = self._receive(shape, packed.dtype, transfer, key)
+                count = tf.reduce_prod(shape, keepdims=True)
+                flat = self._receive(count + 1, packed.dtype, transfer, key)
+                value = tf.reshape(flat[:-1], shape)
                 value.set_shape(packed.shape)
                 ops = [shape.op]
             return _unpack(value, sent), ops
@@ -156,6 +167,11 @@ class CollectiveTransport:
             T=dtype,
             timeout_seconds=0,
         )
+
+
+def _with_one_more(tensor: Tensor) -> Tensor:
+    """The elements side by side and one more, for there may be none and the collectives crash."""
+    return tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
 
 
 def _instance_of(key: Any) -> Any:

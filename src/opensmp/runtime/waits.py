@@ -125,13 +125,16 @@ class Waits:
         self._names: dict[Group, deque[str]] = {}
         self._open: list[Wait] = []  # of the main thread, innermost last
 
-    def enter(self, name: str, ranks: tuple[int, ...], lane: str = "") -> Wait:
+    def enter(
+        self, name: str, ranks: tuple[int, ...], lane: str = "", *, blocks: bool | None = None
+    ) -> Wait:
         """Notes that a call begins that needs all these ranks.
 
         Args:
             name: What it is, in the words of the user, the same on all ranks.
             ranks: All that take part, ascending, the same on all ranks.
             lane: See `Group`.
+            blocks: Whether the main thread waits in it; None: if this is the main thread.
 
         Returns:
             What `leave` needs.
@@ -142,7 +145,9 @@ class Waits:
             number = self._counts[group] = self._counts.get(group, 0) + 1
             self._names.setdefault(group, deque(maxlen=_NAMES_KEPT)).append(name)
             wait = Wait(group, number, name)
-            if threading.current_thread() is threading.main_thread():
+            if blocks is None:
+                blocks = threading.current_thread() is threading.main_thread()
+            if blocks:
                 self._open.append(wait)
             return wait
 

@@ -1,0 +1,165 @@
+"""How much memory each of several processes needs for a model, against one process alone.
+
+    python benchmarks/memory.py
+
+Trains an MLP with Adam for some steps, each time in fresh processes, and reads the peak of the
+resident memory (VmHWM) of each rank:
+
+- base: a model of a few bytes, which leaves TensorFlow itself;
+- one: the model in one process, one partition;
+- ranks: the same with P partitions in P processes.
+
+The model's share of a process is its peak less the base. A rank should need at most
+1/P + 15 % of the share of the one process.
+
+Then a limit is set on the memory that a process may have (RLIMIT_DATA): one process fails
+under it, four ranks train under it.
+
+Prediction, written before the first measurement: 1/P + 8 %, for activations of microbatches in
+flight and the buffers of what travels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ALLOWED = 0.15
+MICROBATCHES = 4
+BATCH = 32
+STEPS = 3
+
+
+def serve(layers: int, units: int, limit: int | None) -> None:
+    """Trains in this process, which may be one of several, and prints its memory."""
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    import keras
+    import tensorflow as tf
+
+    import opensmp as smp
+
+    smp.init({"microbatches": MICROBATCHES, "devices": "cpu", "optimize": "memory"})
+    keras.utils.set_random_seed(0)
+
+    class Net(smp.DistributedModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [keras.layers.Dense(units, activation="relu") for _ in range(layers)]
+            self.top = keras.layers.Dense(1)
+
+        def call(self, x, training=None):
+            for layer in self.hidden:
+                x = layer(x)
+            return self.top(x)
+
+    model, optimizer = Net(), keras.optimizers.Adam(1e-4)
+
+    @smp.step
+    def forward_backward(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True)))
+        return tape.gradient(loss, model.trainable_variables), loss
+
+    @tf.function
+    def train_step(x):
+        gradients, loss = forward_backward(x)
+        gradients = [gradient.accumulate() for gradient in gradients]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss.reduce_mean()
+
+    x = tf.random.stateless_normal([BATCH, units], [1, 2])
+    for _ in range(STEPS):
+        loss = float(train_step(x))
+    print(f"RESULT {smp.rank()} {status('VmHWM')} {status('VmData')} {loss:.6g}", flush=True)
+
+
+def status(key: str) -> int:
+    """A line of this process' status, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"{key}:\s+(\d+) kB", text).group(1))
+
+
+def run(
+    ranks: int, layers: int, units: int, limit: int | None = None
+) -> tuple[int, list[tuple[int, int, str]], str]:
+    """Exit code; peak resident and data bytes and the loss of each rank; all output."""
+    command = [sys.executable, "-m", "opensmp", "run", "-n", str(ranks)]
+    command += ["--partitions", str(ranks), "--all-output"]
+    command += [__file__, "--serve", str(layers), str(units)]
+    command += ["--limit", str(limit)] if limit is not None else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = done.stdout + done.stderr
+    found = sorted(re.findall(r"RESULT (\d+) (\d+) (\d+) (\S+)", output), key=lambda r: int(r[0]))
+    return done.returncode, [(int(h), int(d), loss) for _, h, d, loss in found], output
+
+
+def checked(ranks: int, layers: int, units: int) -> list[tuple[int, int, str]]:
+    code, found, output = run(ranks, layers, units)
+    if code or len(found) != ranks:
+        raise SystemExit(f"{ranks} ranks ended with {code}:\n{output[-3000:]}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--units", type=int, default=2048)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--serve", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(*arguments.serve, arguments.limit)
+        return 0
+    layers, units = arguments.layers, arguments.units
+    mebi = 1 << 20
+    weights = layers * (units * units + units) * 4
+    print(
+        f"MLP, {layers} x {units}: {weights / mebi:.0f} MiB of weights, "
+        f"{4 * weights / mebi:.0f} MiB with gradients and the slots of Adam\n"
+    )
+    bases = {n: max(h for h, _, _ in checked(n, 2 * n, 4)) for n in (1, *arguments.ranks)}
+    ((one, data, loss),) = checked(1, layers, units)
+    print("| processes | base | largest peak | model's share | of the one process | at most |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    share = one - bases[1]
+    print(f"| 1 | {bases[1] / mebi:.0f} MiB | {one / mebi:.0f} MiB | {share / mebi:.0f} MiB | | |")
+    failed = []
+    for n in arguments.ranks:
+        found = checked(n, layers, units)
+        assert all(abs(float(other) / float(loss) - 1) < 1e-4 for _, _, other in found), found
+        peak = max(h for h, _, _ in found)
+        ratio = (peak - bases[n]) / share
+        limit = 1 / n + ALLOWED
+        print(
+            f"| {n} | {bases[n] / mebi:.0f} MiB | {peak / mebi:.0f} MiB | "
+            f"{(peak - bases[n]) / mebi:.0f} MiB | {100 * ratio:.0f} % | {100 * limit:.0f} % |",
+            flush=True,
+        )
+        if ratio > limit:
+            failed.append(f"{n} processes need {100 * ratio:.0f} % each")
+        needed = max(d for _, d, _ in found)
+    cap = (data + needed) // 2
+    alone, _, _ = run(1, layers, units, cap)
+    together, found, output = run(n, layers, units, cap)
+    print(
+        f"\nUnder a limit of {cap / mebi:.0f} MiB of data a process ({data / mebi:.0f} MiB were "
+        f"needed by one): one process {'trains' if alone == 0 else 'fails'}, {n} ranks "
+        f"{'train' if together == 0 else 'fail'}."
+    )
+    if alone == 0 or together != 0:
+        failed.append(f"the limit: one process {alone}, {n} ranks {together}\n{output[-2000:]}")
+    print("\n".join(failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from processes import check_ranks
+
+from opensmp.compat import horovod as hvd
+from opensmp.errors import CommunicationError
+
+
+@pytest.fixture(autouse=True)
+def _initialised(smp_init):
+    smp_init({"partitions": 2})
+
+
+def test_ranks_of_one_process():
+    assert (hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size()) == (0, 1, 0, 1)
+    assert hvd.init() is None
+
+
+def test_one_replica_keeps_its_tensors():
+    tensor = tf.constant([1.0, 2.0])
+    for result in (
+        hvd.allreduce(tensor),
+        hvd.allreduce(tensor, op=hvd.Sum),
+        hvd.allreduce(tensor, op=hvd.Average),
+        hvd.allreduce(tensor, average=False),
+        hvd.allreduce(tensor, prescale_factor=2.0, postscale_factor=0.5),
+    ):
+        np.testing.assert_array_equal(result, tensor)
+
+
+def test_all_faults_of_a_call_are_reported_at_once():
+    with pytest.raises(CommunicationError) as error:
+        hvd.allreduce(tf.constant(1.0), average=True, op="max", compression="fp16")
+    for text in ("average and op were given both", "compression='fp16'", "op='max' is unknown"):
+        assert text in str(error.value)
+
+
+def test_unknown_replica_is_an_error():
+    with pytest.raises(CommunicationError, match="root_rank=1"):
+        hvd.broadcast_variables([tf.Variable(1.0)], root_rank=1)
+
+
+def test_other_names_say_what_exists():
+    with pytest.raises(AttributeError, match=r"horovod\.tensorflow\.alltoall.*broadcast_variables"):
+        _ = hvd.alltoall
+
+
+def test_ranks_count_replicas():
+    check_ranks(
+        """
+        import smdistributed.modelparallel.tensorflow as smp
+        import horovod.tensorflow as hvd
+        import numpy as np, tensorflow as tf
+
+        hvd.init()
+        smp.init({"partitions": 2, "horovod": True})
+        assert (hvd.rank(), hvd.size()) == (smp.dp_rank(), 2), (hvd.rank(), hvd.size())
+        assert (hvd.local_rank(), hvd.local_size()) == (smp.rank(), 4)
+
+        x = tf.constant([1.0, 2.0]) * (hvd.rank() + 1) * (10 ** smp.mp_rank())
+
+        @tf.function
+        def step(x):
+            return hvd.allreduce(x), hvd.allreduce(x, op=hvd.Sum), hvd.allreduce(x, average=False)
+
+        unit = np.array([1.0, 2.0]) * (10 ** smp.mp_rank())
+        for mean, total, old in (step(x), step.python_function(x)):
+            np.testing.assert_allclose(mean, 1.5 * unit)
+            np.testing.assert_allclose(total, 3 * unit)
+            np.testing.assert_allclose(old, 3 * unit)
+
+        variables = [tf.Variable(x), tf.Variable(hvd.rank() + 5)]
+        tf.function(lambda: hvd.broadcast_variables(variables, root_rank=1))()
+        np.testing.assert_allclose(variables[0], 2 * unit)
+        assert int(variables[1]) == 6
+        """,
+        4,
+    )
