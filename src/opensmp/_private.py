@@ -338,7 +338,8 @@ def give_up(variable: Any, name: str) -> None:
         old._handle = empty._handle
         old._handle_name = empty._handle_name
     setattr(variable._value, _ELSEWHERE, name)
-    variable._value.__class__ = _unreadable(type(variable._value))
+    kind: Any = type(variable._value)
+    variable._value.__class__ = _unreadable(kind)
 
 
 @functools.cache

@@ -136,6 +136,7 @@ def test_recommendation_ranks_and_plans_for_the_best(run):
 
 
 def test_distributed_model_is_planned_without_init(run):
+    keras.utils.clear_session()  # so that it is named "net", not "net_1"
     status, out, err = run("plan cli_models:Net --partitions 2 --batch 4 --input 16")
     assert status == 0, err
     assert "Plan of net over 2 partitions" in out

@@ -1,12 +1,14 @@
 """Cases of the suite, spread over several processes, against plain Keras in this one.
 
 All cases of a number of processes run one after the other in the same processes, for it
-takes some seconds to start them. With three and four processes everything runs exactly, see
+takes some seconds to start them; a part of the cases every day, all of them with
+PARITY_PROCESSES=all. With three and four processes everything runs exactly, see
 `exact`: then the bits are equal but where partitions add their own contributions first.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 from typing import Any, NamedTuple
@@ -62,7 +64,10 @@ def of(partitions: int) -> list[Comparison]:
     return [c for c in pairs if c.layout.partitions == partitions and not c.case.heavy]
 
 
-COMPARISONS = {2: of(2), 3: part_of_today(of(3), 8), 4: part_of_today(of(4), 8)}
+COUNTS = {2: 40, 3: 6, 4: 6}
+if os.environ.get("PARITY_PROCESSES") == "all":
+    COUNTS = {n: len(of(n)) for n in COUNTS}
+COMPARISONS = {n: part_of_today(of(n), count) for n, count in COUNTS.items()}
 ALL = [(n, comparison) for n, comparisons in COMPARISONS.items() for comparison in comparisons]
 
 

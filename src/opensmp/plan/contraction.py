@@ -55,8 +55,9 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
     """Joins the nodes of each pair where that leaves no cycle.
 
     All pairs are tried at once. Those that took no part in a cycle are accepted; the others
-    are tried again in halves, so that a few bad ones cost little. The number of trials is
-    bounded; what is not accepted by then is refused.
+    are tried again in halves, so that a few bad ones cost little. What is refused is tried
+    once more after others were accepted, as these may have joined all of its cycle. The
+    number of trials is bounded; what is not accepted by then is refused.
 
     Args:
         needs: An acyclic graph.
@@ -69,7 +70,10 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
     refused: list[Pair] = []
     budget = _CHECKS * len(needs) + _MORE_NODES
     batches = [list(pairs)] if pairs else []
-    while batches:
+    accepted = False  # since the first of `refused` was
+    while batches or (accepted and refused):
+        if not batches:
+            batches, refused, accepted = [refused], [], False
         batch = batches.pop()
         if budget <= 0:
             refused.extend(
@@ -85,11 +89,13 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
         cyclic = _cyclic(graph)
         if not cyclic:
             parent = trial
+            accepted |= bool(refused)
             continue
         good = [pair for pair in batch if groups[pair[0]] not in cyclic]
         bad = [pair for pair in batch if groups[pair[0]] in cyclic]
         for a, b in good:
             _unite(parent, a, b)
+        accepted |= bool(good and refused)
         if len(bad) == 1:
             refused.extend(bad)
         elif good:
