@@ -46,7 +46,8 @@ def test_forward_functions_in_turn_compute_the_model(layers, two):
     program = lower(traced, plan)
     values = run_forward(program, values_of(traced, X))
     expected = layers[1](layers[0](X))
-    np.testing.assert_allclose(values[id(traced.outputs[0])], expected, rtol=1e-6)
+    # The weights are random: a sum near zero keeps the rounding of its larger terms.
+    np.testing.assert_allclose(values[id(traced.outputs[0])], expected, rtol=1e-6, atol=1e-6)
     assert all(program.forward(s).residuals == () for s in program.segments)
 
 
