@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+import opensmp as smp
 
 Place = Callable[[int], contextlib.AbstractContextManager[None]]
 
@@ -109,3 +112,23 @@ def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: in
         random.integers(0, vocabulary, (batch, length)).astype("int32"),
         random.integers(0, vocabulary, (batch, length)),
     )
+
+
+def split_step(model: Any, optimizer: keras.optimizers.Optimizer) -> Callable[..., Any]:
+    """A training step of a distributed model: from inputs and labels to the mean loss."""
+    loss_fn = loss_function()
+
+    @smp.step
+    def forward_backward(inputs, labels):
+        with tf.GradientTape() as tape:
+            loss = loss_fn(labels, model(inputs, training=True))
+        return tape.gradient(loss, model.trainable_variables), loss
+
+    @tf.function
+    def train_step(inputs, labels):
+        gradients, loss = forward_backward(inputs, labels)
+        gradients = [gradient.accumulate() for gradient in gradients]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss.reduce_mean()
+
+    return train_step

@@ -57,22 +57,8 @@ def plain_step(workload: models.Workload) -> Step:
 
 def split_step(workload: models.Workload) -> Step:
     keras.utils.set_random_seed(0)
-    model, loss_fn = smp.DistributedModel.from_keras(workload.build()), models.loss_function()
-    optimizer = keras.optimizers.SGD(1e-3)
-
-    @smp.step
-    def forward_backward(inputs, labels):
-        with tf.GradientTape() as tape:
-            loss = loss_fn(labels, model(inputs, training=True))
-        return tape.gradient(loss, model.trainable_variables), loss
-
-    @tf.function
-    def train_step(inputs, labels):
-        gradients, loss = forward_backward(inputs, labels)
-        gradients = [gradient.accumulate() for gradient in gradients]
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss.reduce_mean()
-
+    model = smp.DistributedModel.from_keras(workload.build())
+    train_step = models.split_step(model, keras.optimizers.SGD(1e-3))
     return on_batch(train_step, workload)
 
 

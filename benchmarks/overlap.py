@@ -92,11 +92,14 @@ def mean(gradients: tuple[Any, ...]) -> Any:
     return tf.IndexedSlices(values, indices, gradients[0].dense_shape)
 
 
-def pipelined_step(workload: models.Workload, microbatches: int) -> Callable[..., Any]:
+def pipelined_step(
+    workload: models.Workload, microbatches: int, pipeline: str = "interleaved"
+) -> Callable[..., Any]:
     smp.init(
         {
             "partitions": PARTITIONS,
             "microbatches": microbatches,
+            "pipeline": pipeline,
             "auto_partition": False,
             "default_partition": 0,
             "devices": "cpu",
@@ -104,22 +107,7 @@ def pipelined_step(workload: models.Workload, microbatches: int) -> Callable[...
     )
     keras.utils.set_random_seed(0)
     model = smp.DistributedModel.from_keras(workload.build(smp.partition))
-    loss_fn, optimizer = models.loss_function(), keras.optimizers.SGD(LEARNING_RATE)
-
-    @smp.step
-    def forward_backward(inputs, labels):
-        with tf.GradientTape() as tape:
-            loss = loss_fn(labels, model(inputs, training=True))
-        return tape.gradient(loss, model.trainable_variables), loss
-
-    @tf.function
-    def train_step(inputs, labels):
-        gradients, loss = forward_backward(inputs, labels)
-        gradients = [gradient.accumulate() for gradient in gradients]
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss.reduce_mean()
-
-    return train_step
+    return models.split_step(model, keras.optimizers.SGD(LEARNING_RATE))
 
 
 ROLES = {"one thread": plain_step, "pipeline": pipelined_step}

@@ -55,10 +55,8 @@ def bound(microbatches: int) -> float:
 
 def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], answers: str) -> None:
     """Runs what the lines of this rank's FIFO ask for; rank 0 answers."""
-    import keras
     import tensorflow as tf
 
-    import models
     import opensmp as smp
     import overlap
 
@@ -67,34 +65,8 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
     if role == "one thread":
         train_step = overlap.plain_step(made, microbatches)
     else:
-        smp.init(
-            {
-                "partitions": RANKS,
-                "microbatches": microbatches,
-                "pipeline": role,
-                "auto_partition": False,
-                "default_partition": 0,
-                "devices": "cpu",
-            }
-        )
+        train_step = overlap.pipelined_step(made, microbatches, role)
         rank = smp.rank()
-        keras.utils.set_random_seed(0)
-        model = smp.DistributedModel.from_keras(made.build(smp.partition))
-        loss_fn = models.loss_function()
-        optimizer = keras.optimizers.SGD(overlap.LEARNING_RATE)
-
-        @smp.step
-        def forward_backward(inputs, labels):
-            with tf.GradientTape() as tape:
-                loss = loss_fn(labels, model(inputs, training=True))
-            return tape.gradient(loss, model.trainable_variables), loss
-
-        @tf.function
-        def train_step(inputs, labels):
-            gradients, loss = forward_backward(inputs, labels)
-            gradients = [gradient.accumulate() for gradient in gradients]
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-            return loss.reduce_mean()
 
     inputs, labels = tf.constant(made.inputs), tf.constant(made.labels)
     with open(fifos[rank]) as commands:

@@ -166,10 +166,12 @@ if smp.rank() == victim:
     if row == "interrupt":
         import threading
         threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
-        smp.recv_from(1 - victim)
+        smp.barrier()
     if row == "slow":
         time.sleep(6)
         sum(range(400_000_000))  # Python stands still
+elif row == "interrupt":
+    time.sleep(60)  # the victim waits for this one when it is interrupted
 smp.barrier()
 print("done", flush=True)
 """

@@ -62,7 +62,8 @@ def seconds_per_call(
 
     Python's share in starting the larger one is not in it: of a short function, the least
     time of one call is subtracted from the least of several, up to 33 of a very short one.
-    The two take turns, so that something else that runs for a while slows down both.
+    The two take turns, so that something else that runs for a while slows down both. Where
+    noise hides the difference, a call's share of the longer run stands for it: never nothing.
 
     Args:
         function: The function.
@@ -81,7 +82,7 @@ def seconds_per_call(
     for _ in range(repeats):
         few = min(few, seconds_of(lambda: once(*args), 2, min, clock))
         many = min(many, seconds_of(lambda: often(*args), 2, min, clock))
-    return max(0.0, many - few) / more
+    return (many - few) / more if many > few else many / (1 + more)
 
 
 def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> ConcreteFunction:

@@ -12,13 +12,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from opensmp import _private
-from opensmp.errors import AlreadyInitializedError, LaunchError
+from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
 from opensmp.runtime import rendezvous
 from opensmp.runtime.launched import Launch
 
@@ -48,12 +48,42 @@ class Cluster:
         """The device name of a process, such as `"/job:worker/replica:0/task:1"`."""
         return f"/job:worker/replica:0/task:{rank}"
 
+    @property
+    def rank(self) -> int:
+        """Rank of this process in the world."""
+        return self.launch.rank
+
+    @property
+    def host(self) -> str:
+        """The device of this process through which it talks to others."""
+        return f"{self.task(self.rank)}/device:CPU:0"
+
 
 _joined: Cluster | None = None
 
 
 def joined() -> Cluster | None:
     """The cluster that this process belongs to; None in a process of its own."""
+    return _joined
+
+
+def needed(what: str, members: Sequence[int] | None) -> Cluster:
+    """The cluster, for what cannot be done without others.
+
+    Args:
+        what: What needs it, for the error.
+        members: The ranks that take part; None if that is not known.
+
+    Raises:
+        CommunicationError: This process is on its own.
+    """
+    if _joined is None:
+        others = "another rank" if members is None else f"the ranks {list(members)}"
+        raise CommunicationError(
+            f"{what} needs {others}, but this process was started without a connection to others. "
+            "Expected: a group of one process. Start the processes with a launcher, such as "
+            "`opensmp run -n 2 script.py`."
+        )
     return _joined
 
 

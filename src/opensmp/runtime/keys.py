@@ -13,6 +13,9 @@ import hashlib
 import itertools
 import threading
 from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
 
 from opensmp.errors import CommunicationError
 
@@ -20,6 +23,11 @@ _FIELD_BITS = 10  # of start, stride and count of a regular group
 _HASHED = 1 << 30  # group keys from here on are hashes
 
 _MOST = (1 << 31) - 1
+
+_WEIGHTS = (1, 40503, 2654435, 97, 1000003, 7919, 104729, 1299709)
+
+MOST_DIMENSIONS = len(_WEIGHTS)
+"""Of a tensor whose shape is known only when a graph runs."""
 
 
 class KeyRegistry:
@@ -105,6 +113,23 @@ registry = KeyRegistry()
 def group_key(ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
     """`registry.group`, for short."""
     return registry.group(ranks, devices)
+
+
+def instance_of_shape(shape: Any) -> Any:
+    """An instance key for a shape that is known only when a graph runs.
+
+    It could be that of any other use, so that the tensor needs a group of its own, in which
+    such keys stand for its shapes.
+
+    Args:
+        shape: The shape, an int32 vector of known length, at most `MOST_DIMENSIONS`.
+
+    Returns:
+        An int32 scalar >= 1, the same in every process.
+    """
+    weights = tf.constant(_WEIGHTS[: shape.shape[0]], tf.int64)
+    mixed = tf.reduce_sum(tf.cast(shape, tf.int64) * weights)
+    return tf.cast(1 + mixed % (_MOST - 1), tf.int32)
 
 
 def _regular(ranks: tuple[int, ...]) -> int | None:

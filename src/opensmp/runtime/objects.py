@@ -48,8 +48,8 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
     members = tuple(ranks)
     if len(members) == 1:
         return [obj]
-    rank, data = _own_rank(name, members), pickle.dumps(obj, protocol=5)
-    with waits.entered(name, members), tf.device(_device(rank)):
+    here, data = cluster.needed(name, members), pickle.dumps(obj, protocol=5)
+    with waits.entered(name, members), tf.device(here.host):
         heads = _gather(_head(data), members).numpy().reshape(len(members), _HEAD_WORDS)
         lengths = [int(length) for length in heads[:, 0]]
         texts = [_beginning(head) for head in heads]
@@ -59,7 +59,7 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
                 piece = rows.reshape(len(members), -1)[row].view(np.uint8)
                 text += piece[: max(0, length - begin)].tobytes()
     return [
-        obj if member == rank else pickle.loads(bytes(text))
+        obj if member == here.rank else pickle.loads(bytes(text))
         for member, text in zip(members, texts, strict=True)
     ]
 
@@ -86,9 +86,9 @@ def broadcast_object(
     members = tuple(ranks)
     if len(members) == 1:
         return obj
-    rank = _own_rank(name, members)
-    data = pickle.dumps(obj, protocol=5) if rank == root else None
-    with waits.entered(f"{name} from rank {root}", members), tf.device(_device(rank)):
+    here = cluster.needed(name, members)
+    data = pickle.dumps(obj, protocol=5) if here.rank == root else None
+    with waits.entered(f"{name} from rank {root}", members), tf.device(here.host):
         received = _transfer(data, members, root)
     return obj if received is None else pickle.loads(received)
 
@@ -124,9 +124,9 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
     members = tuple(ranks)
     if len(members) == 1:
         return
-    rank = _own_rank(name, members)
+    here = cluster.needed(name, members)
     group = keys.group_key(members)
-    with waits.entered(name, members), tf.device(_device(rank)):
+    with waits.entered(name, members), tf.device(here.host):
         tf.raw_ops.CollectiveReduceV2(
             input=tf.zeros([1], tf.int32),
             group_size=_number(len(members)),
@@ -145,7 +145,8 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
 def _message(data: bytes | None, source: int | None, destination: int | None) -> bytes | None:
     """One object from rank to rank; `data` on the side that sends."""
     what = f"a message {'from' if data is None else 'to'} rank {source or destination or 0}"
-    rank = _own_rank(what, None)
+    here = cluster.needed(what, None)
+    rank = here.rank
     begin, end = (
         (rank if source is None else source),
         (rank if destination is None else destination),
@@ -157,7 +158,7 @@ def _message(data: bytes | None, source: int | None, destination: int | None) ->
         )
     members = (min(begin, end), max(begin, end))
     name = f"a message from rank {begin} to rank {end}"
-    with waits.entered(name, members, f"{begin}>{end}"), tf.device(_device(rank)):
+    with waits.entered(name, members, f"{begin}>{end}"), tf.device(here.host):
         return _transfer(data, members, begin)
 
 
@@ -240,19 +241,3 @@ def _piece(data: bytes, begin: int, power: int) -> Words:
     part = np.frombuffer(data, np.uint8)[begin : begin + (8 << power)]
     words.view(np.uint8)[: len(part)] = part
     return words
-
-
-def _own_rank(what: str, members: tuple[int, ...] | None) -> int:
-    joined = cluster.joined()
-    if joined is None:
-        others = "another rank" if members is None else f"the ranks {list(members)}"
-        raise CommunicationError(
-            f"{what} needs {others}, but this process was started without a connection to others. "
-            "Expected: a group of one process. Start the processes with a launcher, such as "
-            "`opensmp run -n 2 script.py`."
-        )
-    return joined.launch.rank
-
-
-def _device(rank: int) -> str:
-    return f"/job:worker/replica:0/task:{rank}/device:CPU:0"

@@ -65,6 +65,7 @@ class Pipeline:
         self._late: list[LateGradient] = []
         self._reads: dict[int, tuple[Any, Tensor]] = {}
         self._homes: dict[int, int] = {}
+        self._variables: dict[int, Any] = {}
         self._gradients: list[tuple[Any, Any]] = []
         self._side_effects: list[Op] = []
         self._done: list[tuple[int, Tensor]] = []
@@ -142,6 +143,7 @@ class Pipeline:
     def _leaf_values(self, traced: TracedGraph, call: Structure) -> dict[int, Tensor]:
         values = dict(zip(map(id, traced.inputs), call_inputs(call), strict=True))
         for leaf in traced.variables:
+            self._variables[id(leaf.placeholder)] = leaf.variable
             state = self._state.get(id(leaf.variable))
             if state is None or is_trainable(leaf.variable):
                 value = tf.convert_to_tensor(tf_variable(leaf.variable))
@@ -213,14 +215,8 @@ class Pipeline:
         args = [values[id(t)] for t in forward.feeds]
         with tf.device(self._world.devices[segment.partition]):
             if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
-                variables = {id(v.placeholder): v.variable for v in program.traced.variables}
-
-                def taken(leaf: Tensor, gradient: Any) -> None:
-                    if id(leaf) in variables:
-                        self._gradients.append((variables[id(leaf)], gradient))
-
                 results = differentiable_call(
-                    program, segment, args, emit, self._late.append, taken
+                    program, segment, args, emit, self._late.append, self._note_gradient
                 )
             else:
                 results = emit("F", forward.function, args)[: len(forward.outputs)]
@@ -229,6 +225,11 @@ class Pipeline:
         if segment.side_effects:
             self._side_effects.append(call)
         return call
+
+    def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
+        """Remembers whose gradient it is, if the feed of a call is a variable."""
+        if id(feed) in self._variables:
+            self._gradients.append((self._variables[id(feed)], gradient))
 
     def _emit(
         self,

@@ -25,11 +25,12 @@ import tensorflow as tf
 
 from opensmp.errors import CommunicationError
 from opensmp.runtime import cluster, waits
-from opensmp.runtime.keys import registry
+from opensmp.runtime.chunks import CHUNK_BYTES, chunk_sizes
+from opensmp.runtime.keys import MOST_DIMENSIONS, instance_of_shape, registry
 
 Tensor = Any
 
-BUCKET_BYTES = 4 << 20
+BUCKET_BYTES = CHUNK_BYTES
 """Neighbouring tensors of one call that are smaller travel together; larger ones in pieces."""
 
 _AS_THEY_ARE = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
@@ -41,10 +42,6 @@ _WIDER = {
     tf.uint32: tf.int64,
 }
 _REAL = {tf.complex64: tf.float32, tf.complex128: tf.float64}
-
-# Weights of a shape's dimensions in the key of a tensor whose shape is not known beforehand.
-_PRIMES = (1, 40503, 2654435, 97, 1000003, 7919, 104729, 1299709)
-_MOST_KEYS = (1 << 31) - 2
 
 _counters: weakref.WeakKeyDictionary[Any, Counter[Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -135,7 +132,7 @@ def replace_by(
     members = tuple(ranks)
     if len(members) == 1:
         return list(tensors)
-    is_root = _own_rank(name, members) == root
+    is_root = cluster.needed(name, members).rank == root
     bits = [_bits(tensor) for tensor in tensors]
     given = [t if is_root else tf.zeros_like(t) for t in bits]
     sums = sum_over(given, members, name=f"{name} from rank {root}")
@@ -145,9 +142,9 @@ def replace_by(
 @contextlib.contextmanager
 def on_host(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Iterator[None]:
     """Runs what is inside on this process's host; eager calls are noted while they wait."""
-    rank = _own_rank(name, members)
+    here = cluster.needed(name, members)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(tf.device(f"/job:worker/replica:0/task:{rank}/device:CPU:0"))
+        stack.enter_context(tf.device(here.host))
         if tf.executing_eagerly():
             stack.enter_context(waits.entered(f"{name} of {_looks(tensors)}", members))
         yield
@@ -186,10 +183,7 @@ def _reduce_in_chunks(tensor: Tensor, members: tuple[int, ...]) -> Tensor:
     size = _num_bytes(tensor)
     if size is None or size <= BUCKET_BYTES or tf.executing_eagerly():
         return _reduce(tensor, members)
-    count, length = -(-size // BUCKET_BYTES), int(tensor.shape.num_elements())
-    each = -(-length // count)
-    sizes = [min(each, length - start) for start in range(0, length, each)]
-    chunks = tf.split(tf.reshape(tensor, [-1]), sizes)
+    chunks = tf.split(tf.reshape(tensor, [-1]), chunk_sizes(tensor))
     return tf.reshape(tf.concat([_reduce(c, members) for c in chunks], 0), tensor.shape)
 
 
@@ -235,9 +229,7 @@ class _Key(NamedTuple):
         # Instance keys made when the graph runs could be those of another use: the tensor has
         # a group of its own, in which they stand for shapes.
         group = registry.group(members, [repr(meaning)] * len(members))
-        weights = tf.constant(_PRIMES[: len(shape)], tf.int64)
-        mixed = tf.reduce_sum(tf.shape(tensor, tf.int64) * weights)
-        return cls(group, tf.cast(1 + mixed % _MOST_KEYS, tf.int32), _token(group, 0))
+        return cls(group, instance_of_shape(tf.shape(tensor)), _token(group, 0))
 
 
 def _number(what: tuple[Any, ...]) -> int:
@@ -330,25 +322,14 @@ def _check(tensors: Sequence[Tensor], name: str) -> None:
             faults.append(f"tensor {index} has the dtype {tensor.dtype.name}")
         elif tensor.shape.rank is None:
             faults.append(f"tensor {index} has an unknown number of dimensions")
-        elif tensor.shape.rank > len(_PRIMES) and not tensor.shape.is_fully_defined():
+        elif tensor.shape.rank > MOST_DIMENSIONS and not tensor.shape.is_fully_defined():
             faults.append(f"tensor {index} has {tensor.shape.rank} dimensions, some unknown")
     if faults:
         raise CommunicationError(
             f"{name}: {'; '.join(faults)}. Expected: tensors of numbers with a known number of "
-            f"dimensions, at most {len(_PRIMES)} if some are unknown. Cast booleans to tf.int32, "
-            "and give a tensor a rank with tf.ensure_shape."
+            f"dimensions, at most {MOST_DIMENSIONS} if some are unknown. Cast booleans to "
+            "tf.int32, and give a tensor a rank with tf.ensure_shape."
         )
-
-
-def _own_rank(name: str, members: tuple[int, ...]) -> int:
-    joined = cluster.joined()
-    if joined is None:
-        raise CommunicationError(
-            f"{name} needs the ranks {list(members)}, but this process was started without a "
-            "connection to others. Start the processes with a launcher, such as `opensmp run -n 2 "
-            "script.py`."
-        )
-    return joined.launch.rank
 
 
 def _num_bytes(tensor: Tensor) -> int | None:

@@ -59,13 +59,11 @@ class Kept:
         state: The part that this process has to assign.
         must_run: Operations that must run: what is sent must be received though nobody read
             it here, or the sender would wait for ever.
-        layout: What runs where.
     """
 
     results: list[Tensor | None]
     state: list[tuple[Any, Tensor]]
     must_run: list[Op]
-    layout: Layout
 
 
 def spread(traced: Traced, world: World, name: str) -> Kept:
@@ -130,7 +128,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for variable, value in traced.state
         if home_of.get(id(variable), me) == me
     ]
-    return Kept(results, state, must_run, layout)
+    return Kept(results, state, must_run)
 
 
 def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:

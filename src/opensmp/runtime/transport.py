@@ -10,14 +10,12 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from opensmp.runtime.keys import registry
+from opensmp.runtime.chunks import chunk_sizes
+from opensmp.runtime.keys import instance_of_shape, registry
 from opensmp.runtime.localise import Transfer
 
 Op = Any
 Tensor = Any
-
-CHUNK_BYTES = 4 << 20
-"""Larger tensors travel as several chunks at once, which fills the connection better."""
 
 _AS_THEY_ARE = (tf.float32, tf.float64, tf.float16, tf.int32, tf.int64, tf.bool)
 _BITS = {
@@ -28,8 +26,6 @@ _BITS = {
     tf.uint64: tf.int64,
     tf.complex64: tf.int64,
 }
-_WEIGHTS = (1, 40503, 2654435, 97, 1000003, 7919, 104729, 1299709)
-_MOST_INSTANCES = (1 << 31) - 1
 
 
 class Transport(Protocol):
@@ -64,7 +60,7 @@ class CollectiveTransport:
             if sendable.shape.num_elements() == 0:
                 return tf.no_op()  # the collectives crash on nothing
             if sendable.shape.is_fully_defined():
-                sizes = _chunk_sizes(sendable)
+                sizes = chunk_sizes(sendable)
                 parts = [sendable]
                 if len(sizes) > 1:
                     parts = list(tf.split(tf.reshape(sendable, [-1]), sizes))
@@ -79,7 +75,7 @@ class CollectiveTransport:
                     self._send(
                         _with_one_more(sendable),
                         transfer,
-                        (self._group_of_one(transfer, number), shape),
+                        self._key_of_one(transfer, number, shape),
                     ),
                 ]
             return sent[0].op if len(sent) == 1 else tf.group(*sent)
@@ -93,7 +89,7 @@ class CollectiveTransport:
                 nothing = tf.zeros(packed.shape, packed.dtype)
                 return _unpack(nothing, sent), [nothing.op]
             if packed.shape.is_fully_defined():
-                sizes = _chunk_sizes(packed)
+                sizes = chunk_sizes(packed)
                 specs = [packed]
                 if len(sizes) > 1:
                     specs = [tf.TensorSpec([size], packed.dtype) for size in sizes]
@@ -118,7 +114,7 @@ class CollectiveTransport:
                     transfer,
                     self._key(transfer, number, spec, 0),
                 )
-                key = (self._group_of_one(transfer, number), shape)
+                key = self._key_of_one(transfer, number, shape)
                 count = tf.reduce_prod(shape, keepdims=True)
                 flat = self._receive(count + 1, packed.dtype, transfer, key)
                 value = tf.reshape(flat[:-1], shape)
@@ -138,10 +134,10 @@ class CollectiveTransport:
         meaning = (self._trace, number, chunk, transfer.source, spec.dtype.name, shape)
         return group, registry.instance(group, meaning)
 
-    def _group_of_one(self, transfer: Transfer, number: int) -> int:
-        """A group for a tensor of unknown shape alone: its instance keys stand for shapes."""
+    def _key_of_one(self, transfer: Transfer, number: int, shape: Tensor) -> tuple[int, Tensor]:
+        """The key of a tensor of unknown shape: its group has no other use."""
         use = f"tensor {number} of trace {self._trace} from {transfer.source}"
-        return registry.group(self._pair(transfer), (use, use))
+        return registry.group(self._pair(transfer), (use, use)), instance_of_shape(shape)
 
     # --- the collective operations; they take no timeout, which would leak threads ------
 
@@ -151,7 +147,7 @@ class CollectiveTransport:
             input=tensor,
             group_size=2,
             group_key=group,
-            instance_key=_instance_of(instance),
+            instance_key=instance,
             timeout_seconds=0,
         )
 
@@ -162,7 +158,7 @@ class CollectiveTransport:
         return tf.raw_ops.CollectiveBcastRecvV2(
             group_size=2,
             group_key=group,
-            instance_key=_instance_of(instance),
+            instance_key=instance,
             shape=shape,
             T=dtype,
             timeout_seconds=0,
@@ -172,15 +168,6 @@ class CollectiveTransport:
 def _with_one_more(tensor: Tensor) -> Tensor:
     """The elements side by side and one more, for there may be none and the collectives crash."""
     return tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
-
-
-def _instance_of(key: Any) -> Any:
-    """An instance key; for a shape that is known only when the step runs, one made of it."""
-    if isinstance(key, int):
-        return key
-    weights = tf.constant(_WEIGHTS[: key.shape[0]], tf.int64)
-    mixed = tf.reduce_sum(tf.cast(key, tf.int64) * weights)
-    return tf.cast(mixed % _MOST_INSTANCES, tf.int32)
 
 
 def _goes_as_bytes(spec: Any) -> bool:
@@ -224,11 +211,3 @@ def _unpack(tensor: Tensor, spec: Any) -> Tensor:
     if dtype == tf.complex128:
         return tf.complex(tensor[0], tensor[1])
     return tf.cast(tensor, dtype)
-
-
-def _chunk_sizes(spec: Any) -> list[int]:
-    """Numbers of elements of the chunks of a tensor whose shape is known."""
-    size = int(spec.shape.num_elements())
-    count = max(1, -(-size * spec.dtype.size // CHUNK_BYTES))
-    each = max(1, -(-size // count))
-    return [min(each, size - start) for start in range(0, size, each)] or [0]
