@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Sets up, then runs the tests. Arguments go to pytest, such as `-m slow` for the long sweeps.
+# Sets up, then runs the tests, two at a time. Arguments go to pytest, such as `-m slow` for the
+# long sweeps, or `-n 0` for one process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bash scripts/setup.sh
 export TF_CPP_MIN_LOG_LEVEL="${TF_CPP_MIN_LOG_LEVEL:-3}"
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest -n 2 --dist loadgroup "$@"

@@ -46,3 +46,16 @@ def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
         return world.current()
 
     return init
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those that share something stay together.
+
+    They share fixtures of their file. The parity suite is one long file, whose layouts of a
+    case share the reference of that case.
+    """
+    for item in items:
+        file, _, name = item.nodeid.partition("::")
+        if file.endswith("test_parity.py"):
+            file += name.partition("-P")[0]
+        item.add_marker(pytest.mark.xdist_group(file))
