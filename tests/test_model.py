@@ -265,7 +265,8 @@ class TestFunctional:
             assert homes(model.variables) == [0, 0, 1, 1]
         assert type(first).__name__ == "Mine"
         assert Keywords()(batch(4))["y"].shape == (4, 3)
-        assert smp.DistributedModel.__bases__ == bases == (keras.Model,)
+        assert smp.DistributedModel.__bases__ == bases
+        assert bases[-1] is keras.Model  # Keras would put Functional there
 
         class Other(smp.DistributedModel):
             def call(self, x):
@@ -1095,7 +1096,7 @@ class TestStatefulOperations:
         )
         x = batch(16)
         run(model, x, training=False)
-        plain = keras.models.clone_model(model.__class__.__mro__[2].from_config(model.get_config()))
+        plain = keras.Sequential.from_config(model.get_config())
         plain(x)
         plain.set_weights(model.get_weights())
         gradients_of(model, x)

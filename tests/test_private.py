@@ -894,3 +894,205 @@ def test_clip_with__optimizer_hands_over_its_gradients_and_their_places(steps):
         _private.clip_with(None)
     assert calls == [([0], 2, 3.0), ([], 1, 3.0)]
     assert here.numpy().tolist() == [0.5, 1.5]
+
+
+# ------------------------------------------------------------------------------ models on disk
+
+
+def elsewhere() -> Any:
+    """A kernel of shape (3, 2) that was given up."""
+    layer = keras.layers.Dense(2)
+    layer.build([1, 3])
+    _private.give_up(layer.kernel, "kernel of rank 7")
+    return layer.kernel
+
+
+def test_lend():
+    kernel = elsewhere()
+    _private.lend(kernel, np.full((3, 2), 5.0, np.float32))
+    assert kernel.numpy().tolist() == [[5.0, 5.0]] * 3
+
+
+def test_take_back():
+    kernel = elsewhere()
+    _private.lend(kernel, np.zeros((3, 2), np.float32))
+    _private.take_back(kernel)
+    with pytest.raises(ElsewhereError, match="kernel of rank 7 was read"):
+        kernel.numpy()
+
+
+def test_assignments_elsewhere_ignored():
+    kernel, here = elsewhere(), keras.Variable([1.0])
+    with _private.assignments_elsewhere_ignored():
+        kernel.assign(np.ones((3, 2)))
+        here.assign([2.0])
+    assert here.numpy().tolist() == [2.0]
+    with pytest.raises(ElsewhereError):
+        kernel.numpy()
+
+
+def test_all_layers():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([inner])
+    assert _private.all_layers(model)[0] is model
+    assert inner.layers[0] in _private.all_layers(model)
+
+
+# ------------------------------------------------------------------- training by Keras' trainer
+
+
+def test_record_call():
+    variable = tf.Variable([1.0, 2.0])
+    with tf.GradientTape() as tape:
+        with _private.stop_recording():
+            result = 3.0 * variable
+        _private.record_call([result], [variable], [], lambda upstream: [5.0 * upstream])
+    np.testing.assert_array_equal(tape.gradient(result, variable), [5.0, 5.0])
+
+
+def test_recording():
+    x = tf.constant(2.0)
+    with _private.stop_recording(), _private.recording(), tf.GradientTape() as tape:
+        tape.watch(x)
+        y = x * x
+    assert float(tape.gradient(y, x)) == 4.0
+
+
+def compiled_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    return model
+
+
+def test_compiled_loss():
+    model = compiled_model()
+    assert float(_private.compiled_loss(model)(np.zeros((2, 1)), np.ones((2, 1)))) == 1.0
+
+
+def test_compiled_metrics():
+    assert _private.compiled_metrics(compiled_model()) is not None
+    assert _private.compiled_metrics(keras.Sequential()) is None
+
+
+def test_build_metrics():
+    model = compiled_model()
+    _private.build_metrics(model, tf.zeros([2, 1]), tf.zeros([2, 1]))
+    assert _private.compiled_metrics(model).built
+
+
+def test_call_in_training():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.5)])
+    assert (np.asarray(_private.call_in_training(model, np.ones((4, 8)))) == 0.0).any()
+
+
+def test_track_loss():
+    model = compiled_model()
+    _private.track_loss(model, tf.constant(1.0), 1)
+    _private.track_loss(model, tf.constant(4.0), 2)
+    assert float(model.metrics[0].result()) == 3.0
+
+
+def test_rows_count():
+    seen = []
+
+    class Loss(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            seen.append(y_pred.shape[0])
+            return y_pred[:, 0]
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", Loss())
+
+    @tf.function
+    def run(x):
+        with _private.rows_count(known=False):
+            unknown = _private.compiled_loss(model)(x, x)
+        with _private.rows_count(known=True):
+            return unknown + _private.compiled_loss(model)(x, x)
+
+    assert float(run(tf.ones([3, 1]))) == 2.0
+    assert seen == [None, 3]
+
+
+def test_track():
+    metric = keras.metrics.Mean()
+    with _private.rows_count(known=False):
+        _private.track(metric, tf.constant(1.0), 5)
+        _private.track(metric, tf.constant(3.0), 1)
+    assert float(metric.result()) == 2.0
+
+
+def test_tracked_values():
+    metric = keras.metrics.Mean()
+    with _private.tracked_values([metric]) as values:
+        metric.update_state(tf.constant(7.0), sample_weight=2)
+    assert float(values[id(metric)]) == 7.0
+    assert float(metric.result()) == 0.0
+
+
+# --- checkpoints --------------------------------------------------------------
+
+
+def test_checkpoint_values():
+    number = tf.Variable(3.0)
+    values, graph = _private.checkpoint_values(tf.train.Checkpoint(number=number))
+    found = {value.key: value for value in values}
+    mine = found["number/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert mine.owner is number
+    assert float(mine.read()) == 3.0
+    assert graph
+
+
+def test_checkpoint_nodes():
+    _, graph = _private.checkpoint_values(tf.train.Checkpoint(number=tf.Variable(3.0)))
+    nodes = _private.checkpoint_nodes(graph)
+    number = nodes[nodes[0].children["number"]]
+    assert list(number.keys.values()) == ["number/.ATTRIBUTES/VARIABLE_VALUE"]
+    assert not number.has_registered_saver
+
+
+def test_checkpoint_root():
+    model = keras.Sequential([keras.layers.Dense(1)])
+    step = tf.Variable(0)
+    checkpoint = tf.train.Checkpoint(model, step=step)
+    root, attached = _private.checkpoint_root(checkpoint)
+    assert root is model
+    assert attached["step"] is step
+
+
+def test_restore_where_values_are(tmp_path):
+    path = tf.train.Checkpoint(a=tf.Variable(1.0), b=tf.Variable(2.0)).write(str(tmp_path / "c"))
+    _private.restore_where_values_are()
+    here, away = keras.Variable(0.0), keras.Variable(0.0)
+    _private.give_up(away, "another rank")
+    tf.train.Checkpoint(a=here.value, b=_private.storage(away)).read(path)
+    assert float(here.value) == 1.0
+    assert _private.is_elsewhere(away)
+
+
+def test_values_at_hand(tmp_path):
+    path = tf.train.Checkpoint(a=tf.Variable(1.0)).write(str(tmp_path / "c"))
+    _private.restore_where_values_are()
+    variable = tf.Variable(0.0)
+    read_before = {"a/.ATTRIBUTES/VARIABLE_VALUE": tf.constant(5.0)}
+    with _private.values_at_hand(read_before):
+        tf.train.Checkpoint(a=variable).read(path)
+    assert float(variable) == 5.0
+    assert not read_before
+
+
+def test_track_all_variables():
+    class Model(keras.Sequential):
+        pass
+
+    _private.track_all_variables(Model)
+    model = Model([keras.layers.Dense(2), keras.layers.BatchNormalization()])
+    model(tf.zeros([1, 3]))
+    values, _ = _private.checkpoint_values(tf.train.Checkpoint(model=model))
+    assert len(values) == len(model.variables)
+
+
+def test_silence_deprecations(caplog):
+    with _private.silence_deprecations():
+        tf.compat.v1.train.checkpoint_exists("/nothing")
+    assert "deprecated" not in caplog.text

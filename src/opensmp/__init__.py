@@ -31,12 +31,14 @@ from opensmp.communication import (  # noqa: E402
 from opensmp.config import Config  # noqa: E402
 from opensmp.errors import (  # noqa: E402
     AlreadyInitializedError,
+    CheckpointError,
     CommunicationError,
     ConfigError,
     LaunchError,
     NotInitializedError,
     PartitionError,
     PlanError,
+    SavingError,
     ScheduleError,
     SmpError,
     StepError,
@@ -75,6 +77,7 @@ from opensmp.runtime.world import (  # noqa: E402
     tp_rank,
     tp_size,
 )
+from opensmp.saving.checkpoint_manager import CheckpointManager  # noqa: E402
 from opensmp.sharding import shard  # noqa: E402
 from opensmp.step import step  # noqa: E402
 from opensmp.step_output import StepOutput  # noqa: E402
@@ -89,6 +92,8 @@ __all__ = [
     "TP_GROUP",
     "WORLD",
     "AlreadyInitializedError",
+    "CheckpointError",
+    "CheckpointManager",
     "CommGroup",
     "CommunicationError",
     "Config",
@@ -100,6 +105,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RankType",
+    "SavingError",
     "ScheduleError",
     "SmpError",
     "StepError",

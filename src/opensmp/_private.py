@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -22,19 +23,27 @@ from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
 from keras.src.ops.node import Node
 from keras.src.optimizers import base_optimizer
+from keras.src.trainers import compile_utils
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
-from tensorflow.core.protobuf import cluster_pb2, tensorflow_server_pb2
+from tensorflow.core.protobuf import (
+    cluster_pb2,
+    tensorflow_server_pb2,
+    trackable_object_graph_pb2,
+)
 from tensorflow.python import pywrap_tfe
 from tensorflow.python.autograph.core import ag_ctx
+from tensorflow.python.checkpoint import checkpoint as tf_checkpoint
+from tensorflow.python.checkpoint import tensor_callable
 from tensorflow.python.distribute import distribute_lib
-from tensorflow.python.eager import context, record
+from tensorflow.python.eager import context, record, tape
 from tensorflow.python.eager.polymorphic_function import autograph_util, function_context
 from tensorflow.python.framework import auto_control_deps, ops
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
+from tensorflow.python.trackable import base as tf_trackable
 from tensorflow.python.util import deprecation
 
-from opensmp.errors import ElsewhereError
+from opensmp.errors import CheckpointError, ElsewhereError
 
 Op = Any
 Tensor = Any
@@ -358,7 +367,22 @@ def _unreadable(kind: Any) -> Any:
             )
         return kind._read_variable_op(self, *args, **kwargs)
 
-    body = {"_read_variable_op": _read_variable_op, "__module__": kind.__module__}
+    def _serialize_to_tensors(self: Any) -> Any:
+        def read() -> Any:
+            raise ElsewhereError(
+                f"Variable {getattr(self, _ELSEWHERE)} cannot be saved in a process that does not "
+                "own it: tf.train.Checkpoint would leave it out. Save with smp.CheckpointManager, "
+                "which all processes call."
+            )
+
+        value = tensor_callable.Callable(read, dtype=self.dtype, device=self.device)
+        return {tf_trackable.VARIABLE_VALUE_KEY: value}
+
+    body = {
+        "_read_variable_op": _read_variable_op,
+        "_serialize_to_tensors": _serialize_to_tensors,
+        "__module__": kind.__module__,
+    }
     return type(kind.__name__, (kind,), body)
 
 
@@ -966,3 +990,440 @@ def answers(rank: int, seconds: float) -> bool:
     except tf.errors.OpError:
         return False
     return True
+
+
+# --- checkpoints --------------------------------------------------------------
+
+
+class CheckpointValue(NamedTuple):
+    """A value that a `tf.train.Checkpoint` consists of.
+
+    Attributes:
+        key: Its key in the files, such as `"model/dense/_kernel/.ATTRIBUTES/VARIABLE_VALUE"`.
+        slice_spec: The slice it is of a larger tensor; "" if it is the whole.
+        owner: The object it belongs to: a variable, or an iterator, say.
+        read: Gives its tensor now; None if the owner has no value yet.
+    """
+
+    key: str
+    slice_spec: str
+    owner: Any
+    read: Callable[[], Tensor | None]
+
+
+class CheckpointNode(NamedTuple):
+    """An object of a checkpoint.
+
+    Attributes:
+        children: Name to number of the objects it refers to.
+        keys: Name of each of its own values to the key in the files.
+        has_registered_saver: Whether its values lie in files of another format.
+    """
+
+    children: dict[str, int]
+    keys: dict[str, str]
+    has_registered_saver: bool
+
+
+OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def checkpoint_values(checkpoint: Any) -> tuple[list[CheckpointValue], bytes]:
+    """What `checkpoint.write` would write, and the object graph, without writing anything.
+
+    The public `write` reads all variables, and writes at once and to one place.
+    """
+    tensors, _, savers, graph = checkpoint._saver._gather_serialized_tensors()
+    if savers:
+        names = ", ".join(sorted(savers))
+        raise CheckpointError(
+            f"The checkpoint has objects with savers of their own ({names}), which write files of "
+            "another format. Save those objects apart from it."
+        )
+    values = []
+    for owner, of_owner in tensors.items():
+        for key, parts in of_owner.items():
+            if key == OBJECT_GRAPH_KEY:
+                continue
+            sliced = parts if isinstance(parts, dict) else {"": parts}
+            values += [
+                CheckpointValue(key, spec, owner, functools.partial(_tensor_to_save, part))
+                for spec, part in sliced.items()
+            ]
+    return values, graph.SerializeToString()
+
+
+def _tensor_to_save(value: Any) -> Tensor | None:
+    return value if tf.is_tensor(value) else value.tensor
+
+
+def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
+    """The objects of a checkpoint by number; number 0 is the root.
+
+    Args:
+        object_graph: The value at `OBJECT_GRAPH_KEY`.
+    """
+    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(object_graph)
+    return [
+        CheckpointNode(
+            {child.local_name: child.node_id for child in node.children},
+            {value.name: value.checkpoint_key for value in node.attributes},
+            bool(node.registered_saver.name),
+        )
+        for node in graph.nodes
+    ]
+
+
+def restore_where_values_are() -> None:
+    """Lets `tf.train.Checkpoint.restore` leave out what lives in other processes; idempotent.
+
+    It would read the values of all variables, and give memory to those that have none here.
+    Values that were read before are taken from `values_at_hand`.
+    """
+    owner = tf_checkpoint._CheckpointRestoreCoordinator
+    if getattr(owner, "_smp_restores", False):
+        return
+    restore = owner.restore_saveables
+
+    def restore_saveables(self: Any, tensor_saveables: Any, *args: Any, **kwargs: Any) -> Any:
+        rest = {}
+        for key, saveable in tensor_saveables.items():
+            trackable = getattr(saveable, "_trackable", None)
+            if is_elsewhere(trackable):
+                continue
+            names = [spec.name for spec in saveable.specs]
+            if trackable is None or not all(name in _at_hand for name in names):
+                rest[key] = saveable
+                continue
+            # Each value goes as soon as it is assigned, so that none is held twice.
+            values = [_at_hand.pop(name) for name in names]
+            saveable.restore(values, None)
+        return restore(self, rest, *args, **kwargs)
+
+    owner.restore_saveables = restore_saveables
+    owner._smp_restores = True
+
+
+_at_hand: dict[str, Tensor] = {}
+
+
+@contextlib.contextmanager
+def values_at_hand(values: dict[str, Tensor]) -> Iterator[None]:
+    """Context in which restoring a checkpoint takes these values instead of reading them.
+
+    Args:
+        values: Key in the files to value.
+    """
+    _at_hand.update(values)
+    values.clear()
+    try:
+        yield
+    finally:
+        _at_hand.clear()
+
+
+class HeldBackRestores:
+    """Values of checkpoints that wait for objects made in a model that is being traced.
+
+    TensorFlow assigns such a value when the variable is attached to its layer, at which moment
+    the variable has no memory yet, and no device.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Any, str, Any]] = []
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Context in which nothing is restored."""
+
+        def make(original: Any) -> Any:
+            def _handle_deferred_dependencies(owner: Any, name: str, trackable: Any) -> None:
+                self._waiting.append((owner, name, trackable))
+
+            return _handle_deferred_dependencies
+
+        with replaced(tf_trackable.Trackable, "_handle_deferred_dependencies", make):
+            yield
+
+    def release(self, model: Any) -> None:
+        """Restores what has waited.
+
+        Args:
+            model: The model, whose variables have their places now.
+        """
+        restore_where_values_are()
+        waiting, self._waiting = self._waiting, []
+        for owner, name, trackable in waiting:
+            owner._handle_deferred_dependencies(name, trackable)
+        model._maybe_initialize_trackable()
+        if _OTHER_VARIABLES in model._deferred_dependencies:
+            children = model._trackable_children()
+            if _OTHER_VARIABLES in children:
+                others = children[_OTHER_VARIABLES]
+                model._handle_deferred_dependencies(_OTHER_VARIABLES, others)
+
+
+_OTHER_VARIABLES = "variables"
+
+
+class _OtherVariables(tf.__internal__.tracking.Trackable):
+    """The variables of a Keras model that TensorFlow does not find by its attributes.
+
+    Each has its place in `model.variables` as its name.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = weakref.ref(model)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        model = self._model()
+        if model is None or not model.built:
+            return {}
+        found = _found_by_attributes(model)
+        return {str(i): v for i, v in enumerate(model.variables) if id(v) not in found}
+
+
+def _found_by_attributes(model: Any) -> set[int]:
+    """Ids of all objects that belong to a model for TensorFlow, without its optimizer."""
+    found: set[int] = {id(model)}
+    stack = [model]
+    while stack:
+        children = tf.train.TrackableView.children(stack.pop())
+        for child in children.values():
+            skipped = (_OtherVariables, base_optimizer.BaseOptimizer)
+            if id(child) not in found and not isinstance(child, skipped):
+                found.add(id(child))
+                stack.append(child)
+    return found
+
+
+def track_all_variables(kind: Any) -> None:
+    """Lets checkpoints of models of a class have all variables; idempotent.
+
+    TensorFlow finds the objects that are attributes of each other. Keras keeps layers of
+    Functional and Sequential models, and those in lists, otherwise, and so it does the seeds of
+    dropout: plain checkpoints of such models have only what the optimizer knows.
+    """
+    if "_trackable_children" in vars(kind):
+        return
+
+    def _trackable_children(self: Any, save_type: str = "checkpoint", **kwargs: Any) -> Any:
+        children = super(kind, self)._trackable_children(save_type, **kwargs)
+        if save_type != "checkpoint":
+            return children
+        kept = _other_variables.setdefault(self, _OtherVariables(self))
+        # Those that call this to look for others are in the midst of looking.
+        if not getattr(_looking, "now", False):
+            _looking.now = True
+            try:
+                others = kept._trackable_children()
+            finally:
+                _looking.now = False
+            if others:
+                children = {**children, _OTHER_VARIABLES: kept}
+        return children
+
+    kind._trackable_children = _trackable_children
+
+
+_other_variables: weakref.WeakKeyDictionary[Any, _OtherVariables] = weakref.WeakKeyDictionary()
+_looking = threading.local()
+
+
+# --- models on disk -----------------------------------------------------------
+
+
+def lend(variable: Any, value: Any) -> None:
+    """Gives a variable of another process memory on this host, until `take_back`.
+
+    All who hold the variable can read it meanwhile, as `give_up` and `move_to` change it in
+    place too.
+    """
+    given_up = variable._value if isinstance(variable, keras.Variable) else variable
+    with tf.init_scope(), tf.device("CPU:0"), _outside_of_functions():
+        memory = tf.Variable(value, dtype=given_up.dtype, shape=given_up.shape)
+    setattr(given_up, _LENT, (given_up._handle, given_up._handle_name, type(given_up)))
+    given_up._handle, given_up._handle_name = memory._handle, memory._handle_name
+    given_up.__class__ = type(given_up).__mro__[1]  # the readable one
+
+
+def take_back(variable: Any) -> None:
+    """Ends what `lend` began."""
+    given_up = variable._value if isinstance(variable, keras.Variable) else variable
+    given_up._handle, given_up._handle_name, given_up.__class__ = getattr(given_up, _LENT)
+    delattr(given_up, _LENT)
+
+
+_LENT = "_smp_lent"
+
+
+def assignments_elsewhere_ignored() -> Any:
+    """Context in which assigning to a variable of another process does nothing.
+
+    Keras assigns all weights of a model that it loads, wherever they are.
+    """
+
+    def make(original: Any) -> Any:
+        def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            return self if is_elsewhere(self) else original(self, value, *args, **kwargs)
+
+        return assign
+
+    return replaced(resource_variable_ops.BaseResourceVariable, "assign", make)
+
+
+def all_layers(model: Any) -> list[Any]:
+    """A model and all layers in it, at any depth; the public `layers` are those of the top."""
+    return list(model._flatten_layers())
+
+
+def checkpoint_root(checkpoint: Any) -> tuple[Any, dict[str, Any]]:
+    """The object that a `tf.train.Checkpoint` stores as number 0, and children besides its own.
+
+    With `tf.train.Checkpoint(model)` it is the model, else the checkpoint itself.
+    """
+    view = checkpoint._saver._graph_view
+    attached = {reference.name: reference.ref for reference in view.attached_dependencies or ()}
+    return view.root, {name: child for name, child in attached.items() if name != "root"}
+
+
+# --- training by Keras' trainer ----------------------------------------------
+
+
+def record_call(
+    results: Sequence[Tensor],
+    variables: Sequence[Any],
+    inputs: Sequence[Tensor],
+    backward: Callable[..., Sequence[Any]],
+) -> None:
+    """Tells tapes how to differentiate results that they have not seen being computed.
+
+    As `tf.custom_gradient`, but with the variables themselves as arguments: they need not be
+    read, which a variable of another process cannot be.
+
+    Args:
+        results: Tensors that were made while no tape recorded.
+        variables: `tf.Variable`s that they depend on.
+        inputs: Tensors that they depend on.
+        backward: Takes the gradient of each result, gives that of each variable and input.
+    """
+    for variable in variables:
+        tape.variable_accessed(variable)
+    arguments = [*(variable.handle for variable in variables), *inputs]
+    record.record_operation("OpensmpCall", list(results), arguments, backward)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Lets tapes record inside of `stop_recording`, as the code of a function traced there may."""
+    stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
+    if stopped:
+        pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
+    try:
+        yield
+    finally:
+        if stopped:
+            pywrap_tfe.TFE_Py_TapeSetStopOnThread()
+
+
+def compiled_loss(model: Any) -> Any:
+    """What computes the loss of all outputs; None without a loss. `model.loss` is as given."""
+    return model._compile_loss
+
+
+def compiled_metrics(model: Any) -> Any:
+    """What updates all metrics that `compile` was given; None without any."""
+    return model._compile_metrics
+
+
+def build_metrics(model: Any, y: Any, outputs: Any) -> None:
+    """Makes the metrics that `compile` was given; Keras does it at their first update."""
+    metrics = model._compile_metrics
+    if metrics is not None and not metrics.built:
+        metrics.build(y, outputs)
+
+
+def call_in_training(model: Any, x: Any) -> Any:
+    """Calls a model as Keras' `train_step` does."""
+    return model(x, training=True) if model._call_has_training_arg else model(x)
+
+
+def track_loss(model: Any, loss: Tensor, rows: Any) -> None:
+    """Notes the loss of a batch for the logs, as Keras' `train_step` does."""
+    model._loss_tracker.update_state(loss, sample_weight=rows)
+
+
+_counts_rows = threading.local()
+
+
+@contextlib.contextmanager
+def rows_count(known: bool) -> Iterator[None]:
+    """Context that says whether plain Keras would know the number of rows of a batch.
+
+    Keras weights the logged loss of each of several outputs by the rows of the batch, but only
+    where it knows them when it traces: not with a dataset whose last batch may be smaller.
+    """
+    outer = getattr(_counts_rows, "known", True)
+    _counts_rows.known = known
+
+    def make(original: Any) -> Any:
+        def call(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+            if known:
+                return original(self, y_true, y_pred, sample_weight)
+            return original(
+                self, y_true, tf.nest.map_structure(_of_unknown_rows, y_pred), sample_weight
+            )
+
+        return call
+
+    try:
+        with replaced(compile_utils.CompileLoss, "call", make):
+            yield
+    finally:
+        _counts_rows.known = outer
+
+
+def _of_unknown_rows(tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, tf.Tensor) or not tensor.shape.rank:
+        return tensor
+    shape = [None, *tensor.shape[1:]]
+    result = tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=shape)
+    for get, put in ((get_mask, set_mask), (get_logits, set_logits)):
+        value = get(tensor)
+        if value is not None:
+            put(result, value)
+    return result
+
+
+def track(metric: Any, value: Tensor, rows: int) -> None:
+    """Notes the loss of one of several outputs as Keras does; see `rows_count`."""
+    known = getattr(_counts_rows, "known", True)
+    metric.update_state(value, sample_weight=rows if known else None)
+
+
+@contextlib.contextmanager
+def tracked_values(metrics: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
+    """Context in which metrics give away what they are told, by id, in place of noting it.
+
+    The losses of several outputs are noted for each batch, and not for each microbatch.
+    """
+    values: dict[int, Tensor] = {}
+
+    def taking(metric: Any) -> Callable[..., None]:
+        def update_state(value: Tensor, sample_weight: Any = None) -> None:
+            values[id(metric)] = value
+
+        return update_state
+
+    for metric in metrics:
+        vars(metric)["update_state"] = taking(metric)
+    try:
+        yield values
+    finally:
+        for metric in metrics:
+            del vars(metric)["update_state"]
+
+
+def silence_deprecations() -> Any:
+    """Context in which TensorFlow does not tell that one of its functions is deprecated."""
+    return deprecation.silence()

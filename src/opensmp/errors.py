@@ -51,6 +51,14 @@ class CommunicationError(SmpError, RuntimeError):
     """A message between processes is not possible, or did not arrive."""
 
 
+class SavingError(SmpError, ValueError):
+    """A model cannot be written to a file, or read from one."""
+
+
+class CheckpointError(SmpError, RuntimeError):
+    """A checkpoint cannot be written, read, or does not fit the objects to restore."""
+
+
 class ElsewhereError(SmpError, RuntimeError):
     """Something was asked of this process that only another process has.
 

@@ -17,11 +17,19 @@ from opensmp.plan import Plan
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
 from opensmp.runtime.pipeline import Pipeline
+from opensmp.saving import export
+from opensmp.saving.gather import assigning_own
+from opensmp.saving.keras_copy import to_keras
+from opensmp.saving.plain import calls_are_plain, note_inputs
+from opensmp.training.modes import current_mode
+from opensmp.training.trainer import Trainer
+from opensmp.training.whole import call_whole
 
 Tensor = Any
 
 _STATE = "_smp_partitioning"
 _LOSSES = "_smp_losses"
+_PENALTIES = "_smp_penalties"
 _FUNCTION = "_smp_function"
 
 
@@ -38,7 +46,7 @@ class _PlanOf:
         return model._smp_plan()
 
 
-class DistributedModel(keras.Model):
+class DistributedModel(Trainer, keras.Model):
     """A Keras model that is split over the partitions of `smp.init`.
 
     Three ways to make one:
@@ -135,10 +143,18 @@ class DistributedModel(keras.Model):
         """Runs the model: pipelined inside a step, as one forward pass outside of one."""
         if _is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
+        if current_mode() == "plain":
+            self.__dict__.pop(_LOSSES, None)
+            return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
+        self.__dict__.pop(_PENALTIES, None)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
+        elif current_mode() == "whole" and not tf.executing_eagerly():
+            result = call_whole(self, here, args, kwargs)
+            outputs, losses = result.outputs, result.losses
+            self.__dict__[_PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(here, args, kwargs)
@@ -152,9 +168,17 @@ class DistributedModel(keras.Model):
         if emitted is None or _is_inside_keras((), {}):
             return list(super().losses)
         usable = [t for t in emitted if hasattr(t, "graph") != tf.executing_eagerly()]
-        return [*usable, *_private.regularization_losses(self)]
+        penalties = self.__dict__.get(_PENALTIES)
+        if penalties is None or tf.executing_eagerly():
+            penalties = _private.regularization_losses(self)
+        return [*usable, *penalties]
 
     # --- running -------------------------------------------------------------------
+
+    @property
+    def _smp_emitted(self) -> list[Tensor]:
+        """Losses of the last call that layers added, without those of the weights."""
+        return list(self.__dict__.get(_LOSSES, ()))
 
     @property
     def _smp_partitions(self) -> Partitioning:
@@ -185,6 +209,7 @@ class DistributedModel(keras.Model):
         self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[Tensor]]:
         partitions = self._smp_partitions
+        note_inputs(self, args)
         return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
 
     def _smp_infer(
@@ -231,6 +256,93 @@ class DistributedModel(keras.Model):
                 "For inference under a tape, use `with tape.stop_recording():`."
             )
 
+    # --- on disk -------------------------------------------------------------------
+
+    def save_model(self, save_path: Any = "/opt/ml/model", *, path: Any = None) -> None:
+        """Writes the whole, unpartitioned model as a TensorFlow SavedModel.
+
+        TensorFlow alone loads and serves it: nothing of opensmp is in it. From several
+        processes all must call it; rank 0 collects the weights on its host and writes.
+
+        Args:
+            save_path: A directory. Other files in it stay.
+            path: Another name for `save_path`.
+
+        Raises:
+            SavingError: if the model has not been called yet, or cannot be written.
+
+        Example:
+            ```python
+            model.save_model("served/1")
+            tf.saved_model.load("served/1").signatures["serving_default"](images)
+            ```
+        """
+        export.write_saved_model(self, save_path if path is None else path)
+
+    def to_keras(self) -> keras.Model:
+        """A plain Keras model with the latest weights, without anything of opensmp.
+
+        In one process it shares layers, weights and optimizer with this model, as
+        `from_keras` does the other way round. In several processes all must call it, and
+        each gets a copy of its own, whole, on its host.
+
+        A view gives its plain class back. A subclass with a `call` of its own becomes a
+        Functional model, if its call consists of Keras layers and `keras.ops`.
+
+        Raises:
+            SavingError: if the call of a subclass cannot be told as a Functional model; the
+                message says what to do instead.
+
+        Example:
+            ```python
+            model.to_keras().save("model.keras")  # loads where opensmp is not installed
+            ```
+        """
+        return to_keras(self)
+
+    def save(
+        self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
+    ) -> None:
+        """As `keras.Model.save`: the file is that of the plain model, whole, and atomic."""
+        if calls_are_plain():
+            super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
+        else:
+            export.save(self, filepath, overwrite, zipped, **kwargs)
+
+    def save_weights(
+        self,
+        filepath: Any,
+        overwrite: bool = True,
+        max_shard_size: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.save_weights`: the weights of all partitions in one file."""
+        if calls_are_plain():
+            super().save_weights(filepath, overwrite, max_shard_size, **kwargs)
+        else:
+            export.save_weights(self, filepath, overwrite, max_shard_size, **kwargs)
+
+    def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
+        """As `keras.Model.load_weights`: each process takes the weights of its partitions."""
+        with assigning_own():
+            super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
+
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As `keras.Model.export`, of the plain model."""
+        if calls_are_plain():
+            super().export(filepath, format, verbose, input_signature, **kwargs)
+        else:
+            export.export(self, filepath, format, input_signature, **kwargs)
+
+
+_private.track_all_variables(DistributedModel)
 
 _models: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -248,7 +360,13 @@ def _view_class(distributed: type, plain: type) -> type:
     key = (distributed, plain)
     if key not in _views:
         named_after = plain if distributed is DistributedModel else distributed
-        body = {"__module__": named_after.__module__, "__qualname__": named_after.__qualname__}
+        body: dict[str, Any] = {
+            "__module__": named_after.__module__,
+            "__qualname__": named_after.__qualname__,
+        }
+        own = distributed.__mro__[: distributed.__mro__.index(DistributedModel)]
+        if not any("call" in vars(kind) for kind in own):  # else it does more than `plain`
+            body["_smp_plain"] = plain
         _views[key] = type(named_after.__name__, (distributed, plain), body)
     return _views[key]
 
@@ -261,6 +379,6 @@ def _is_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _is_inside_keras(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a model call must run as a plain layer: traced, stateless, or symbolic."""
-    if tags.traced_graph() is not None or _private.in_stateless_scope():
+    if tags.traced_graph() is not None or _private.in_stateless_scope() or calls_are_plain():
         return True
     return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))

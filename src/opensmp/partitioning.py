@@ -56,8 +56,10 @@ class Partitioning:
         if self._world is not world:  # another smp.init since
             self._world, self._plans, self._homes, self._equal = world, [], {}, set()
         config = world.config
+        restores = _private.HeldBackRestores()
         with _private.lifted():
-            traced = self._trace(args, kwargs)
+            with restores.collecting():
+                traced = self._trace(args, kwargs)
             plan = self._plan(traced, config)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
@@ -71,6 +73,8 @@ class Partitioning:
             if place(variables, self._homes, world.devices, default, elsewhere):
                 _private.forget_compiled_functions(model)
             self._make_equal(variables, world)
+            if model is not None:
+                restores.release(model)
         return Prepared(traced, plan, self._homes)
 
     def _make_equal(self, variables: list[Any], world: World) -> None:

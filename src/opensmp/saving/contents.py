@@ -1,0 +1,153 @@
+"""What a checkpoint consists of, and which process writes which of its values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import CheckpointError
+
+Tensor = Any
+
+OBJECT_GRAPH = _private.OBJECT_GRAPH_KEY
+
+
+class Value(NamedTuple):
+    """A value to write.
+
+    Attributes:
+        name: Its key in the files.
+        slice_spec: The slice it is of a larger tensor; "" if it is the whole.
+        read: Gives the tensor; None if there is no value yet.
+    """
+
+    name: str
+    slice_spec: str
+    read: Callable[[], Tensor | None]
+
+
+class Place(NamedTuple):
+    """Where a process is among all.
+
+    Attributes:
+        replica: Number of its replica of the model.
+        member: Its position in the replica.
+    """
+
+    replica: int
+    member: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the other processes must know of the checkpoint of one.
+
+    Attributes:
+        place: Where the process is.
+        keys: Keys of all values, its own and others', in a common order.
+        elsewhere: Keys of variables that live in other processes.
+    """
+
+    place: Place
+    keys: tuple[str, ...]
+    elsewhere: frozenset[str]
+
+    @property
+    def digest(self) -> str:
+        """Tells whether two processes have the same keys."""
+        return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()
+
+
+class Contents:
+    """The values of a checkpoint in this process, at this moment.
+
+    Args:
+        checkpoint: A `tf.train.Checkpoint`.
+        place: Where this process is among all.
+
+    Raises:
+        CheckpointError: An object has a saver of its own.
+    """
+
+    def __init__(self, checkpoint: Any, place: Place) -> None:
+        self._values, self._object_graph = _private.checkpoint_values(checkpoint)
+        self.facts = Facts(
+            place,
+            tuple(sorted(value.key for value in self._values)),
+            frozenset(v.key for v in self._values if _private.is_elsewhere(v.owner)),
+        )
+
+    def share(self, all_facts: Sequence[Facts]) -> list[Value]:
+        """The values that this process is to write.
+
+        A value that several processes have is written by the first of them. Other replicas than
+        the first have the same values and write none, except for what their iterators have
+        read, for they read different data.
+
+        Args:
+            all_facts: Those of all processes, by rank.
+
+        Raises:
+            CheckpointError: The processes have different objects, or nobody has some value.
+        """
+        _check(all_facts)
+        replica, member = self.facts.place
+        if replica:
+            if member:
+                return []
+            return [
+                Value(of_replica(value.key, replica), value.slice_spec, value.read)
+                for value in self._values
+                if isinstance(value.owner, tf.data.Iterator)
+            ]
+        before = [f for f in all_facts if f.place.replica == 0 and f.place.member < member]
+        taken = _not_elsewhere(before)
+        share = [
+            Value(value.key, value.slice_spec, value.read)
+            for value in self._values
+            if value.key not in self.facts.elsewhere and value.key not in taken
+        ]
+        if member == 0:
+            graph = self._object_graph
+            share.append(Value(OBJECT_GRAPH, "", lambda: tf.constant(graph, tf.string)))
+        return share
+
+
+def of_replica(key: str, replica: int) -> str:
+    """The key of a value that each replica has for itself; the first one has the plain key."""
+    return key if replica == 0 else f"replica-{replica}/{key}"
+
+
+def is_variable(owner: Any) -> bool:
+    """Whether an object of a checkpoint is a variable."""
+    return isinstance(owner, (keras.Variable, tf.Variable))
+
+
+def _not_elsewhere(all_facts: Sequence[Facts]) -> set[str]:
+    return {key for facts in all_facts for key in set(facts.keys) - facts.elsewhere}
+
+
+def _check(all_facts: Sequence[Facts]) -> None:
+    first = all_facts[0]
+    for rank, facts in enumerate(all_facts):
+        if facts.digest != first.digest:
+            ours, theirs = set(first.keys), set(facts.keys)
+            only = [f"  only in rank 0: {key}" for key in sorted(ours - theirs)[:5]]
+            only += [f"  only in rank {rank}: {key}" for key in sorted(theirs - ours)[:5]]
+            raise CheckpointError(
+                f"The checkpoints of rank 0 and of rank {rank} consist of different objects:\n"
+                + "\n".join(only)
+                + "\nGive tf.train.Checkpoint the same objects in all processes."
+            )
+    homeless = set(first.keys) - _not_elsewhere([f for f in all_facts if f.place.replica == 0])
+    if homeless:
+        raise CheckpointError(
+            f"No process has a value for {', '.join(sorted(homeless)[:5])}. The variables have "
+            "lost their memory: smp.init was called again since the model was partitioned."
+        )

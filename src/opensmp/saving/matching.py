@@ -1,0 +1,190 @@
+"""Which object of a checkpoint is which object of the program, and where they differ."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.graph.variables import tf_dtype, variable_name
+from opensmp.saving.contents import is_variable
+
+_SHOWN = 5
+_SAVE_COUNTER = "save_counter"  # tf.train.Checkpoint's own
+
+
+class Match(NamedTuple):
+    """A value in the files and the object that it belongs to.
+
+    Attributes:
+        key: Its key in the files.
+        owner: The object.
+    """
+
+    key: str
+    owner: Any
+
+
+class Stored(NamedTuple):
+    """Shape and type of a value in the files."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How a checkpoint fits the objects of a program.
+
+    Attributes:
+        matches: Values that have an object.
+        different: Values whose shape or type is not that of their variable, one line each.
+        missing: Variables without a value, one line each.
+        unused: Keys of values without an object, though the object that would have it is there.
+        waiting: Keys of values whose objects have not been made yet.
+        seeds: Names of random seeds without a value.
+    """
+
+    matches: tuple[Match, ...]
+    different: tuple[str, ...]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    waiting: tuple[str, ...]
+    seeds: tuple[str, ...]
+
+    def fault(self, partial: bool) -> str | None:
+        """What does not fit, None if all does.
+
+        Args:
+            partial: Whether variables without a value and values without a variable are fine.
+        """
+        parts = [("have other shapes or types", self.different)]
+        if not partial:
+            # As long as layers or an optimizer are to be built, a value may yet find its variable.
+            parts.append(("are not in the checkpoint", () if self.waiting else self.missing))
+            parts.append(("are in the checkpoint, but not in the program", self.unused))
+        lines = []
+        for what, found in parts:
+            if found:
+                lines += [f"{len(found)} {what}:", *(f"  {line}" for line in found[:_SHOWN])]
+                lines += ["  ..."] * (len(found) > _SHOWN)
+        return "\n".join(lines) or None
+
+
+def match(checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored]) -> Matching:
+    """Compares a checkpoint in files with the objects of a program.
+
+    Objects correspond if the same attributes lead to them, as for `tf.train.Checkpoint`.
+
+    Args:
+        checkpoint: A `tf.train.Checkpoint`.
+        object_graph: The graph of the objects in the files.
+        stored: Shape and type of each value in the files.
+    """
+    nodes = _private.checkpoint_nodes(object_graph)
+    root, attached = _private.checkpoint_root(checkpoint)
+    owner_of: dict[int, Any] = {0: root}
+    path_of: dict[int, str] = {0: ""}
+    objects: dict[int, tuple[str, Any]] = {id(root): ("", root)}
+    unbuilt: set[int] = set()  # nodes below something that is to be built
+    hopeless: set[int] = set()  # nodes below something that is complete
+    queue: deque[tuple[int | None, Any, str, bool]] = deque([(0, root, "", False)])
+    while queue:
+        number, owner, path, waits = queue.popleft()
+        waits = waits or _is_unbuilt(owner)
+        children = dict(tf.train.TrackableView.children(owner))
+        if owner is root:
+            children = {**children, **attached}
+        of_node = {} if number is None else nodes[number].children
+        for name, child in children.items():
+            child_number = of_node.get(name)
+            is_new = id(child) not in objects
+            child_path = f"{path}/{name}" if path else name
+            if is_new:
+                objects[id(child)] = (child_path, child)
+            if child_number is not None and child_number not in owner_of:
+                owner_of[child_number], path_of[child_number] = child, child_path
+                queue.append((child_number, child, child_path, waits))
+            elif is_new:
+                queue.append((None, child, child_path, waits))
+        for name, child_number in of_node.items():
+            if name not in children and (owner is not root or isinstance(root, keras.Layer)):
+                (unbuilt if waits else hopeless).add(child_number)
+    return _collect(nodes, stored, owner_of, objects, unbuilt, hopeless)
+
+
+def _collect(
+    nodes: list[Any],
+    stored: Mapping[str, Stored],
+    owner_of: Mapping[int, Any],
+    objects: Mapping[int, tuple[str, Any]],
+    unbuilt: set[int],
+    hopeless: set[int],
+) -> Matching:
+    matches: list[Match] = []
+    different: list[str] = []
+    for number, owner in owner_of.items():
+        for key in nodes[number].keys.values():
+            matches.append(Match(key, owner))
+            if is_variable(owner) and key in stored:
+                difference = _difference(owner, stored[key])
+                if difference:
+                    different.append(f"{key}: {difference}")
+    matched = {id(owner) for number, owner in owner_of.items() if nodes[number].keys}
+    missing: list[str] = []
+    seeds: list[str] = []
+    for path, owner in objects.values():
+        if is_variable(owner) and id(owner) not in matched and path != _SAVE_COUNTER:
+            line = f"{path}: {variable_name(owner)} with shape {tuple(owner.shape)}"
+            is_seed = isinstance(owner, keras.Variable) and owner.name == "seed_generator_state"
+            (seeds if is_seed else missing).append(line)
+    waiting = _keys_below(nodes, unbuilt, owner_of, stored)
+    unused = [key for key in _keys_below(nodes, hopeless, owner_of, stored) if key not in waiting]
+    return Matching(
+        tuple(matches),
+        tuple(different),
+        tuple(missing),
+        tuple(f"{key} with shape {stored[key].shape}" for key in unused),
+        tuple(waiting),
+        tuple(seeds),
+    )
+
+
+def _difference(variable: Any, stored: Stored) -> str | None:
+    shape, dtype = variable.shape, tf_dtype(variable)
+    if shape.is_compatible_with(stored.shape) and dtype.base_dtype == stored.dtype.base_dtype:
+        return None
+    here = tuple(None if size is None else int(size) for size in shape)
+    return (
+        f"{stored.shape} {stored.dtype.name} in the checkpoint, {here} {dtype.name} in "
+        f"{variable_name(variable)}"
+    )
+
+
+def _is_unbuilt(owner: Any) -> bool:
+    return isinstance(owner, (keras.Layer, keras.optimizers.Optimizer)) and not owner.built
+
+
+def _keys_below(
+    nodes: list[Any],
+    numbers: set[int],
+    owner_of: Mapping[int, Any],
+    stored: Mapping[str, Stored],
+) -> list[str]:
+    """Keys of the values of nodes and of those below them, if they have no object."""
+    seen: set[int] = set()
+    stack = list(numbers)
+    keys: list[str] = []
+    while stack:
+        number = stack.pop()
+        if number in seen or number in owner_of:
+            continue
+        seen.add(number)
+        keys += [key for key in nodes[number].keys.values() if key in stored]
+        stack.extend(nodes[number].children.values())
+    return sorted(keys)

@@ -1,0 +1,54 @@
+"""What all processes know of the errors of each: one error in all of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from opensmp.errors import CheckpointError
+from opensmp.runtime import objects
+
+DAMAGED = "damaged"
+OTHER = "other"
+
+
+class Outcome(NamedTuple):
+    """How it went in a process.
+
+    Attributes:
+        value: What it has to tell the others.
+        error: The message of its error, None if there was none.
+        kind: Whether the files are damaged, or something else is wrong.
+    """
+
+    value: Any = None
+    error: str | None = None
+    kind: str = OTHER
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """The outcome of something that has raised an error."""
+    text = str(error)
+    if isinstance(error, tf.errors.OpError):
+        text = f"{type(error).__name__}: {error.message}"
+    elif not isinstance(error, CheckpointError):
+        text = f"{type(error).__name__}: {error}"
+    damaged = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
+    return Outcome(error=text, kind=DAMAGED if isinstance(error, damaged) else OTHER)
+
+
+def gathered(outcome: Outcome, ranks: Sequence[int], what: str) -> list[Outcome]:
+    """The outcomes of all processes, by rank."""
+    return objects.allgather_objects(outcome, ranks, what)
+
+
+def first_error(outcomes: Sequence[Outcome]) -> str | None:
+    """One message for all errors; None if there are none."""
+    failed = {rank: o.error for rank, o in enumerate(outcomes) if o.error is not None}
+    if not failed:
+        return None
+    if len(outcomes) == 1 or len(set(failed.values())) == 1 < len(failed):
+        return next(iter(failed.values()))
+    return "\n".join(f"rank {rank}: {text}" for rank, text in failed.items())

@@ -1,0 +1,94 @@
+"""Sums of gradients over microbatches, beside their variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.collectives import allreduce
+from opensmp.graph.structure import Structure
+from opensmp.graph.variables import tf_variable
+from opensmp.runtime import norms
+from opensmp.runtime.own_part import without_rows
+from opensmp.runtime.pipeline import Pipeline
+from opensmp.training.microbatches import Split
+
+Gradient = Any
+Tensor = Any
+
+
+class Accumulator:
+    """Adds up the gradients of variables.
+
+    Args:
+        variables: The variables, trainable ones.
+    """
+
+    def __init__(self, variables: Sequence[Any]) -> None:
+        self._variables = list(variables)
+        self._found: list[list[Gradient]] = [[] for _ in variables]
+
+    def add(self, gradients: Sequence[Gradient | None]) -> None:
+        """Adds one gradient for each variable; None adds nothing."""
+        for found, gradient in zip(self._found, gradients, strict=True):
+            if gradient is not None:
+                found.append(gradient)
+
+    def sums(self) -> list[Gradient | None]:
+        """The sum for each variable, None where no gradient was added."""
+        return [
+            _sum(found, tf_variable(variable).device) if found else None
+            for variable, found in zip(self._variables, self._found, strict=True)
+        ]
+
+    def finish(self, pipeline: Pipeline, others: Any) -> tuple[list[Gradient | None], Any]:
+        """Completes a pipeline that computes the sums and other tensors.
+
+        Args:
+            pipeline: The pipeline that the gradients come from.
+            others: A nest of other results.
+
+        Returns:
+            The sums; those of variables of other processes have no rows. And the other results.
+        """
+        sums = [Structure.of(gradient) for gradient in self.sums()]
+        rest = Structure.of(others)
+        flat = [tensor for each in (*sums, rest) for tensor in each.tensors]
+        finished = iter(pipeline.finish(flat))
+        gradients = []
+        for each in sums:
+            values = [next(finished) for _ in each.tensors]
+            elsewhere = any(value is None for value in values)
+            gradients.append(without_rows(each.template) if elsewhere else each.pack(values))
+        return gradients, rest.pack(list(finished))
+
+
+def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> list[Gradient | None]:
+    """The sums of gradients over the replicas of the model; each has the gradient of its rows.
+
+    Args:
+        gradients: They, None or without rows where another process has the variable.
+        split: How the batch was divided among the replicas.
+    """
+    if len(split.replicas) == 1:
+        return list(gradients)
+    if not split.is_even:  # slices of different length cannot be put below each other
+        gradients = [
+            g if g is None or norms.is_elsewhere(g) else tf.convert_to_tensor(g) for g in gradients
+        ]
+    return allreduce(list(gradients), op="sum")  # type: ignore[no-any-return]
+
+
+def _sum(gradients: list[Gradient], device: str) -> Gradient:
+    if len(gradients) == 1:
+        return gradients[0]
+    with tf.device(device or None):
+        if all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
+            return tf.IndexedSlices(
+                tf.concat([gradient.values for gradient in gradients], 0),
+                tf.concat([gradient.indices for gradient in gradients], 0),
+                gradients[0].dense_shape,
+            )
+        return tf.add_n([tf.convert_to_tensor(gradient) for gradient in gradients])

@@ -1,0 +1,112 @@
+"""Whether the loss of a batch is the sum of what its microbatches contribute, and how."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+
+Kind = Literal["mean", "sum"]
+
+ROW_BY_ROW = (
+    keras.losses.BinaryCrossentropy,
+    keras.losses.BinaryFocalCrossentropy,
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.CategoricalFocalCrossentropy,
+    keras.losses.CategoricalHinge,
+    keras.losses.CosineSimilarity,
+    keras.losses.Hinge,
+    keras.losses.Huber,
+    keras.losses.KLDivergence,
+    keras.losses.LogCosh,
+    keras.losses.MeanAbsoluteError,
+    keras.losses.MeanAbsolutePercentageError,
+    keras.losses.MeanSquaredError,
+    keras.losses.MeanSquaredLogarithmicError,
+    keras.losses.Poisson,
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.SquaredHinge,
+)
+"""Losses that look at one example at a time. Others may do anything with a batch."""
+
+_REDUCTIONS: dict[Any, Kind] = {"sum_over_batch_size": "mean", "mean": "mean", "sum": "sum"}
+
+
+def kind_of(loss: Any) -> Kind | None:
+    """How a Keras loss of a batch comes from those of its microbatches.
+
+    Returns:
+        `"mean"`: it is their mean, weighted by the number of examples. `"sum"`: their sum.
+        None: neither, or nobody knows.
+
+    Example:
+        ```python
+        kind_of(keras.losses.MeanSquaredError())  # "mean"
+        kind_of(lambda y_true, y_pred: ...)  # None
+        ```
+    """
+    if type(loss) not in ROW_BY_ROW:
+        return None
+    config = loss.get_config()
+    if config.get("axis", -1) != -1 or config.get("ignore_class") is not None:
+        return None
+    return _REDUCTIONS.get(loss.reduction)
+
+
+def given_kind(given: Any) -> Kind | None:
+    """As `kind_of` for what `compile` was given: one loss or a nest, names or losses."""
+    kinds = {_kind_of_leaf(leaf) for leaf in tf.nest.flatten(given) if leaf is not None}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _kind_of_leaf(leaf: Any) -> Kind | None:
+    if isinstance(leaf, str):
+        if leaf in ("crossentropy", "ce"):
+            return "mean"
+        try:
+            leaf = keras.losses.get(leaf)
+        except ValueError:  # Keras will say so
+            return None
+    if isinstance(leaf, keras.losses.Loss):
+        return kind_of(leaf)
+    own = (getattr(keras.losses, name, None) for name in _FUNCTIONS)
+    return "mean" if any(leaf is function for function in own) else None
+
+
+_FUNCTIONS = (
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_hinge",
+    "cosine_similarity",
+    "hinge",
+    "huber",
+    "kl_divergence",
+    "log_cosh",
+    "mean_absolute_error",
+    "mean_absolute_percentage_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "poisson",
+    "sparse_categorical_crossentropy",
+    "squared_hinge",
+)
+
+
+def outputs_allow_it(outputs: Any) -> bool:
+    """Whether outputs have an axis besides that of the examples, and no mask.
+
+    With a mask, the mean is over what is not masked in the whole batch.
+    """
+    return all(
+        isinstance(leaf, tf.Tensor)
+        and leaf.shape.rank is not None
+        and leaf.shape.rank >= 2
+        and _private.get_mask(leaf) is None
+        for leaf in tf.nest.flatten(outputs)
+        if leaf is not None
+    )
