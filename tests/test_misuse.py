@@ -758,13 +758,20 @@ def test_the_message_says_what_happened_what_was_received_and_how_to_mend_it(smp
         assert part in message
 
 
-# These take several processes: tests/runtime, tests/cli and tests/test_communication.py.
-OF_SEVERAL_PROCESSES = {errors.LaunchError, errors.CommunicationError, errors.ElsewhereError}
+# These take several processes or files: tests/runtime, tests/cli, tests/test_communication.py,
+# tests/saving.
+ELSEWHERE = {
+    errors.LaunchError,
+    errors.CommunicationError,
+    errors.ElsewhereError,
+    errors.CheckpointError,
+    errors.SavingError,
+}
 
 
 def test_every_error_of_ours_is_in_the_table():
     ours = {e for e in vars(errors).values() if isinstance(e, type) and e is not errors.SmpError}
-    assert ours - {m.error for m in TABLE} == OF_SEVERAL_PROCESSES
+    assert ours - {m.error for m in TABLE} == ELSEWHERE
 
 
 # Faults found in the middle of a trace, where something could stay behind.

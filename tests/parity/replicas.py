@@ -103,7 +103,9 @@ MODELS: Mapping[str, Trained] = {
 def _made(name: str) -> tuple[keras.Model, keras.optimizers.Optimizer, list[tuple[Any, Any]]]:
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(SEED)
+    policy = keras.config.dtype_policy()
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     try:
         trained = MODELS[name]
         random = np.random.default_rng(SEED)
@@ -114,6 +116,7 @@ def _made(name: str) -> tuple[keras.Model, keras.optimizers.Optimizer, list[tupl
         )
     finally:
         keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy(policy)
 
 
 def loss_function() -> keras.losses.Loss:
