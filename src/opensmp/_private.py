@@ -230,15 +230,8 @@ def lifted() -> Iterator[None]:
     A model's own code, and custom gradients such as that of `tf.recompute_grad`, may
     open a tape; `tf.init_scope` would make it see nothing and give zeros.
     """
-    with tf.init_scope():
-        stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
-        if stopped:
-            pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
-        try:
-            yield
-        finally:
-            if stopped:
-                pywrap_tfe.TFE_Py_TapeSetStopOnThread()
+    with tf.init_scope(), recording():
+        yield
 
 
 # --- Keras variables ------------------------------------------------------------

@@ -45,7 +45,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
         temporary = target.parent / f"{_PREFIX}{secrets.token_hex(4)}-{target.name}"
         try:
             yield str(temporary)
-            _to_disk(temporary)
+            to_disk(temporary)
             temporary.replace(target)
         finally:
             _remove(temporary)
@@ -67,7 +67,7 @@ def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
             yield str(target.parent / begin)
             written = list(target.parent.glob(f"{begin}*"))
             for file in sorted(written, key=lambda file: file.name.endswith(last)):
-                _to_disk(file)
+                to_disk(file)
                 file.replace(target.parent / f"{target.name}{file.name.removeprefix(begin)}")
         finally:
             for file in target.parent.glob(f"{begin}*"):
@@ -97,7 +97,7 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
             yield str(temporary)
             for file in temporary.rglob("*"):
                 if file.is_file():
-                    _to_disk(file)
+                    to_disk(file)
             if full:
                 _exchange(temporary, target, entry)
             else:
@@ -129,9 +129,12 @@ def _exchange(new: Path, target: Path, entry: str) -> None:
         raise
 
 
-def _to_disk(file: Path) -> None:
-    """Waits until a file's contents are on the disk: a rename alone may come before them."""
-    number = os.open(file, os.O_RDONLY)
+def to_disk(path: str | os.PathLike[str]) -> None:
+    """Waits until a file's contents, or the renames in a directory, are on the disk.
+
+    A rename alone may come before the contents, and neither need outlast a loss of power.
+    """
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

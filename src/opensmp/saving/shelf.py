@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.saving.atomic import to_disk
 from opensmp.saving.manifest import data_files, fault, index_path, manifest_path, write_manifest
 
 _DATA = ".data-?????-of-?????"
@@ -109,7 +110,7 @@ class Shelf:
         try:
             for file in (*data_files(made), manifest_path(made), index_path(made)):
                 os.replace(file, os.path.join(self.directory, file.name))
-            _flush(self.directory)
+            to_disk(self.directory)
             old = earlier[: len(earlier) + 1 - max_to_keep] if max_to_keep is not None else []
             self._record([*earlier[len(old) :], (prefix, time.time())])
         except BaseException:
@@ -149,12 +150,3 @@ class Shelf:
             re.escape(self.name) + r"-(\d+)(\.index|\.manifest|\.data-.*)?", os.path.basename(path)
         )
         return int(match[1]) if match else None
-
-
-def _flush(directory: str) -> None:
-    """Makes renames in a directory last over a loss of power."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
