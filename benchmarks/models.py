@@ -25,7 +25,8 @@ class Workload(NamedTuple):
     Attributes:
         name: Name, with what decides its size.
         build: Makes the model; the same weights for the same Keras seed. It takes a context
-            manager for the layers of each half, 0 and 1, such as `smp.partition`.
+            manager for the layers of each half, 0 and 1, such as `smp.partition`, and in how
+            many chunks each half is to come: with two, the halves are 0, 1, 0, 1.
         inputs: A batch of inputs.
         labels: Integer labels of the batch.
     """
@@ -40,11 +41,16 @@ def loss_function() -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+def half_of(number: int, count: int, chunks: int) -> int:
+    """The half, 0 or 1, of one of `count` layers, where halves come in chunks by turns."""
+    return 2 * chunks * number // count % 2
+
+
 def mlp(layers: int, units: int, batch: int) -> Workload:
-    def build(place: Place = anywhere) -> keras.Model:
+    def build(place: Place = anywhere, chunks: int = 1) -> keras.Model:
         x = inputs = keras.Input((units,))
         for layer in range(layers):
-            with place(2 * layer // layers):
+            with place(half_of(layer, layers, chunks)):
                 x = keras.layers.Dense(units, activation="gelu")(x)
         with place(1):
             return keras.Model(inputs, keras.layers.Dense(10)(x))
@@ -94,12 +100,12 @@ def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: in
         h = keras.layers.Dense(4 * width, activation="gelu")(h)
         return keras.layers.Add()([x, keras.layers.Dense(width)(h)])
 
-    def build(place: Place = anywhere) -> keras.Model:
+    def build(place: Place = anywhere, chunks: int = 1) -> keras.Model:
         tokens = keras.Input((length,), dtype="int32")
         with place(0):
             x = keras.layers.Embedding(vocabulary, width)(tokens)
         for number in range(blocks):
-            with place(2 * number // blocks):
+            with place(half_of(number, blocks, chunks)):
                 x = block(x)
         with place(1):
             x = keras.layers.LayerNormalization()(x)

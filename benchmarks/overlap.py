@@ -93,7 +93,7 @@ def mean(gradients: tuple[Any, ...]) -> Any:
 
 
 def pipelined_step(
-    workload: models.Workload, microbatches: int, pipeline: str = "interleaved"
+    workload: models.Workload, microbatches: int, pipeline: str = "interleaved", chunks: int = 1
 ) -> Callable[..., Any]:
     smp.init(
         {
@@ -106,7 +106,7 @@ def pipelined_step(
         }
     )
     keras.utils.set_random_seed(0)
-    model = smp.DistributedModel.from_keras(workload.build(smp.partition))
+    model = smp.DistributedModel.from_keras(workload.build(smp.partition, chunks))
     return models.split_step(model, keras.optimizers.SGD(LEARNING_RATE))
 
 

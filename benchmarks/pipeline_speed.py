@@ -6,8 +6,11 @@
 The same training step (forward and backward passes of M microbatches, SGD) as
 
 - one process with one thread: plain Keras, microbatch after microbatch;
-- two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules;
-- the same in torch, with gloo: one thread, and two ranks with each of its schedules.
+- two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules: `simple`,
+  `interleaved`, `interleaved` with the model in four pieces that the ranks take in turns, and
+  `zero_bubble` with the same four pieces;
+- the same in torch, with gloo: one thread, and two ranks with each of its schedules, which are
+  named GPipe, 1F1B, interleaved 1F1B and (interleaved) zero bubble there.
 
 All of a row run in turns, a few steps at a time, while the others wait. A speed-up is the
 median over the rounds of the one-thread step of the same library over the pipelined step; as a
@@ -38,7 +41,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 WORKLOADS = ("mlp", "transformer", "quick")
-OURS = ("simple", "interleaved")
+# Name: the pipeline, and in how many chunks a rank has its half of the model.
+OURS = {
+    "simple": ("simple", 1),
+    "1f1b": ("interleaved", 1),
+    "interleaved": ("interleaved", 2),
+    "zero bubble": ("zero_bubble", 2),
+}
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
 RANKS = 2
 WARM_UP = 3
@@ -65,7 +74,8 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
     if role == "one thread":
         train_step = overlap.plain_step(made, microbatches)
     else:
-        train_step = overlap.pipelined_step(made, microbatches, role)
+        pipeline, chunks = OURS[role]
+        train_step = overlap.pipelined_step(made, microbatches, pipeline, chunks)
         rank = smp.rank()
 
     inputs, labels = tf.constant(made.inputs), tf.constant(made.labels)

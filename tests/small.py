@@ -105,3 +105,18 @@ def planned(function: Any, *args: Any, partitions: int = 2) -> tuple[TracedGraph
 def types(function: Any) -> list[str]:
     """Types of the operations of a concrete function."""
     return [op.type for op in function.graph.get_operations()]
+
+
+def values_of(traced, x):
+    """Values of inputs and variables by id of their placeholder."""
+    values = {id(v.placeholder): tf.convert_to_tensor(v.variable) for v in traced.variables}
+    return values | {id(traced.inputs[0]): x}
+
+
+def run_forward(program, values):
+    for segment in program.segments:
+        forward = program.forward(segment)
+        results = forward.function(*(values[id(t)] for t in forward.feeds))
+        made = (*forward.outputs, *forward.residuals)
+        values.update({id(t): r for t, r in zip(made, results, strict=True)})
+    return values

@@ -44,6 +44,7 @@ def test_defaults_are_those_of_the_api():
         "devices": None,
         "plan": None,
         "processes_per_replica": None,
+        "transport": "auto",
     }
 
 
@@ -82,6 +83,7 @@ def test_every_key_of_the_dict_arrives():
         "devices": ["CPU:1", "CPU:0"],
         "plan": None,
         "processes_per_replica": 1,
+        "transport": "collective",
     }
     assert Config.resolve(keys).to_dict() == keys
 
@@ -123,7 +125,7 @@ def test_text_is_one_line_with_every_key():
 @given(
     partitions=st.integers(1, 8),
     microbatches=st.integers(1, 32),
-    pipeline=st.sampled_from(["interleaved", "simple"]),
+    pipeline=st.sampled_from(["interleaved", "simple", "zero_bubble"]),
     auto_partition=st.booleans(),
     devices=st.sampled_from([None, "cpu", "gpu"]),
 )
@@ -261,9 +263,9 @@ MISUSES = [
     (
         {"pipeline": "simpel"},
         {},
-        ["pipeline", "'simpel' (str)", "'interleaved' or 'simple'", "did you mean 'simple'?"],
+        ["pipeline", "'simpel' (str)", "'interleaved', 'simple' or 'zero_bubble'", "did you mean 'simple'?"],
     ),
-    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'interleaved' or 'simple'"]),
+    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'interleaved', 'simple' or 'zero_bubble'"]),
     ({"optimize": "size"}, {}, ["optimize", "'size' (str)", "'memory' or 'speed'"]),
     (
         {"placement_strategy": "clustered"},

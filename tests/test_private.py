@@ -12,6 +12,7 @@ import types
 import warnings
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -201,15 +202,18 @@ def test_automatic_control_dependencies():
 
 
 def test_call_attributes():
-    attributes = _private.call_attributes()
-    assert "config_proto" in attributes
-    function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+    assert "config_proto" in _private.call_attributes()
+    # Sums of many are what the memory optimizer would make temporary variables for.
+    function = tf.function(lambda x: tf.add_n([x * float(i) for i in range(8)]) + 1.0)
+    concrete = function.get_concrete_function(tf.TensorSpec([1000, 1000]))
 
-    @tf.function
-    def run(x):
-        return tf.raw_ops.PartitionedCall(args=[x], Tout=[tf.float32], f=function, **attributes)
+    def run(x, one_thread):
+        attributes = _private.call_attributes(one_thread)
+        return tf.raw_ops.PartitionedCall(args=[x], Tout=[tf.float32], f=concrete, **attributes)
 
-    assert float(run(tf.constant(1.0))[0]) == 2.0
+    for one_thread in (False, True):
+        call = tf.function(functools.partial(run, one_thread=one_thread))
+        assert float(call(tf.ones([1000, 1000]))[0][0, 0]) == 29.0
 
 
 def test_with_autograph():
@@ -840,7 +844,9 @@ TWO_SERVERS = """
             ordering_token=[], merge_op="Add", final_op="Id", timeout_seconds=0,
         )
     answer = _private.answers(1 - rank, 5.0)
-    print(total.numpy(), answer, flush=True)
+    _private.post(f"from {rank}", f"hello-{rank}")
+    heard = _private.fetch(f"from {1 - rank}")
+    print(total.numpy(), answer, heard, flush=True)
     pathlib.Path(folder, str(rank)).touch()
     while not pathlib.Path(folder, str(1 - rank)).exists():  # nobody leaves before both are done
         time.sleep(0.05)
@@ -866,6 +872,14 @@ def test_join_cluster(two_servers):
 
 def test_answers(two_servers):
     assert [line.split()[1] for line in two_servers] == ["True", "True"]
+
+
+def test_post(two_servers):
+    assert two_servers[0].split()[2] == "hello-1"
+
+
+def test_fetch(two_servers):
+    assert two_servers[1].split()[2] == "hello-0"
 
 
 @pytest.mark.parametrize("steps", [None, 2])
@@ -1041,6 +1055,9 @@ def test_checkpoint_values():
     assert mine.owner is number
     assert float(mine.read()) == 3.0
     assert graph
+    iterator = iter(tf.data.Dataset.range(3))
+    values, _ = _private.checkpoint_values(tf.train.Checkpoint(data=iterator))
+    assert iterator in [value.owner for value in values]
 
 
 def test_checkpoint_nodes():
@@ -1081,6 +1098,30 @@ def test_values_at_hand(tmp_path):
     assert not read_before
 
 
+def test_before_late_restores(tmp_path):
+    path = tf.train.Checkpoint(a=tf.Variable(1.0), b=tf.Variable(2.0)).write(str(tmp_path / "c"))
+    _private.restore_where_values_are()
+    checkpoint = tf.train.Checkpoint(a=tf.Variable(0.0))
+    seen = []
+    status = checkpoint.read(path)
+    _private.before_late_restores(status, lambda keys, owner: seen.append((keys, owner)))
+    checkpoint.b = tf.Variable(0.0)
+    assert seen == [(["b/.ATTRIBUTES/VARIABLE_VALUE"], checkpoint.b)]
+    assert float(checkpoint.b) == 2.0
+
+
+def test_iterator_state():
+    iterator = iter(tf.data.Dataset.range(5))
+    assert _private.iterator_state(iterator).dtype == tf.variant
+
+
+def test_set_iterator_state():
+    first, second = (iter(tf.data.Dataset.range(5)) for _ in range(2))
+    next(first)
+    _private.set_iterator_state(second, _private.iterator_state(first))
+    assert int(next(second)) == 1
+
+
 def test_track_all_variables():
     class Model(keras.Sequential):
         pass
@@ -1096,3 +1137,159 @@ def test_silence_deprecations(caplog):
     with _private.silence_deprecations():
         tf.compat.v1.train.checkpoint_exists("/nothing")
     assert "deprecated" not in caplog.text
+
+
+class TestPlaceUpdatesOfOtherOptimizers:
+    """What `place_updates_with_variables` does to optimizers that do something of their own."""
+
+    def test_factors_of_adafactor_are_slots(self):
+        _private.place_updates_with_variables()
+        with tf.device("CPU:2"):
+            variable = keras.Variable(np.ones((3, 4), "float32"))
+        optimizer = keras.optimizers.Adafactor()
+        optimizer.build([variable])
+        slots = [v for v in optimizer.variables if v.shape in ((3,), (4,), (3, 4))]
+        assert len(slots) == 3
+        assert {v.value.device[-5:] for v in slots} == {"CPU:2"}
+        _private.give_up(variable, "another rank")
+        assert all(map(_private.is_elsewhere, slots))
+
+    def test_average_of_schedule_free_begins_at_the_weights(self):
+        _private.place_updates_with_variables()
+        here, away = keras.Variable(3.0), keras.Variable(4.0)
+        _private.give_up(away, "another rank")
+        optimizer = keras.optimizers.ScheduleFreeAdamW()
+        optimizer.build([here, away])
+        momenta = [v for v in optimizer.variables if "momentum" in v.path]
+        assert float(momenta[0].value) == 3.0
+        assert _private.is_elsewhere(momenta[1])
+
+    def test_a_loss_is_scaled_by_the_scale_of_the_moment(self):
+        _private.place_updates_with_variables()
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=8.0)
+        variable = keras.Variable(1.0)
+        scaled = tf.function(lambda: optimizer.scale_loss(tf.constant(1.0)))
+        assert float(scaled()) == 8.0
+        optimizer.apply([tf.constant(np.inf)], [variable])
+        assert float(scaled()) == 4.0 == float(optimizer.dynamic_scale)
+        assert float(variable) == 1.0
+
+
+def test_agree_on_finite_with():
+    _private.place_updates_with_variables()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=2.0)
+    variable = keras.Variable(1.0)
+    none_here = tf.IndexedSlices(tf.zeros([0, 2]), tf.zeros([0], tf.int32), tf.constant([3, 2]))
+    seen = []
+
+    def agree(finite):
+        seen.append(bool(finite))
+        return tf.constant(False)
+
+    _private.agree_on_finite_with(agree)
+    try:
+        optimizer.apply([tf.constant(1.0)], [variable])
+        assert not optimizer.check_finite([none_here])
+    finally:
+        _private.agree_on_finite_with(None)
+    assert seen == [True, True]
+    assert float(variable) == 1.0
+    assert float(optimizer.dynamic_scale) == 1.0
+
+
+def test_weights_layout(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="top")])
+    layout = _private.weights_layout(model)
+    assert sorted((path.split("/")[-1], shape) for path, shape in layout.values()) == [
+        ("bias", (2,)),
+        ("kernel", (3, 2)),
+    ]
+    model.save_weights(tmp_path / "model.weights.h5")
+    with h5py.File(tmp_path / "model.weights.h5") as file:
+        for name, (_, shape) in layout.items():
+            assert file[name].shape == shape
+
+
+def test_compilation_kept(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with _private.compilation_kept(model):
+        model.save(tmp_path / "model.h5")
+    assert model.get_compile_config()["optimizer"]
+
+
+def test_in_safe_mode():
+    assert _private.in_safe_mode()
+    keras.config.enable_unsafe_deserialization()
+    try:
+        assert not _private.in_safe_mode()
+    finally:
+        keras.utils.clear_session(free_memory=False)
+    assert _private.in_safe_mode()
+
+
+def test_inlined():
+    twice = tf.function(lambda x: x + x, autograph=False)
+    spec = tf.TensorSpec([2])
+    outer = tf.function(lambda x: twice(x) * 3.0, input_signature=[spec], autograph=False)
+    graph = outer.get_concrete_function().graph
+    tensors = [*(t.name for t in graph.inputs), *(t.name for t in graph.outputs)]
+    kinds = {node.op for node in _private.inlined(graph.as_graph_def(), tensors).node}
+    assert {"AddV2", "Mul"} <= kinds
+    assert not any(kind.endswith("PartitionedCall") for kind in kinds)
+
+
+def test_global_seed():
+    tf.random.set_seed(17)
+    assert _private.global_seed() == 17
+    tf.random.set_seed(None)
+    assert _private.global_seed() is None
+
+
+def test_arrays_shuffled_by():
+    """In the order that Keras' trainer meets them, for both ways to shuffle."""
+    seen = []
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.train_step = lambda data: (
+        seen.append(data[0][:, 0].numpy().tolist()) or {"loss": tf.zeros([])}
+    )
+    x = np.arange(6.0, dtype="float32")[:, None]
+    with _private.arrays_shuffled_by(lambda indices: indices[::-1]):
+        model.fit(x, x, batch_size=4, verbose=0)
+        model.fit(x, x, batch_size=6, verbose=0, shuffle="batch")
+        tf.random.shuffle(x, seed=1)
+    assert seen == [[5.0, 4.0, 3.0, 2.0], [1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]]
+    assert tf.random.shuffle.__module__.startswith("tensorflow.")
+
+
+def test_overrides():
+    logger = keras.callbacks.CSVLogger("there")
+    assert _private.overrides(logger, "on_epoch_end")
+    assert not _private.overrides(logger, "on_train_batch_end")
+    each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None)
+    assert _private.overrides(each, "on_train_batch_end")
+
+
+def test_initial_epoch():
+    model = compiled_model()
+    assert _private.initial_epoch(model) is None
+
+
+def test_set_initial_epoch():
+    model = compiled_model()
+    _private.set_initial_epoch(model, 2)
+    history = model.fit(np.ones((2, 2)), np.ones((2, 1)), epochs=3, verbose=0)
+    assert (_private.initial_epoch(model), history.epoch) == (2, [2])
+
+
+def test_averages_of_own():
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    kernel, here = elsewhere(), keras.Variable([1.0])
+    optimizer.build([kernel, here])
+    before = list(vars(optimizer)["_model_variables_moving_average"])
+    with _private.averages_of_own(keras.optimizers.LossScaleOptimizer(optimizer)):
+        (average,) = vars(optimizer)["_model_variables_moving_average"]
+        assert vars(optimizer)["_trainable_variables"] == [here]
+        assert average is before[1]
+    assert list(vars(optimizer)["_model_variables_moving_average"]) == before

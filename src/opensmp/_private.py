@@ -23,10 +23,13 @@ from keras.src.models.functional import Functional
 from keras.src.ops.function import Function
 from keras.src.ops.node import Node
 from keras.src.optimizers import base_optimizer
+from keras.src.saving import saving_lib, serialization_lib
 from keras.src.trainers import compile_utils
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.core.protobuf import (
     cluster_pb2,
+    config_pb2,
+    rewriter_config_pb2,
     tensorflow_server_pb2,
     trackable_object_graph_pb2,
 )
@@ -38,9 +41,11 @@ from tensorflow.python.distribute import distribute_lib
 from tensorflow.python.eager import context, record, tape
 from tensorflow.python.eager.polymorphic_function import autograph_util, function_context
 from tensorflow.python.framework import auto_control_deps, ops
+from tensorflow.python.grappler import tf_optimizer
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
 from tensorflow.python.trackable import base as tf_trackable
+from tensorflow.python.training.saving import saveable_object_util
 from tensorflow.python.util import deprecation
 
 from opensmp.errors import CheckpointError, ElsewhereError
@@ -144,13 +149,26 @@ def automatic_control_dependencies() -> Iterator[None]:
         graph.experimental_acd_manager = manager
 
 
-def call_attributes() -> dict[str, Any]:
+def call_attributes(one_thread: bool = False) -> dict[str, Any]:
     """The attributes that `tf.function` gives to its calls, for calls through raw operations.
 
     They carry what the user set with `tf.config.optimizer`; a call without them is optimised
     by the defaults.
+
+    Args:
+        one_thread: Whether the operations of the call run one after the other on the thread
+            that calls, by TensorFlow's single-threaded executor. It knows no lowered control
+            flow, and none of the temporary variables by which the memory optimizer spreads out
+            sums.
     """
-    return dict(context.context().function_call_options.as_attrs())
+    attributes = dict(context.context().function_call_options.as_attrs())
+    if one_thread:
+        config = tf.compat.v1.ConfigProto.FromString(attributes["config_proto"])
+        rewrites = config.graph_options.rewrite_options
+        rewrites.memory_optimization = type(rewrites).NO_MEM_OPT
+        attributes["config_proto"] = config.SerializeToString()
+        attributes["executor_type"] = "SINGLE_THREADED_EXECUTOR"
+    return attributes
 
 
 # --- gradient tapes -----------------------------------------------------------
@@ -596,7 +614,11 @@ def place_updates_with_variables() -> None:
     extended._smp_placed = True
     _place_averages_and_clipping()
     _know_slots()
+    _know_factors()
+    _average_what_is_here()
     _leave_out_what_is_elsewhere()
+    _scale_by_a_variable()
+    _check_finite_together()
 
 
 def _know_slots() -> None:
@@ -608,15 +630,138 @@ def _know_slots() -> None:
         self: Any, reference_variable: Any, *args: Any, **kwargs: Any
     ) -> Any:
         slot = add(self, reference_variable, *args, **kwargs)
-        value = getattr(reference_variable, "_value", reference_variable)
-        if not hasattr(value, _SLOTS):
-            setattr(value, _SLOTS, [])
-        getattr(value, _SLOTS).append(weakref.ref(slot))
-        if is_elsewhere(reference_variable):
-            give_up(slot, getattr(value, _ELSEWHERE))
+        _know_slot(reference_variable, slot)
         return slot
 
     owner.add_variable_from_reference = add_variable_from_reference
+
+
+def _know_slot(reference_variable: Any, slot: Any) -> None:
+    value = getattr(reference_variable, "_value", reference_variable)
+    if not hasattr(value, _SLOTS):
+        setattr(value, _SLOTS, [])
+    if any(known() is slot for known in getattr(value, _SLOTS)):
+        return
+    getattr(value, _SLOTS).append(weakref.ref(slot))
+    if is_elsewhere(reference_variable):
+        give_up(slot, getattr(value, _ELSEWHERE))
+
+
+def _know_factors() -> None:
+    """Makes the factors of Adafactor slots of their variables: it makes them without reference."""
+    owner = keras.optimizers.Adafactor
+    build, add = owner.build, owner.add_variable
+    current = threading.local()
+
+    class Followed(list[Any]):
+        """The variables; notes which of them Keras is at."""
+
+        def __iter__(self) -> Iterator[Any]:
+            for variable in super().__iter__():
+                current.variable = variable
+                yield variable
+            current.variable = None
+
+    def build_followed(self: Any, var_list: Any) -> None:
+        try:
+            build(self, Followed(var_list))
+        finally:
+            current.variable = None
+
+    def add_variable(self: Any, *args: Any, **kwargs: Any) -> Any:
+        variable = getattr(current, "variable", None)
+        if variable is None or not self.built:  # slots with a reference are made first
+            return add(self, *args, **kwargs)
+        stored = getattr(variable, "_value", variable)
+        with tf.device(getattr(stored, "device", None)):
+            slot = add(self, *args, **kwargs)
+        _know_slot(variable, slot)
+        return slot
+
+    owner.build, owner.add_variable = build_followed, add_variable
+
+
+def _average_what_is_here() -> None:
+    """Lets ScheduleFreeAdamW begin at the weights that this process has; it copies all."""
+    owner = keras.optimizers.ScheduleFreeAdamW
+    build = owner.build
+
+    def build_here(self: Any, var_list: Any) -> None:
+        if self.built or not any(map(is_elsewhere, var_list)):
+            build(self, var_list)
+            return
+        base_optimizer.BaseOptimizer.build(self, var_list)
+        self._momentums, self._velocities = self.add_optimizer_variables(
+            var_list, ["momentum", "velocity"]
+        )
+        for momentum, variable in zip(self._momentums, var_list, strict=True):
+            if momentum is not None and not is_elsewhere(variable):
+                self.assign(momentum, keras.ops.copy(variable))
+
+    owner.build = build_here
+
+
+def _scale_by_a_variable() -> None:
+    """Makes graphs scale losses by a variable also before LossScaleOptimizer has made its own.
+
+    Keras takes the first scale as a number then. A function that was traced once would use it
+    for ever, while the gradients are divided by the scale of the moment.
+    """
+    owner = keras.optimizers.LossScaleOptimizer
+    build, scale_loss = owner.build, owner.scale_loss
+    early: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+    def scale_loss_early(self: Any, loss: Any) -> Any:
+        if self.built or tf.executing_eagerly():
+            return scale_loss(self, loss)
+        if self not in early:
+            with tf.init_scope(), tf.device("CPU:0"), _outside_of_functions():
+                early[self] = tf.Variable(self.initial_scale, dtype="float32", trainable=False)
+        return keras.ops.multiply(loss, tf.convert_to_tensor(early[self]))
+
+    def build_late(self: Any, var_list: Any) -> None:
+        build(self, var_list)
+        known = early.pop(self, None)
+        if known is not None:  # as in `move_to`: the same object has that memory now
+            scale = self.dynamic_scale._value
+            scale._handle, scale._handle_name = known._handle, known._handle_name
+            scale._smp_known = known  # functions that read it must find it alive
+
+    owner.build, owner.scale_loss = build_late, scale_loss_early
+
+
+_agree_on_finite: Any = None
+
+
+def agree_on_finite_with(agree: Callable[[Tensor], Tensor] | None) -> None:
+    """Lets `agree` tell whether the gradients of all processes are finite; None: there is one.
+
+    LossScaleOptimizer sees the gradients of this process only, and leaves a step out where one
+    is not finite: some processes would do a step that others leave out.
+
+    Args:
+        agree: Takes whether the gradients of this process are finite, gives the same for all.
+    """
+    global _agree_on_finite
+    _agree_on_finite = agree
+
+
+def _check_finite_together() -> None:
+    owner = keras.optimizers.LossScaleOptimizer
+    check = owner.check_finite
+
+    def check_finite(self: Any, grads: Any) -> Any:
+        if _agree_on_finite is None:
+            return check(self, grads)
+        # What stands for a gradient of another process would become dense, and large, there.
+        here = [g for g in grads if g is not None and not _has_no_rows(g)]
+        return _agree_on_finite(check(self, here) if here else tf.constant(True))
+
+    owner.check_finite = check_finite
+
+
+def _has_no_rows(gradient: Any) -> bool:
+    return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
 
 
 def _leave_out_what_is_elsewhere() -> None:
@@ -629,7 +774,7 @@ def _leave_out_what_is_elsewhere() -> None:
         here = [(gradient, variable) for gradient, variable in pairs if not is_elsewhere(variable)]
         _note_places(self, pairs)
         if pairs and not here:
-            _clip_nothing(self)
+            _update_nothing(self)
             return [], []
         return keep(self, [gradient for gradient, _ in here], [variable for _, variable in here])
 
@@ -727,13 +872,18 @@ def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
     _places[optimizer] = places, len(all_of_them)
 
 
-def _clip_nothing(optimizer: Any) -> None:
-    """Takes part in the others' norm where Keras, without a gradient, does nothing at all."""
-    if not _clips_together(optimizer) or not _places[optimizer][1]:
-        return
+def _update_nothing(optimizer: Any) -> None:
+    """Does what Keras leaves out where it has no gradient: its part in the others' step.
+
+    That is to take part in their norm, and to go on with what belongs to no variable, such as
+    the product of momenta that Nadam keeps.
+    """
+    clips = _clips_together(optimizer) and _places[optimizer][1]
 
     def take_part() -> None:
-        _clip_together([], *_places[optimizer], optimizer.global_clipnorm)
+        if clips:
+            _clip_together([], *_places[optimizer], optimizer.global_clipnorm)
+        optimizer._backend_update_step([], [], optimizer.learning_rate)
 
     steps = optimizer.gradient_accumulation_steps
     if not steps:
@@ -985,6 +1135,22 @@ def answers(rank: int, seconds: float) -> bool:
     return True
 
 
+def post(key: str, text: str) -> None:
+    """Leaves a text for another process of the cluster, which gets it with `fetch`.
+
+    The coordination service keeps it. Unlike a collective operation it may be used on any
+    thread, whatever the others do.
+    """
+    context.context().set_config_key_value(key, text)
+
+
+def fetch(key: str) -> str:
+    """Waits for the text that another process posts, and forgets it; other threads run on."""
+    text = str(context.context().get_config_key_value(key, 0))
+    context.context().delete_config_key_value(key)
+    return text
+
+
 # --- checkpoints --------------------------------------------------------------
 
 
@@ -1035,6 +1201,8 @@ def checkpoint_values(checkpoint: Any) -> tuple[list[CheckpointValue], bytes]:
         )
     values = []
     for owner, of_owner in tensors.items():
+        if isinstance(owner, saveable_object_util.SaveableCompatibilityConverter):
+            owner = owner.obj  # an iterator, say
         for key, parts in of_owner.items():
             if key == OBJECT_GRAPH_KEY:
                 continue
@@ -1082,9 +1250,14 @@ def restore_where_values_are() -> None:
         rest = {}
         for key, saveable in tensor_saveables.items():
             trackable = getattr(saveable, "_trackable", None)
+            names = [spec.name for spec in saveable.specs]
+            late = getattr(self, _LATE, None)
+            if late is not None:
+                late(names, trackable)
             if is_elsewhere(trackable):
                 continue
-            names = [spec.name for spec in saveable.specs]
+            if all(_at_hand.get(name, self) is None for name in names):
+                continue
             if trackable is None or not all(name in _at_hand for name in names):
                 rest[key] = saveable
                 continue
@@ -1097,15 +1270,26 @@ def restore_where_values_are() -> None:
     owner._smp_restores = True
 
 
-_at_hand: dict[str, Tensor] = {}
+_at_hand: dict[str, Tensor | None] = {}
+_LATE = "_smp_late"
+
+
+def before_late_restores(status: Any, check: Callable[[list[str], Any], None]) -> None:
+    """Has a function called before a value is assigned to an object made after the restore.
+
+    Args:
+        status: What `tf.train.Checkpoint.restore` returned.
+        check: Gets the keys in the files and the object; may raise an error.
+    """
+    setattr(status._checkpoint, _LATE, check)
 
 
 @contextlib.contextmanager
-def values_at_hand(values: dict[str, Tensor]) -> Iterator[None]:
+def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
     """Context in which restoring a checkpoint takes these values instead of reading them.
 
     Args:
-        values: Key in the files to value.
+        values: Key in the files to value; None leaves the object as it is.
     """
     _at_hand.update(values)
     values.clear()
@@ -1113,6 +1297,20 @@ def values_at_hand(values: dict[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         _at_hand.clear()
+
+
+def iterator_state(iterator: Any) -> Tensor:
+    """Where an iterator of a dataset is, as a checkpoint has it."""
+    return iterator._serialize_to_tensors()["_STATE"]
+
+
+def set_iterator_state(iterator: Any, state: Tensor) -> None:
+    """Brings an iterator to where one of the same dataset was.
+
+    Raises:
+        tf.errors.OpError: The state is that of another dataset.
+    """
+    iterator._restore_from_tensors({"_STATE": state})
 
 
 class HeldBackRestores:
@@ -1420,3 +1618,155 @@ def tracked_values(metrics: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
 def silence_deprecations() -> Any:
     """Context in which TensorFlow does not tell that one of its functions is deprecated."""
     return deprecation.silence()
+
+
+# --- callbacks -----------------------------------------------------------------
+
+
+def global_seed() -> int | None:
+    """The seed of `tf.random.set_seed`; the public `get_seed` counts as a use of it."""
+    seed: int | None = context.global_seed()
+    return seed
+
+
+@contextlib.contextmanager
+def arrays_shuffled_by(shuffle: Callable[[Any], Any]) -> Iterator[None]:
+    """Context in which what Keras makes of arrays is shuffled by a function of the indices.
+
+    Keras uses `tf.random.shuffle`, whose order is another one in each process without a seed,
+    and the same in each epoch with one.
+    """
+    original = tf.random.shuffle
+
+    def replacement(value: Any, seed: Any = None, name: Any = None) -> Any:
+        return shuffle(value) if seed is None else original(value, seed, name)
+
+    tf.random.shuffle = replacement
+    try:
+        yield
+    finally:
+        tf.random.shuffle = original
+
+
+def overrides(callback: Any, hook: str) -> bool:
+    """Whether a callback does anything at a hook such as `"on_epoch_end"`."""
+    return not getattr(getattr(callback, hook), "_is_default", False)
+
+
+def initial_epoch(model: Any) -> int | None:
+    """The epoch that `fit` begins with if it is not its argument; BackupAndRestore sets it."""
+    epoch: int | None = model._initial_epoch
+    return epoch
+
+
+def set_initial_epoch(model: Any, epoch: int | None) -> None:
+    """See `initial_epoch`."""
+    model._initial_epoch = epoch
+
+
+@contextlib.contextmanager
+def averages_of_own(optimizer: Any) -> Iterator[None]:
+    """Context in which an optimizer has those weights and moving averages that lie here.
+
+    Keras' SwapEMAWeights goes through both lists, and reads each of them.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    names = ("_trainable_variables", "_model_variables_moving_average")
+    kept: list[tuple[Any, str, Any]] = []
+    for each in getattr(inner, "optimizers", [inner]):
+        lists = [vars(each).get(name) for name in names]
+        if None in lists:
+            continue
+        here = [not is_elsewhere(variable) for variable in lists[0]]
+        for name, variables in zip(names, lists, strict=True):
+            kept.append((each, name, variables))
+            vars(each)[name] = list(itertools.compress(variables, here))
+    try:
+        yield
+    finally:
+        for each, name, variables in kept:
+            vars(each)[name] = variables
+
+
+# --- models from disk ---------------------------------------------------------
+
+
+class _Layout(saving_lib.H5IOStore):
+    """A store of weights that notes what is put into it and keeps nothing."""
+
+    def __init__(self) -> None:  # no file is opened
+        self.found: dict[str, Any] = {}
+        self._at = ""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def make(self, path: str, metadata: Any = None) -> Any:
+        """The place of a layer's own weights."""
+        self._at = path
+        return self
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        name = f"{self._at}/vars/{key}".removeprefix("/")
+        shape = tuple(value.shape) if hasattr(value, "shape") else ()
+        self.found[name] = (getattr(value, "path", name), shape)
+
+
+def weights_layout(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What Keras would write of a model into a `.weights.h5` file, without reading any weight.
+
+    The optimizer is left out, for it reads its variables before it hands them over. Keras itself finds out while it loads, when half of the weights are overwritten.
+
+    Returns:
+        Name of each dataset to the path and shape of the variable.
+    """
+    layout = _Layout()
+    done = {id(getattr(model, "optimizer", None))}
+    saving_lib._save_state(
+        model, weights_store=layout, assets_store=None, inner_path="", visited_saveables=done
+    )
+    return layout.found
+
+
+@contextlib.contextmanager
+def compilation_kept(model: Any) -> Iterator[None]:
+    """Context in which Keras may write a `.h5` file of a model.
+
+    Keras takes the optimizer out of the model's own configuration when it does, so that all
+    files that are written afterwards lack it.
+    """
+    owner: Any = getattr(model, "_compile_config", None)
+    kept = None if owner is None else dict(owner.config)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            owner.config.update(kept)
+
+
+def in_safe_mode() -> bool:
+    """Whether Keras must not make objects now that may run code of whoever wrote the file."""
+    return serialization_lib.in_safe_mode() is not False
+
+
+def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:
+    """A graph in which the bodies of called functions stand in place of the calls.
+
+    Args:
+        graph_def: A `GraphDef` with its library.
+        fetches: Names of the tensors that are wanted.
+    """
+    for function in graph_def.library.function:
+        # Names another implementation of the function, which would keep it from being inlined.
+        function.attr.pop("api_implements", None)
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.graph_util.import_graph_def(graph_def, name="")
+    meta_graph = tf.compat.v1.train.export_meta_graph(graph_def=graph_def, graph=graph)
+    meta_graph.collection_def["train_op"].node_list.value.extend(fetches)
+    config = config_pb2.ConfigProto()
+    rewrites = config.graph_options.rewrite_options
+    rewrites.min_graph_nodes = -1  # also small graphs
+    rewrites.optimizers.append("function")
+    rewrites.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
+    return tf_optimizer.OptimizeGraph(config, meta_graph)

@@ -184,7 +184,7 @@ def _path(value: Any) -> str:
 _KINDS: Mapping[str, _Kind] = {
     "partitions": _IntegerKind(1, "an integer >= 1"),
     "microbatches": _IntegerKind(1, "an integer >= 1"),
-    "pipeline": _ChoiceKind(("interleaved", "simple")),
+    "pipeline": _ChoiceKind(("interleaved", "simple", "zero_bubble")),
     "optimize": _ChoiceKind(("memory", "speed")),
     "placement_strategy": _ChoiceKind(("cluster", "spread")),
     "auto_partition": _BooleanKind(),
@@ -195,6 +195,7 @@ _KINDS: Mapping[str, _Kind] = {
     "devices": _DevicesKind(),
     "plan": _PlanKind(),
     "processes_per_replica": _OptionalIntegerKind(_IntegerKind(1, "an integer >= 1")),
+    "transport": _ChoiceKind(("auto", "collective")),
 }
 
 
@@ -210,7 +211,8 @@ class Config:
         microbatches: Microbatches per step; the batch must be divisible by it.
         pipeline: `"interleaved"`: the backward pass of a microbatch goes first whenever it
             can (1F1B in steady state); `"simple"`: all forward passes, then all backward
-            passes (GPipe).
+            passes (GPipe); `"zero_bubble"`: as `"interleaved"`, and the gradients of weights,
+            for which nobody waits, are computed when there is nothing else to do.
         optimize: What automatic partitioning balances, `"memory"` or `"speed"`.
         placement_strategy: Which ranks form one model replica, `"cluster"` (neighbours) or
             `"spread"`.
@@ -230,6 +232,9 @@ class Config:
         processes_per_replica: Number of processes that hold one replica of the model; it
             divides `partitions` and the number of processes. None: one process per partition
             if the number of processes allows it, else one replica over all processes.
+        transport: How tensors travel between partitions of different processes: `"auto"`,
+            through shared memory on the same machine and by TensorFlow's collectives between
+            machines; `"collective"`, always by the latter.
 
     Raises:
         ConfigError: A value is not accepted, or two contradict each other.
@@ -255,6 +260,7 @@ class Config:
     devices: str | tuple[str, ...] | None = None
     plan: str | tuple[tuple[str, str], ...] | None = None
     processes_per_replica: int | None = None
+    transport: str = "auto"
 
     def __post_init__(self) -> None:
         source = "Config"

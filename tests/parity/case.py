@@ -18,7 +18,11 @@ StepFunction = Callable[..., Mapping[str, Any]]
 
 TWO = (Layout(2, 4, "interleaved"), Layout(3, 2, "simple"))
 FOUR = (Layout(2, 4, "interleaved"), Layout(4, 2, "simple"))
-CYCLIC = (Layout(2, 4, "interleaved", "cyclic"), Layout(3, 2, "simple", "cyclic"))
+CYCLIC = (
+    Layout(2, 4, "interleaved", "cyclic"),
+    Layout(3, 2, "simple", "cyclic"),
+    Layout(2, 4, "zero_bubble", "cyclic"),
+)
 AUTO = (Layout(2, 4, "interleaved", "auto"), Layout(3, 2, "simple", "auto"))
 
 

@@ -19,7 +19,7 @@ class Layout:
     Attributes:
         partitions: Number of partitions.
         microbatches: Number of microbatches.
-        pipeline: "interleaved" or "simple".
+        pipeline: "interleaved", "simple" or "zero_bubble".
         pattern: "blocks" puts neighbouring stages together (0-0-1-1), "cyclic" deals them
             out in turn (0-1-0-1), "auto" leaves it to the automatic partition.
     """

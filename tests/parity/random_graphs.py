@@ -82,7 +82,7 @@ def layouts() -> st.SearchStrategy[Layout]:
         Layout,
         st.integers(1, 4),
         st.integers(1, 4),
-        st.sampled_from(["interleaved", "simple"]),
+        st.sampled_from(["interleaved", "simple", "zero_bubble"]),
         st.sampled_from(["blocks", "cyclic", "auto"]),
     )
 

@@ -20,7 +20,7 @@ LAYOUTS = tuple(
     Layout(partitions, microbatches, pipeline, pattern)
     for partitions in (1, 2, 3, 4)
     for microbatches in (1, 2, 3, 4, 8, 16)
-    for pipeline in ("interleaved", "simple")
+    for pipeline in ("interleaved", "simple", "zero_bubble")
     for pattern in ("blocks", "cyclic")
 )
 

@@ -31,6 +31,19 @@ class TestNeeded:
         order = needed([graph.outputs[0].op], {id(stop)}, lambda op: False)
         assert [op.type for op in order] == ["Exp", "Identity"]
 
+    def test_the_order_of_control_edges_is_that_of_names(self):
+        """TensorFlow's own order differs from process to process, which must agree."""
+
+        def call(x):
+            with tf.control_dependencies([tf.sin(x, name=f"sin_{i}") for i in range(9)]):
+                return tf.identity(x)
+
+        graph = traced(call, X)
+        order = needed([graph.outputs[0].op], (), lambda op: True)
+        names = [op.name for op in order if op.type == "Sin"]
+        assert len(names) == 9
+        assert names == sorted(names, reverse=True)
+
     def test_control_edges_are_followed_where_asked(self):
         def call(x):
             with tf.control_dependencies([tf.print("hello")]):

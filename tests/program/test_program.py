@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small import in_partition, planned, types
+from small import in_partition, planned, run_forward, types, values_of
 
 from opensmp.errors import StepError
 from opensmp.program import lower
@@ -24,21 +24,6 @@ def layers():
 def two(layers):
     """A two-layer model over two partitions: its trace and its plan."""
     return planned(lambda x: in_partition(1, layers[1], in_partition(0, layers[0], x)), X)
-
-
-def values_of(traced, x):
-    """Values of inputs and variables by id of their placeholder."""
-    values = {id(v.placeholder): tf.convert_to_tensor(v.variable) for v in traced.variables}
-    return values | {id(traced.inputs[0]): x}
-
-
-def run_forward(program, values):
-    for segment in program.segments:
-        forward = program.forward(segment)
-        results = forward.function(*(values[id(t)] for t in forward.feeds))
-        made = (*forward.outputs, *forward.residuals)
-        values.update({id(t): r for t, r in zip(made, results, strict=True)})
-    return values
 
 
 def test_forward_functions_in_turn_compute_the_model(layers, two):

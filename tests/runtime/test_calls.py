@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from opensmp.errors import StepError
-from opensmp.runtime.calls import emit_call
+from opensmp.runtime.calls import emit_call, has_control_flow
 
 
 @pytest.fixture
@@ -100,3 +100,30 @@ def test_the_gradient_of_a_call_itself_is_refused() -> None:
         _, (y,) = emit_call(function, [x], "call")
         with pytest.raises(StepError, match="gradient of a gradient"):
             tf.gradients(y, x)
+
+
+def test_one_thread_for_a_call_changes_nothing_of_its_results():
+    function = tf.function(lambda x: tf.add_n([tf.sin(x * i) for i in range(6)]))
+    concrete = function.get_concrete_function(tf.TensorSpec([40]))
+
+    @tf.function
+    def run(x):
+        return [emit_call(concrete, [x], "call", one)[1][0] for one in (False, True)]
+
+    many, one = run(tf.range(40, dtype=tf.float32))
+    assert many.numpy().tolist() == one.numpy().tolist()
+    graph = run.get_concrete_function(tf.TensorSpec([40])).graph
+    calls = [op for op in graph.get_operations() if op.type == "PartitionedCall"]
+    assert [op.get_attr("executor_type") for op in calls] == [b"", b"SINGLE_THREADED_EXECUTOR"]
+
+
+def test_a_call_with_a_loop_in_it_keeps_its_executor():
+    @tf.function
+    def loop(x):
+        return tf.while_loop(lambda i, _: i < 3, lambda i, y: (i + 1, y + x), (0, x))[1]
+
+    outer = tf.function(lambda x: loop(x) * 2.0)
+    concrete = outer.get_concrete_function(tf.TensorSpec([]))
+    assert has_control_flow(concrete)
+    run = tf.function(lambda x: emit_call(concrete, [x], "call", True)[1][0])
+    assert float(run(tf.constant(2.0))) == 16.0

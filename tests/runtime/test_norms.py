@@ -66,3 +66,9 @@ def test_gradient_without_rows_is_elsewhere():
 def test_one_process_leaves_clipping_to_keras():
     assert norms.clipping((0,)) is None
     assert norms.clipping((0, 1)) is not None
+
+
+def test_one_process_leaves_the_finite_check_to_keras():
+    assert norms.agreement_on_finite((0,)) is None
+    agree = norms.agreement_on_finite((0, 1))
+    assert agree is not None

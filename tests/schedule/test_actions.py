@@ -38,7 +38,7 @@ def test_text_that_is_no_action_is_refused(text: str) -> None:
 
 
 def test_backward_takes_twice_the_seconds_of_forward_by_default() -> None:
-    assert list(default_seconds(actions("0F0 0B0 0W0 0R0")).values()) == [1.0, 2.0, 1.0, 1.0]
+    assert list(default_seconds(actions("0F0 0B0 0R0")).values()) == [1.0, 2.0, 1.0]
 
 
 def test_chain_has_the_dependencies_of_a_linear_pipeline() -> None:

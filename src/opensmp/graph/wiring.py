@@ -82,7 +82,7 @@ class Wiring:
             read = tuple((index[t.op], t.value_index) for t in op.inputs if t.op in index)
             types.append(op.type)
             inputs.append(read)
-            controls.append(tuple(index[c] for c in op.control_inputs if c in index))
+            controls.append(tuple(sorted(index[c] for c in op.control_inputs if c in index)))
             made = []
             for k, tensor in enumerate(op.outputs):
                 static = _dimensions(tensor)

@@ -35,10 +35,15 @@ def needed(
             done.add(op)
             stack.append((op, True))
             stack.extend((t.op, False) for t in op.inputs if id(t) not in stop and t.op not in done)
-            stack.extend(
-                (c, False) for c in op.control_inputs if c not in done and follow_control(c)
-            )
+            controls = _control_inputs(op)
+            stack.extend((c, False) for c in controls if c not in done and follow_control(c))
     return order
+
+
+def _control_inputs(op: Op) -> list[Op]:
+    """The control inputs, in the same order in every process: TensorFlow keeps them by address."""
+    inputs = list(op.control_inputs)
+    return sorted(inputs, key=lambda other: other.name) if len(inputs) > 1 else inputs
 
 
 class Extractor:

@@ -19,6 +19,7 @@ from opensmp.program.gradients import (
     repeated,
     residuals,
 )
+from opensmp.program.halves import split
 from opensmp.program.segments import Segment, cut
 
 Op = Any
@@ -46,18 +47,23 @@ class Forward:
 
 @dataclass(frozen=True, eq=False)
 class Backward:
-    """A backward pass of a segment.
+    """A backward pass of a segment, or one of the two halves of a split one.
 
     Attributes:
-        function: Takes `feeds`, returns the tensors of `gradient.flat`.
+        function: Takes `feeds`, returns the tensors of `gradient.flat` and then `handed`.
         feeds: Those of the segment's inputs, variables, outputs, residuals and
-            upstream gradients that the function reads.
+            upstream gradients that the function reads; in the second half also what the first
+            one has `handed` on.
         gradient: What it computes.
+        handed: What `weights` wants to have from it.
+        weights: The second half, the gradients of the variables; None if all are computed here.
     """
 
     function: ConcreteFunction
     feeds: tuple[Tensor, ...]
     gradient: SegmentGradient
+    handed: tuple[Tensor, ...] = ()
+    weights: Backward | None = None
 
 
 class Program:
@@ -71,6 +77,9 @@ class Program:
         optional: Inputs and variables whose gradients may be asked for late; such a
             gradient runs the segment's forward pass again.
         units: Whether calls of the functions stay units that can be ordered and timed.
+        split_backward: Whether a backward pass computes the gradients of the segment's inputs,
+            for which other segments wait, in one function and those of its variables in
+            another.
     """
 
     def __init__(
@@ -80,6 +89,7 @@ class Program:
         required: Collection[Tensor] = (),
         optional: Collection[Tensor] = (),
         units: bool = True,
+        split_backward: bool = False,
     ) -> None:
         self.traced = traced
         self.plan = plan
@@ -87,6 +97,8 @@ class Program:
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
         self._extractor = Extractor(traced.graph, traced.captures, units)
+        self._split_backward = split_backward
+        self._captured = frozenset(id(inner) for _, inner in traced.captures)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
         self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
         gradients = {s.index: self._differentiate(s, s.outputs) for s in self.segments}
@@ -168,20 +180,32 @@ class Program:
         again = repeated(segment, gradient)
         outputs = (t for t in forward.outputs if t.op not in again)
         feeds = (*forward.feeds, *outputs, *forward.residuals, *gradient.upstream)
+        if self._split_backward:
+            halves = split(segment, gradient, feeds, self._captured)
+            if halves is not None:
+                weights = self._extract("W", segment, halves.second, (*feeds, *halves.handed))
+                self._backward[key] = self._extract(
+                    "B", segment, halves.first, feeds, halves.handed, weights
+                )
+                return
         self._backward[key] = self._extract("B", segment, gradient, feeds)
 
     def _extract(
-        self, kind: str, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
+        self,
+        kind: str,
+        segment: Segment,
+        gradient: SegmentGradient,
+        feeds: Sequence[Tensor],
+        handed: tuple[Tensor, ...] = (),
+        weights: Backward | None = None,
     ) -> Backward:
-        available = {id(t) for t in feeds}
-        stop = available | {id(inner) for _, inner in self.traced.captures}
-        operations = needed(
-            [t.op for t in gradient.flat if id(t) not in stop], stop, lambda op: False
-        )
-        read = {id(t) for op in operations for t in op.inputs} | {id(t) for t in gradient.flat}
+        fetches = (*gradient.flat, *handed)
+        stop = {id(t) for t in feeds} | self._captured
+        operations = needed([t.op for t in fetches if id(t) not in stop], stop, lambda op: False)
+        read = {id(t) for op in operations for t in op.inputs} | {id(t) for t in fetches}
         used = tuple(t for t in feeds if id(t) in read)
-        function = self._extractor.function(f"{kind}{segment.index}", used, gradient.flat)
-        return Backward(function, used, gradient)
+        function = self._extractor.function(f"{kind}{segment.index}", used, fetches)
+        return Backward(function, used, gradient, handed, weights)
 
     def _refuse_second_draw(
         self, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
@@ -205,6 +229,7 @@ def lower(
     required: Collection[Tensor] = (),
     optional: Collection[Tensor] = (),
     units: bool = True,
+    split_backward: bool = False,
 ) -> Program:
     """Lowers a planned model to functions; see `Program`."""
-    return Program(traced, plan, required, optional, units)
+    return Program(traced, plan, required, optional, units, split_backward)

@@ -82,6 +82,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))
+    _private.agree_on_finite_with(norms.agreement_on_finite(made.mp_group))
     world.set_current(made)
     _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
 
@@ -121,6 +122,7 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         local_size=members.local_size,
         mp_group=mp_group,
         dp_group=dp_group,
+        one_core_each=devices.have_one_core_each([assigned[partition] for partition in own]),
     )
 
 

@@ -97,7 +97,7 @@ def differentiable_call(
         program: The lowered model.
         segment: The segment to run.
         args: Values of its feeds.
-        emit: Emits a call of a kind ("F", "B", "R") on the segment's device.
+        emit: Emits a call of a kind ("F", "B", "W", "R") on the segment's device.
         late: Told of gradients that were handed out as placeholders.
         taken: Told of each feed and its gradient, a tensor or `tf.IndexedSlices`.
 
@@ -173,13 +173,22 @@ def _required_gradients(
         return {}
     upstream = zip(backward.gradient.upstream, backward.gradient.outputs, strict=True)
     values = values | {id(p): values[_upstream(t)] for p, t in upstream}
-    args = [values[id(t)] for t in backward.feeds]
-    with _private.stop_recording():
-        results = emit("B", backward.function, args)
-    if _private.tape_is_active():
-        results = _once_differentiable(results, args)
-    gradients = backward.gradient.pack(results)
-    return {id(t): g for t, g in zip(backward.gradient.wrt, gradients, strict=True)}
+    found: dict[int, Any] = {}
+    half, kind = backward, "B"
+    while True:
+        args = [values[id(t)] for t in half.feeds]
+        with _private.stop_recording():
+            results = emit(kind, half.function, args)
+        size = len(half.gradient.flat)
+        values |= {id(t): v for t, v in zip(half.handed, results[size:], strict=True)}
+        results = results[:size]
+        if _private.tape_is_active():
+            results = _once_differentiable(results, args)
+        gradients = half.gradient.pack(results)
+        found |= {id(t): g for t, g in zip(half.gradient.wrt, gradients, strict=True)}
+        if half.weights is None:
+            return found
+        half, kind = half.weights, "W"
 
 
 def _late_gradients(

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.graph.control_flow import BRANCHES, LOOPS
 
 Op = Any
 Tensor = Any
@@ -17,14 +18,29 @@ SECOND_ORDER = "OpensmpSecondOrder"
 """Name of the gradient function of emitted calls, which have no gradient of their own."""
 
 
+def has_control_flow(function: ConcreteFunction) -> bool:
+    """Whether a loop or a branch is in a function or in what it calls."""
+    graph = function.graph.as_graph_def()
+    nodes = (node for part in graph.library.function for node in part.node_def)
+    return any(node.op in LOOPS | BRANCHES for node in (*graph.node, *nodes))
+
+
 def emit_call(
-    function: ConcreteFunction, args: Sequence[Tensor], name: str
+    function: ConcreteFunction, args: Sequence[Tensor], name: str, one_thread: bool = False
 ) -> tuple[Op, list[Tensor]]:
     """Emits one call on the current device.
 
     The call is always of the stateless kind, even where the body has side effects:
     TensorFlow would chain stateful calls in the order of their creation and so run
     the microbatches one after the other. The schedule orders them instead.
+
+    Args:
+        function: What to call.
+        args: Its arguments, without captured ones.
+        name: Name of the operation.
+        one_thread: Whether the call is to keep to one thread. Where a partition has one core,
+            several threads only drive each other's data out of the cache; calls with control
+            flow cannot do it and do as always.
 
     Returns:
         The operation of the call and its results.
@@ -37,7 +53,7 @@ def emit_call(
             Tout=[t.dtype for t in outputs],
             f=function,
             name=name,
-            **_private.call_attributes(),
+            **_private.call_attributes(one_thread and not has_control_flow(function)),
         )
     if isinstance(results, tf.Operation) or not results:  # nothing but side effects
         return graph.get_operations()[-1], []

@@ -113,6 +113,16 @@ def prepare(devices: Sequence[str], local_size: int = 1) -> None:
         tf.config.set_soft_device_placement(True)
 
 
+def have_one_core_each(devices: Sequence[str]) -> bool:
+    """Whether all partitions of this process are on CPUs and have one thread for computing.
+
+    Args:
+        devices: Logical devices of this process's partitions, after `prepare`.
+    """
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    return threads == 1 and all(name.startswith("/device:CPU:") for name in devices)
+
+
 def _make_cpu_devices(count: int, partitions: int) -> None:
     physical = tf.config.list_physical_devices("CPU")[0]
     configured = tf.config.get_logical_device_configuration(physical)
@@ -153,7 +163,8 @@ def _share_threads(num_cpus: int, local_size: int) -> None:
             threading.set_intra_op_parallelism_threads(intra)
             _pool_sizes["TF_NUM_INTRAOP_THREADS"] = intra
         if _is_ours("TF_NUM_INTEROP_THREADS", inter):
-            inter = max(2, num_cpus)
+            # One more than partitions where tensors travel beside the work.
+            inter = num_cpus + 1 if local_size > 1 else max(2, num_cpus)
             threading.set_inter_op_parallelism_threads(inter)
             _pool_sizes["TF_NUM_INTEROP_THREADS"] = inter
     except RuntimeError:

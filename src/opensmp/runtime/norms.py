@@ -1,4 +1,4 @@
-"""The norm of gradients that lie in several processes, and clipping by it."""
+"""Gradients that lie in several processes: their norm, clipping by it, whether all are finite."""
 
 from __future__ import annotations
 
@@ -81,6 +81,22 @@ def clipping(
         return clip(own, clip_norm, global_norm(own, ranks))
 
     return clip_own
+
+
+def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | None:
+    """What tells whether the gradients of all processes of a replica are finite.
+
+    None if one process has them all. Processes without any gradients call it as well.
+    """
+    if len(ranks) == 1:
+        return None
+
+    def agree(finite: Tensor) -> Tensor:
+        not_finite = tf.cast(tf.logical_not(finite), tf.float32)
+        (count,) = sum_over([not_finite], ranks, name="the finite check of LossScaleOptimizer")
+        return tf.equal(count, 0.0)
+
+    return agree
 
 
 def is_elsewhere(gradient: Gradient) -> bool:

@@ -25,7 +25,7 @@ from opensmp.runtime.own_part import without_bridges
 from opensmp.runtime.spread import Traced, spread
 from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
-from opensmp.schedule import Action, Schedule, build
+from opensmp.schedule import SPLIT_BACKWARD, Action, Schedule, build
 
 Op = Any
 Tensor = Any
@@ -168,7 +168,13 @@ class Pipeline:
         if program_key not in self._programs:
             with _private.lifted():
                 self._programs[program_key] = lower(
-                    traced, plan, required, optional, units=self._is_ordered
+                    traced,
+                    plan,
+                    required,
+                    optional,
+                    units=self._is_ordered,
+                    split_backward=self._is_ordered
+                    and self._world.config.pipeline in SPLIT_BACKWARD,
                 )
         return self._programs[program_key]
 
@@ -244,7 +250,9 @@ class Pipeline:
         while (action := Action(kind, number, microbatch, repeat)) in self._tasks:
             repeat += 1
         with tf.device(self._world.devices[partition]):
-            emit = functools.partial(emit_call, function, args, f"smp_{action.text}")
+            emit = functools.partial(
+                emit_call, function, args, f"smp_{action.text}", self._world.one_core_each
+            )
             if self._stamps is None:
                 call, results = emit()
                 first = last = call

@@ -11,10 +11,13 @@ import tensorflow as tf
 from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import failures
 from opensmp.runtime.agreement import agree
+from opensmp.runtime.cluster import needed
 from opensmp.runtime.localise import Layout, localise
+from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
-from opensmp.runtime.transport import CollectiveTransport
+from opensmp.runtime.shared_memory import SharedMemoryTransport, rooms, share
+from opensmp.runtime.transport import CollectiveTransport, Transport
 from opensmp.runtime.waits import Wait, waits
 from opensmp.runtime.world import MP_GROUP, World
 from opensmp.schedule import Action, Schedule, simulate
@@ -114,7 +117,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         orders=orders,
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    transport = CollectiveTransport(world.mp_group, _HOST, number)
+    transport = _transport(layout, world, number)
     received, must_run = keep_own_part(
         layout, traced.live, me, transport, tasks, _sequence(traced.schedule)
     )
@@ -131,16 +134,33 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     return Kept(results, state, must_run)
 
 
+def _transport(layout: Layout, world: World, number: int) -> Transport:
+    """How tensors travel: by collectives, within a machine through shared memory."""
+    collective = CollectiveTransport(world.mp_group, _HOST, number)
+    if world.config.transport == "collective":
+        return collective
+    peers = needed("A step of several processes", world.mp_group).meeting.peers
+    all_rooms = rooms(layout.transfers, [peers[rank].machine for rank in world.mp_group])
+    with tf.init_scope():
+        memories = share(
+            all_rooms,
+            world.rank_in(MP_GROUP),
+            lambda value: allgather_objects(value, world.mp_group, "sharing memory"),
+        )
+    return SharedMemoryTransport(collective, all_rooms, memories, _HOST)
+
+
 def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
     """Adds operations that note when a run of the step begins and ends; see `waits`.
 
     Without them nobody could tell a rank that waits in a step for ever, because the others do
-    not run it, from one that computes.
+    not run it, from one that computes. Steps of different names are counted apart: several of
+    them in one function begin in any order.
     """
     entered: list[Wait] = []
 
     def begin() -> None:
-        entered.append(waits.enter(name, ranks, "steps", blocks=True))
+        entered.append(waits.enter(name, ranks, f"runs of {name}", blocks=True))
 
     def end() -> None:
         waits.leave(entered.pop())

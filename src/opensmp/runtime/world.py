@@ -201,6 +201,7 @@ class World:
         local_size: Number of processes of this machine.
         mp_group: Ranks of this process's model replica.
         dp_group: Ranks that hold the same partition as this process.
+        one_core_each: Whether each partition of this process has one core of a CPU to itself.
     """
 
     config: Config
@@ -211,6 +212,7 @@ class World:
     local_size: int = 1
     mp_group: tuple[int, ...] = (0,)
     dp_group: tuple[int, ...] = (0,)
+    one_core_each: bool = False
 
     @property
     def replica_ranks(self) -> tuple[int, ...]:

@@ -4,9 +4,9 @@
     schedule = build("interleaved", graph, active_microbatches=3)
     print(schedule)
 
-A `TaskGraph` says what there is to do, where, and what depends on what. `simple` and
-`interleaved` order it; `validate` checks any order, `simulate` measures it, `grid` draws it.
-Nothing here knows TensorFlow.
+A `TaskGraph` says what there is to do, where, and what depends on what. `simple`,
+`interleaved` and `zero_bubble` order it; `validate` checks any order, `simulate` measures it,
+`grid` draws it. Nothing here knows TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from opensmp.schedule.listing import list_schedule
 from opensmp.schedule.simple import simple
 from opensmp.schedule.simulate import Simulation, simulate
 from opensmp.schedule.validate import validate
+from opensmp.schedule.zero_bubble import zero_bubble
 
 __all__ = [
     "PIPELINES",
+    "SPLIT_BACKWARD",
     "Action",
     "Kind",
     "Schedule",
@@ -39,6 +41,7 @@ __all__ = [
     "simple",
     "simulate",
     "validate",
+    "zero_bubble",
 ]
 
 
@@ -48,9 +51,12 @@ def _simple(graph: TaskGraph, active_microbatches: int) -> Schedule:
 
 
 PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType(
-    {"simple": _simple, "interleaved": interleaved}
+    {"simple": _simple, "interleaved": interleaved, "zero_bubble": zero_bubble}
 )
 """What the configuration key `pipeline` may be: name -> (graph, active_microbatches)."""
+
+SPLIT_BACKWARD = frozenset({"zero_bubble"})
+"""Pipelines that want backward passes in two halves: actions B for inputs, W for weights."""
 
 
 def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:

@@ -83,13 +83,20 @@ def default_seconds(actions: Iterable[Action]) -> dict[Action, float]:
     """Relative durations for want of measured ones: F=1, B=2, W=1, R=1.
 
     A backward pass computes two products, with respect to inputs and weights, where a
-    forward pass computes one.
+    forward pass computes one; B=1 where the one with respect to weights is an action W of its
+    own.
 
     Example:
         >>> default_seconds([Action.parse("0F0"), Action.parse("0B0")])[Action("B", 0, 0)]
         2.0
     """
-    return {action: _SECONDS_OF_KIND[action.kind] for action in actions}
+    listed = list(actions)
+    seconds = {action: _SECONDS_OF_KIND[action.kind] for action in listed}
+    for action in listed:
+        whole = action._replace(kind="B")
+        if action.kind == "W" and whole in seconds:
+            seconds[whole] = _SECONDS_OF_KIND["B"] - _SECONDS_OF_KIND["W"]
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -196,7 +203,13 @@ class TaskGraph:
         return tuple(sorted({action.microbatch for action in self.device}))
 
     @classmethod
-    def chain(cls, num_partitions: int, num_microbatches: int, backward: bool = True) -> TaskGraph:
+    def chain(
+        cls,
+        num_partitions: int,
+        num_microbatches: int,
+        backward: bool = True,
+        split_backward: bool = False,
+    ) -> TaskGraph:
         """The plain linear pipeline: segment s on device s feeds segment s + 1.
 
         Args:
@@ -204,6 +217,8 @@ class TaskGraph:
             num_microbatches: Number of microbatches; >= 1.
             backward: Whether there are backward passes too. The one of a segment needs
                 its forward pass and the backward pass of the next segment.
+            split_backward: Whether the gradients of weights are actions W of their own, each
+                after the B of its segment. The first segment has no B apart from its W.
 
         Raises:
             ScheduleError: If a number is below 1.
@@ -232,6 +247,10 @@ class TaskGraph:
                     needs[back] = frozenset({forward})
                     if segment + 1 < num_partitions:
                         needs[back] |= {Action("B", segment + 1, microbatch)}
+                    if split_backward and segment > 0:
+                        weights = Action("W", segment, microbatch)
+                        device[weights] = segment
+                        needs[weights] = frozenset({back})
         return cls(device, needs, default_seconds(device), num_partitions)
 
 

@@ -42,11 +42,12 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
     return list_schedule(
         graph,
         name="interleaved",
-        priority=_backward_first,
+        priority=backward_first,
         active_microbatches=active_microbatches,
     )
 
 
-def _backward_first(action: Action) -> tuple[int, ...]:
+def backward_first(action: Action) -> tuple[int, ...]:
+    """Priority: backward passes, then forward ones, then what nobody waits for."""
     along_the_pass = action.segment if action.kind == "F" else -action.segment
     return (_RANK[action.kind], action.microbatch, action.call, along_the_pass)

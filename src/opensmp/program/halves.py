@@ -1,0 +1,101 @@
+"""Splits a backward pass in two: what other segments wait for, and what can wait."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opensmp.program.functions import needed
+from opensmp.program.gradients import SegmentGradient, components
+from opensmp.program.segments import Segment
+
+Op = Any
+Tensor = Any
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """The two halves of a segment's backward pass.
+
+    Attributes:
+        first: The gradients of the segment's inputs: the segments before wait for them.
+        second: The gradients of its variables: nobody waits for them before the step ends.
+        handed: What the second half needs of the first.
+    """
+
+    first: SegmentGradient
+    second: SegmentGradient
+    handed: tuple[Tensor, ...]
+
+
+def split(
+    segment: Segment,
+    gradient: SegmentGradient,
+    feeds: Sequence[Tensor],
+    captured: Collection[int],
+) -> Halves | None:
+    """Splits a backward pass between the gradients of inputs and those of variables.
+
+    The idea of zero-bubble pipelines (Qi et al., "Zero Bubble Pipeline Parallelism", 2024). What
+    both halves need is computed in the first and handed on, unless it depends on weights and
+    constants alone: then each makes it for itself.
+
+    Args:
+        segment: The segment.
+        gradient: Its whole gradient.
+        feeds: What the backward pass can read.
+        captured: Ids of further tensors not to look behind.
+
+    Returns:
+        None if there is nothing to split: no gradient of an input, no gradient of a variable, or
+        none that is not a by-product of the gradients of the inputs.
+    """
+    inputs = {id(t) for t in segment.inputs}
+    first = _part(gradient, [id(t) in inputs for t in gradient.wrt])
+    second = _part(gradient, [id(t) not in inputs for t in gradient.wrt])
+    if not first.flat or not second.flat:
+        return None
+    stop = {id(t) for t in feeds} | set(captured)
+    before = set(_operations(first, stop))
+    weights = {id(t) for t in segment.variables} | set(captured)
+    moving = _moving(gradient, feeds, weights, stop)
+    late = [op for op in _operations(second, stop) if op not in before]
+    late = [op for op in late if op in moving]
+    if not late:
+        return None
+    read = [t for op in late for t in op.inputs]
+    read += [t for t in second.flat if t.op in before]
+    handed = {id(t): t for t in read if t.op in before and t.op in moving and id(t) not in stop}
+    return Halves(first, second, tuple(handed.values()))
+
+
+def _part(gradient: SegmentGradient, chosen: Sequence[bool]) -> SegmentGradient:
+    leaves = zip(gradient.wrt, gradient.gradients, strict=True)
+    pairs = [pair for pair, mine in zip(leaves, chosen, strict=True) if mine]
+    return SegmentGradient(
+        gradient.outputs,
+        gradient.upstream,
+        tuple(leaf for leaf, _ in pairs),
+        tuple(value for _, value in pairs),
+    )
+
+
+def _operations(gradient: SegmentGradient, stop: Collection[int]) -> list[Op]:
+    tensors = [t for value in gradient.gradients for t in components(value)]
+    return needed([t.op for t in tensors if id(t) not in stop], stop, lambda op: False)
+
+
+def _moving(
+    gradient: SegmentGradient,
+    feeds: Sequence[Tensor],
+    weights: Collection[int],
+    stop: Collection[int],
+) -> set[Op]:
+    """Operations of the backward pass that depend on more than weights and constants."""
+    other = {id(t) for t in feeds if id(t) not in weights}
+    moving: set[Op] = set()
+    for op in _operations(gradient, stop):
+        if any(id(t) in other or (t.op in moving and id(t) not in stop) for t in op.inputs):
+            moving.add(op)
+    return moving
