@@ -1715,7 +1715,8 @@ class _Layout(saving_lib.H5IOStore):
 def weights_layout(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
     """What Keras would write of a model into a `.weights.h5` file, without reading any weight.
 
-    The optimizer is left out, for it reads its variables before it hands them over. Keras itself finds out while it loads, when half of the weights are overwritten.
+    The optimizer is left out, for it reads its variables before it hands them over. Keras
+    itself finds out while it loads, when half of the weights are overwritten.
 
     Returns:
         Name of each dataset to the path and shape of the variable.

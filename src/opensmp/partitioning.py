@@ -26,6 +26,7 @@ from opensmp.plan import (
 from opensmp.runtime.current import Prepared
 from opensmp.runtime.placement import place
 from opensmp.runtime.world import World
+from opensmp.saving import deferred
 
 
 class Partitioning:
@@ -74,6 +75,7 @@ class Partitioning:
                 _private.forget_compiled_functions(model)
             self._make_equal(variables, world)
             if model is not None:
+                deferred.check(model)
                 restores.release(model)
         return Prepared(traced, plan, self._homes)
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from processes import check_ranks
 from small import MANUAL, Net, batch
 
 import opensmp as smp
@@ -101,33 +98,3 @@ def test_a_path_without_checkpoint_is_an_error(smp_init, tmp_path):
     assert manager.restore() is None
     with pytest.raises(smp.CheckpointError, match=r"there is no file ckpt-9\.index"):
         manager.restore(tmp_path / "ckpt-9")
-
-
-SCRIPT = """
-import sys
-import numpy as np, tensorflow as tf
-import opensmp as smp
-smp.init({"partitions": 2, "microbatches": 2, "auto_partition": False, "default_partition": 0})
-from saving.test_checkpoint_manager import training
-model, optimizer, train = training(int(sys.argv[2]))
-manager = smp.CheckpointManager(tf.train.Checkpoint(model=model, optimizer=optimizer), sys.argv[1])
-manager.restore()
-train()
-manager.save()
-print("LOSS", train())
-"""
-
-
-def test_two_processes_go_on_from_each_other_and_from_one(smp_init, tmp_path):
-    losses = []
-    for seed in ("1", "2"):
-        ranks = check_ranks(textwrap.dedent(SCRIPT), 2, args=[tmp_path, seed])
-        losses.append(float(ranks[0].lines[-1].split()[1]))
-    smp_init({**MANUAL, "partitions": 2, "microbatches": 2})
-    model, optimizer, train = training(1)
-    expected = [train() for _ in range(3)][1:]
-    np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    model, optimizer, train = training(3)
-    manager = smp.CheckpointManager(tf.train.Checkpoint(model=model, optimizer=optimizer), tmp_path)
-    manager.restore()
-    np.testing.assert_allclose(train(), losses[1], rtol=1e-5)

@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import tensorflow as tf
+
 from opensmp.errors import SavingError
 
 _PREFIX = ".saving-"
@@ -153,13 +155,19 @@ def _explained(target: Path) -> Iterator[None]:
     except OSError as error:
         raise SavingError(
             f"{target} could not be written: {error.strerror or error}. What was there before is "
-            f"still there. {_advice(error, target)}"
+            f"still there. {advice(error, target)}"
         ) from error
 
 
-def _advice(error: OSError, target: Path) -> str:
+def advice(error: Exception, target: Path) -> str:
+    """What to do about an error of the file system: free space, or another place.
+
+    Args:
+        error: The error.
+        target: What was to be written; it need not exist.
+    """
     where = next((p for p in (target, *target.parents) if p.exists()), Path("/"))
-    if isinstance(error, PermissionError):
+    if isinstance(error, (PermissionError, tf.errors.PermissionDeniedError)):
         return f"This process may not write to {where}; choose another place."
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(where).free

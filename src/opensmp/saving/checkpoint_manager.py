@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -11,6 +12,7 @@ from opensmp.errors import CheckpointError
 from opensmp.runtime import objects
 from opensmp.runtime.world import World, current
 from opensmp.saving import write
+from opensmp.saving.background import Flight
 from opensmp.saving.manifest import fault
 from opensmp.saving.outcomes import Outcome, gathered, outcome_of
 from opensmp.saving.restore import (
@@ -41,6 +43,10 @@ class CheckpointManager(tf.train.CheckpointManager):
         directory: Where checkpoints are; all processes must reach it.
         max_to_keep: How many are kept, None for all of them.
         checkpoint_name: What the names of the files begin with.
+        background: Whether `save` returns when it has a hold on all values, and a thread writes
+            them while training goes on. There is one such write at a time; `wait`, and the next
+            `save` or `restore`, wait for it and raise its error. A program that ends normally
+            waits for it too. Until it is written, a value that training changes is held twice.
 
     Raises:
         CheckpointError: An argument is not possible.
@@ -62,11 +68,15 @@ class CheckpointManager(tf.train.CheckpointManager):
         directory: str | os.PathLike[str] = "/opt/ml/checkpoints",
         max_to_keep: int | None = None,
         checkpoint_name: str = "ckpt",
+        *,
+        background: bool = False,
     ) -> None:
-        _check(checkpoint, directory, max_to_keep, checkpoint_name)
+        _check(checkpoint, directory, max_to_keep, checkpoint_name, background)
         self._kept_checkpoint = checkpoint
         self._most = max_to_keep
         self._shelf = Shelf(os.path.abspath(directory), checkpoint_name)
+        self._background = background
+        self._flight: Flight | None = None
 
     @property
     def checkpoint(self) -> Any:
@@ -98,11 +108,16 @@ class CheckpointManager(tf.train.CheckpointManager):
         """None: each call of `save` writes a checkpoint."""
         return None
 
-    def save(self, checkpoint_number: int | None = None) -> str:
+    def save(
+        self, checkpoint_number: int | None = None, check_interval: bool = True, options: Any = None
+    ) -> str:
         """Writes a new checkpoint. All processes call it.
 
         Args:
-            checkpoint_number: Its number; the one after the newest by default.
+            checkpoint_number: Its number; the one after the newest by default. One that is there
+                already is replaced.
+            check_interval: No effect, for there is no interval: each call writes.
+            options: None. `tf.train.CheckpointOptions` are for TensorFlow's own writer.
 
         Returns:
             Its path, such as `"/opt/ml/checkpoints/ckpt-3"`.
@@ -110,7 +125,8 @@ class CheckpointManager(tf.train.CheckpointManager):
         Raises:
             NotInitializedError: Before `smp.init`.
             CheckpointError: It could not be written; earlier ones are as they were. All
-                processes raise the same error.
+                processes raise the same error. With `background=True` also: the one before could
+                not be written; then this one was not begun.
 
         Example:
             ```python
@@ -121,24 +137,61 @@ class CheckpointManager(tf.train.CheckpointManager):
         what = "smp.CheckpointManager.save"
         world = current(what)
         is_eager(what)
+        _check_options(options)
+        self.wait()
         counter = self._kept_checkpoint.save_counter
         before = int(counter.numpy())
         number = self._prepare(world, checkpoint_number, before)
         path = self._shelf.prefix(number)
         counter.assign(number)
         try:
-            values = write.snapshot(self._kept_checkpoint, world)
-            part = write.own_part(values, self._shelf, world)
-            parts = gathered(part, range(world.size), what)
-            done = write.whole(parts, self._shelf, number, self._most) if not world.rank else None
-            done = objects.broadcast_object(done, range(world.size), 0, what)
-            write.raise_errors([*parts, done], path)
+            values = write.snapshot(self._kept_checkpoint, world, to_host=self._background)
+            part = functools.partial(write.own_part, values, self._shelf, world)
+            whole = functools.partial(
+                write.whole, shelf=self._shelf, number=number, max_to_keep=self._most
+            )
+            if self._background:
+                self._flight = Flight(path, world.rank, world.size, part, whole)
+                return path
+            outcomes = gathered(part(), range(world.size), what)
+            outcomes = whole(outcomes) if world.rank == 0 else outcomes
+            outcomes = objects.broadcast_object(outcomes, range(world.size), 0, what)
+            write.raise_errors(outcomes, path)
         except BaseException:
             counter.assign(before)
             if not world.rank:
                 self._shelf.discard()
             raise
         return path
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written in the background is complete.
+
+        All processes call it. Returns at once if there is none.
+
+        Raises:
+            CheckpointError: It could not be written; all processes raise the same error.
+
+        Example:
+            ```python
+            path = manager.save()  # of a manager with background=True
+            train_step(inputs)
+            manager.wait()
+            tf.train.load_checkpoint(path)
+            ```
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        outcomes = flight.outcomes()
+        outcomes = objects.broadcast_object(
+            outcomes, range(flight.size), 0, "smp.CheckpointManager.wait"
+        )
+        write.raise_errors(outcomes, flight.path)
+
+    def sync(self) -> None:
+        """As `wait`, under the name that TensorFlow's manager has for it."""
+        self.wait()
 
     def restore(
         self, save_path: str | os.PathLike[str] | None = None, *, partial: bool = False
@@ -175,6 +228,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         what = "smp.CheckpointManager.restore"
         world = current(what)
         is_eager(what)
+        self.wait()
         int(self._kept_checkpoint.save_counter.numpy())  # made at the first look
         found = self._candidates(save_path) if world.rank == 0 else None
         found = objects.broadcast_object(found, range(world.size), 0, what)
@@ -213,7 +267,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                 self._shelf.prepare()
                 outcome = Outcome(max(newest, counter) + 1 if wanted is None else int(wanted))
             except (OSError, ValueError, TypeError) as error:
-                outcome = outcome_of(error)
+                outcome = outcome_of(error, self.directory)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the number")
         assert outcome is not None
         write.raise_errors([outcome], self.directory)
@@ -223,6 +277,8 @@ class CheckpointManager(tf.train.CheckpointManager):
         """Paths of checkpoints, newest first, and what is wrong with each."""
         try:
             if save_path is None:
+                if not self.checkpoints:
+                    self._shelf.recover()
                 paths = self.checkpoints[::-1]
             elif os.path.isdir(save_path):
                 paths = [p for p, _ in Shelf(os.fspath(save_path), self._shelf.name).checkpoints()][
@@ -250,12 +306,25 @@ class CheckpointManager(tf.train.CheckpointManager):
         for path in reversed(self.checkpoints):
             if path not in tried and fault(path) is None:
                 return f"\nThe newest good one here is {path}."
-        return ""
+        return f"\nThere is no other good one in {self.directory}."
 
 
-def _check(checkpoint: Any, directory: Any, max_to_keep: Any, checkpoint_name: Any) -> None:
+def _check_options(options: Any) -> None:
+    if options is not None:
+        raise CheckpointError(
+            f"smp.CheckpointManager.save: expected no options, received {options!r}, which are "
+            "for TensorFlow's own writer. To write in the background, make the manager with "
+            "background=True."
+        )
+
+
+def _check(
+    checkpoint: Any, directory: Any, max_to_keep: Any, checkpoint_name: Any, background: Any
+) -> None:
     """Raises one error for all faults of the arguments."""
     faults = []
+    if not isinstance(background, bool):
+        faults.append(f"background must be True or False; received {background!r}")
     if not isinstance(checkpoint, tf.train.Checkpoint):
         faults.append(
             "checkpoint must be a tf.train.Checkpoint, such as tf.train.Checkpoint(model=model, "

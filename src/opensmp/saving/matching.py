@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ from opensmp.saving.contents import is_variable
 
 _SHOWN = 5
 _SAVE_COUNTER = "save_counter"  # tf.train.Checkpoint's own
+_WEIGHTS = "_trainable_variables"  # under which Keras' optimizers keep the weights of the model
+
+
+class _Role(enum.Enum):
+    """What an object of a checkpoint is."""
+
+    PART = "a part of a model, or of the program"
+    SLOT = "an optimizer's own"
+    WEIGHT = "a weight that an optimizer knows"
 
 
 class Match(NamedTuple):
@@ -47,6 +57,7 @@ class Matching:
         missing: Variables without a value, one line each.
         unused: Keys of values without an object, though the object that would have it is there.
         waiting: Keys of values whose objects have not been made yet.
+        hopeful: Whether some of them may be of variables in `missing`.
         seeds: Names of random seeds without a value.
     """
 
@@ -55,6 +66,7 @@ class Matching:
     missing: tuple[str, ...]
     unused: tuple[str, ...]
     waiting: tuple[str, ...]
+    hopeful: bool
     seeds: tuple[str, ...]
 
     def fault(self, partial: bool) -> str | None:
@@ -65,8 +77,8 @@ class Matching:
         """
         parts = [("have other shapes or types", self.different)]
         if not partial:
-            # As long as layers or an optimizer are to be built, a value may yet find its variable.
-            parts.append(("are not in the checkpoint", () if self.waiting else self.missing))
+            # As long as layers are to be built, a value may yet find its variable.
+            parts.append(("are not in the checkpoint", () if self.hopeful else self.missing))
             parts.append(("are in the checkpoint, but not in the program", self.unused))
         lines = []
         for what, found in parts:
@@ -76,7 +88,9 @@ class Matching:
         return "\n".join(lines) or None
 
 
-def match(checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored]) -> Matching:
+def match(
+    checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored], made: Any = None
+) -> Matching:
     """Compares a checkpoint in files with the objects of a program.
 
     Objects correspond if the same attributes lead to them, as for `tf.train.Checkpoint`.
@@ -85,18 +99,22 @@ def match(checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored]) ->
         checkpoint: A `tf.train.Checkpoint`.
         object_graph: The graph of the objects in the files.
         stored: Shape and type of each value in the files.
+        made: A model that has just got all its variables, though Keras does not call it built.
     """
     nodes = _private.checkpoint_nodes(object_graph)
     root, attached = _private.checkpoint_root(checkpoint)
     owner_of: dict[int, Any] = {0: root}
     path_of: dict[int, str] = {0: ""}
     objects: dict[int, tuple[str, Any]] = {id(root): ("", root)}
-    unbuilt: set[int] = set()  # nodes below something that is to be built
+    # Nodes below something that is to be built, by what they are.
+    unbuilt: dict[_Role, set[int]] = {role: set() for role in _Role}
     hopeless: set[int] = set()  # nodes below something that is complete
-    queue: deque[tuple[int | None, Any, str, bool]] = deque([(0, root, "", False)])
+    queue: deque[tuple[int | None, Any, str, bool, _Role]] = deque(
+        [(0, root, "", False, _Role.PART)]
+    )
     while queue:
-        number, owner, path, waits = queue.popleft()
-        waits = waits or _is_unbuilt(owner)
+        number, owner, path, waits, role = queue.popleft()
+        waits = (waits or _is_unbuilt(owner)) and owner is not made
         children = dict(tf.train.TrackableView.children(owner))
         if owner is root:
             children = {**children, **attached}
@@ -105,16 +123,17 @@ def match(checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored]) ->
             child_number = of_node.get(name)
             is_new = id(child) not in objects
             child_path = f"{path}/{name}" if path else name
+            below = waits, _role(owner, name, role)
             if is_new:
                 objects[id(child)] = (child_path, child)
             if child_number is not None and child_number not in owner_of:
                 owner_of[child_number], path_of[child_number] = child, child_path
-                queue.append((child_number, child, child_path, waits))
+                queue.append((child_number, child, child_path, *below))
             elif is_new:
-                queue.append((None, child, child_path, waits))
+                queue.append((None, child, child_path, *below))
         for name, child_number in of_node.items():
             if name not in children and (owner is not root or isinstance(root, keras.Layer)):
-                (unbuilt if waits else hopeless).add(child_number)
+                (unbuilt[_role(owner, name, role)] if waits else hopeless).add(child_number)
     return _collect(nodes, stored, owner_of, objects, unbuilt, hopeless)
 
 
@@ -123,7 +142,7 @@ def _collect(
     stored: Mapping[str, Stored],
     owner_of: Mapping[int, Any],
     objects: Mapping[int, tuple[str, Any]],
-    unbuilt: set[int],
+    unbuilt: Mapping[_Role, set[int]],
     hopeless: set[int],
 ) -> Matching:
     matches: list[Match] = []
@@ -132,9 +151,9 @@ def _collect(
         for key in nodes[number].keys.values():
             matches.append(Match(key, owner))
             if is_variable(owner) and key in stored:
-                difference = _difference(owner, stored[key])
-                if difference:
-                    different.append(f"{key}: {difference}")
+                found = difference(owner, stored[key])
+                if found:
+                    different.append(f"{key}: {found}")
     matched = {id(owner) for number, owner in owner_of.items() if nodes[number].keys}
     missing: list[str] = []
     seeds: list[str] = []
@@ -143,19 +162,28 @@ def _collect(
             line = f"{path}: {variable_name(owner)} with shape {tuple(owner.shape)}"
             is_seed = isinstance(owner, keras.Variable) and owner.name == "seed_generator_state"
             (seeds if is_seed else missing).append(line)
-    waiting = _keys_below(nodes, unbuilt, owner_of, stored)
-    unused = [key for key in _keys_below(nodes, hopeless, owner_of, stored) if key not in waiting]
+    waiting = {role: _keys_below(nodes, unbuilt[role], owner_of, stored) for role in _Role}
+    # An optimizer has the weights of the model only: it does not save what the model lacks.
+    claimed = {*waiting[_Role.PART], *waiting[_Role.SLOT]}
+    unused = [key for key in _keys_below(nodes, hopeless, owner_of, stored) if key not in claimed]
     return Matching(
         tuple(matches),
         tuple(different),
         tuple(missing),
         tuple(f"{key} with shape {stored[key].shape}" for key in unused),
-        tuple(waiting),
+        tuple(sorted({key for keys in waiting.values() for key in keys})),
+        bool(waiting[_Role.PART] or waiting[_Role.WEIGHT]),
         tuple(seeds),
     )
 
 
-def _difference(variable: Any, stored: Stored) -> str | None:
+def difference(variable: Any, stored: Stored) -> str | None:
+    """How shape or type of a variable and of its value differ; None if they do not.
+
+    Args:
+        variable: The variable.
+        stored: What the files have for it.
+    """
     shape, dtype = variable.shape, tf_dtype(variable)
     if shape.is_compatible_with(stored.shape) and dtype.base_dtype == stored.dtype.base_dtype:
         return None
@@ -168,6 +196,13 @@ def _difference(variable: Any, stored: Stored) -> str | None:
 
 def _is_unbuilt(owner: Any) -> bool:
     return isinstance(owner, (keras.Layer, keras.optimizers.Optimizer)) and not owner.built
+
+
+def _role(owner: Any, name: str, role: _Role) -> _Role:
+    """What a child is, given what its owner is."""
+    if isinstance(owner, keras.optimizers.Optimizer):
+        return _Role.WEIGHT if name == _WEIGHTS else _Role.SLOT
+    return role
 
 
 def _keys_below(

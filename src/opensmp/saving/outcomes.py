@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from opensmp.errors import CheckpointError
 from opensmp.runtime import objects
+from opensmp.saving.atomic import advice
 
 DAMAGED = "damaged"
 OTHER = "other"
@@ -28,15 +30,29 @@ class Outcome(NamedTuple):
     kind: str = OTHER
 
 
-def outcome_of(error: BaseException) -> Outcome:
-    """The outcome of something that has raised an error."""
+def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
+    """The outcome of something that has raised an error.
+
+    Args:
+        error: The error.
+        directory: Where it was to write, for what the message says about that.
+    """
     text = str(error)
     if isinstance(error, tf.errors.OpError):
         text = f"{type(error).__name__}: {error.message}"
     elif not isinstance(error, CheckpointError):
         text = f"{type(error).__name__}: {error}"
+    if directory is not None and isinstance(error, (OSError, tf.errors.OpError)):
+        text = f"{text.rstrip('.')}. {_advice(error, Path(directory))}"
     damaged = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
     return Outcome(error=text, kind=DAMAGED if isinstance(error, damaged) else OTHER)
+
+
+def _advice(error: Exception, directory: Path) -> str:
+    for path in (directory, *directory.parents):
+        if path.exists() and not path.is_dir():
+            return f"{path} is a file; expected a directory, or nothing, of this name."
+    return advice(error, directory)
 
 
 def gathered(outcome: Outcome, ranks: Sequence[int], what: str) -> list[Outcome]:

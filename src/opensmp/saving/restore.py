@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,9 +11,11 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import CheckpointError
 from opensmp.runtime.world import World
-from opensmp.saving.contents import Place, of_replica
+from opensmp.saving import deferred
+from opensmp.saving.contents import Place
 from opensmp.saving.files import Files
-from opensmp.saving.matching import Matching, match
+from opensmp.saving.iterators import Iterators
+from opensmp.saving.matching import Matching, Stored, match
 from opensmp.saving.outcomes import DAMAGED, Outcome, first_error, gathered, outcome_of
 from opensmp.saving.parts import usable_threads
 
@@ -30,12 +32,20 @@ class _Read(NamedTuple):
     """What a process has read.
 
     Attributes:
-        values: Values by key in the files.
+        values: Values of variables by key in the files.
+        iterators: The iterators of datasets.
+        states: Their states, by key in the files.
         matching: How the checkpoint fits.
+        object_graph: The graph of its objects.
+        stored: Shape and type of each of its values.
     """
 
     values: dict[str, Tensor]
+    iterators: Iterators
+    states: dict[str, Tensor]
     matching: Matching
+    object_graph: bytes
+    stored: Mapping[str, Stored]
 
 
 def restore_from(
@@ -63,16 +73,31 @@ def restore_from(
         outcome = Outcome()
     except Exception as failure:
         outcome = outcome_of(failure)
-    outcomes = gathered(outcome, ranks, _WHAT)
-    error = first_error(outcomes)
-    if error is not None:
-        kinds = {o.kind for o in outcomes if o.error is not None}
-        kind = DamagedError if kinds == {DAMAGED} else CheckpointError
-        raise kind(f"The checkpoint {prefix} was not restored. {error}")
+    _raise_first(gathered(outcome, ranks, _WHAT), prefix)
     assert read is not None
+    # They alone may refuse their values, which nobody can tell beforehand.
+    outcome = read.iterators.restore(read.states)
+    try:
+        _raise_first(gathered(outcome, ranks, _WHAT), prefix)
+    except CheckpointError:
+        read.iterators.undo()
+        raise
+    at_hand: dict[str, Tensor | None] = {**read.values, **dict.fromkeys(read.iterators.keys)}
+    read.values.clear()  # each value goes as soon as it is assigned
     _private.restore_where_values_are()
-    with _private.values_at_hand(read.values):
-        checkpoint.restore(prefix).expect_partial()
+    with _private.values_at_hand(at_hand):
+        status = checkpoint.restore(prefix).expect_partial()
+    deferred.note(
+        checkpoint,
+        status,
+        prefix,
+        read.object_graph,
+        read.stored,
+        waits=bool(read.matching.waiting),
+        partial=partial,
+    )
+    if read.iterators.left_out:
+        warnings.warn(f"{prefix}: {read.iterators.left_out}", stacklevel=4)
     if read.matching.seeds:
         names = ", ".join(read.matching.seeds[:3])
         warnings.warn(
@@ -93,27 +118,40 @@ def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: boo
             "optimizer as when it was written"
             + ("." if partial else ", or restore(partial=True) to restore what fits.")
         )
-    source = _keys_here(matching, files.stored, place)
-    if not source and not matching.waiting:
+    keys = _keys_here(matching, files.stored)
+    iterators = Iterators(matching.matches, files.stored, place.replica, len(world.dp_group))
+    if not keys and not iterators.keys and not matching.waiting:
         raise CheckpointError(
             "None of its values belongs to an object of the program. It has: "
             + ", ".join(sorted(files.stored)[:5])
             + ". Expected: the names that tf.train.Checkpoint was given when it was written."
         )
-    values = files.read(list(dict.fromkeys(source.values())), usable_threads(world.local_size))
+    values = files.read([*keys, *iterators.sources], usable_threads(world.local_size))
     # Each process checks a part of what has to wait: later there is no going back.
     files.check(matching.waiting[world.rank :: world.size])
-    return _Read({key: values[name] for key, name in source.items()}, matching)
+    states = {key: values.pop(key) for key in iterators.sources}
+    return _Read(values, iterators, states, matching, files.object_graph, files.stored)
 
 
-def _keys_here(matching: Matching, stored: Mapping[str, Any], place: Place) -> dict[str, str]:
-    """Key of each value to restore here, to the key under which this replica has it."""
-    keys = {}
-    for key, owner in matching.matches:
-        if key in stored and not _private.is_elsewhere(owner):
-            own = of_replica(key, place.replica)
-            keys[key] = own if own in stored else key
-    return keys
+def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:
+    """Keys of the values to restore here, without those of iterators."""
+    return list(
+        dict.fromkeys(
+            key
+            for key, owner in matching.matches
+            if key in stored
+            and not _private.is_elsewhere(owner)
+            and not isinstance(owner, tf.data.Iterator)
+        )
+    )
+
+
+def _raise_first(outcomes: Sequence[Outcome], prefix: str) -> None:
+    error = first_error(outcomes)
+    if error is not None:
+        kinds = {o.kind for o in outcomes if o.error is not None}
+        kind = DamagedError if kinds == {DAMAGED} else CheckpointError
+        raise kind(f"The checkpoint {prefix} was not restored. {error}")
 
 
 def warn_of_damage(path: str, fault: str) -> None:

@@ -19,6 +19,7 @@ from opensmp.saving.manifest import data_files, fault, index_path, manifest_path
 
 _DATA = ".data-?????-of-?????"
 _MANIFEST = ".manifest"
+_STATE = "checkpoint"  # the name that tf.train.latest_checkpoint looks for
 
 
 class Shelf:
@@ -81,6 +82,7 @@ class Shelf:
         What a killed process has left unfinished is thrown away.
         """
         os.makedirs(self.directory, exist_ok=True)
+        self.recover()
         self.discard()
         whole = self.numbers()
         for ending in (_DATA, _MANIFEST):
@@ -93,11 +95,29 @@ class Shelf:
         """Throws away what lies in `staging`."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
+    def recover(self) -> None:
+        """Ends a `commit` that a killed process has begun, if that took another's place.
+
+        Then the one that had the number before is gone, and this one is complete.
+        """
+        for path in glob.glob(os.path.join(glob.escape(self.staging), "*.index")):
+            made = path.removesuffix(".index")
+            prefix = os.path.join(self.directory, os.path.basename(made))
+            has_begun = not index_path(prefix).is_file()
+            if has_begun and any(manifest_path(p).is_file() for p in (made, prefix)):
+                self._move(made, self.directory)
+                if fault(prefix) is not None:
+                    self.remove(prefix)
+
     def commit(self, number: int, max_to_keep: int | None) -> None:
         """Moves the finished checkpoint in `staging` to its place, and removes old ones.
 
+        All of it is on the disk before anything else changes, and an old checkpoint goes after
+        the new one and the state file are on the disk.
+
         Args:
-            number: Its number. Its files have their names already, there is no manifest yet.
+            number: Its number. Its files have their names already, there is no manifest yet. The
+                data files are on the disk.
             max_to_keep: How many checkpoints are kept, None for all.
 
         Raises:
@@ -105,20 +125,35 @@ class Shelf:
         """
         made, prefix = os.path.join(self.staging, f"{self.name}-{number}"), self.prefix(number)
         write_manifest(made)
+        for file in (index_path(made), manifest_path(made)):
+            to_disk(file)
+        to_disk(self.staging)
         earlier = [(path, moment) for path, moment in self.checkpoints() if path != prefix]
-        self.remove(prefix)
+        replaced = os.path.join(self.staging, "replaced")
+        os.mkdir(replaced)
         try:
-            for file in (*data_files(made), manifest_path(made), index_path(made)):
-                os.replace(file, os.path.join(self.directory, file.name))
-            to_disk(self.directory)
-            old = earlier[: len(earlier) + 1 - max_to_keep] if max_to_keep is not None else []
-            self._record([*earlier[len(old) :], (prefix, time.time())])
+            self._move(prefix, replaced, order=-1)
+            try:
+                self._move(made, self.directory)
+                to_disk(self.directory)
+                old = earlier[: len(earlier) + 1 - max_to_keep] if max_to_keep is not None else []
+                self._record([*earlier[len(old) :], (prefix, time.time())])
+            except BaseException:
+                self.remove(prefix)
+                raise
         except BaseException:
-            self.remove(prefix)
+            self._move(os.path.join(replaced, os.path.basename(prefix)), self.directory)
             raise
         for path, _ in old:
             with contextlib.suppress(OSError):
                 self.remove(path)
+
+    def _move(self, prefix: str, directory: str, order: int = 1) -> None:
+        """Moves what there is of a checkpoint's files, the index last, or first with -1."""
+        files = (*data_files(prefix), manifest_path(prefix), index_path(prefix))
+        for file in files[::order]:
+            if file.is_file():
+                os.replace(file, os.path.join(directory, file.name))
 
     def _record(self, checkpoints: Sequence[tuple[str, float]]) -> None:
         """Writes the state file, at once as a whole."""
@@ -131,6 +166,8 @@ class Shelf:
                 all_model_checkpoint_paths=paths,
                 all_model_checkpoint_timestamps=[moment for _, moment in checkpoints],
             )
+        to_disk(os.path.join(self.directory, _STATE))
+        to_disk(self.directory)
 
     def remove(self, path: str) -> None:
         """Removes a checkpoint, the index first: without it the rest is none."""

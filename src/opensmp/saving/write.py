@@ -8,9 +8,10 @@ from typing import Any
 
 from opensmp.errors import CheckpointError
 from opensmp.runtime.world import World
+from opensmp.saving.background import not_saved
 from opensmp.saving.contents import Contents, Place
 from opensmp.saving.outcomes import Outcome, first_error, gathered, outcome_of
-from opensmp.saving.parts import Named, merge_parts, usable_threads, write_part
+from opensmp.saving.parts import Named, merge_parts, on_host, write_part
 from opensmp.saving.shelf import Shelf
 
 _WHAT = "smp.CheckpointManager.save"
@@ -21,7 +22,7 @@ def place_of(world: World) -> Place:
     return Place(world.dp_group.index(world.rank), world.mp_group.index(world.rank))
 
 
-def snapshot(checkpoint: Any, world: World) -> list[Named]:
+def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Named]:
     """The values that this process has to write, as they are now.
 
     All processes call it. The tensors share the memory of their variables on the host:
@@ -30,9 +31,10 @@ def snapshot(checkpoint: Any, world: World) -> list[Named]:
     Args:
         checkpoint: A `tf.train.Checkpoint`.
         world: This process and its neighbours.
+        to_host: Whether values on GPUs are copied to the host now, and not when written.
 
     Raises:
-        CheckpointError: The objects cannot be saved, or those of the processes differ.
+        CheckpointError: The objects cannot be saved or read, or those of the processes differ.
     """
     contents: Contents | None = None
     try:
@@ -41,57 +43,67 @@ def snapshot(checkpoint: Any, world: World) -> list[Named]:
     except Exception as error:
         outcome = outcome_of(error)
     outcomes = gathered(outcome, range(world.size), _WHAT)
-    _raise_first(outcomes, "")
+    raise_errors(outcomes)
     assert contents is not None
     share = contents.share([o.value for o in outcomes])
-    read = [(value, value.read()) for value in share]
-    return [Named(v.name, v.slice_spec, tensor) for v, tensor in read if tensor is not None]
+    values: list[Named] = []
+    try:
+        for value in share:
+            tensor = value.read()
+            if tensor is not None:
+                tensor = on_host(tensor) if to_host else tensor
+                values.append(Named(value.name, value.slice_spec, tensor))
+        outcome = Outcome()
+    except Exception as error:
+        outcome = outcome_of(error)
+    raise_errors(gathered(outcome, range(world.size), _WHAT))
+    return values
 
 
 def own_part(values: Sequence[Named], shelf: Shelf, world: World) -> Outcome:
     """Writes the part of this process; its outcome has the prefixes of the files."""
-    prefix = os.path.join(shelf.staging, f"part-{world.rank}")
     try:
-        return Outcome(write_part(prefix, values, usable_threads(world.local_size)))
+        return Outcome(write_part(os.path.join(shelf.staging, f"part-{world.rank}"), values))
     except Exception as error:
-        return outcome_of(error)
+        return outcome_of(error, shelf.directory)
 
 
 def whole(
     outcomes: Sequence[Outcome], shelf: Shelf, number: int, max_to_keep: int | None
-) -> Outcome:
-    """Makes the checkpoint of all parts and puts it in its place; one process calls it.
+) -> list[Outcome]:
+    """Makes the checkpoint of all parts and puts it in its place; rank 0 calls it.
 
     Args:
         outcomes: Those of all parts.
         shelf: Where checkpoints are.
         number: Number of the checkpoint.
         max_to_keep: How many are kept.
+
+    Returns:
+        The outcomes, in that of rank 0 also how it went with the whole.
     """
     try:
         if first_error(outcomes) is None:
             prefixes = [prefix for outcome in outcomes for prefix in outcome.value]
             merge_parts(prefixes, os.path.join(shelf.staging, f"{shelf.name}-{number}"))
             shelf.commit(number, max_to_keep)
-        return Outcome()
+        return list(outcomes)
     except Exception as error:
-        return outcome_of(error)
+        return [outcome_of(error, shelf.directory), *outcomes[1:]]
     finally:
         shelf.discard()
 
 
-def raise_errors(outcomes: Sequence[Outcome], path: str) -> None:
+def raise_errors(outcomes: Sequence[Outcome], path: str = "") -> None:
     """Raises one error for those of all processes.
+
+    Args:
+        outcomes: Those of all processes, by rank.
+        path: Where the checkpoint was to be, if that is known.
 
     Raises:
         CheckpointError: Some process has failed.
     """
-    _raise_first(outcomes, f" to {path}")
-
-
-def _raise_first(outcomes: Sequence[Outcome], where: str) -> None:
     error = first_error(outcomes)
     if error is not None:
-        raise CheckpointError(
-            f"The checkpoint was not saved{where}, earlier ones are as they were. {error}"
-        )
+        raise CheckpointError(not_saved(path, error))

@@ -1,0 +1,138 @@
+"""Checkpoints that are written while training goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from processes import environ_of_tests
+from saving.test_checkpoint_manager import training
+from small import MANUAL
+
+import opensmp as smp
+from opensmp.saving import write
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Nothing is written before this event is set."""
+    event = threading.Event()
+    original = write.write_part
+
+    def write_part(*args):
+        assert event.wait(60)
+        return original(*args)
+
+    monkeypatch.setattr(write, "write_part", write_part)
+    yield event
+    event.set()
+
+
+def test_training_goes_on_while_the_values_of_the_save_are_written(smp_init, tmp_path, gate):
+    smp_init({**MANUAL, "partitions": 2, "microbatches": 2})
+    model, optimizer, train = training(1)
+    manager = smp.CheckpointManager(
+        tf.train.Checkpoint(model=model, optimizer=optimizer), tmp_path, background=True
+    )
+    train()
+    saved = [v.numpy() for v in (*model.variables, *optimizer.variables)]
+    path = manager.save()
+    expected = [train() for _ in range(3)]
+    assert manager.latest_checkpoint is None  # it is not there before it is whole
+    gate.set()
+    manager.wait()
+    manager.wait()  # nothing to wait for
+    assert manager.latest_checkpoint == path == tf.train.latest_checkpoint(tmp_path)
+    assert manager.restore() == path
+    for variable, value in zip((*model.variables, *optimizer.variables), saved, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    np.testing.assert_allclose([train() for _ in range(3)], expected, rtol=1e-6)
+
+
+def test_one_is_written_at_a_time_and_restore_waits(smp_init, tmp_path, gate):
+    smp_init({"partitions": 1})
+    value = tf.Variable(1.0)
+    checkpoint = tf.train.Checkpoint(value=value)
+    manager = smp.CheckpointManager(checkpoint, tmp_path, background=True)
+    first = manager.save()
+    value.assign(2.0)
+    threading.Timer(0.2, gate.set).start()
+    second = manager.save()
+    assert manager.checkpoints[0] == first
+    value.assign(3.0)
+    assert manager.restore() == second
+    assert float(value) == 2.0
+    manager.save()
+    manager.sync()  # TensorFlow's name for it
+    assert len(manager.checkpoints) == 3
+
+
+@pytest.mark.parametrize("call", ["wait", "save", "restore"])
+def test_an_error_shows_at_the_next_call_and_once(smp_init, tmp_path, monkeypatch, call):
+    smp_init({"partitions": 1})
+    manager = smp.CheckpointManager(
+        tf.train.Checkpoint(value=tf.Variable(1.0)), tmp_path, background=True
+    )
+    good = manager.save()
+    manager.wait()
+
+    def fails(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(write, "write_part", fails)
+    bad = manager.save()
+    with pytest.raises(smp.CheckpointError, match=rf"not saved to {bad}.* No space left.* MiB"):
+        getattr(manager, call)()
+    monkeypatch.undo()
+    assert manager.checkpoints == [good]
+    assert manager.restore() == good
+    manager.save()
+    manager.wait()
+
+
+SCRIPT = """
+import sys, threading, time
+import tensorflow as tf
+import opensmp as smp
+from opensmp.saving import write
+
+smp.init({"partitions": 1})
+original = write.write_part
+def write_part(*args):
+    time.sleep(1.0)  # the program has ended meanwhile
+    if len(sys.argv) > 2:
+        raise OSError(28, "No space left on device")
+    return original(*args)
+write.write_part = write_part
+big = [tf.ones([6 << 20]) for _ in range(2)]  # enough for threads of its own
+manager = smp.CheckpointManager(
+    tf.train.Checkpoint(values=[tf.Variable(b) for b in big]), sys.argv[1], background=True
+)
+manager.save()
+if len(sys.argv) == 2:
+    manager.save()
+"""
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_program_that_ends_waits_for_the_write_and_tells_its_error(tmp_path, fails):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, tmp_path, *["fails"] * fails],
+        env=environ_of_tests(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if fails:
+        assert "CheckpointError: The checkpoint was not saved to" in done.stderr
+        assert tf.train.latest_checkpoint(tmp_path) is None
+        return
+    assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    latest = tf.train.latest_checkpoint(tmp_path)
+    assert latest.endswith("ckpt-2")
+    values = tf.train.load_checkpoint(latest).get_tensor("values/1/.ATTRIBUTES/VARIABLE_VALUE")
+    assert values.sum() == 6 << 20

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import opensmp as smp
+
+
+@pytest.fixture
+def path(smp_init, tmp_path):
+    smp_init({"partitions": 1})
+    layer = keras.layers.Dense(3)
+    layer.build((1, 4))
+    layer.bias.assign([1.0, 2.0, 3.0])
+    return smp.CheckpointManager(tf.train.Checkpoint(layer=layer), tmp_path).save()
+
+
+def waiting(path, units=3, **kwargs):
+    layer = keras.layers.Dense(units)
+    checkpoint = tf.train.Checkpoint(layer=layer)
+    smp.CheckpointManager(checkpoint, "unused").restore(path, **kwargs)
+    return layer, checkpoint
+
+
+def test_a_layer_gets_its_values_when_it_is_built(path):
+    layer, _ = waiting(path)
+    layer.build((1, 4))
+    np.testing.assert_array_equal(layer.bias, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_another_shape_is_told_when_the_layer_is_built(path, partial):
+    layer, _ = waiting(path, units=5, partial=partial)
+    with pytest.raises(smp.CheckpointError, match=r"\(4, 3\) float32 in the checkpoint, \(4, 5\)"):
+        layer.build((1, 4))
+
+
+def test_an_earlier_restore_of_the_same_objects_is_forgotten(smp_init, path, tmp_path):
+    inputs = keras.Input((4,))
+    plain = keras.Sequential([inputs, keras.layers.Dense(5)])
+    model = smp.DistributedModel.from_keras(plain)
+    model(tf.zeros([1, 4]))
+    fits = smp.CheckpointManager(tf.train.Checkpoint(layer=model.layers[-1]), tmp_path / "b").save()
+
+    class Late(smp.DistributedModel):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.layers.Dense(5)
+
+        def call(self, x):
+            return self.layer(x)
+
+    model = Late()
+    wrong, right = (tf.train.Checkpoint(layer=model.layer) for _ in range(2))
+    smp.CheckpointManager(wrong, "unused").restore(path)
+    smp.CheckpointManager(right, "unused").restore(fits)
+    model(tf.zeros([1, 4]))
+    assert model.layer.kernel.shape == (4, 5)
