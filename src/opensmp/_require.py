@@ -30,7 +30,9 @@ def require_tensorflow() -> None:
     if legacy in ("1", "true", "True"):
         raise ImportError(
             f"opensmp needs Keras 3, but TF_USE_LEGACY_KERAS={legacy} makes tf.keras Keras 2. "
-            "Remove the variable from the environment before TensorFlow is imported."
+            "Remove the variable from the environment before TensorFlow is imported. A model that "
+            'tf_keras has saved by model.save("old.h5") is taken to Keras 3, weights and all, by '
+            'keras.models.load_model("old.h5", compile=False).'
         )
     # Asked before the import: importing Keras with a backend that is not installed fails with
     # a message about that backend, which does not help here.

@@ -9,11 +9,13 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.graph import tags
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.partitioning import Partitioning
 from opensmp.plan import Plan
+from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
 from opensmp.runtime.pipeline import Pipeline
@@ -21,6 +23,7 @@ from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
 from opensmp.saving.keras_copy import to_keras
 from opensmp.saving.plain import calls_are_plain, note_inputs
+from opensmp.training.leading import everywhere
 from opensmp.training.modes import current_mode
 from opensmp.training.trainer import Trainer
 from opensmp.training.whole import call_whole
@@ -127,11 +130,7 @@ class DistributedModel(Trainer, keras.Model):
         if isinstance(model, DistributedModel):
             return model
         if not isinstance(model, keras.Model):
-            raise StepError(
-                "smp.DistributedModel.from_keras: expected a keras.Model, received "
-                f"{type(model).__module__}.{type(model).__name__}. Wrap a layer in a model, and "
-                "rebuild a tf_keras (Keras 2) model with Keras 3."
-            )
+            raise StepError(about_no_model(model))
         view: DistributedModel = object.__new__(_view_class(cls, type(model)))
         # Keras' own __setattr__ would give the view a tracked copy of the dictionary.
         object.__setattr__(view, "__dict__", model.__dict__)
@@ -256,8 +255,34 @@ class DistributedModel(Trainer, keras.Model):
                 "For inference under a tape, use `with tape.stop_recording():`."
             )
 
+    # --- looking at it ---------------------------------------------------------------
+
+    def summary(
+        self,
+        line_length: int | None = None,
+        positions: Any = None,
+        print_fn: Any = None,
+        expand_nested: bool = False,
+        show_trainable: bool = False,
+        layer_range: Any = None,
+    ) -> None:
+        """As `keras.Model.summary`, and below it the partition and device of each layer."""
+        super().summary(
+            line_length=line_length,
+            positions=positions,
+            print_fn=print_fn,
+            expand_nested=expand_nested,
+            show_trainable=show_trainable,
+            layer_range=layer_range,
+        )
+        here = world.current(f"the summary of model '{self.name}'")
+        plan = self._smp_partitions.plan if self._smp_partitions.is_done(here) else None
+        text = partitions_text(self, plan, here, expand_nested, layer_range)
+        (print if print_fn is None else print_fn)(text)
+
     # --- on disk -------------------------------------------------------------------
 
+    @everywhere
     def save_model(self, save_path: Any = "/opt/ml/model", *, path: Any = None) -> None:
         """Writes the whole, unpartitioned model as a TensorFlow SavedModel.
 
@@ -279,6 +304,7 @@ class DistributedModel(Trainer, keras.Model):
         """
         export.write_saved_model(self, save_path if path is None else path)
 
+    @everywhere
     def to_keras(self) -> keras.Model:
         """A plain Keras model with the latest weights, without anything of opensmp.
 
@@ -300,6 +326,7 @@ class DistributedModel(Trainer, keras.Model):
         """
         return to_keras(self)
 
+    @everywhere
     def save(
         self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
     ) -> None:
@@ -309,6 +336,7 @@ class DistributedModel(Trainer, keras.Model):
         else:
             export.save(self, filepath, overwrite, zipped, **kwargs)
 
+    @everywhere
     def save_weights(
         self,
         filepath: Any,
@@ -322,11 +350,13 @@ class DistributedModel(Trainer, keras.Model):
         else:
             export.save_weights(self, filepath, overwrite, max_shard_size, **kwargs)
 
+    @everywhere
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
         """As `keras.Model.load_weights`: each process takes the weights of its partitions."""
         with assigning_own():
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
 
+    @everywhere
     def export(
         self,
         filepath: Any,

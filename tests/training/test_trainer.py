@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -388,3 +390,37 @@ def test_plain_and_distributed_twin_share_what_they_learn():
 def test_both_gives_two_models():
     plain, ours = both(classifier, lambda model: isinstance(model, smp.DistributedModel))
     assert (plain, ours) == (False, True)
+
+
+@pytest.mark.parametrize("where", ["made", "used"])
+@pytest.mark.parametrize("how", ["fit", "train_on_batch"])
+def test_a_tf_distribute_strategy_is_refused(how, where):
+    x, y = data(8)
+    scope, nothing = tf.distribute.OneDeviceStrategy("CPU:0").scope(), contextlib.nullcontext()
+    with scope if where == "made" else nothing:
+        model = smp.DistributedModel.from_keras(compiled()())
+    use = scope if where == "used" else nothing
+    with pytest.raises(StepError, match=r"scope of a OneDeviceStrategy.*opensmp run"), use:
+        getattr(model, how)(x, y)
+
+
+def test_sparse_batches_of_a_model_that_is_built_by_them():
+    x, y = data(16)
+    x = np.where(x > 0.5, x, 0.0)
+
+    def batches():
+        for i in (0, 8):
+            yield tf.sparse.from_dense(tf.constant(x[i : i + 8])), y[i : i + 8]
+
+    def make():
+        keras.utils.set_random_seed(1)
+        return keras.Sequential(
+            [keras.layers.Dense(8), keras.layers.Dense(4, activation="softmax")]
+        )
+
+    def use(model):
+        history = model.fit(batches(), verbose=0).history
+        return history, model.predict((b for b in batches()), verbose=0)
+
+    plain, ours = both(compiled(make), use)
+    assert_close(plain, ours)

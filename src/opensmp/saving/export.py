@@ -85,6 +85,10 @@ def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **k
     _check_overwrite(what, name, overwrite)
 
     def work(plain: Any) -> None:
+        with _private.compilation_kept(plain):
+            write_one(plain)
+
+    def write_one(plain: Any) -> None:
         if atomic.is_remote(name):
             plain.save(name, zipped=zipped, **kwargs)
         elif zipped is False:

@@ -8,4 +8,8 @@
 - weighting.py: whether they do
 - accumulate.py: sums of gradients
 - modes.py: what a call of the model means while `fit` runs
+- meeting.py: where several processes meet, and make sure that they do the same
+- fingerprint.py: what tells one batch from another
+- callbacks.py: which callbacks run where, and what all processes agree on
+- leading.py: a callback in one process, with the help of the others
 """

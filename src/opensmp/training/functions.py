@@ -9,9 +9,13 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.errors import StepError
 from opensmp.runtime import world
+from opensmp.training.meeting import meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
+
+_numbers = itertools.count()
 
 NAMES = ("train_function", "test_function", "predict_function")
 
@@ -71,7 +75,9 @@ class StepFunction:
         data = tf.nest.map_structure(
             lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
         )
+        meet_at_batch(self._name, data)
         if self._run_eagerly:
+            self._refuse_to_run_eagerly(here)
             with calls_are("plain"):
                 return self._step(data)
         if self._world is not here:
@@ -87,13 +93,23 @@ class StepFunction:
         finally:
             self._bring_back(functions)
 
+    def _refuse_to_run_eagerly(self, here: world.World) -> None:
+        if here.size > 1:
+            raise StepError(
+                f"model.compile(run_eagerly=True): model '{self._model.name}' lies in {here.size} "
+                "processes, and what runs layer by layer needs all of them in one. Expected: "
+                "run_eagerly=False; or run the script in one process, without a launcher, to look "
+                "into it."
+            )
+
     def _compile(self, rows_known: bool) -> Any:
-        # A function of its own each time: TensorFlow warns of one that is traced too often.
         def step(data: Any) -> Any:
             with calls_are("whole"), _private.rows_count(rows_known):
                 return self._step(data)
 
         step.__name__ = f"smp_{self._name}_step"
+        # TensorFlow warns of code that is traced too often: each of these is traced once or twice.
+        step.__code__ = step.__code__.replace(co_name=f"{step.__name__}_{next(_numbers)}")
         return tf.function(step, autograph=False, reduce_retracing=True)
 
     def _step(self, data: Any) -> Any:

@@ -110,7 +110,11 @@ class Split:
         if isinstance(leaf, tf.SparseTensor):
             starts = [begin] + [0] * (leaf.shape.rank - 1)
             sizes = tf.concat([[size], leaf.dense_shape[1:]], 0)
-            return tf.sparse.slice(leaf, starts, sizes)
+            taken = tf.sparse.slice(leaf, starts, sizes)
+            if not leaf.shape[1:].is_fully_defined():
+                return taken
+            # Slicing forgets the shape, without which no layer can be built.
+            return tf.SparseTensor(taken.indices, taken.values, [size, *leaf.shape[1:]])
         return leaf[begin : begin + size]
 
     def concat(self, values: Sequence[Tensor], what: str) -> Tensor:
@@ -142,7 +146,7 @@ class Split:
             return values[0]
         return tf.add_n(
             [
-                value * tf.cast(fraction, value.dtype)
+                value * tf.constant(fraction, value.dtype)
                 for value, fraction in zip(values, self.fractions, strict=True)
             ]
         )

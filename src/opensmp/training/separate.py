@@ -209,7 +209,7 @@ class _Separate:
 
 
 def _times(value: Tensor, factor: float) -> Tensor:
-    return value if factor == 1.0 else value * tf.cast(factor, value.dtype)
+    return value if factor == 1.0 else value * tf.constant(factor, value.dtype)
 
 
 def _float(loss: Tensor) -> Tensor:

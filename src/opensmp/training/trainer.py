@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from opensmp import _private
+from opensmp.errors import StepError
 from opensmp.runtime import world
+from opensmp.saving import own_weights
+from opensmp.saving.gather import assigning_own
+from opensmp.training.callbacks import shared_call
 from opensmp.training.functions import StepFunction
+from opensmp.training.leading import everywhere
+from opensmp.training.meeting import is_shared
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import current_mode
 from opensmp.training.separate import NotSeparable, kind_of_model, loss_and_gradients
@@ -33,6 +41,37 @@ class Trainer:
     def supports_jit(self, value: bool) -> None:
         """Keras sets it for each new layer."""
 
+    @everywhere
+    @functools.wraps(keras.Model.fit)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; all processes call it with the same data."""
+        return self._smp_share("fit", super().fit, args, kwargs)  # type: ignore[misc]
+
+    @everywhere
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; all processes call it with the same data."""
+        return self._smp_share("evaluate", super().evaluate, args, kwargs)  # type: ignore[misc]
+
+    @everywhere
+    @functools.wraps(keras.Model.predict)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`; all processes call it with the same data, and get all rows."""
+        return self._smp_share("predict", super().predict, args, kwargs)  # type: ignore[misc]
+
+    @everywhere
+    def get_weights(self) -> list[Any]:
+        """As `keras.Model.get_weights`; all processes call it, and each gets the whole model."""
+        if not is_shared():
+            return super().get_weights()  # type: ignore[misc, no-any-return]
+        return own_weights.values_of(self)
+
+    @everywhere
+    def set_weights(self, weights: Any) -> None:
+        """As `keras.Model.set_weights`; each process takes those of its partitions."""
+        with assigning_own():
+            super().set_weights(weights)  # type: ignore[misc]
+
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that `fit` calls with batches; see `keras.Model`."""
         return self._smp_make("train", force)
@@ -46,10 +85,21 @@ class Trainer:
         return self._smp_make("predict", force)
 
     def _smp_make(self, name: str, force: bool) -> Any:
+        _refuse_strategies(self)
         attribute = f"{name}_function"
         if force or not isinstance(getattr(self, attribute), StepFunction):
             setattr(self, attribute, StepFunction(self, name))
         return getattr(self, attribute)
+
+    def _smp_share(
+        self, name: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Calls a method of Keras' trainer, with arguments that fit several processes."""
+        if not is_shared():
+            return run(*args, **kwargs)
+        given = named_arguments(run, name, args, kwargs)
+        with shared_call(self, name, given) as arguments:
+            return run(**_accepted(run, arguments))
 
     def _smp_step(self, name: str) -> Callable[[Any], Any]:
         """What to do with one batch."""
@@ -72,3 +122,53 @@ class Trainer:
         weights = model.trainable_weights
         model.optimizer.apply_gradients(zip(found.gradients, weights, strict=True))
         return model.compute_metrics(x, y, found.outputs, sample_weight=sample_weight)
+
+
+def _refuse_strategies(model: Any) -> None:
+    strategy = model.distribute_strategy
+    if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
+        raise StepError(
+            f"Model '{model.name}' was made or is used in the scope of a "
+            f"{type(strategy).__name__}. Expected: no tf.distribute strategy, as opensmp itself "
+            "divides batches among replicas of a model. Leave the scope out, and start several "
+            "processes for several replicas: `opensmp run -n 4 --partitions 2 script.py`."
+        )
+
+
+def named_arguments(
+    run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a call by name.
+
+    Args:
+        run: The bound method, Keras' own or that of a user's class.
+        name: Of which method of `keras.Model` it takes the arguments, if it takes any.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+
+    Raises:
+        TypeError: It does not take them.
+    """
+    signature = inspect.signature(run)
+    if _takes(signature, inspect.Parameter.VAR_POSITIONAL):  # and gives them to Keras
+        bound = inspect.signature(getattr(keras.Model, name)).bind(None, *args, **kwargs)
+        del bound.arguments["self"]
+    else:
+        bound = signature.bind(*args, **kwargs)
+    given = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name, {}))
+    return given
+
+
+def _accepted(run: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a method takes: one of a user's class need not have `verbose` or `callbacks`."""
+    signature = inspect.signature(run)
+    if _takes(signature, inspect.Parameter.VAR_KEYWORD):
+        return dict(arguments)
+    return {name: each for name, each in arguments.items() if name in signature.parameters}
+
+
+def _takes(signature: inspect.Signature, kind: Any) -> bool:
+    return any(parameter.kind is kind for parameter in signature.parameters.values())

@@ -320,7 +320,7 @@ class _WholeCall:
                 if part.counted:
                     pairs.append((value, gradient[part.begin : part.begin + part.size]))
             else:
-                fraction = tf.cast(part.counted / split.rows, gradient.dtype)
+                fraction = tf.constant(part.counted / split.rows, gradient.dtype)
                 pairs.append((value, gradient * fraction))
         return [value for value, _ in pairs], [gradient for _, gradient in pairs]
 

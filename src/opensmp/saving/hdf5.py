@@ -1,0 +1,194 @@
+"""Whole models in HDF5, of Keras 3 and of Keras 2."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+
+from opensmp.errors import SavingError
+from opensmp.saving.formats import named
+from opensmp.saving.gather import assigning_own
+from opensmp.saving.keras2_layers import upgraded
+from opensmp.saving.keras2_training import compile_arguments, optimizer_values
+
+Model = Any
+
+_KERNELS = ("kernel", "recurrent_kernel", "bias")
+
+
+def load_hdf5(
+    path: str | os.PathLike[str],
+    what: str,
+    *,
+    compile: bool,
+    custom_objects: Mapping[str, Any] | None,
+    safe_mode: bool,
+) -> Model:
+    """The model in a `.h5` file, compiled and with its optimizer's state if the file has these.
+
+    Keras itself refuses the losses and metrics of most compiled files, and forgets the state of
+    the optimizer.
+
+    Args:
+        path: The file.
+        what: What is done, for messages.
+        compile: Whether to compile the model.
+        custom_objects: As in `keras.saving.load_model`.
+        safe_mode: As there.
+
+    Raises:
+        SavingError: Keras 3 cannot make the model.
+        ValueError: What Keras raises, such as for a Lambda layer in safe mode.
+    """
+    with _readable(path, what) as readable:
+        model = keras.saving.load_model(
+            readable, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
+        )
+    with h5py.File(path, "r") as file:
+        config = _json(file, "training_config") if compile else None
+        saved = _optimizer_weights(file)
+    if config is not None and config.get("optimizer_config"):
+        with keras.saving.custom_object_scope(dict(custom_objects or {})):
+            model.compile(**compile_arguments(config))
+        if saved:
+            _give_state(model, saved, path)
+    return model
+
+
+def restore_optimizer(model: Model, path: str | os.PathLike[str]) -> None:
+    """Gives a compiled model's optimizer the state that a `.h5` file has, if it has one."""
+    with h5py.File(path, "r") as file:
+        saved = _optimizer_weights(file)
+    if saved and getattr(model, "optimizer", None) is not None:
+        _give_state(model, saved, path)
+
+
+def _give_state(model: Model, saved: list[tuple[str, Any]], path: str | os.PathLike[str]) -> None:
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    variables = list(optimizer.variables)
+    values = optimizer_values(saved, variables, model.trainable_variables)
+    if values is None:
+        warnings.warn(
+            f"smp.load_model: the state of the optimizer in {path}, {len(saved)} arrays, does not "
+            f"fit {type(optimizer).__name__}, which has {len(variables)}: training goes on with a "
+            "new one.",
+            stacklevel=2,
+        )
+        return
+    with assigning_own():
+        for variable, value in zip(variables, values, strict=True):
+            if value is not None:
+                variable.assign(np.asarray(value))
+
+
+@contextlib.contextmanager
+def _readable(path: str | os.PathLike[str], what: str) -> Iterator[str]:
+    """The name of a file that Keras 3 reads: this one, or a copy in which something is changed."""
+    with h5py.File(path, "r") as file:
+        version = _text(file.attrs.get("keras_version", "2"))
+        config = _json(file, "model_config")
+    if config is None or version.split(".")[0] not in ("1", "2"):
+        with named(path, ".h5") as name:
+            yield name
+        return
+    new = upgraded(config, what)
+    if not new.changed:
+        with named(path, ".h5") as name:
+            yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        name = str(Path(folder, "model.h5"))
+        shutil.copyfile(path, name)
+        with h5py.File(name, "r+") as file:
+            file.attrs["model_config"] = json.dumps(new.config)
+            if new.cudnn:
+                _convert_cudnn(file["model_weights"], new.cudnn)
+        yield name
+
+
+def _convert_cudnn(weights: Any, layers: Mapping[str, str]) -> None:
+    """Brings weights of CuDNN layers into the layout of the others, in place."""
+    names: list[str] = []
+    weights.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
+    for name in names:
+        parts = name.split("/")
+        role = parts[-1].split(":")[0]
+        owners = [layers[p] for p in map(_inner, parts[:-1]) if p in layers]
+        if role in _KERNELS and owners:
+            value = cudnn_weight(np.asarray(weights[name]), role, owners[-1])
+            del weights[name]
+            weights[name] = value
+
+
+def _inner(name: str) -> str:
+    """The name of a layer that Bidirectional has two copies of."""
+    return name.removeprefix("forward_").removeprefix("backward_")
+
+
+def cudnn_weight(value: Any, role: str, kind: str) -> Any:
+    """A weight of a CuDNN layer in the layout of `LSTM` or `GRU(reset_after=True)`.
+
+    CuDNN keeps the matrix of each gate transposed, in one flat buffer, and two biases.
+
+    Args:
+        value: The array in the file.
+        role: `"kernel"`, `"recurrent_kernel"` or `"bias"`.
+        kind: `"LSTM"` or `"GRU"`.
+
+    Example:
+        ```python
+        cudnn_weight(np.ones(24), "bias", "LSTM").shape  # (12,): the sum of both biases
+        ```
+    """
+    if role == "bias":
+        both = np.reshape(value, (2, -1))
+        return both.sum(axis=0) if kind == "LSTM" else both
+    gates = np.split(value, 4 if kind == "LSTM" else 3, axis=1)
+    if role == "recurrent_kernel":
+        return np.concatenate([gate.T for gate in gates], axis=1)
+    return np.concatenate([gate.T.reshape(gate.shape, order="F") for gate in gates], axis=1)
+
+
+def _optimizer_weights(file: Any) -> list[tuple[str, Any]]:
+    group = file.get("optimizer_weights")
+    if group is None:
+        return []
+    names: list[Any] = []
+    if "weight_names" in group.attrs:
+        names = list(group.attrs["weight_names"])
+    else:
+        chunk = 0
+        while f"weight_names{chunk}" in group.attrs:
+            names += list(group.attrs[f"weight_names{chunk}"])
+            chunk += 1
+    return [(_text(name), np.asarray(group[_text(name)])) for name in names]
+
+
+def _json(file: Any, name: str) -> dict[str, Any] | None:
+    text = file.attrs.get(name)
+    if text is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(_text(text))
+    except json.JSONDecodeError as error:
+        raise SavingError(
+            f"smp.load_model: {name} in {file.filename} is not JSON ({error}); the file is "
+            "damaged. Write it again."
+        ) from error
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,58 @@
+"""`get_weights` and `set_weights` of a model whose weights lie in several processes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from opensmp import _private
+from opensmp.graph.variables import tf_dtype, tf_variable
+from opensmp.runtime import objects, world
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def own_weights() -> Iterator[None]:
+    """Context in which `get_weights` gives the weights of this process alone, without a message.
+
+    In place of the others there are zeros that take no memory.
+    """
+    outer, _local.own = getattr(_local, "own", False), True
+    try:
+        yield
+    finally:
+        _local.own = outer
+
+
+def values_of(model: Any) -> list[Any]:
+    """The values of all weights, as `keras.Model.get_weights` gives them.
+
+    All processes call it. Each gets the whole model, on its host, unless in `own_weights`.
+    """
+    variables = list(model.weights)
+    here = [not _private.is_elsewhere(variable) for variable in variables]
+    members = world.current("model.get_weights").mp_group if world.is_initialized() else (0,)
+    alone = getattr(_local, "own", False) or len(members) == 1
+    if alone:
+        return [
+            tf_variable(v).numpy() if is_here else _nothing_like(v)
+            for v, is_here in zip(variables, here, strict=True)
+        ]
+    tables = objects.allgather_objects(here, members, "model.get_weights")
+    values = []
+    for index, variable in enumerate(variables):
+        owners = [m for m, table in zip(members, tables, strict=True) if table[index]]
+        value = tf_variable(variable).numpy() if here[index] else None
+        root = owners[0]
+        values.append(objects.broadcast_object(value, members, root, "model.get_weights"))
+    return values
+
+
+def _nothing_like(variable: Any) -> Any:
+    dtype = tf_dtype(variable).as_numpy_dtype
+    return np.broadcast_to(np.zeros([], dtype), tuple(variable.shape))
