@@ -105,7 +105,8 @@ class _ChoiceKind(NamedTuple):
 
     @property
     def accepted(self) -> str:
-        return " or ".join(repr(choice) for choice in self.choices)
+        *others, last = map(repr, self.choices)
+        return f"{', '.join(others)} or {last}"
 
     def check(self, value: Any) -> str:
         if not isinstance(value, str):

@@ -51,7 +51,7 @@ def plan(
         int, typer.Option(min=1, help="Microbatches per step; it must divide the batch.")
     ] = 1,
     pipeline: Annotated[
-        str, typer.Option("--pipeline", "--schedule", help="interleaved or simple.")
+        str, typer.Option("--pipeline", "--schedule", help="interleaved, simple or zero_bubble.")
     ] = "interleaved",
     active_microbatches: Annotated[
         int | None, typer.Option(min=1, help="Most microbatches in flight.")
