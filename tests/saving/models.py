@@ -36,15 +36,19 @@ def _compiled(model: keras.Model, compiled: bool) -> keras.Model:
     return model
 
 
+def _add_layers(model: keras.Model) -> None:
+    model.hidden = keras.layers.Dense(4, activation="tanh")
+    model.drop = keras.layers.Dropout(0.5)
+    model.top = keras.layers.Dense(3)
+
+
 @keras.saving.register_keras_serializable("opensmp_tests")
 class Plain(keras.Model):
     """A subclassed plain model."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.hidden = keras.layers.Dense(4, activation="tanh")
-        self.drop = keras.layers.Dropout(0.5)
-        self.top = keras.layers.Dense(3)
+        _add_layers(self)
 
     def call(self, x: Any, training: Any = None) -> Any:
         return self.top(self.drop(self.hidden(x), training=training))
@@ -56,9 +60,7 @@ class Split(smp.DistributedModel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.hidden = keras.layers.Dense(4, activation="tanh")
-        self.drop = keras.layers.Dropout(0.5)
-        self.top = keras.layers.Dense(3)
+        _add_layers(self)
 
     def call(self, x: Any, training: Any = None) -> Any:
         with smp.partition(0):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opensmp.program.functions import needed
-from opensmp.program.gradients import SegmentGradient, components
+from opensmp.program.gradients import SegmentGradient
 from opensmp.program.segments import Segment
 
 Op = Any
@@ -60,8 +60,7 @@ def split(
     before = set(_operations(first, stop))
     weights = {id(t) for t in segment.variables} | set(captured)
     moving = _moving(gradient, feeds, weights, stop)
-    late = [op for op in _operations(second, stop) if op not in before]
-    late = [op for op in late if op in moving]
+    late = [op for op in _operations(second, stop) if op in moving and op not in before]
     if not late:
         return None
     read = [t for op in late for t in op.inputs]
@@ -82,8 +81,7 @@ def _part(gradient: SegmentGradient, chosen: Sequence[bool]) -> SegmentGradient:
 
 
 def _operations(gradient: SegmentGradient, stop: Collection[int]) -> list[Op]:
-    tensors = [t for value in gradient.gradients for t in components(value)]
-    return needed([t.op for t in tensors if id(t) not in stop], stop, lambda op: False)
+    return needed([t.op for t in gradient.flat if id(t) not in stop], stop, lambda op: False)
 
 
 def _moving(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,11 +19,18 @@ SECOND_ORDER = "OpensmpSecondOrder"
 """Name of the gradient function of emitted calls, which have no gradient of their own."""
 
 
+_with_control_flow: weakref.WeakKeyDictionary[ConcreteFunction, bool] = weakref.WeakKeyDictionary()
+
+
 def has_control_flow(function: ConcreteFunction) -> bool:
     """Whether a loop or a branch is in a function or in what it calls."""
-    graph = function.graph.as_graph_def()
-    nodes = (node for part in graph.library.function for node in part.node_def)
-    return any(node.op in LOOPS | BRANCHES for node in (*graph.node, *nodes))
+    if function not in _with_control_flow:  # asked for each microbatch, and not quick to find out
+        graph = function.graph.as_graph_def()
+        nodes = (node for part in graph.library.function for node in part.node_def)
+        _with_control_flow[function] = any(
+            node.op in LOOPS | BRANCHES for node in (*graph.node, *nodes)
+        )
+    return _with_control_flow[function]
 
 
 def emit_call(
