@@ -19,24 +19,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import models
 import opensmp as smp
+import paired
 
 TARGET = 1.03
 BATCHES = 4
 WARM_UP = 2
+TOLERANCE = 1e-4
 
 Fit = Callable[[], float]
 
@@ -56,34 +54,12 @@ def fit_of(workload: models.Workload, wrap: Callable[[keras.Model], keras.Model]
     return fit
 
 
-def measure(workload: models.Workload, rounds: int) -> tuple[float, list[float], list[float]]:
-    """Milliseconds of a batch of plain `fit`, its ratios to itself, and ours to it."""
-    fits = [
+def runs_of(workload: models.Workload) -> list[Fit]:
+    return [
         fit_of(workload, lambda model: model),
         fit_of(workload, lambda model: model),
         fit_of(workload, smp.DistributedModel.from_keras),
     ]
-    for _ in range(WARM_UP):
-        losses = [fit() for fit in fits]
-    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-4)
-    times: list[list[float]] = [[], [], []]
-    random = np.random.default_rng(0)
-    for _ in range(rounds):
-        for which in random.permutation(3):
-            start = time.perf_counter()
-            fits[which]()
-            times[which].append(time.perf_counter() - start)
-    plain, again, split = times
-    return (
-        1e3 * statistics.median(plain) / BATCHES,
-        [b / a for a, b in zip(plain, again, strict=True)],
-        [b / a for a, b in zip(plain, split, strict=True)],
-    )
-
-
-def quartiles(ratios: Sequence[float]) -> str:
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
 
 
 def main() -> int:
@@ -98,28 +74,10 @@ def main() -> int:
         workloads = [models.mlp(2, 64, 8), models.transformer(1, 16, 8, 50, 2)]
     else:
         rounds = arguments.rounds
-        workloads = [
-            models.mlp(8, 1024, 256),
-            models.cnn(32, 32, 64),
-            models.transformer(2, 256, 64, 1000, 16),
-        ]
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, TensorFlow "
-        f"{tf.__version__}, Keras {keras.__version__}, {rounds} rounds of {BATCHES} batches"
-    )
-    print("| model | batch of plain fit | our fit / plain | plain / plain |")
-    print("| --- | --- | --- | --- |")
-    worst = 0.0
-    for workload in workloads:
-        if arguments.only not in workload.name:
-            continue
-        milliseconds, floor, ratios = measure(workload, rounds)
-        worst = max(worst, statistics.median(ratios))
-        print(
-            f"| {workload.name} | {milliseconds:.0f} ms | {quartiles(ratios)} | "
-            f"{quartiles(floor)} |",
-            flush=True,
-        )
+        workloads = paired.full_size()
+    workloads = [workload for workload in workloads if arguments.only in workload.name]
+    columns = "batch of plain fit | our fit / plain"
+    worst = paired.compare(workloads, runs_of, rounds, WARM_UP, TOLERANCE, columns, BATCHES)
     if arguments.quick:
         return 0
     print(f"largest median {worst:.3f}, target at most {TARGET}")

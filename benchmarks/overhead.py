@@ -18,23 +18,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 import models
 import opensmp as smp
+import paired
 
 TARGET = 1.03
 WARM_UP = 4
+TOLERANCE = 1e-5
 
 Step = Callable[[], float]
 
@@ -67,30 +65,8 @@ def on_batch(train_step: Callable[..., tf.Tensor], workload: models.Workload) ->
     return lambda: float(train_step(inputs, labels))
 
 
-def measure(workload: models.Workload, rounds: int) -> tuple[float, list[float], list[float]]:
-    """Milliseconds of the plain step, its ratios to itself, and those of smp.step to it."""
-    steps = [plain_step(workload), plain_step(workload), split_step(workload)]
-    for _ in range(WARM_UP):
-        losses = [step() for step in steps]
-    np.testing.assert_allclose(losses[1:], losses[0], rtol=1e-5)
-    times: list[list[float]] = [[], [], []]
-    random = np.random.default_rng(0)
-    for _ in range(rounds):
-        for which in random.permutation(3):
-            start = time.perf_counter()
-            steps[which]()
-            times[which].append(time.perf_counter() - start)
-    plain, again, split = times
-    return (
-        1e3 * statistics.median(plain),
-        [b / a for a, b in zip(plain, again, strict=True)],
-        [b / a for a, b in zip(plain, split, strict=True)],
-    )
-
-
-def quartiles(ratios: Sequence[float]) -> str:
-    low, middle, high = np.percentile(ratios, [25, 50, 75])
-    return f"{middle:.3f} ({low:.3f} to {high:.3f})"
+def runs_of(workload: models.Workload) -> list[Step]:
+    return [plain_step(workload), plain_step(workload), split_step(workload)]
 
 
 def main() -> int:
@@ -108,26 +84,9 @@ def main() -> int:
         ]
     else:
         rounds = arguments.rounds
-        workloads = [
-            models.mlp(8, 1024, 256),
-            models.cnn(32, 32, 64),
-            models.transformer(2, 256, 64, 1000, 16),
-        ]
-    print(
-        f"{os.cpu_count()} cores, Python {platform.python_version()}, TensorFlow "
-        f"{tf.__version__}, Keras {keras.__version__}, {rounds} rounds"
-    )
-    print("| model | plain step | smp.step / plain | plain / plain |")
-    print("| --- | --- | --- | --- |")
-    worst = 0.0
-    for workload in workloads:
-        milliseconds, floor, ratios = measure(workload, rounds)
-        worst = max(worst, statistics.median(ratios))
-        print(
-            f"| {workload.name} | {milliseconds:.0f} ms | {quartiles(ratios)} | "
-            f"{quartiles(floor)} |",
-            flush=True,
-        )
+        workloads = paired.full_size()
+    columns = "plain step | smp.step / plain"
+    worst = paired.compare(workloads, runs_of, rounds, WARM_UP, TOLERANCE, columns)
     if arguments.quick:
         return 0
     print(f"largest median {worst:.3f}, target at most {TARGET}")
