@@ -121,10 +121,12 @@ def set_control_inputs(op: Op, before: Sequence[Op]) -> None:
 def must_run(graph: Any, ops: Sequence[Op]) -> None:
     """Makes operations part of every run of a function graph under construction.
 
-    TensorFlow does so for what it knows to have side effects; sends and receives it drops
-    when nothing reads their results.
+    TensorFlow itself does so for what it knows to have side effects, and must not be told
+    again; collectives it drops when nothing reads their results.
     """
-    graph.control_outputs.extend(ops)
+    graph.control_outputs.extend(
+        op for op in ops if not is_stateful(op) or op.type.startswith("Collective")
+    )
 
 
 def replace_input(op: Op, index: int, tensor: Tensor) -> None:

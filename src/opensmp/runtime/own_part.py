@@ -17,7 +17,7 @@ Op = Any
 Tensor = Any
 
 PREFETCH = 2
-"""A receive is posted this many calls before the call that reads what it receives."""
+"""A receive that its sender waits for is posted so many calls before the call that reads it."""
 
 
 def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
@@ -93,8 +93,8 @@ def keep_own_part(
         if transfer.source == process:
             must_run.append(_send(transfer, number, transport))
         elif transfer.target == process:
-            value, posted = transport.receive(transfer, number)
-            anchor = anchors.of(transfer)
+            value, posted, early = transport.receive(transfer, number)
+            anchor = anchors.of(transfer, PREFETCH if early else 1)
             if anchor is not None:
                 for op in posted:
                     _private.add_control_input(op, anchor)
@@ -143,14 +143,20 @@ class _Anchors:
         mine = layout.runs[process]
         owned = [task for task in self._position if task.last in mine]
         self._calls = [task.last for task in owned]
+        self._partitions = [task.partition for task in owned]
         self._starts = [self._position[task] for task in owned]
         self._first_use: dict[Op, int] = {}
         self._use_in_calls(live, mine, {op: i for i, t in enumerate(owned) for op in t.ops})
         self._made: dict[Op, int] = {}
         self._make_in_calls(live, {task.last: i for task, i in self._position.items()})
 
-    def of(self, transfer: Transfer) -> Op | None:
-        """The call after which to post the receive of a transfer; None: at once."""
+    def of(self, transfer: Transfer, ahead: int) -> Op | None:
+        """The call after which to post the receive of a transfer; None: at once.
+
+        Args:
+            transfer: The transfer.
+            ahead: So many calls before the one that reads it.
+        """
         never = len(self._calls)
         if transfer.after is not None:
             first = self._first_use[transfer.after]
@@ -158,9 +164,14 @@ class _Anchors:
             first = min(self._first_use.get(t.op, never) for t in transfer.aliases)
         if first == never:  # no call reads it: it is a result, to be there soon after it is made
             made = self._made[transfer.op]
-            first = sum(start < made for start in self._starts)
-        index = first - PREFETCH
-        return self._calls[index] if index >= 0 else None
+            before = self._calls[: sum(start < made for start in self._starts)]
+        else:  # calls of other partitions go their own pace
+            before = [
+                call
+                for call, partition in zip(self._calls[:first], self._partitions, strict=False)
+                if partition == self._partitions[first]
+            ]
+        return before[-ahead] if len(before) >= ahead else None
 
     def _use_in_calls(
         self, live: Sequence[Op], mine: frozenset[Op], number: Mapping[Op, int]

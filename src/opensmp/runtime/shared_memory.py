@@ -1,18 +1,22 @@
 """Moves tensors between processes of one machine through memory that both see.
 
 The collectives would copy a tensor five times on its way through gRPC and two sockets, on the
-cores that compute. Here the sender copies it into memory that it shares with the receiver, and
-the collectives carry only the word that it is there. Nobody waits in Python for anybody: the
-receiver copies the tensor out when the word has come.
+cores that compute. Here the sender copies it into memory that it shares with the receiver and
+raises a semaphore that lies there too. A thread of the receiver, asleep until then, copies it
+out and puts it into a queue of TensorFlow's, from which the step takes it: no operation of a
+step blocks a thread while it waits, and a step that fails ends although something is waited for.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import ctypes
+import errno
 import mmap
 import os
 import secrets
+import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,8 +24,9 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp.errors import CommunicationError
+from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
-from opensmp.runtime.transport import Transport
+from opensmp.runtime.transport import Received, Transport
 
 Op = Any
 Tensor = Any
@@ -29,20 +34,22 @@ Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Any], list[Any]]
 
-SMALLEST_BYTES = 64 * 1024
-"""Smaller tensors are not worth the two calls of Python."""
-
 MOST_BYTES = 256 * 1024 * 1024
 """Most memory of one step that one process shares with another. It is held as long as the step."""
 
 _NONCE_BYTES = 16
 _ALIGNMENT = 64
-_COUNTERS = 2  # per slot: how often it was written, how often read
+_SEMAPHORE = 64  # where it lies; a sem_t takes 32 bytes
+_COUNTERS = 128
+_PER_SLOT = 3  # how often it was written, how often read, and a place in the ring of arrivals
 _PATIENCE_SECONDS = 60.0
-_CAN_SHARE = hasattr(os, "memfd_create")
+_ORDER = np.dtype(np.int32)  # of what is sent where only the order matters
+_DONE = np.zeros([], np.int32)
+_libc = ctypes.CDLL(None, use_errno=True)
+_CAN_SHARE = hasattr(os, "memfd_create") and hasattr(_libc, "sem_init")
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 _DTYPES = frozenset(
-    (*_FLOATS, *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+    ("bool", *_FLOATS, *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 )
 
 
@@ -91,12 +98,10 @@ def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, 
     found = {}
     for pair, listed in chosen.items():
         slots: dict[int, Slot] = {}
-        offset = _aligned(_NONCE_BYTES + 8 * _COUNTERS * len(listed))
+        offset = _aligned(_COUNTERS + 8 * _PER_SLOT * len(listed))
         for number, transfer in listed:
-            assert transfer.tensor is not None
-            shape = tuple(transfer.tensor.shape.as_list())
-            dtype = np.dtype(transfer.tensor.dtype.as_numpy_dtype)
-            size = _num_bytes(transfer.tensor)
+            shape, dtype = _looks(transfer.tensor)
+            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             if offset + size <= MOST_BYTES:
                 slots[number] = Slot(len(slots), offset, shape, dtype)
                 offset = _aligned(offset + size)
@@ -106,13 +111,17 @@ def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, 
 
 
 def _fits(tensor: Tensor | None) -> bool:
-    if tensor is None or not tensor.shape.is_fully_defined():
-        return False
-    return tensor.dtype.name in _DTYPES and _num_bytes(tensor) >= SMALLEST_BYTES
+    if tensor is None:
+        return True
+    known = tensor.dtype.name in _DTYPES and tensor.shape.is_fully_defined()
+    return bool(known and tensor.shape.num_elements())
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return int(tensor.shape.num_elements() * tensor.dtype.size)
+def _looks(tensor: Tensor | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of what travels."""
+    if tensor is None:
+        return (), _ORDER
+    return tuple(tensor.shape.as_list()), np.dtype(tensor.dtype.as_numpy_dtype)
 
 
 def _aligned(offset: int) -> int:
@@ -129,48 +138,66 @@ class Memory:
 
     def __init__(self, room: Room, descriptor: int) -> None:
         self._room = room
+        self._by_position = {slot.number: number for number, slot in room.slots.items()}
         self._bytes = mmap.mmap(descriptor, room.size)
-        count = _COUNTERS * len(room.slots)
-        counters = np.frombuffer(self._bytes, np.int64, count, _NONCE_BYTES)
-        self._written, self._read = counters[::_COUNTERS], counters[1::_COUNTERS]
+        self._semaphore = ctypes.c_char.from_buffer(self._bytes, _SEMAPHORE)
+        count = len(room.slots)
+        counters = np.frombuffer(self._bytes, np.int64, _PER_SLOT * count, _COUNTERS)
+        self._written, self._read, self._arrivals = counters.reshape(_PER_SLOT, count)
+        self._passed = 0  # how many tensors have gone through, counted by each process for itself
+        self._lock = threading.Lock()
 
     @property
     def nonce(self) -> bytes:
         """By which the receiver knows that it has opened the right memory."""
         return self._bytes[:_NONCE_BYTES]
 
-    @nonce.setter
-    def nonce(self, value: bytes) -> None:
-        self._bytes[:_NONCE_BYTES] = value
+    def offer(self) -> None:
+        """Makes the memory ready for another process to open."""
+        _call("sem_init", self._semaphore, 1, 0)
+        self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
-    def put(self, number: int, value: Array) -> Array:
-        """Copies a tensor in; gives the number of the use, for the receiver."""
+    def put(self, number: int, value: Array) -> None:
+        """Copies a tensor in and tells the receiver."""
         slot = self._room.slots[number]
         self._wait_until_read(slot)
         np.copyto(self._view(slot), value)
-        self._written[slot.number] += 1
-        return np.asarray(self._written[slot.number] % 2**31, np.int32)
+        with self._lock:
+            self._written[slot.number] += 1
+            self._arrivals[self._passed % len(self._arrivals)] = slot.number
+            self._passed += 1
+            _call("sem_post", self._semaphore)
 
-    def get(self, number: int, use: Array) -> Array:
-        """Copies the tensor of a use out."""
-        slot = self._room.slots[number]
-        written = self._written[slot.number]
-        if written % 2**31 != use or self._read[slot.number] != written - 1:
-            raise CommunicationError(
-                f"A tensor of shape {slot.shape} and dtype {slot.dtype} came through shared "
-                f"memory out of turn: expected use {self._read[slot.number] + 1}, received "
-                f"{use} of {written}. An earlier step was interrupted; start all ranks again."
-            )
-        value: Array = self._view(slot).copy()
-        self._read[slot.number] += 1
-        return value
+    def take(self, arrived: Callable[[int, Array], None]) -> bool:
+        """Waits until a tensor is there, or `wake` was called, and hands it over.
+
+        Args:
+            arrived: Called with the transfer's number and the tensor, which must be copied.
+
+        Returns:
+            Whether a tensor came.
+        """
+        while _call("sem_wait", self._semaphore, allowed=errno.EINTR):
+            pass
+        position = int(self._arrivals[self._passed % len(self._arrivals)])
+        if self._written[position] == self._read[position]:
+            return False
+        self._passed += 1
+        number = self._by_position[position]
+        arrived(number, self._view(self._room.slots[number]))
+        self._read[position] += 1
+        return True
+
+    def wake(self) -> None:
+        """Wakes who waits in `take`."""
+        _call("sem_post", self._semaphore)
 
     def _view(self, slot: Slot) -> Array:
-        count = int(np.prod(slot.shape))
+        count = int(np.prod(slot.shape, dtype=np.int64))
         return np.frombuffer(self._bytes, slot.dtype, count, slot.offset).reshape(slot.shape)
 
     def _wait_until_read(self, slot: Slot) -> None:
-        """The receiver may be a moment behind, since it gets the word before it copies."""
+        """The receiver may be a moment behind."""
         end = time.monotonic() + _PATIENCE_SECONDS
         while self._read[slot.number] != self._written[slot.number]:
             if time.monotonic() > end:
@@ -180,6 +207,67 @@ class Memory:
                     "receiving rank has stopped in the middle of a step; start all ranks again."
                 )
             time.sleep(50e-6)
+
+
+def _call(name: str, semaphore: Any, *args: int, allowed: int = 0) -> int:
+    """Calls a function of the C library for semaphores; gives the error number if allowed."""
+    if getattr(_libc, name)(ctypes.byref(semaphore), *args) == 0:
+        return 0
+    number = ctypes.get_errno()
+    if number != allowed:
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+    return number
+
+
+class Inbox:
+    """What comes to this process from another one, in a queue of TensorFlow's per transfer.
+
+    A thread fills the queues until `close`.
+
+    Args:
+        room: What comes.
+        memory: Where it lies.
+        device: Host device of this process.
+    """
+
+    def __init__(self, room: Room, memory: Memory, device: str) -> None:
+        self._memory = memory
+        self._device = device
+        self._closed = False
+        self._capacity = 2  # of each queue: a tensor of this step, and one of the next
+        with tf.device(device):
+            self._queues = {
+                number: tf.queue.FIFOQueue(self._capacity, [_dtype(slot)], [slot.shape])
+                for number, slot in room.slots.items()
+            }
+        self._thread = threading.Thread(target=self._fill, name="opensmp-inbox", daemon=True)
+        self._thread.start()
+
+    def take(self, number: int) -> Tensor:
+        """Emits what gives the next tensor of a transfer, as soon as it is there."""
+        with tf.device(self._device):
+            return self._queues[number].dequeue(name="shared")
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed = True
+        self._memory.wake()
+
+    def _fill(self) -> None:
+        try:
+            while not self._closed:
+                self._memory.take(self._put)
+        except Exception as error:  # whoever waits for a tensor would wait for ever
+            if not self._closed:
+                failures.fail(f"what came through shared memory was lost: {error!r}")
+
+    def _put(self, number: int, value: Array) -> None:
+        with tf.device(self._device):
+            self._queues[number].enqueue(tf.constant(value))
+
+
+def _dtype(slot: Slot) -> tf.DType:
+    return tf.as_dtype(slot.dtype)
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
@@ -204,7 +292,7 @@ def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[
         descriptor = os.memfd_create("opensmp")
         os.ftruncate(descriptor, all_rooms[pair].size)
         memories[pair] = memory = Memory(all_rooms[pair], descriptor)
-        memory.nonce = secrets.token_bytes(_NONCE_BYTES)
+        memory.offer()
         offered[pair] = os.getpid(), descriptor, memory.nonce
     offers = {pair: offer for each in gather(offered) for pair, offer in each.items()}
     for pair in [pair for pair in all_rooms if pair[1] == process and pair in offers]:
@@ -235,10 +323,13 @@ def _opened(room: Room, process_id: int, descriptor: int, nonce: bytes) -> Memor
 class SharedMemoryTransport:
     """Transfers by shared memory where there is some, else by another transport.
 
+    It is for one graph, and lives as long as the graph does.
+
     Args:
-        rest: Carries all else, and the word that a tensor is there.
+        rest: Carries all else.
         all_rooms: What goes by shared memory.
         memories: The memory of this process's pairs, from `share`.
+        process: Position of this process in the replica.
         device: Host device of this process.
     """
 
@@ -247,12 +338,21 @@ class SharedMemoryTransport:
         rest: Transport,
         all_rooms: Mapping[Pair, Room],
         memories: Mapping[Pair, Memory],
+        process: int,
         device: str,
     ) -> None:
         self._rest = rest
         self._rooms = all_rooms
         self._memories = memories
         self._device = device
+        graph = tf.compat.v1.get_default_graph()
+        self._inboxes = {}
+        for pair, memory in memories.items():
+            if pair[1] == process:
+                with tf.init_scope():
+                    inbox = Inbox(all_rooms[pair], memory, device)
+                weakref.finalize(graph, inbox.close)
+                self._inboxes[pair] = inbox
 
     def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
         """Emits the sending end; see `Transport`."""
@@ -261,30 +361,21 @@ class SharedMemoryTransport:
             return self._rest.send(transfer, number, tensor)
 
         def put(value: Array) -> Array:
-            return memory.put(number, value)
+            memory.put(number, value)
+            return _DONE
 
         with tf.device(self._device):
-            word = tf.numpy_function(put, [tensor], tf.int32, stateful=False, name="share")
-            word.set_shape([])
-            return self._rest.send(transfer, number, word)
+            # Not stateful, for TensorFlow runs stateful ones in the order they were made in.
+            return tf.numpy_function(put, [tensor], tf.int32, stateful=False, name="share").op
 
-    def receive(self, transfer: Transfer, number: int) -> tuple[Tensor, list[Op]]:
+    def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end; see `Transport`."""
-        memory = self._memory(transfer, number)
-        if memory is None:
+        if self._memory(transfer, number) is None:
             return self._rest.receive(transfer, number)
-
-        def get(use: Array) -> Array:
-            return memory.get(number, use)
-
-        assert transfer.tensor is not None
-        word, posted = self._rest.receive(dataclasses.replace(transfer, tensor=None), number)
-        with tf.device(self._device):
-            value = tf.numpy_function(
-                get, [word], transfer.tensor.dtype, stateful=False, name="shared"
-            )
-            value.set_shape(transfer.tensor.shape)
-        return value, posted
+        tensor = self._inboxes[transfer.source, transfer.target].take(number)
+        # Not early: if a call fails while this one waits, TensorFlow may report that this one
+        # was cancelled, and not why.
+        return Received(tensor, [tensor.op], early=False)
 
     def _memory(self, transfer: Transfer, number: int) -> Memory | None:
         pair = transfer.source, transfer.target

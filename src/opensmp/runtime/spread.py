@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.errors import CommunicationError
 from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import failures
 from opensmp.runtime.agreement import agree
@@ -141,13 +142,14 @@ def _transport(layout: Layout, world: World, number: int) -> Transport:
         return collective
     peers = needed("A step of several processes", world.mp_group).meeting.peers
     all_rooms = rooms(layout.transfers, [peers[rank].machine for rank in world.mp_group])
+    me = world.rank_in(MP_GROUP)
     with tf.init_scope():
         memories = share(
             all_rooms,
-            world.rank_in(MP_GROUP),
+            me,
             lambda value: allgather_objects(value, world.mp_group, "sharing memory"),
         )
-    return SharedMemoryTransport(collective, all_rooms, memories, _HOST)
+    return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST)
 
 
 def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
@@ -160,16 +162,25 @@ def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
     entered: list[Wait] = []
 
     def begin() -> None:
+        if entered:
+            # What was on its way then would be taken for what this run waits for.
+            raise CommunicationError(
+                f"{name} was interrupted in this process in an earlier run, and cannot run again: "
+                "the ranks no longer agree on where they are. Start all ranks again, from the "
+                "last checkpoint."
+            )
         entered.append(waits.enter(name, ranks, f"runs of {name}", blocks=True))
 
-    def end() -> None:
+    def end(*sent: Any) -> None:
         waits.leave(entered.pop())
         failures.progress()
 
     with tf.device(_HOST):
         begun = tf.numpy_function(begin, [], [])
+        # TensorFlow drops calls of Python that count as free of effects if nothing reads them.
+        calls = [op.outputs[0] for op in must_run if op.type == "PyFuncStateless"]
         with tf.control_dependencies([begun, *must_run]):
-            tf.numpy_function(end, [], [])
+            tf.numpy_function(end, calls, [])
 
 
 def _handle(read: Tensor) -> Tensor:

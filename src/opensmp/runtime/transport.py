@@ -6,7 +6,7 @@ TensorFlow's point-to-point collectives do it: a broadcast in a group of two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -34,8 +34,23 @@ class Transport(Protocol):
     def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
         """Emits the sending end; gives the operation that is done when the tensor has left."""
 
-    def receive(self, transfer: Transfer, number: int) -> tuple[Tensor, list[Op]]:
-        """Emits the receiving end; gives the tensor, and the operations that wait for it."""
+    def receive(self, transfer: Transfer, number: int) -> Received:
+        """Emits the receiving end."""
+
+
+class Received(NamedTuple):
+    """The receiving end of a transfer.
+
+    Attributes:
+        tensor: What comes.
+        posted: The operations that wait for it.
+        early: Whether they have to be posted some time before the tensor is needed: where the
+            sender waits for them, and not where the tensor comes by itself.
+    """
+
+    tensor: Tensor
+    posted: list[Op]
+    early: bool = True
 
 
 class CollectiveTransport:
@@ -80,14 +95,14 @@ class CollectiveTransport:
                 ]
             return sent[0].op if len(sent) == 1 else tf.group(*sent)
 
-    def receive(self, transfer: Transfer, number: int) -> tuple[Tensor, list[Op]]:
+    def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end; see `Transport`."""
         sent = tf.TensorSpec([], tf.int32) if transfer.tensor is None else transfer.tensor
         packed = _packed(sent)
         with tf.device(self._device):
             if packed.shape.num_elements() == 0:
                 nothing = tf.zeros(packed.shape, packed.dtype)
-                return _unpack(nothing, sent), [nothing.op]
+                return Received(_unpack(nothing, sent), [nothing.op])
             if packed.shape.is_fully_defined():
                 sizes = chunk_sizes(packed)
                 specs = [packed]
@@ -120,7 +135,7 @@ class CollectiveTransport:
                 value = tf.reshape(flat[:-1], shape)
                 value.set_shape(packed.shape)
                 ops = [shape.op]
-            return _unpack(value, sent), ops
+            return Received(_unpack(value, sent), ops)
 
     # --- keys ---------------------------------------------------------------------------
 
