@@ -120,8 +120,16 @@ def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: in
     )
 
 
-def split_step(model: Any, optimizer: keras.optimizers.Optimizer) -> Callable[..., Any]:
-    """A training step of a distributed model: from inputs and labels to the mean loss."""
+def split_step(
+    model: Any, optimizer: keras.optimizers.Optimizer, accumulate: str = "variable"
+) -> Callable[..., Any]:
+    """A training step of a distributed model: from inputs and labels to the mean loss.
+
+    Args:
+        model: The distributed model.
+        optimizer: Its optimizer.
+        accumulate: How microbatches' gradients are added, see `StepOutput.accumulate`.
+    """
     loss_fn = loss_function()
 
     @smp.step
@@ -133,7 +141,7 @@ def split_step(model: Any, optimizer: keras.optimizers.Optimizer) -> Callable[..
     @tf.function
     def train_step(inputs, labels):
         gradients, loss = forward_backward(inputs, labels)
-        gradients = [gradient.accumulate() for gradient in gradients]
+        gradients = [gradient.accumulate(accumulate) for gradient in gradients]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss.reduce_mean()
 

@@ -93,21 +93,22 @@ def mean(gradients: tuple[Any, ...]) -> Any:
 
 
 def pipelined_step(
-    workload: models.Workload, microbatches: int, pipeline: str = "interleaved", chunks: int = 1
+    workload: models.Workload, microbatches: int, pipeline: str = "interleaved", pieces: int = 1
 ) -> Callable[..., Any]:
     smp.init(
         {
             "partitions": PARTITIONS,
             "microbatches": microbatches,
             "pipeline": pipeline,
-            "auto_partition": False,
-            "default_partition": 0,
+            "optimize": "speed",
+            "pieces_per_partition": pieces,
             "devices": "cpu",
         }
     )
     keras.utils.set_random_seed(0)
-    model = smp.DistributedModel.from_keras(workload.build(smp.partition, chunks))
-    return models.split_step(model, keras.optimizers.SGD(LEARNING_RATE))
+    model = smp.DistributedModel.from_keras(workload.build())
+    # All at once, as TensorFlow does it in the plain step.
+    return models.split_step(model, keras.optimizers.SGD(LEARNING_RATE), "add_n")
 
 
 ROLES = {"one thread": plain_step, "pipeline": pipelined_step}

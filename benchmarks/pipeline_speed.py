@@ -42,12 +42,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 WORKLOADS = ("mlp", "transformer", "quick")
-# Name: the pipeline, and in how many chunks a rank has its half of the model.
+# Name: the pipeline, and in how many pieces a rank has its half of the model.
 OURS = {
     "simple": ("simple", 1),
     "1f1b": ("interleaved", 1),
     "interleaved": ("interleaved", 2),
-    "zero bubble": ("zero_bubble", 2),
+    "zero bubble": ("zero_bubble", 1),
 }
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
 RANKS = 2
@@ -75,8 +75,8 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
     if role == "one thread":
         train_step = overlap.plain_step(made, microbatches)
     else:
-        pipeline, chunks = OURS[role]
-        train_step = overlap.pipelined_step(made, microbatches, pipeline, chunks)
+        pipeline, pieces = OURS[role]
+        train_step = overlap.pipelined_step(made, microbatches, pipeline, pieces)
         rank = smp.rank()
 
     inputs, labels = tf.constant(made.inputs), tf.constant(made.labels)

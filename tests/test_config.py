@@ -45,6 +45,7 @@ def test_defaults_are_those_of_the_api():
         "plan": None,
         "processes_per_replica": None,
         "transport": "auto",
+        "pieces_per_partition": 1,
     }
 
 
@@ -84,6 +85,7 @@ def test_every_key_of_the_dict_arrives():
         "plan": None,
         "processes_per_replica": 1,
         "transport": "collective",
+        "pieces_per_partition": 2,
     }
     assert Config.resolve(keys).to_dict() == keys
 

@@ -197,6 +197,7 @@ _KINDS: Mapping[str, _Kind] = {
     "plan": _PlanKind(),
     "processes_per_replica": _OptionalIntegerKind(_IntegerKind(1, "an integer >= 1")),
     "transport": _ChoiceKind(("auto", "collective")),
+    "pieces_per_partition": _IntegerKind(1, "an integer >= 1"),
 }
 
 
@@ -236,6 +237,9 @@ class Config:
         transport: How tensors travel between partitions of different processes: `"auto"`,
             through shared memory on the same machine and by TensorFlow's collectives between
             machines; `"collective"`, always by the latter.
+        pieces_per_partition: Into how many pieces automatic partitioning cuts the model for
+            each partition, which the partitions take by turns (interleaved stages): more of
+            them make a smaller bubble and more transfers.
 
     Raises:
         ConfigError: A value is not accepted, or two contradict each other.
@@ -262,6 +266,7 @@ class Config:
     plan: str | tuple[tuple[str, str], ...] | None = None
     processes_per_replica: int | None = None
     transport: str = "auto"
+    pieces_per_partition: int = 1
 
     def __post_init__(self) -> None:
         source = "Config"

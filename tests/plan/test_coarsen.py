@@ -17,7 +17,7 @@ from opensmp.graph.formulas import Work
 from opensmp.graph.replicated import replicated
 from opensmp.plan import Plan
 from opensmp.plan.coarse import Machine
-from opensmp.plan.coarsen import coarsen, place, seconds
+from opensmp.plan.coarsen import LOSS_FLOPS, coarsen, place, seconds
 from opensmp.program import cut
 
 MACHINE = Machine()
@@ -250,8 +250,22 @@ def test_sums_over_units_are_those_of_the_graph():
     assert made.forward_flops.sum() == sum(w.flops for w in costs.forward)
     assert made.backward_flops.sum() == sum(w.flops for w in costs.backward)
     assert made.residual_bytes.sum() == costs.residual_bytes.sum()
+    elements = X.shape[0] * 2
     assert made.forward_seconds.sum() == pytest.approx(
         sum(seconds(w, MACHINE) for w in costs.forward)
+        + LOSS_FLOPS * elements / MACHINE.flops_per_second
+    )
+
+
+def test_a_loss_is_counted_where_the_outputs_are_made_and_in_training_only():
+    model = keras.Sequential([dense(4, "one"), dense(2000, "top")])
+    model(X)
+    graph = traced(model, X)
+    training, inference = coarsen(graph, MACHINE), coarsen(graph, MACHINE, required=())
+    more = training.forward_seconds - inference.forward_seconds
+    loss = LOSS_FLOPS * X.shape[0] * 2000 / MACHINE.flops_per_second
+    assert dict(zip(training.names, more, strict=True)) == pytest.approx(
+        {name: loss if "top" in name else 0.0 for name in training.names}, abs=1e-12
     )
 
 

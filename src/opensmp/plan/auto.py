@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.errors import PlanError
 from opensmp.graph import TracedGraph
 from opensmp.plan.coarse import CoarseGraph
 from opensmp.plan.coarsen import coarsen
@@ -47,16 +53,10 @@ def plan_units(
     Raises:
         PlanError: If no plan fits the memory of the devices.
     """
-    assignment = partition_units(
-        graph,
-        num_partitions,
-        settings.machine,
-        settings.microbatches,
-        optimize=settings.optimize,
-        contiguous=settings.contiguous,
-        pipeline=settings.pipeline,
-        active_microbatches=settings.active_microbatches,
-    )
+    stages = _stages(graph, num_partitions * settings.pieces, settings)
+    # By turns, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+    # Clusters Using Megatron-LM", SC 2021, section 2.2.
+    assignment = stages % num_partitions
     groups = _whole_groups(traced, graph)
     partition_of = {
         name: int(partition)
@@ -72,6 +72,31 @@ def plan_units(
         source="auto",
         graph=graph,
     )
+
+
+def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[np.int64]:
+    """The stage of each unit, in the order of the model; a device has several of them."""
+    machine = settings.machine
+    if machine.memory_bytes is not None:
+        machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
+    try:
+        return partition_units(
+            graph,
+            count,
+            machine,
+            settings.microbatches,
+            optimize=settings.optimize,
+            contiguous=settings.contiguous,
+            pipeline=settings.pipeline,
+            active_microbatches=settings.active_microbatches,
+        )
+    except PlanError as error:
+        if settings.pieces == 1:
+            raise
+        raise PlanError(
+            f"{error} Here a partition is one of the {settings.pieces} pieces that each device "
+            f"holds (pieces_per_partition={settings.pieces}), and may take its share of the memory."
+        ) from None
 
 
 def _whole_groups(traced: TracedGraph, graph: CoarseGraph) -> list[list[str]]:

@@ -28,6 +28,15 @@ OPTIMIZER_SLOTS = 2.0
 """Bytes of optimizer state per byte of parameters: two for Adam (Kingma and Ba, 2015)."""
 
 
+LOSS_FLOPS = 300.0
+"""FLOPs per element of the model's outputs that the loss and its gradient count for.
+
+A loss is computed where the outputs are, by a function that the planner does not see. Most
+models that have large outputs have a cross entropy on them, whose exponentials take as long as
+so many multiplications of a matrix product (measured on a CPU; on a GPU they take as long as it
+takes to read and write the elements, which comes to about the same)."""
+
+
 def seconds(work: Work, machine: Machine) -> float:
     """Time of some work on a device.
 
@@ -99,6 +108,9 @@ def coarsen(
     if measured:
         forward = _measured(units, forward, {name: times[0] for name, times in measured.items()})
         backward = _measured(units, backward, {name: times[1] for name, times in measured.items()})
+    if wanted:
+        for index, count in _loss_sizes(traced, costs):
+            forward[index] += LOSS_FLOPS * count / machine.flops_per_second
     summary = _Summary(costs, units, {costs.wiring.index[t.op] for t in wanted}, optimizer_slots)
     return summary.graph(forward, backward)
 
@@ -127,6 +139,17 @@ def place(traced: TracedGraph, graph: CoarseGraph, assignment: ArrayLike) -> dic
         for producer in (*(t.op for t in op.inputs), *op.control_inputs):
             lowest[producer] = min(partition, lowest.get(producer, partition))
     return partition_of
+
+
+def _loss_sizes(traced: TracedGraph, costs: Costs) -> list[tuple[int, int]]:
+    """Operations that make outputs for a loss to read, with the number of elements."""
+    wiring = costs.wiring
+    ports = {
+        (wiring.index[t.op], t.value_index)
+        for t in traced.outputs
+        if t.dtype.is_floating and t.op not in traced.sources
+    }
+    return [(index, wiring.array((index, slot)).elements) for index, slot in sorted(ports)]
 
 
 # --- what the units cost ----------------------------------------------------------------------

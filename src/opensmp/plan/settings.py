@@ -19,6 +19,7 @@ class PlanSettings:
         optimize: What comes first, `"memory"` or `"speed"`.
         contiguous: Whether each partition must be one connected piece.
         machine: The devices.
+        pieces: Pieces of the model for each partition, which take them by turns.
 
     Example:
         >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
@@ -31,6 +32,7 @@ class PlanSettings:
     optimize: str = "memory"
     contiguous: bool = True
     machine: Machine = field(default_factory=Machine)
+    pieces: int = 1
 
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
@@ -42,6 +44,7 @@ class PlanSettings:
             optimize=config.optimize,
             contiguous=config.contiguous,
             machine=machine or Machine(),
+            pieces=config.pieces_per_partition,
         )
 
     def __str__(self) -> str:

@@ -70,6 +70,7 @@ def keep_own_part(
     transport: Transport,
     tasks: Mapping[Action, Task],
     sequence: Sequence[Action],
+    sends_first: bool = False,
 ) -> tuple[dict[int, Tensor], list[Op]]:
     """Rewires the graph so that the operations of one process depend on nothing of the others.
 
@@ -80,6 +81,9 @@ def keep_own_part(
         transport: Emits sends and receives.
         tasks: The emitted calls.
         sequence: All actions in the order in which the schedule starts them.
+        sends_first: Whether a partition's next call waits until the results of the one before
+            are on their way, where sending them waits for nobody. With one core a call that
+            has begun would else keep them back, and with them those who wait for them.
 
     Returns:
         Id of each tensor of another process to what was received in its stead; and the
@@ -87,11 +91,15 @@ def keep_own_part(
     """
     mine = layout.runs[process]
     anchors = _Anchors(layout, live, process, tasks, sequence)
+    following = _following(tasks, sequence)
     received: dict[int, Tensor] = {}
     must_run: list[Op] = []
     for number, transfer in enumerate(layout.transfers):
         if transfer.source == process:
-            must_run.append(_send(transfer, number, transport))
+            sent = _send(transfer, number, transport)
+            must_run.append(sent)
+            if sends_first and transfer.op in following and not _private.is_stateful(sent):
+                _private.add_control_input(following[transfer.op], sent)
         elif transfer.target == process:
             value, posted, early = transport.receive(transfer, number)
             anchor = anchors.of(transfer, PREFETCH if early else 1)
@@ -111,6 +119,18 @@ def keep_own_part(
             kept = [before for before in op.control_inputs if before not in elsewhere]
             _private.set_control_inputs(op, kept)
     return received, must_run
+
+
+def _following(tasks: Mapping[Action, Task], sequence: Sequence[Action]) -> dict[Op, Op]:
+    """Operation of a call to the start of the next call of the same partition."""
+    found: dict[Op, Op] = {}
+    before: dict[int, Task] = {}
+    for action in sequence:
+        task = tasks[action]
+        if task.partition in before:
+            found |= dict.fromkeys(before[task.partition].ops, task.first)
+        before[task.partition] = task
+    return found
 
 
 def _is_elsewhere(op: Op, layout: Layout, mine: frozenset[Op]) -> bool:

@@ -26,6 +26,7 @@ import tensorflow as tf
 from opensmp.errors import CommunicationError
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
+from opensmp.runtime.promptness import wake_promptly
 from opensmp.runtime.transport import Received, Transport
 
 Op = Any
@@ -254,16 +255,18 @@ class Inbox:
         self._memory.wake()
 
     def _fill(self) -> None:
+        wake_promptly()
         try:
-            while not self._closed:
-                self._memory.take(self._put)
+            with tf.device(self._device):
+                while not self._closed:
+                    self._memory.take(self._put)
         except Exception as error:  # whoever waits for a tensor would wait for ever
             if not self._closed:
                 failures.fail(f"what came through shared memory was lost: {error!r}")
 
     def _put(self, number: int, value: Array) -> None:
-        with tf.device(self._device):
-            self._queues[number].enqueue(tf.constant(value))
+        handle = self._queues[number].queue_ref
+        tf.raw_ops.QueueEnqueueV2(handle=handle, components=[tf.constant(value)])
 
 
 def _dtype(slot: Slot) -> tf.DType:

@@ -120,7 +120,13 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     number = agree(world.mp_group, name, _description(traced, layout))
     transport = _transport(layout, world, number)
     received, must_run = keep_own_part(
-        layout, traced.live, me, transport, tasks, _sequence(traced.schedule)
+        layout,
+        traced.live,
+        me,
+        transport,
+        tasks,
+        _sequence(traced.schedule),
+        sends_first=world.one_core_each,
     )
     _mark(name, world.mp_group, must_run)
     results = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opensmp.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.schedule.listing import list_schedule
+from opensmp.schedule.turns import by_turns, quickest
 
 # A weight gradient is needed by nobody in the step, so it fills what would be a bubble. A
 # recomputation belongs to the backward pass before which it runs.
@@ -23,7 +24,9 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
         device 2 | .. .. F0 B0--- F1 B1--- F2 B2--- F3 B3--- .. .. .. ..
         interleaved: makespan 18 s, bubble 33.3 %, one column 1 s
 
-    Among actions of a kind the oldest microbatch goes first, so that it leaves early.
+    Among actions of a kind the oldest microbatch goes first, so that it leaves early. Where
+    devices have several segments each, forward and backward passes take turns if that is
+    quicker: interleaved 1F1B, see `by_turns`.
 
     Args:
         graph: Any task graph.
@@ -39,11 +42,17 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
         >>> [str(action) for action in interleaved(graph, active_microbatches=2).orders[0]]
         ['0F0', '0F1', '0B0', '0F2', '0B1', '0B2']
     """
-    return list_schedule(
+    return quickest(
         graph,
-        name="interleaved",
-        priority=backward_first,
-        active_microbatches=active_microbatches,
+        [
+            list_schedule(
+                graph,
+                name="interleaved",
+                priority=priority,
+                active_microbatches=active_microbatches,
+            )
+            for priority in (backward_first, by_turns(graph))
+        ],
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from opensmp.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.schedule.interleaved import backward_first
 from opensmp.schedule.listing import list_schedule
-from opensmp.schedule.simulate import simulate
+from opensmp.schedule.turns import by_turns, quickest
 
 
 def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
@@ -16,12 +16,13 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     is nothing else to do (Qi et al., "Zero Bubble Pipeline Parallelism", 2024, schedule H1).
     Waiting, a W keeps its activations: a microbatch counts as in flight until its last W has
     run, so that `active_microbatches` bounds them too. Where that leaves little room, each W
-    goes before the next forward pass, if this is quicker. Two devices, four microbatches; the
+    goes before the next forward pass, if this is quicker; and forward and backward passes take
+    turns as in `by_turns`, if this is. Two devices, four microbatches; the
     first segment has no inputs to differentiate, so that its B is whole:
 
-        device 0 | F0 F1 F2 B0--- B1--- B2--- F3 .. .. B3---
-        device 1 | .. F0 B0 F1 B1 F2 B2 W0 W1 W2 F3 B3 W3 ..
-        zero_bubble: makespan 14 s, bubble 14.3 %, one column 1 s
+        device 0 | F0 F1 F2 B0--- F3 B1--- B2--- B3--- ..
+        device 1 | .. F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
+        zero_bubble: makespan 13 s, bubble 7.7 %, one column 1 s
 
     Args:
         graph: Any task graph. Without actions W the schedule is that of `interleaved`.
@@ -30,7 +31,8 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     Raises:
         ScheduleError: If `active_microbatches` is below 1.
     """
-    orders = (backward_first, _weights_soon)
+    turns = by_turns(graph), by_turns(graph, weights_soon=True)
+    orders = (backward_first, _weights_soon, *turns)
     schedules = [
         list_schedule(
             graph,
@@ -40,7 +42,7 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
         )
         for priority in orders
     ]
-    return min(schedules, key=lambda schedule: simulate(schedule, graph).makespan_seconds)
+    return quickest(graph, schedules)
 
 
 def _weights_soon(action: Action) -> tuple[int, ...]:
