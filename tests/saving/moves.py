@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import opensmp as smp
 from opensmp import _private
-from opensmp.saving import write
+from opensmp.saving import staging, write
 
 BATCH = 8
 
@@ -137,6 +137,7 @@ def main(folder: pathlib.Path, how: str) -> None:
 
 
 def in_background(run: Run, other: Run, folder: pathlib.Path) -> None:
+    staging._WORTH_BYTES = 1  # even small values are copied and written as large ones are
     manager = smp.CheckpointManager(run.checkpoint, folder, background=True)
     path, values = manager.save(), run.values()
     run.train()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +16,8 @@ from saving.test_checkpoint_manager import training
 from small import MANUAL
 
 import opensmp as smp
-from opensmp.saving import write
+from opensmp.saving import staging, write
+from opensmp.saving.staging import Staging
 
 
 @pytest.fixture
@@ -32,7 +35,10 @@ def gate(monkeypatch):
     event.set()
 
 
-def test_training_goes_on_while_the_values_of_the_save_are_written(smp_init, tmp_path, gate):
+def test_training_goes_on_while_the_values_of_the_save_are_written(
+    smp_init, tmp_path, gate, monkeypatch
+):
+    monkeypatch.setattr(staging, "_WORTH_BYTES", 1)
     smp_init({**MANUAL, "partitions": 2, "microbatches": 2})
     model, optimizer, train = training(1)
     manager = smp.CheckpointManager(
@@ -51,6 +57,102 @@ def test_training_goes_on_while_the_values_of_the_save_are_written(smp_init, tmp
     for variable, value in zip((*model.variables, *optimizer.variables), saved, strict=True):
         np.testing.assert_array_equal(variable, value)
     np.testing.assert_allclose([train() for _ in range(3)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("first", ["the copy", "training"])
+def test_it_has_the_bits_of_a_save_in_the_foreground_though_training_goes_on_at_once(
+    smp_init, tmp_path, monkeypatch, first
+):
+    smp_init({"partitions": 1})
+    trained = threading.Event()
+    if first == "training":
+        take = Staging.take
+        monkeypatch.setattr(Staging, "take", lambda *args: trained.wait(60) and take(*args))
+    big = [tf.Variable(tf.random.normal([1 << 21], seed=seed)) for seed in range(4)]
+    big += [tf.Variable(tf.cast(big[0], dtype)) for dtype in (tf.bfloat16, tf.float16, tf.int32)]
+    small = tf.Variable([1.5, -2.0])
+    checkpoint = tf.train.Checkpoint(big=big, small=small)
+    foreground = smp.CheckpointManager(checkpoint, tmp_path / "foreground")
+    background = smp.CheckpointManager(checkpoint, tmp_path / "background", background=True)
+
+    @tf.function
+    def step():
+        for variable in (*big, small):
+            variable.assign_add(tf.ones_like(variable))
+
+    def bits():
+        return [variable.numpy().tobytes() for variable in (*big, small)]
+
+    memory = []
+    for number in range(1, 4):
+        trained.clear()
+        expected = foreground.save(number)
+        path = background.save(number)
+        for _ in range(3):
+            step()
+        trained.set()
+        background.wait()
+        memory.append(background._staging.memory.ctypes.data)
+        assert tf.train.list_variables(path) == tf.train.list_variables(expected)
+        later = bits()
+        background.restore(path)
+        ours = bits()
+        foreground.restore(expected)
+        for one, other, changed in zip(ours, bits(), later, strict=True):
+            assert one == other != changed
+    assert len(set(memory)) == 1
+
+
+def test_files_of_the_checkpoint_that_goes_are_written_over(smp_init, tmp_path):
+    smp_init({"partitions": 1})
+    value = tf.Variable(tf.zeros([1 << 19]))
+    checkpoint = tf.train.Checkpoint(v=value)
+    manager = smp.CheckpointManager(checkpoint, tmp_path, max_to_keep=2, background=True)
+
+    def save():
+        value.assign_add(tf.ones([1 << 19]))
+        path = manager.save()
+        manager.wait()
+        return path, os.stat(f"{path}.data-00001-of-00002").st_ino
+
+    saved = [save() for _ in range(3)]
+    os.link(f"{saved[1][0]}.data-00001-of-00002", tmp_path / "copy")
+    saved += [save() for _ in range(2)]
+    files = [file for _, file in saved]
+    assert files[3] == files[0]  # the first one's, which went with the third
+    assert files[4] not in files[:4]  # the second one's is somebody's copy
+    for number, (path, _) in list(enumerate(saved, 1))[3:]:
+        reader = tf.train.load_checkpoint(path)
+        assert set(reader.get_tensor("v/.ATTRIBUTES/VARIABLE_VALUE")) == {float(number)}
+    assert manager.checkpoints == [path for path, _ in saved[3:]]
+    hidden = [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert hidden == [".ckpt.spare-0"]
+    foreground = smp.CheckpointManager(checkpoint, tmp_path, max_to_keep=2)
+    foreground.save()  # needs none
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_a_disk_that_is_full_in_the_midst_of_large_values_is_told(smp_init, tmp_path, monkeypatch):
+    smp_init({"partitions": 1})
+    value = tf.Variable(tf.zeros([1 << 20]))
+    manager = smp.CheckpointManager(tf.train.Checkpoint(v=value), tmp_path, background=True)
+    good = manager.save()
+    manager.wait()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    value.assign_add(tf.ones([1 << 20]))
+    bad = manager.save()
+    with pytest.raises(smp.CheckpointError, match=rf"not saved to {bad}.* No space left.* MiB"):
+        manager.wait()
+    monkeypatch.undo()
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["checkpoint", *(f for f in os.listdir(tmp_path) if f.startswith("ckpt-1."))]
+    )
+    assert manager.restore() == good
+    assert float(value[0]) == 0.0
 
 
 def test_one_is_written_at_a_time_and_restore_waits(smp_init, tmp_path, gate):

@@ -5,7 +5,7 @@ import errno
 import pytest
 import tensorflow as tf
 
-from opensmp.errors import CheckpointError
+from opensmp.errors import CheckpointError, SavingError
 from opensmp.saving.outcomes import DAMAGED, OTHER, Outcome, first_error, gathered, outcome_of
 
 
@@ -15,6 +15,7 @@ from opensmp.saving.outcomes import DAMAGED, OTHER, Outcome, first_error, gather
         (tf.errors.DataLossError(None, None, "checksum"), DAMAGED, "DataLossError: checksum"),
         (tf.errors.NotFoundError(None, None, "no file"), DAMAGED, "NotFoundError: no file"),
         (CheckpointError("Ours."), OTHER, "Ours."),
+        (SavingError("Ours too."), OTHER, "Ours too."),
         (ValueError("theirs"), OTHER, "ValueError: theirs"),
     ],
 )

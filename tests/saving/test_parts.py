@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 
 import numpy as np
@@ -7,7 +8,15 @@ import pytest
 import tensorflow as tf
 
 from opensmp.saving import parts
-from opensmp.saving.parts import Named, divided, merge_parts, read_tensors, run_all, write_part
+from opensmp.saving.parts import (
+    Named,
+    at_low_priority,
+    divided,
+    merge_parts,
+    read_tensors,
+    run_all,
+    write_part,
+)
 
 
 def test_groups_are_of_about_equal_size_and_in_order():
@@ -53,3 +62,20 @@ def test_all_calls_run_at_the_same_time_and_the_first_error_is_raised():
     with pytest.raises(ValueError, match="number 1"):
         run_all(fails, [(0,), (1,), (2,)])
     assert sorted(ended) == [0, 1, 2]
+
+
+def test_low_priority_is_that_of_one_thread_and_results_and_errors_come_through():
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found = at_low_priority(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert found == 19
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    with pytest.raises(ZeroDivisionError):
+        at_low_priority(lambda: 1 / 0)
+
+
+def test_a_program_that_is_ending_starts_no_threads(monkeypatch):
+    def refused(self):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert at_low_priority(lambda: 7) == 7

@@ -22,6 +22,7 @@ from opensmp.saving.restore import (
     warn_of_damage,
 )
 from opensmp.saving.shelf import Shelf
+from opensmp.saving.staging import Staging
 
 
 class CheckpointManager(tf.train.CheckpointManager):
@@ -43,10 +44,11 @@ class CheckpointManager(tf.train.CheckpointManager):
         directory: Where checkpoints are; all processes must reach it.
         max_to_keep: How many are kept, None for all of them.
         checkpoint_name: What the names of the files begin with.
-        background: Whether `save` returns when it has a hold on all values, and a thread writes
-            them while training goes on. There is one such write at a time; `wait`, and the next
-            `save` or `restore`, wait for it and raise its error. A program that ends normally
-            waits for it too. Until it is written, a value that training changes is held twice.
+        background: Whether `save` returns when it has a hold on all values, and a thread copies
+            and writes them while training goes on. There is one such write at a time; `wait`, and
+            the next `save` or `restore`, wait for it and raise its error. A program that ends
+            normally waits for it too. The memory of the copy, as much as this process saves, is
+            kept for the next one until the manager goes.
 
     Raises:
         CheckpointError: An argument is not possible.
@@ -74,8 +76,8 @@ class CheckpointManager(tf.train.CheckpointManager):
         _check(checkpoint, directory, max_to_keep, checkpoint_name, background)
         self._kept_checkpoint = checkpoint
         self._most = max_to_keep
-        self._shelf = Shelf(os.path.abspath(directory), checkpoint_name)
-        self._background = background
+        self._shelf = Shelf(os.path.abspath(directory), checkpoint_name, spares=background)
+        self._staging = Staging() if background else None
         self._flight: Flight | None = None
 
     @property
@@ -145,12 +147,12 @@ class CheckpointManager(tf.train.CheckpointManager):
         path = self._shelf.prefix(number)
         counter.assign(number)
         try:
-            values = write.snapshot(self._kept_checkpoint, world, to_host=self._background)
-            part = functools.partial(write.own_part, values, self._shelf, world)
+            values = write.snapshot(self._kept_checkpoint, world, to_host=self._staging is not None)
+            part = functools.partial(write.own_part, values, self._shelf, world, self._staging)
             whole = functools.partial(
                 write.whole, shelf=self._shelf, number=number, max_to_keep=self._most
             )
-            if self._background:
+            if self._staging is not None:
                 self._flight = Flight(path, world.rank, world.size, part, whole)
                 return path
             outcomes = gathered(part(), range(world.size), what)

@@ -12,6 +12,7 @@ from opensmp import _private
 from opensmp.errors import SavingError
 from opensmp.graph.variables import is_keras, tf_dtype, tf_variable
 from opensmp.runtime import objects, world
+from opensmp.saving import outcomes
 
 Variable = Any
 
@@ -107,14 +108,12 @@ def together(what: str, work: Callable[[], Any]) -> Any:
         result = work()
     except Exception as error:
         failure = error
-    text = None if failure is None else f"{type(failure).__name__}: {failure}"
-    texts = objects.allgather_objects(text, range(here.size), what)
+    outcome = outcomes.Outcome() if failure is None else outcomes.outcome_of(failure)
+    text = outcomes.first_error(outcomes.gathered(outcome, range(here.size), what))
     if failure is not None:
         raise failure
-    bad = {rank: text for rank, text in enumerate(texts) if text is not None}
-    if bad:
-        rank, text = next(iter(bad.items()))
-        raise SavingError(f"{what} failed on rank {rank}: {text}")
+    if text is not None:
+        raise SavingError(f"{what} failed. {text}")
     return result
 
 

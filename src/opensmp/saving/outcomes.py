@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from opensmp.errors import CheckpointError
+from opensmp.errors import CheckpointError, SavingError
 from opensmp.runtime import objects
 from opensmp.saving.atomic import advice
 
@@ -40,7 +40,7 @@ def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
     text = str(error)
     if isinstance(error, tf.errors.OpError):
         text = f"{type(error).__name__}: {error.message}"
-    elif not isinstance(error, CheckpointError):
+    elif not isinstance(error, (CheckpointError, SavingError)):
         text = f"{type(error).__name__}: {error}"
     if directory is not None and isinstance(error, (OSError, tf.errors.OpError)):
         text = f"{text.rstrip('.')}. {_advice(error, Path(directory))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ Tensor = Any
 
 _HOST = "CPU:0"
 _WORTH_A_THREAD_BYTES = 16 << 20
+_LOWEST_PRIORITY = 19
 
 
 class Named(NamedTuple):
@@ -173,6 +175,42 @@ def run_all(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) ->
         if error is not None:
             raise error
     return results
+
+
+def at_low_priority(function: Callable[[], Any]) -> Any:
+    """Calls a function on a thread that runs when the cores have nothing else to do.
+
+    The function must not start threads, nor call what may: they would be slow for ever.
+
+    Args:
+        function: The function.
+
+    Returns:
+        What it gave.
+
+    Raises:
+        Exception: What it raised.
+    """
+    result: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        with contextlib.suppress(OSError):  # some systems forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        try:
+            result.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="opensmp-low-priority")
+    try:
+        thread.start()
+    except RuntimeError:  # the program is ending, and nothing else runs
+        return function()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return result[0]
 
 
 def on_host(tensor: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from opensmp.saving.manifest import data_files, fault, index_path, manifest_path
 
 _DATA = ".data-?????-of-?????"
 _MANIFEST = ".manifest"
+_WORTH_KEEPING_BYTES = 1 << 20
 _STATE = "checkpoint"  # the name that tf.train.latest_checkpoint looks for
 
 
@@ -32,11 +33,15 @@ class Shelf:
     Args:
         directory: The directory; it need not exist yet.
         name: What the names of checkpoints begin with.
+        spares: Whether large files of the checkpoint that goes are kept, for the next one to be
+            written over them. The disk need not be asked for room then, which was measured to
+            take as much time as the rest of a write, nor to free it, which took that time again.
     """
 
-    def __init__(self, directory: str, name: str) -> None:
+    def __init__(self, directory: str, name: str, *, spares: bool = False) -> None:
         self.directory = directory
         self.name = name
+        self._spares = spares
 
     def prefix(self, number: int) -> str:
         """The path of a checkpoint, as TensorFlow means it: without endings."""
@@ -89,6 +94,10 @@ class Shelf:
             for path in self._files(ending):
                 if self._number(path) not in whole:
                     os.unlink(path)
+        if not self._spares:
+            pattern = os.path.join(glob.escape(self.directory), f".{glob.escape(self.name)}.spare-")
+            for path in glob.glob(f"{pattern}*"):
+                os.unlink(path)
         os.mkdir(self.staging)
 
     def discard(self) -> None:
@@ -146,6 +155,8 @@ class Shelf:
             raise
         for path, _ in old:
             with contextlib.suppress(OSError):
+                if self._spares:
+                    self._keep_spares(path)
                 self.remove(path)
 
     def _move(self, prefix: str, directory: str, order: int = 1) -> None:
@@ -173,6 +184,33 @@ class Shelf:
         """Removes a checkpoint, the index first: without it the rest is none."""
         for file in (index_path(path), manifest_path(path), *data_files(path)):
             file.unlink(missing_ok=True)
+
+    def take_spare(self, number: int, path: str) -> None:
+        """Gives a file that a removed checkpoint has left another name, if there is one.
+
+        Args:
+            number: Which one.
+            path: The name, of a file to write over.
+        """
+        with contextlib.suppress(OSError):
+            os.replace(self._spare(number), path)
+
+    def _keep_spares(self, path: str) -> None:
+        """Takes the large files from a checkpoint that is to be removed.
+
+        Without an index on the disk it is none any more, whatever happens to them. Files that have
+        another name as well are somebody's copy.
+        """
+        index_path(path).unlink(missing_ok=True)
+        to_disk(self.directory)
+        files = [(file, file.stat()) for file in data_files(path)]
+        large = [f for f, s in files if s.st_size >= _WORTH_KEEPING_BYTES and s.st_nlink == 1]
+        for number, file in enumerate(large):
+            os.replace(file, self._spare(number))
+        to_disk(self.directory)
+
+    def _spare(self, number: int) -> str:
+        return os.path.join(self.directory, f".{self.name}.spare-{number}")
 
     def _state(self) -> Any:
         return tf.train.get_checkpoint_state(self.directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 from opensmp.errors import CheckpointError
 from opensmp.runtime.world import World
 from opensmp.saving.background import not_saved
+from opensmp.saving.bundle import data_path, write_bundle
 from opensmp.saving.contents import Contents, Place
 from opensmp.saving.outcomes import Outcome, first_error, gathered, outcome_of
-from opensmp.saving.parts import Named, merge_parts, on_host, write_part
+from opensmp.saving.parts import Named, at_low_priority, merge_parts, on_host, write_part
 from opensmp.saving.shelf import Shelf
+from opensmp.saving.staging import Staging
 
 _WHAT = "smp.CheckpointManager.save"
 
@@ -60,10 +63,28 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
     return values
 
 
-def own_part(values: Sequence[Named], shelf: Shelf, world: World) -> Outcome:
-    """Writes the part of this process; its outcome has the prefixes of the files."""
+def own_part(
+    values: list[Named], shelf: Shelf, world: World, staging: Staging | None = None
+) -> Outcome:
+    """Writes the part of this process; its outcome has the prefixes of the files.
+
+    Args:
+        values: Its values.
+        shelf: Where checkpoints are.
+        world: This process and its neighbours.
+        staging: Where large values are copied to first, for training goes on meanwhile. They are
+            let go of as soon as they are copied, and written when the cores have time.
+    """
+    prefix = os.path.join(shelf.staging, f"part-{world.rank}")
+    large = f"{prefix}-large"
     try:
-        return Outcome(write_part(os.path.join(shelf.staging, f"part-{world.rank}"), values))
+        entries = staging.take(values) if staging is not None else []
+        prefixes = write_part(prefix, values)
+        if staging is not None and entries:
+            shelf.take_spare(world.rank, data_path(large))
+            at_low_priority(functools.partial(write_bundle, large, staging.memory, entries))
+            prefixes.append(large)
+        return Outcome(prefixes)
     except Exception as error:
         return outcome_of(error, shelf.directory)
 
