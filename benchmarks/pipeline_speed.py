@@ -52,7 +52,7 @@ OURS = {
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
 RANKS = 2
 WARM_UP = 3
-STEPS_PER_TURN = 3
+STEPS_PER_TURN = 5  # threads that slept need a step or two
 
 
 def bound(microbatches: int) -> float:

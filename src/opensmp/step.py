@@ -235,7 +235,7 @@ class Step:
         self._compiled.schedule = pipeline.schedule
         if stamps is not None:
             name = getattr(self, "__name__", "step")
-            stamps.deliver(name, self.schedule.orders, here.devices)
+            stamps.deliver(name, self.schedule.orders, here.devices, here.my_partitions)
         with tf.init_scope():
             run_post_partition_hooks()
         _private.keep_results_in_place(tf.compat.v1.get_default_graph())

@@ -36,6 +36,8 @@ def gantt(step: StepTimeline, num_columns: int = 88) -> str:
     margin = max(map(len, names), default=0)
     rows = []
     for partition, name in enumerate(names):
+        if not name:  # it runs in another process
+            continue
         row = ["."] * num_columns
         for event in step.events:
             if event.partition == partition:

@@ -19,6 +19,8 @@ def record_timeline() -> Iterator[Timeline]:
     are used again outside of the context. The first run of a new trace pays for TensorFlow's
     preparations: run two steps or more, and look at the last one.
 
+    In several processes each measures its own partitions.
+
     The clock is that of the host; a GPU works through a queue of its own, so that times there
     are not those of the kernels. Recording has not been tried on a GPU yet.
 

@@ -48,7 +48,8 @@ class StepTimeline:
     Attributes:
         index: Number of the run in the recording, from 0.
         name: Name of the step's function.
-        devices: Device of each partition.
+        devices: Device of each partition; empty for partitions of other processes, which are
+            not measured here.
         events: One per action of the step's schedule, by start.
     """
 
@@ -78,6 +79,7 @@ class StepTimeline:
         return {
             device: math.fsum(e.seconds for e in self.events if e.device == device)
             for device in self.devices
+            if device
         }
 
     @property
@@ -142,7 +144,7 @@ class Timeline:
     @property
     def busy_fraction(self) -> Mapping[str, float]:
         """Share of the steps' makespans in which each device worked, by device."""
-        devices = dict.fromkeys(device for step in self._steps for device in step.devices)
+        devices = dict.fromkeys(device for step in self._steps for device in step.busy_seconds)
         busy = [step.busy_seconds for step in self._steps]
         return {
             device: _share(math.fsum(b.get(device, 0.0) for b in busy), self._makespan_seconds)
@@ -159,7 +161,7 @@ class Timeline:
     def bubble(self) -> float:
         """Share of all devices' time during the steps in which they were idle."""
         busy = math.fsum(seconds for s in self._steps for seconds in s.busy_seconds.values())
-        available = math.fsum(len(s.devices) * s.makespan_seconds for s in self._steps)
+        available = math.fsum(sum(map(bool, s.devices)) * s.makespan_seconds for s in self._steps)
         return _share(max(0.0, available - busy), available)
 
     @property
@@ -223,7 +225,7 @@ def _overlap_seconds(events: Iterable[Event]) -> float:
 def _trace_events(steps: Sequence[StepTimeline]) -> list[dict[str, Any]]:
     rows: dict[tuple[int, str], None] = {}
     for step in steps:
-        rows.update(dict.fromkeys(enumerate(step.devices)))
+        rows.update(dict.fromkeys((p, device) for p, device in enumerate(step.devices) if device))
     events: list[dict[str, Any]] = [_row(0, "steps")]
     events += [_row(p + 1, f"partition {p} ({device})") for p, device in rows]
     for step in steps:

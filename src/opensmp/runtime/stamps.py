@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +27,10 @@ class Measurement(NamedTuple):
 
     Attributes:
         name: Name of the step's function.
-        actions: All actions of its schedule.
+        actions: The actions of its schedule that run in this process.
         partitions: The partition of each.
-        devices: The device of each partition.
+        devices: The device of each partition; empty for those of other processes, of which
+            there are no actions.
         seconds: Start and end of each action, shape `[len(actions), 2]`, float64, seconds
             since the epoch as the host sees them.
     """
@@ -97,7 +98,11 @@ class Stamps:
         return start.op, call, end.op, delayed
 
     def deliver(
-        self, name: str, orders: Sequence[Sequence[Action]], devices: Sequence[str]
+        self,
+        name: str,
+        orders: Sequence[Sequence[Action]],
+        devices: Sequence[str],
+        own: Collection[int],
     ) -> None:
         """Adds to the graph what tells the listeners of a run.
 
@@ -105,12 +110,15 @@ class Stamps:
             name: Name of the step's function.
             orders: The actions that run, by partition.
             devices: Device of each partition.
+            own: The partitions that run in this process.
         """
-        actions = tuple(action for order in orders for action in order)
-        partitions = tuple(p for p, order in enumerate(orders) for _ in order)
+        # The stamps of others would be made here as well, and at any time.
+        actions = tuple(a for p, order in enumerate(orders) if p in own for a in order)
+        partitions = tuple(p for p, order in enumerate(orders) if p in own for _ in order)
+        devices = tuple(device if p in own else "" for p, device in enumerate(devices))
 
         def tell(seconds: Any) -> None:
-            measured = Measurement(name, actions, partitions, tuple(devices), np.array(seconds))
+            measured = Measurement(name, actions, partitions, devices, np.array(seconds))
             for listener in list(_listeners):
                 listener(measured)
 

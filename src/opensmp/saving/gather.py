@@ -113,7 +113,7 @@ def together(what: str, work: Callable[[], Any]) -> Any:
     if failure is not None:
         raise failure
     if text is not None:
-        raise SavingError(f"{what} failed. {text}")
+        raise SavingError(f"{what} failed: {text}")
     return result
 
 
