@@ -12,8 +12,8 @@ resident memory (VmHWM) of each rank:
 The model's share of a process is its peak less the base. A rank should need at most
 1/P + 15 % of the share of the one process.
 
-Then a limit is set on the memory that a process may have (RLIMIT_DATA): one process fails
-under it, four ranks train under it.
+Then a limit is set on the memory that a process may have (RLIMIT_DATA), for a model twice as wide:
+one process fails under it, four ranks train under it.
 
 Prediction, written before the first measurement: 1/P + 8 %, for activations of microbatches in
 flight and the buffers of what travels.
@@ -127,7 +127,7 @@ def main() -> int:
         f"{4 * weights / mebi:.0f} MiB with gradients and the slots of Adam\n"
     )
     bases = {n: max(h for h, _, _ in checked(n, 2 * n, 4)) for n in (1, *arguments.ranks)}
-    ((one, data, loss),) = checked(1, layers, units)
+    ((one, _, loss),) = checked(1, layers, units)
     print("| processes | base | largest peak | model's share | of the one process | at most |")
     print("| --- | --- | --- | --- | --- | --- |")
     share = one - bases[1]
@@ -146,14 +146,17 @@ def main() -> int:
         )
         if ratio > limit:
             failed.append(f"{n} processes need {100 * ratio:.0f} % each")
-        needed = max(d for _, d, _ in found)
+    # Four times the weights, beside which what TensorFlow reserves and does not use is little.
+    large = 2 * units
+    ((_, data, _),) = checked(1, layers, large)
+    needed = max(d for _, d, _ in checked(n, layers, large))
     cap = (data + needed) // 2
-    alone, _, _ = run(1, layers, units, cap)
-    together, found, output = run(n, layers, units, cap)
+    alone, _, _ = run(1, layers, large, cap)
+    together, _, output = run(n, layers, large, cap)
     print(
-        f"\nUnder a limit of {cap / mebi:.0f} MiB of data a process ({data / mebi:.0f} MiB were "
-        f"needed by one): one process {'trains' if alone == 0 else 'fails'}, {n} ranks "
-        f"{'train' if together == 0 else 'fail'}."
+        f"\n{layers} x {large} under a limit of {cap / mebi:.0f} MiB of data a process: "
+        f"one process ({data / mebi:.0f} MiB without it) {'trains' if alone == 0 else 'fails'}, "
+        f"{n} ranks ({needed / mebi:.0f} MiB) {'train' if together == 0 else 'fail'}."
     )
     if alone == 0 or together != 0:
         failed.append(f"the limit: one process {alone}, {n} ranks {together}\n{output[-2000:]}")

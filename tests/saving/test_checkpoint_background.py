@@ -238,3 +238,24 @@ def test_a_program_that_ends_waits_for_the_write_and_tells_its_error(tmp_path, f
     assert latest.endswith("ckpt-2")
     values = tf.train.load_checkpoint(latest).get_tensor("values/1/.ATTRIBUTES/VARIABLE_VALUE")
     assert values.sum() == 6 << 20
+
+
+def test_checkpoints_can_be_listed_while_they_come_and_go(smp_init, tmp_path, monkeypatch):
+    monkeypatch.setattr(staging, "_WORTH_BYTES", 1)
+    smp_init({**MANUAL, "partitions": 2, "microbatches": 2})
+    model, _, train = training(1)
+    train()
+    manager = smp.CheckpointManager(
+        tf.train.Checkpoint(model=model), tmp_path, max_to_keep=1, background=True
+    )
+    newest = 0
+    for _ in range(30):
+        path = manager.save()
+        while manager.latest_checkpoint != path:
+            listed = manager.checkpoints
+            assert len(listed) <= 2
+            numbers = [int(name.rsplit("-", 1)[1]) for name in listed]
+            assert max([newest, *numbers]) >= newest
+            newest = max([newest, *numbers])
+    manager.wait()
+    assert manager.checkpoints == [path]

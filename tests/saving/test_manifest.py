@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -75,3 +76,21 @@ def damage(prefix, what):
 def test_each_fault_is_named(prefix, what, message):
     damage(prefix, what)
     assert message in fault(prefix)
+
+
+@pytest.mark.parametrize("gone", [".index", ".data-00000-of-00001"])
+def test_files_that_go_while_they_are_looked_at_are_missing(prefix, gone, monkeypatch):
+    write_manifest(prefix)
+    original = Path.is_file
+
+    def is_file(path):
+        found = original(path)
+        if path.name.endswith(gone):
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert fault(prefix) in (
+        f"there is no file {Path(prefix).name}.index",
+        f"{Path(prefix).name}.data-00000-of-00001 is missing",
+    )

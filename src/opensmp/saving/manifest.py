@@ -46,7 +46,8 @@ def write_manifest(prefix: str) -> None:
 def fault(prefix: str) -> str | None:
     """What is wrong with the files of a checkpoint; None if nothing is, as far as sizes tell.
 
-    Files without a manifest, as plain TensorFlow writes them, must be there all.
+    Files without a manifest, as plain TensorFlow writes them, must be there all. Somebody may
+    remove the checkpoint meanwhile: then it is one whose files are missing.
 
     Args:
         prefix: That of the checkpoint.
@@ -73,15 +74,26 @@ def fault(prefix: str) -> str | None:
     name = os.path.basename(prefix)
     for suffix, size in expected.items():
         path = Path(prefix + suffix)
-        found = path.stat().st_size if path.is_file() else None
+        found = _size(path)
         if found != size:
             is_there = "is missing" if found is None else f"has {found} bytes, not {size}"
             return f"{name}{suffix} {is_there}"
-    if index.stat().st_size != index_bytes:
-        return f"{index.name} has {index.stat().st_size} bytes, not {index_bytes}"
-    if _crc32(index) != crc32:
+    try:
+        content = index.read_bytes()
+    except FileNotFoundError:
+        return f"there is no file {index.name}"
+    if len(content) != index_bytes:
+        return f"{index.name} has {len(content)} bytes, not {index_bytes}"
+    if zlib.crc32(content) != crc32:
         return f"the checksum of {index.name} is wrong"
     return None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        return None
 
 
 def _suffix(path: Path, prefix: str) -> str:

@@ -73,7 +73,8 @@ class Shelf:
             path = self.prefix(number)
             complete = manifest_path(path).is_file() and fault(path) is None
             if number > newest and path not in listed and complete:
-                listed[path] = index_path(path).stat().st_mtime
+                with contextlib.suppress(FileNotFoundError):  # a thread has just removed it
+                    listed[path] = index_path(path).stat().st_mtime
         return [(path, moment) for path, moment in listed.items() if index_path(path).is_file()]
 
     def numbers(self) -> set[int]:
