@@ -13,7 +13,8 @@ The model's share of a process is its peak less the base. A rank should need at 
 1/P + 15 % of the share of the one process.
 
 Then a limit is set on the memory that a process may have (RLIMIT_DATA), for a model twice as wide:
-one process fails under it, four ranks train under it.
+one process fails under it, four ranks train under it. The limit is a quarter above what a rank
+takes without one; a process that takes more without a limit may do with less.
 
 Prediction, written before the first measurement: 1/P + 8 %, for activations of microbatches in
 flight and the buffers of what travels.
@@ -150,7 +151,7 @@ def main() -> int:
     large = 2 * units
     ((_, data, _),) = checked(1, layers, large)
     needed = max(d for _, d, _ in checked(n, layers, large))
-    cap = (data + needed) // 2
+    cap = needed + needed // 4
     alone, _, _ = run(1, layers, large, cap)
     together, _, output = run(n, layers, large, cap)
     print(
