@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,21 +11,13 @@ import tensorflow as tf
 
 import opensmp as smp
 
-Place = Callable[[int], contextlib.AbstractContextManager[None]]
-
-
-def anywhere(half: int) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
-
 
 class Workload(NamedTuple):
     """A model to train and one batch for it.
 
     Attributes:
         name: Name, with what decides its size.
-        build: Makes the model; the same weights for the same Keras seed. It takes a context
-            manager for the layers of each half, 0 and 1, such as `smp.partition`, and in how
-            many chunks each half is to come: with two, the halves are 0, 1, 0, 1.
+        build: Makes the model; the same weights for the same Keras seed.
         inputs: A batch of inputs.
         labels: Integer labels of the batch.
     """
@@ -41,19 +32,12 @@ def loss_function() -> keras.losses.Loss:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def half_of(number: int, count: int, chunks: int) -> int:
-    """The half, 0 or 1, of one of `count` layers, where halves come in chunks by turns."""
-    return 2 * chunks * number // count % 2
-
-
 def mlp(layers: int, units: int, batch: int) -> Workload:
-    def build(place: Place = anywhere, chunks: int = 1) -> keras.Model:
+    def build() -> keras.Model:
         x = inputs = keras.Input((units,))
-        for layer in range(layers):
-            with place(half_of(layer, layers, chunks)):
-                x = keras.layers.Dense(units, activation="gelu")(x)
-        with place(1):
-            return keras.Model(inputs, keras.layers.Dense(10)(x))
+        for _ in range(layers):
+            x = keras.layers.Dense(units, activation="gelu")(x)
+        return keras.Model(inputs, keras.layers.Dense(10)(x))
 
     random = np.random.default_rng(0)
     return Workload(
@@ -72,15 +56,12 @@ def cnn(filters: int, size: int, batch: int) -> Workload:
             x = keras.layers.ReLU()(x)
         return keras.layers.MaxPooling2D()(x)
 
-    def build(place: Place = anywhere) -> keras.Model:
+    def build() -> keras.Model:
         x = images = keras.Input((size, size, 3))
-        with place(0):
-            x = stage(x, filters)
-        with place(1):
-            x = stage(stage(x, 2 * filters), 4 * filters)
-            x = keras.layers.GlobalAveragePooling2D()(x)
-            x = keras.layers.Dropout(0.2, seed=1)(x)
-            return keras.Model(images, keras.layers.Dense(10)(x))
+        x = stage(stage(stage(x, filters), 2 * filters), 4 * filters)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        x = keras.layers.Dropout(0.2, seed=1)(x)
+        return keras.Model(images, keras.layers.Dense(10)(x))
 
     random = np.random.default_rng(0)
     return Workload(
@@ -100,16 +81,13 @@ def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: in
         h = keras.layers.Dense(4 * width, activation="gelu")(h)
         return keras.layers.Add()([x, keras.layers.Dense(width)(h)])
 
-    def build(place: Place = anywhere, chunks: int = 1) -> keras.Model:
+    def build() -> keras.Model:
         tokens = keras.Input((length,), dtype="int32")
-        with place(0):
-            x = keras.layers.Embedding(vocabulary, width)(tokens)
-        for number in range(blocks):
-            with place(half_of(number, blocks, chunks)):
-                x = block(x)
-        with place(1):
-            x = keras.layers.LayerNormalization()(x)
-            return keras.Model(tokens, keras.layers.Dense(vocabulary)(x))
+        x = keras.layers.Embedding(vocabulary, width)(tokens)
+        for _ in range(blocks):
+            x = block(x)
+        x = keras.layers.LayerNormalization()(x)
+        return keras.Model(tokens, keras.layers.Dense(vocabulary)(x))
 
     random = np.random.default_rng(0)
     return Workload(

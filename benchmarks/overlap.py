@@ -7,7 +7,7 @@ The same training step (forward and backward passes of M microbatches, mean of t
 SGD) in two processes, because TensorFlow's thread pools belong to the process:
 
 - one thread: plain Keras in one tf.function, microbatch after microbatch;
-- pipeline: smp.step, two partitions cut in the middle, threads as `smp.init` sets them.
+- pipeline: smp.step, two partitions cut by cost, threads as `smp.init` sets them.
 
 The two take turns, a few steps at a time, and wait for each other. A round gives one ratio of
 their median steps; the speed-up is the median of the ratios. With equal stages it is at most

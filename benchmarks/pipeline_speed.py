@@ -8,9 +8,10 @@ The same training step (forward and backward passes of M microbatches, SGD) as
 - one process with one thread: plain Keras, microbatch after microbatch;
 - two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules: `simple`,
   `interleaved`, `interleaved` with the model in four pieces that the ranks take in turns, and
-  `zero_bubble` with the same four pieces;
+  `zero_bubble`; the model is cut by cost;
 - the same in torch, with gloo: one thread, and two ranks with each of its schedules, which are
-  named GPipe, 1F1B, interleaved 1F1B and (interleaved) zero bubble there.
+  named GPipe, 1F1B, interleaved 1F1B and (interleaved) zero bubble there; the model is cut at
+  equal numbers of layers, into four pieces for the last two.
 
 All of a row run in turns, a few steps at a time, while the others wait. A speed-up is the
 median over the rounds of the one-thread step of the same library over the pipelined step; as a

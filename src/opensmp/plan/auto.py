@@ -12,7 +12,7 @@ from opensmp.graph import TracedGraph
 from opensmp.plan.coarse import CoarseGraph
 from opensmp.plan.coarsen import coarsen
 from opensmp.plan.make import make_plan
-from opensmp.plan.partitioner import partition_units
+from opensmp.plan.partitioner import partition_for
 from opensmp.plan.plan import Plan
 from opensmp.plan.settings import PlanSettings
 
@@ -80,16 +80,7 @@ def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[n
     if machine.memory_bytes is not None:
         machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
     try:
-        return partition_units(
-            graph,
-            count,
-            machine,
-            settings.microbatches,
-            optimize=settings.optimize,
-            contiguous=settings.contiguous,
-            pipeline=settings.pipeline,
-            active_microbatches=settings.active_microbatches,
-        )
+        return partition_for(graph, count, replace(settings, machine=machine))
     except PlanError as error:
         if settings.pieces == 1:
             raise

@@ -18,6 +18,7 @@ from opensmp.plan.pieces import Neighbourhood, excess_pieces, join_pieces
 from opensmp.plan.problem import Problem, Score, price
 from opensmp.plan.refine import refine
 from opensmp.plan.runs import simple_runs
+from opensmp.plan.settings import PlanSettings
 from opensmp.plan.shortage import describe_shortage
 
 Assignment = NDArray[np.int64]
@@ -105,6 +106,29 @@ def partition_units(
             )
         )
     return placed
+
+
+def partition_for(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Assignment:
+    """As `partition_units`, for what a plan is made for.
+
+    Args:
+        graph: What to cut.
+        num_partitions: Number of partitions, >= 1.
+        settings: What to cut it for.
+
+    Raises:
+        PlanError: As `partition_units` does.
+    """
+    return partition_units(
+        graph,
+        num_partitions,
+        settings.machine,
+        settings.microbatches,
+        optimize=settings.optimize,
+        contiguous=settings.contiguous,
+        pipeline=settings.pipeline,
+        active_microbatches=settings.active_microbatches,
+    )
 
 
 def _excess(problem: Problem, placed: Assignment) -> int:

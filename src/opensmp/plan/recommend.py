@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from opensmp.errors import PlanError
 from opensmp.plan.coarse import CoarseGraph, Machine
 from opensmp.plan.objective import Prediction, evaluate
-from opensmp.plan.partitioner import partition_units
+from opensmp.plan.partitioner import partition_for
 from opensmp.plan.settings import PlanSettings
 from opensmp.quantities import format_bytes
 from opensmp.schedule import PIPELINES, SPLIT_BACKWARD
@@ -113,13 +113,13 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
     fits = True
     machine = settings.machine
     try:
-        assignment = _partition(graph, num_partitions, settings, machine)
+        assignment = partition_for(graph, num_partitions, settings)
     except PlanError:
         fits = False
         unlimited = replace(machine, memory_bytes=None)
         # Memory first, whatever is asked for: how far off it is when nothing else counts.
-        closest = replace(settings, optimize="memory")
-        assignment = _partition(graph, num_partitions, closest, unlimited)
+        closest = replace(settings, optimize="memory", machine=unlimited)
+        assignment = partition_for(graph, num_partitions, closest)
     prediction = evaluate(
         graph,
         assignment,
@@ -130,21 +130,6 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
         active_microbatches=settings.active_microbatches,
     )
     return Candidate(num_partitions, settings, assignment, prediction, fits)
-
-
-def _partition(
-    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, machine: Machine
-) -> NDArray[np.int64]:
-    return partition_units(
-        graph,
-        num_partitions,
-        machine,
-        settings.microbatches,
-        optimize=settings.optimize,
-        contiguous=settings.contiguous,
-        pipeline=settings.pipeline,
-        active_microbatches=settings.active_microbatches,
-    )
 
 
 def _distinct(candidates: Iterable[Candidate]) -> Iterable[Candidate]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.runtime.localise import Layout, Transfer
 from opensmp.runtime.order import Task
-from opensmp.runtime.transport import Transport
+from opensmp.runtime.transport import Sent, Transport
 from opensmp.schedule import Action
 
 Op = Any
@@ -97,9 +97,9 @@ def keep_own_part(
     for number, transfer in enumerate(layout.transfers):
         if transfer.source == process:
             sent = _send(transfer, number, transport)
-            must_run.append(sent)
-            if sends_first and transfer.op in following and not _private.is_stateful(sent):
-                _private.add_control_input(following[transfer.op], sent)
+            must_run.append(sent.op)
+            if sends_first and transfer.op in following and not sent.waits:
+                _private.add_control_input(following[transfer.op], sent.op)
         elif transfer.target == process:
             value, posted, early = transport.receive(transfer, number)
             anchor = anchors.of(transfer, PREFETCH if early else 1)
@@ -137,7 +137,7 @@ def _is_elsewhere(op: Op, layout: Layout, mine: frozenset[Op]) -> bool:
     return op in layout.home and op not in mine
 
 
-def _send(transfer: Transfer, number: int, transport: Transport) -> Op:
+def _send(transfer: Transfer, number: int, transport: Transport) -> Sent:
     if transfer.tensor is not None:
         return transport.send(transfer, number, transfer.tensor)
     with tf.control_dependencies([transfer.op]):

@@ -27,7 +27,7 @@ from opensmp.errors import CommunicationError
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.promptness import wake_promptly
-from opensmp.runtime.transport import Received, Transport
+from opensmp.runtime.transport import Received, Sent, Transport
 
 Op = Any
 Tensor = Any
@@ -44,6 +44,7 @@ _SEMAPHORE = 64  # where it lies; a sem_t takes 32 bytes
 _COUNTERS = 128
 _PER_SLOT = 3  # how often it was written, how often read, and a place in the ring of arrivals
 _PATIENCE_SECONDS = 60.0
+_CAPACITY = 2  # of a queue: a tensor of this step, and one of the next
 _ORDER = np.dtype(np.int32)  # of what is sent where only the order matters
 _DONE = np.zeros([], np.int32)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -235,10 +236,9 @@ class Inbox:
         self._memory = memory
         self._device = device
         self._closed = False
-        self._capacity = 2  # of each queue: a tensor of this step, and one of the next
         with tf.device(device):
             self._queues = {
-                number: tf.queue.FIFOQueue(self._capacity, [_dtype(slot)], [slot.shape])
+                number: tf.queue.FIFOQueue(_CAPACITY, [tf.as_dtype(slot.dtype)], [slot.shape])
                 for number, slot in room.slots.items()
             }
         self._thread = threading.Thread(target=self._fill, name="opensmp-inbox", daemon=True)
@@ -267,10 +267,6 @@ class Inbox:
     def _put(self, number: int, value: Array) -> None:
         handle = self._queues[number].queue_ref
         tf.raw_ops.QueueEnqueueV2(handle=handle, components=[tf.constant(value)])
-
-
-def _dtype(slot: Slot) -> tf.DType:
-    return tf.as_dtype(slot.dtype)
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
@@ -357,7 +353,7 @@ class SharedMemoryTransport:
                 weakref.finalize(graph, inbox.close)
                 self._inboxes[pair] = inbox
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
+    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
         """Emits the sending end; see `Transport`."""
         memory = self._memory(transfer, number)
         if memory is None:
@@ -369,7 +365,8 @@ class SharedMemoryTransport:
 
         with tf.device(self._device):
             # Not stateful, for TensorFlow runs stateful ones in the order they were made in.
-            return tf.numpy_function(put, [tensor], tf.int32, stateful=False, name="share").op
+            word = tf.numpy_function(put, [tensor], tf.int32, stateful=False, name="share")
+        return Sent(word.op, waits=False)
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end; see `Transport`."""

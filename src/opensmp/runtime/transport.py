@@ -31,11 +31,23 @@ _BITS = {
 class Transport(Protocol):
     """What puts the two ends of a transfer into a graph."""
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
-        """Emits the sending end; gives the operation that is done when the tensor has left."""
+    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
+        """Emits the sending end."""
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end."""
+
+
+class Sent(NamedTuple):
+    """The sending end of a transfer.
+
+    Attributes:
+        op: The operation that is done when the tensor has left.
+        waits: Whether it waits for the receiver.
+    """
+
+    op: Op
+    waits: bool = True
 
 
 class Received(NamedTuple):
@@ -68,12 +80,12 @@ class CollectiveTransport:
         self._device = device
         self._trace = trace
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Op:
+    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
         """Emits the sending end; see `Transport`."""
         with tf.device(self._device):
             sendable = _pack(tensor)
             if sendable.shape.num_elements() == 0:
-                return tf.no_op()  # the collectives crash on nothing
+                return Sent(tf.no_op())  # the collectives crash on nothing
             if sendable.shape.is_fully_defined():
                 sizes = chunk_sizes(sendable)
                 parts = [sendable]
@@ -93,7 +105,7 @@ class CollectiveTransport:
                         self._key_of_one(transfer, number, shape),
                     ),
                 ]
-            return sent[0].op if len(sent) == 1 else tf.group(*sent)
+            return Sent(sent[0].op if len(sent) == 1 else tf.group(*sent))
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end; see `Transport`."""
