@@ -264,14 +264,14 @@ def test_trace_apart_while(monkeypatch):
     assert traces == [False, True]
 
 
-def test_keep_results_in_place():
+def test_hand_out_results():
     @tf.function
     def run(x):
         results = []
         for i in range(3):
             with tf.device(f"CPU:{i}"):
                 results.append(x + float(i))
-        _private.keep_results_in_place(tf.compat.v1.get_default_graph())
+        _private.hand_out_results(tf.compat.v1.get_default_graph())
         return results
 
     outputs = run.get_concrete_function(tf.constant(1.0)).outputs
@@ -280,6 +280,28 @@ def test_keep_results_in_place():
     results = run(tf.constant(1.0))
     assert [t.backing_device[-1] for t in results] == ["0", "1", "2"]
     assert [float(t) for t in results] == [1.0, 2.0, 3.0]
+
+
+def test_results_that_are_handed_out_do_not_wait_for_effects():
+    done = tf.Variable(0.0)
+
+    @tf.function
+    def run(x):
+        result = 2.0 * x
+        done.assign_add(x)
+        _private.hand_out_results(tf.compat.v1.get_default_graph())
+        return result
+
+    @tf.function
+    def around(x):
+        return run(x) + 1.0, done.read_value()
+
+    graph = run.get_concrete_function(tf.constant(1.0)).graph
+    assert graph.outputs[0].op.control_inputs == []
+    assert [op.type for op in graph.control_outputs].count("AssignAddVariableOp") == 1
+    assert [float(t) for t in around(tf.constant(3.0))] == [7.0, 3.0]
+    assert float(run(tf.constant(1.0))) == 2.0
+    assert float(done) == 4.0
 
 
 # ------------------------------------------------------------------------------------ tapes

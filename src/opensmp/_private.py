@@ -1049,13 +1049,18 @@ def eager_builds() -> Any:
     return layer_calls(around)
 
 
-def keep_results_in_place(graph: Any) -> None:
-    """Lets the results of the function being traced stay on the devices that made them.
+def hand_out_results(graph: Any) -> None:
+    """Gives the results of the function being traced to whoever reads them where and when made.
 
-    `tf.function` adds an identity to each result when its Python function has returned.
-    Inlined into another function, an identity without a device runs on the first one, and
-    every result travels there and back. The device context below is meant to be open
-    still when the identities are made; it ends with the graph.
+    `tf.function` adds an identity to each result when its Python function has returned. Two
+    things are wrong with it once the function is inlined into another one:
+
+    - an identity without a device runs on the first one, and every result travels there and
+      back. The device context below is meant to be open still when the identities are made;
+      it ends with the graph;
+    - it waits for all that has effects in the function, such as an assignment at its end, and
+      the gradients of all microbatches are held until then. What has effects runs without
+      that, and what it must come before waits for it: it is among the control outputs.
     """
 
     def device(op: Op) -> str:
@@ -1065,6 +1070,17 @@ def keep_results_in_place(graph: Any) -> None:
     context = graph.device(device)
     context.__enter__()
     graph._smp_results_in_place = context
+    graph.experimental_acd_manager._returned_tensors = _Nothing()
+
+
+class _Nothing:
+    """A set that stays empty."""
+
+    def add(self, item: Any) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 # --- several processes ------------------------------------------------------

@@ -238,7 +238,7 @@ class Step:
             stamps.deliver(name, self.schedule.orders, here.devices, here.my_partitions)
         with tf.init_scope():
             run_post_partition_hooks()
-        _private.keep_results_in_place(tf.compat.v1.get_default_graph())
+        _private.hand_out_results(tf.compat.v1.get_default_graph())
         return outputs
 
     def _split(

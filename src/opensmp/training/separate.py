@@ -158,7 +158,7 @@ class _Separate:
             )
         with tf.init_scope():
             run_post_partition_hooks()
-        _private.keep_results_in_place(tf.compat.v1.get_default_graph())
+        _private.hand_out_results(tf.compat.v1.get_default_graph())
         return loss, tracked, joined, gradients
 
     def _loss_of(

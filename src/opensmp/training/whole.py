@@ -114,7 +114,7 @@ class _WholeCall:
         self._updated = pipeline.updated
         with tf.init_scope():
             run_post_partition_hooks()
-        _private.keep_results_in_place(tf.compat.v1.get_default_graph())
+        _private.hand_out_results(tf.compat.v1.get_default_graph())
         return found
 
     def _parts(self, tensors: list[Tensor], masks: list[Tensor | None]) -> list[Any]:
