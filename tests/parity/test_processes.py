@@ -44,6 +44,9 @@ NOT_EXACTLY = (
     "tf.gradients of inputs and frozen variables",
 )
 
+# Layouts by hand that cut through a list of tensors, which is a handle: the planner never does.
+REFUSED = {("TensorArray across a border", 3): "has the dtype variant"}
+
 
 class Comparison(NamedTuple):
     """One case in several processes."""
@@ -106,10 +109,14 @@ def test_several_processes_give_the_numbers_of_plain_keras(
     parts: Any, processes: int, comparison: Comparison
 ) -> None:
     found = parts(processes, comparison)
+    case, layout = comparison.case, comparison.layout
     errors = [part for part in found if isinstance(part, str)]
+    if (refusal := REFUSED.get((case.name, layout.partitions))) is not None:
+        assert len(errors) == processes
+        assert all("StepError" in error and refusal in error for error in errors)
+        return
     assert not errors, errors[0]
     whole, disagreements = merged(found)
-    case, layout = comparison.case, comparison.layout
     plain = reference(case, layout.microbatches, exact=comparison.is_exact)
     beyond = [d for d in compare(plain, whole) if not d.relative <= comparison.bound.relative]
     listed = "\n".join(map(str, beyond[:10]))
