@@ -981,8 +981,8 @@ class TestWorlds:
         first, last = [[str(a) for a in order] for order in gradients.schedule.orders]
         assert gradients.schedule.name == pipeline
         expected = {
-            "simple": "1F0 1F1 1F2 1F3 1B0 1B1 1B2 1B3",
-            "interleaved": "1F0 1B0 1F1 1B1 1F2 1B2 1F3 1B3",
+            "simple": "1F0 1F1 1F2 1F3 1B0 1W0 1B1 1W1 1B2 1W2 1B3 1W3",
+            "interleaved": "1F0 1B0 1W0 1F1 1B1 1W1 1F2 1B2 1W2 1F3 1B3 1W3",
         }
         assert " ".join(last) == expected[pipeline]
         assert sorted(first) == sorted(f"0{k}{m}" for k in "FB" for m in range(4))

@@ -24,7 +24,7 @@ def kept_whole(function: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("partitions", "microbatches", "expected"),
-    [(1, 1, []), (1, 2, ["B0", "F0"]), (2, 1, ["B0", "B1", "F0", "F1"])],
+    [(1, 1, []), (1, 2, ["B0", "F0"]), (2, 1, ["B0", "B1", "F0", "F1", "W1"])],
 )
 def test_calls_stay_whole_unless_there_is_nothing_to_order(
     smp_init, partitions, microbatches, expected

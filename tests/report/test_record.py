@@ -61,7 +61,7 @@ class TestEvents:
     def test_every_action_of_the_schedule_has_one_event(self, training):
         timeline = record(training.forward_backward, runs=2)
         expected = sorted(a for order in training.forward_backward.schedule.orders for a in order)
-        assert len(expected) == 16
+        assert len(expected) == 20  # the first partition has no gradients of inputs to hurry
         assert [sorted(e.action for e in step.events) for step in timeline.steps] == [expected] * 2
 
     def test_events_know_their_partition_device_step_and_name(self, training):
@@ -71,7 +71,7 @@ class TestEvents:
             (1, "/device:CPU:1"),
         }
         assert [step.name for step in timeline.steps] == ["forward_backward"] * 2
-        assert [e.step for e in timeline.steps[1].events] == [1] * 16
+        assert [e.step for e in timeline.steps[1].events] == [1] * 20
 
     def test_each_partition_runs_its_order_one_after_the_other(self, training):
         for step in record(training.forward_backward, runs=5).steps:
@@ -140,7 +140,7 @@ class TestOtherTraces:
     def test_a_step_in_an_outer_function_is_measured(self, training):
         timeline = record(training.train_step, runs=3)
         assert len(timeline) == 3
-        assert len(timeline.events) == 48
+        assert len(timeline.events) == 60
 
     def test_an_outer_function_traced_before_is_traced_once_more_and_no_more(self, training):
         training.train_step(batch(), LABELS)
@@ -214,7 +214,7 @@ def test_chrome_trace_of_a_real_step_has_all_its_events(training, tmp_path):
     timeline.to_chrome_trace(tmp_path / "timeline.json")
     trace = json.loads((tmp_path / "timeline.json").read_text(encoding="utf-8"))
     names = sorted(
-        e["name"] for e in trace["traceEvents"] if e.get("cat") in ("forward", "backward")
+        e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e.get("cat") != "step"
     )
     assert names == sorted(e.action.text for e in timeline.events)
 
@@ -257,7 +257,7 @@ print(str(step).count("|") // 2, [bool(device) for device in step.devices])
 
 def test_in_several_processes_each_measures_its_own_partitions():
     for rank, result in enumerate(check_ranks(SEVERAL, 2)):
-        kinds = sorted(f"{rank}{kind}{m}" for kind in "FB" for m in range(3))
+        kinds = sorted(f"{rank}{kind}{m}" for kind in ("FB", "FBW")[rank] for m in range(3))
         assert result.lines[-3] == f"{{{rank}}} {kinds}"
         assert result.lines[-2] == "['/device:CPU:0'] True"
         assert result.lines[-1] == f"1 {[rank == 0, rank == 1]}"

@@ -92,6 +92,16 @@ class Pipeline:
         num_partitions = len(self._world.devices)
         return num_partitions > 1 or self._num_microbatches > 1 or self._stamps is not None
 
+    @property
+    def _wants_halves(self) -> bool:
+        """Whether backward passes come in two halves.
+
+        With several partitions always: the partition before needs the gradients of a segment's
+        inputs, and should not wait until those of its weights are there as well.
+        """
+        deferred = self._world.config.pipeline in SPLIT_BACKWARD
+        return len(self._world.devices) > 1 or (self._is_ordered and deferred)
+
     # --- running a model -----------------------------------------------------------
 
     def run(
@@ -173,8 +183,7 @@ class Pipeline:
                     required,
                     optional,
                     units=self._is_ordered,
-                    split_backward=self._is_ordered
-                    and self._world.config.pipeline in SPLIT_BACKWARD,
+                    split_backward=self._wants_halves,
                 )
         return self._programs[program_key]
 

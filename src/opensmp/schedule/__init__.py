@@ -56,7 +56,10 @@ PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType
 """What the configuration key `pipeline` may be: name -> (graph, active_microbatches)."""
 
 SPLIT_BACKWARD = frozenset({"zero_bubble"})
-"""Pipelines that want backward passes in two halves: actions B for inputs, W for weights."""
+"""Pipelines that put off the second half of backward passes: actions W, for weights, after B.
+
+The others run it at once; they take halves only for the next partition to wait less.
+"""
 
 
 def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:

@@ -6,9 +6,9 @@ from opensmp.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.schedule.listing import list_schedule
 from opensmp.schedule.turns import by_turns, quickest
 
-# A weight gradient is needed by nobody in the step, so it fills what would be a bubble. A
-# recomputation belongs to the backward pass before which it runs.
-_RANK = {"B": 0, "R": 0, "F": 1, "W": 2}
+# A recomputation belongs to the backward pass before which it runs, the gradients of weights to
+# the one after which they come.
+_RANK = {"W": 0, "B": 1, "R": 1, "F": 2}
 
 
 def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
@@ -24,7 +24,9 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
         device 2 | .. .. F0 B0--- F1 B1--- F2 B2--- F3 B3--- .. .. .. ..
         interleaved: makespan 18 s, bubble 33.3 %, one column 1 s
 
-    Among actions of a kind the oldest microbatch goes first, so that it leaves early. Where
+    Among actions of a kind the oldest microbatch goes first, so that it leaves early. Backward
+    passes in two halves stay together: the gradients of the weights (W) follow at once those of
+    the inputs (B), which have left meanwhile. Where
     devices have several segments each, forward and backward passes take turns if that is
     quicker: interleaved 1F1B, see `by_turns`.
 
@@ -51,7 +53,7 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
                 priority=priority,
                 active_microbatches=active_microbatches,
             )
-            for priority in (backward_first, by_turns(graph))
+            for priority in (backward_first, by_turns(graph, weights_soon=True))
         ],
     )
 

@@ -23,6 +23,9 @@ def simple(graph: TaskGraph) -> Schedule:
     microbatches, comes in a second round of forwards and backwards, and so on: the rounds
     are as few as the dependencies allow.
 
+    Backward passes in two halves stay together: the gradients of the weights (W) follow at once
+    those of the inputs (B), which the segment before waits for.
+
     Args:
         graph: Any task graph.
 
@@ -46,7 +49,7 @@ def simple(graph: TaskGraph) -> Schedule:
 
 def _oldest_first(action: Action) -> tuple[int, ...]:
     along_the_pass = action.segment if action.kind == "F" else -action.segment
-    return (action.microbatch, action.call, along_the_pass)
+    return (action.microbatch, action.call, along_the_pass, int(action.kind == "W"))
 
 
 def _rounds(graph: TaskGraph) -> dict[Action, int]:

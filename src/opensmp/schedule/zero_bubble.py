@@ -32,7 +32,7 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
         ScheduleError: If `active_microbatches` is below 1.
     """
     turns = by_turns(graph), by_turns(graph, weights_soon=True)
-    orders = (backward_first, _weights_soon, *turns)
+    orders = (_weights_late, _weights_soon, *turns)
     schedules = [
         list_schedule(
             graph,
@@ -45,7 +45,11 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     return quickest(graph, schedules)
 
 
+def _weights_late(action: Action) -> tuple[int, ...]:
+    """Weight gradients when there is nothing else to do."""
+    return (int(action.kind == "W"), *backward_first(action))
+
+
 def _weights_soon(action: Action) -> tuple[int, ...]:
     """Weight gradients before forward passes: they leave room where few may be in flight."""
-    kind, *rest = backward_first(action)
-    return (0 if action.kind == "W" else kind, *rest, int(action.kind == "W"))
+    return (int(action.kind == "F"), *backward_first(action)[1:], int(action.kind == "W"))
