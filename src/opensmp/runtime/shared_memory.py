@@ -44,11 +44,14 @@ _SEMAPHORE = 64  # where it lies; a sem_t takes 32 bytes
 _COUNTERS = 128
 _PER_SLOT = 3  # how often it was written, how often read, and a place in the ring of arrivals
 _PATIENCE_SECONDS = 60.0
+_WORTH_ALIGNING = 16 * 1024  # bytes
 _CAPACITY = 2  # of a queue: a tensor of this step, and one of the next
 _ORDER = np.dtype(np.int32)  # of what is sent where only the order matters
 _DONE = np.zeros([], np.int32)
 _libc = ctypes.CDLL(None, use_errno=True)
 _CAN_SHARE = hasattr(os, "memfd_create") and hasattr(_libc, "sem_init")
+_post: Any = getattr(_libc, "sem_post", None)
+_wait: Any = getattr(_libc, "sem_wait", None)
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
 _DTYPES = frozenset(
     ("bool", *_FLOATS, *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
@@ -139,13 +142,18 @@ class Memory:
     """
 
     def __init__(self, room: Room, descriptor: int) -> None:
-        self._room = room
-        self._by_position = {slot.number: number for number, slot in room.slots.items()}
+        # All that can be made beforehand is: what runs for a tensor finds its code and data
+        # driven out of the cache by what was computed meanwhile.
+        self._slots = room.slots
+        self._numbers = {slot.number: number for number, slot in room.slots.items()}
         self._bytes = mmap.mmap(descriptor, room.size)
-        self._semaphore = ctypes.c_char.from_buffer(self._bytes, _SEMAPHORE)
+        self._views = {number: self._view(slot) for number, slot in room.slots.items()}
+        self._semaphore = ctypes.byref(ctypes.c_char.from_buffer(self._bytes, _SEMAPHORE))
         count = len(room.slots)
-        counters = np.frombuffer(self._bytes, np.int64, _PER_SLOT * count, _COUNTERS)
-        self._written, self._read, self._arrivals = counters.reshape(_PER_SLOT, count)
+        end = _COUNTERS + 8 * _PER_SLOT * count
+        counters = memoryview(self._bytes)[_COUNTERS:end].cast("q")
+        self._written, self._read = counters[:count], counters[count : 2 * count]
+        self._arrivals = counters[2 * count :]
         self._passed = 0  # how many tensors have gone through, counted by each process for itself
         self._lock = threading.Lock()
 
@@ -156,19 +164,21 @@ class Memory:
 
     def offer(self) -> None:
         """Makes the memory ready for another process to open."""
-        _call("sem_init", self._semaphore, 1, 0)
+        _check(_libc.sem_init(self._semaphore, 1, 0))
         self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
     def put(self, number: int, value: Array) -> None:
         """Copies a tensor in and tells the receiver."""
-        slot = self._room.slots[number]
-        self._wait_until_read(slot)
-        np.copyto(self._view(slot), value)
+        slot = self._slots[number]
+        position = slot.number
+        if self._read[position] != self._written[position]:
+            self._wait_until_read(slot)
+        np.copyto(self._views[number], value)
         with self._lock:
-            self._written[slot.number] += 1
-            self._arrivals[self._passed % len(self._arrivals)] = slot.number
+            self._written[position] += 1
+            self._arrivals[self._passed % len(self._arrivals)] = position
             self._passed += 1
-            _call("sem_post", self._semaphore)
+            _check(_post(self._semaphore))
 
     def take(self, arrived: Callable[[int, Array], None]) -> bool:
         """Waits until a tensor is there, or `wake` was called, and hands it over.
@@ -179,20 +189,21 @@ class Memory:
         Returns:
             Whether a tensor came.
         """
-        while _call("sem_wait", self._semaphore, allowed=errno.EINTR):
-            pass
-        position = int(self._arrivals[self._passed % len(self._arrivals)])
+        while _wait(self._semaphore):
+            if ctypes.get_errno() != errno.EINTR:
+                _check(-1)
+        position = self._arrivals[self._passed % len(self._arrivals)]
         if self._written[position] == self._read[position]:
             return False
         self._passed += 1
-        number = self._by_position[position]
-        arrived(number, self._view(self._room.slots[number]))
+        number = self._numbers[position]
+        arrived(number, self._views[number])
         self._read[position] += 1
         return True
 
     def wake(self) -> None:
         """Wakes who waits in `take`."""
-        _call("sem_post", self._semaphore)
+        _check(_post(self._semaphore))
 
     def _view(self, slot: Slot) -> Array:
         count = int(np.prod(slot.shape, dtype=np.int64))
@@ -211,14 +222,11 @@ class Memory:
             time.sleep(50e-6)
 
 
-def _call(name: str, semaphore: Any, *args: int, allowed: int = 0) -> int:
-    """Calls a function of the C library for semaphores; gives the error number if allowed."""
-    if getattr(_libc, name)(ctypes.byref(semaphore), *args) == 0:
-        return 0
-    number = ctypes.get_errno()
-    if number != allowed:
-        raise OSError(number, f"{name}: {os.strerror(number)}")
-    return number
+def _check(result: int) -> None:
+    """Raises what a function of the C library for semaphores has failed with."""
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, f"a semaphore in shared memory: {os.strerror(number)}")
 
 
 class Inbox:
@@ -266,7 +274,18 @@ class Inbox:
 
     def _put(self, number: int, value: Array) -> None:
         handle = self._queues[number].queue_ref
-        tf.raw_ops.QueueEnqueueV2(handle=handle, components=[tf.constant(value)])
+        tf.raw_ops.QueueEnqueueV2(handle=handle, components=[_copied(value)])
+
+
+def _copied(value: Array) -> Tensor:
+    """A tensor of its own memory; TensorFlow would copy twice, for alignment."""
+    if value.dtype.kind not in "fiu" or value.nbytes < _WORTH_ALIGNING:
+        return tf.constant(value)
+    memory = np.empty(value.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
+    aligned = memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
+    np.copyto(aligned, value)
+    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
