@@ -263,3 +263,35 @@ def test_a_step_that_fails_while_another_waits_ends_and_does_not_run_again():
     assert "was interrupted in this process in an earlier run" in failing.output
     assert waiting.code == ENDED_BY_PEER
     assert "rank 1 failed" in waiting.output
+
+
+BOUNDED = """
+import keras
+import opensmp as smp
+
+smp.init({"partitions": 2, "microbatches": 6, "active_microbatches": 2, "auto_partition": False,
+          "default_partition": 0, "pipeline": "zero_bubble"})
+import tensorflow as tf
+
+x = inputs = keras.Input((4,))
+for part in (0, 1):
+    with smp.partition(part):
+        x = keras.layers.Dense(4, kernel_initializer="ones")(x)
+model = smp.DistributedModel.from_keras(keras.Model(inputs, x))
+
+@smp.step
+def forward(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True))
+    return tape.gradient(loss, model.trainable_variables), loss
+
+for _ in range(3):
+    _, loss = forward(tf.ones([6, 4]))
+print(float(loss.reduce_mean()))
+"""
+
+
+def test_words_about_the_order_are_sent_in_each_step():
+    # With fewer microbatches in flight than there are, a partition waits for another one's word.
+    for result in check_ranks(BOUNDED, 2, seconds=120):
+        assert result.lines[-1] == "64.0"

@@ -122,6 +122,11 @@ def _fits(tensor: Tensor | None) -> bool:
     return bool(known and tensor.shape.num_elements())
 
 
+def _made_by(op: Op, otherwise: Tensor) -> Tensor:
+    """A result of an operation: of a constant, TensorFlow would send beforehand, and only once."""
+    return next((t for t in op.outputs if t.dtype.name in _DTYPES), otherwise)
+
+
 def _looks(tensor: Tensor | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of what travels."""
     if tensor is None:
@@ -378,13 +383,16 @@ class SharedMemoryTransport:
         if memory is None:
             return self._rest.send(transfer, number, tensor)
 
+        only_order = transfer.tensor is None
+
         def put(value: Array) -> Array:
-            memory.put(number, value)
+            memory.put(number, _DONE if only_order else value)
             return _DONE
 
         with tf.device(self._device):
             # Not stateful, for TensorFlow runs stateful ones in the order they were made in.
-            word = tf.numpy_function(put, [tensor], tf.int32, stateful=False, name="share")
+            sent = _made_by(transfer.op, tensor) if only_order else tensor
+            word = tf.numpy_function(put, [sent], tf.int32, stateful=False, name="share")
         return Sent(word.op, waits=False)
 
     def receive(self, transfer: Transfer, number: int) -> Received:
