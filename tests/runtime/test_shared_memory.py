@@ -269,7 +269,7 @@ BOUNDED = """
 import keras
 import opensmp as smp
 
-smp.init({"partitions": 2, "microbatches": 6, "active_microbatches": 2, "auto_partition": False,
+smp.init({"partitions": 2, "microbatches": 8, "auto_partition": False,
           "default_partition": 0, "pipeline": "zero_bubble"})
 import tensorflow as tf
 
@@ -286,12 +286,16 @@ def forward(x):
     return tape.gradient(loss, model.trainable_variables), loss
 
 for _ in range(3):
-    _, loss = forward(tf.ones([6, 4]))
+    _, loss = forward(tf.ones([8, 4]))
 print(float(loss.reduce_mean()))
+graph = forward.get_concrete_function(tf.ones([8, 4])).graph
+sent = [op.inputs[0].op.type for op in graph.get_operations() if op.type == "PyFuncStateless"]
+print(len(sent) > 8 * (1 - smp.rank()), sent.count("Const"))
 """
 
 
 def test_words_about_the_order_are_sent_in_each_step():
     # With fewer microbatches in flight than there are, a partition waits for another one's word.
+    # TensorFlow may send a constant while it optimises the graph, and never again.
     for result in check_ranks(BOUNDED, 2, seconds=120):
-        assert result.lines[-1] == "64.0"
+        assert result.lines[-2:] == ["64.0", "True 0"]
