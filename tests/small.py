@@ -17,6 +17,24 @@ MANUAL = {"auto_partition": False, "default_partition": 0}
 TWO_BY_TWO = {**MANUAL, "partitions": 2, "microbatches": 2}
 TWO_BY_FOUR = {**MANUAL, "partitions": 2, "microbatches": 4}
 
+STEP_OF_TWO = """
+import keras
+import tensorflow as tf
+
+x = inputs = keras.Input((4,))
+for part in (0, 1):
+    with smp.partition(part):
+        x = keras.layers.Dense(4, kernel_initializer="ones")(x)
+model = smp.DistributedModel.from_keras(keras.Model(inputs, x))
+
+@smp.step
+def forward(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True))
+    return tape.gradient(loss, model.trainable_variables), loss
+"""
+"""A model in two partitions and a step of it, for scripts that have called `smp.init`."""
+
 
 class Net(smp.DistributedModel):
     """Two dense layers, the second one on the last of two partitions."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from processes import check_ranks
-from small import TWO_BY_FOUR, Net, batch
+from small import STEP_OF_TWO, TWO_BY_FOUR, Net, batch
 
 import opensmp as smp
 from opensmp.errors import StepError
@@ -226,30 +226,16 @@ def test_a_real_step_is_drawn_with_a_row_per_device(training):
     assert lines[-1] == "the last of 2 steps"
 
 
-SEVERAL = """
-import keras
+SEVERAL = f"""
 import opensmp as smp
 
-smp.init({"partitions": 2, "microbatches": 3, "auto_partition": False, "default_partition": 0})
-import tensorflow as tf
-
-x = inputs = keras.Input((4,))
-for part in (0, 1):
-    with smp.partition(part):
-        x = keras.layers.Dense(4)(x)
-model = smp.DistributedModel.from_keras(keras.Model(inputs, x))
-
-@smp.step
-def forward(x):
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(x, training=True))
-    return tape.gradient(loss, model.trainable_variables), loss
-
+smp.init({{"partitions": 2, "microbatches": 3, "auto_partition": False, "default_partition": 0}})
+{STEP_OF_TWO}
 with smp.record_timeline() as timeline:
     for _ in range(2):
         forward(tf.ones([6, 4]))
 step = timeline.steps[-1]
-print({event.partition for event in step.events}, sorted(e.action.text for e in step.events))
+print({{event.partition for event in step.events}}, sorted(e.action.text for e in step.events))
 print(list(step.busy_seconds), all(0 < e.seconds < step.makespan_seconds for e in step.events))
 print(str(step).count("|") // 2, [bool(device) for device in step.devices])
 """

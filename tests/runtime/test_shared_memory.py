@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from processes import check_ranks, run_ranks
+from small import STEP_OF_TWO
 
 from opensmp.errors import CommunicationError
 from opensmp.runtime import shared_memory
@@ -265,26 +266,12 @@ def test_a_step_that_fails_while_another_waits_ends_and_does_not_run_again():
     assert "rank 1 failed" in waiting.output
 
 
-BOUNDED = """
-import keras
+BOUNDED = f"""
 import opensmp as smp
 
-smp.init({"partitions": 2, "microbatches": 8, "auto_partition": False,
-          "default_partition": 0, "pipeline": "zero_bubble"})
-import tensorflow as tf
-
-x = inputs = keras.Input((4,))
-for part in (0, 1):
-    with smp.partition(part):
-        x = keras.layers.Dense(4, kernel_initializer="ones")(x)
-model = smp.DistributedModel.from_keras(keras.Model(inputs, x))
-
-@smp.step
-def forward(x):
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model(x, training=True))
-    return tape.gradient(loss, model.trainable_variables), loss
-
+smp.init({{"partitions": 2, "microbatches": 8, "auto_partition": False,
+           "default_partition": 0, "pipeline": "zero_bubble"}})
+{STEP_OF_TWO}
 for _ in range(3):
     _, loss = forward(tf.ones([8, 4]))
 print(float(loss.reduce_mean()))
