@@ -14,6 +14,7 @@ from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
 from opensmp.plan import (
+    PROCESSES,
     Plan,
     PlanSettings,
     auto_plan,
@@ -61,7 +62,7 @@ class Partitioning:
         with _private.lifted():
             with restores.collecting():
                 traced = self._trace(args, kwargs)
-            plan = self._plan(traced, config)
+            plan = self._plan(traced, config, world)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
             variables = [*(() if model is None else model.variables), *traced.new_variables]
@@ -98,9 +99,9 @@ class Partitioning:
         """The partition a variable lies in, None if the model does not read it."""
         return self._homes.get(id(variable))
 
-    def _plan(self, traced: TracedGraph, config: Config) -> Plan:
+    def _plan(self, traced: TracedGraph, config: Config, world: World) -> Plan:
         """A plan for a trace: the first one, or one that keeps the places of the first."""
-        settings = PlanSettings.of(config)
+        settings = PlanSettings.of(config, PROCESSES if world.computes_to_send else None)
         if not config.auto_partition:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
         elif self._plans:

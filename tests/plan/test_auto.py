@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from opensmp.errors import PlanError
 from opensmp.graph import trace
-from opensmp.plan import PlanSettings, auto_plan
+from opensmp.plan import PROCESSES, PlanSettings, auto_plan
 from opensmp.plan.coarse import Machine
 from opensmp.plan.coarsen import coarsen
 
@@ -43,3 +43,25 @@ def test_all_pieces_of_a_device_share_its_memory(traced):
         auto_plan(traced, 2, PlanSettings(machine=small))
     with pytest.raises(PlanError, match=r"into 288 B per device.*pieces_per_partition=2"):
         auto_plan(traced, 2, PlanSettings(machine=small, pieces=2))
+
+
+def attention_model():
+    x = inputs = keras.Input((32, 64))
+    for _ in range(3):
+        h = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.MultiHeadAttention(4, 16)(h, h)
+        h = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.Dense(64)(keras.layers.Dense(256, activation="gelu")(h))
+    return keras.Model(inputs, keras.layers.Dense(300)(x))
+
+
+def test_between_processes_fewer_tensors_travel():
+    model, x = attention_model(), tf.ones([4, 32, 64])
+    model(x)
+    traced = trace(model.__call__, [x], {}, name="attention")
+    settings = PlanSettings(microbatches=4, optimize="speed", machine=PROCESSES)
+    plan = auto_plan(traced, 2, settings)
+    stream = 4 * 32 * 64 * 4  # bytes of x, the only tensor between two blocks
+    assert [dict(row.sends) for row in plan.rows] == [{1: stream}, {}]
+    near = auto_plan(traced, 2, PlanSettings(microbatches=4, optimize="speed"))
+    assert near.rows[0].sends[1] > stream

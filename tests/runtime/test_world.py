@@ -218,3 +218,21 @@ def test_process_owns_consecutive_partitions():
 def test_one_process_owns_all_partitions():
     made = one_process(3)
     assert (made.my_partitions, made.owner(2)) == ((0, 1, 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "device", "expected"),
+    [
+        ((0, 1), "/device:CPU:0", True),
+        ((0, 1), "/device:GPU:0", False),
+        ((0,), "/device:CPU:0", False),
+    ],
+)
+def test_cpus_of_several_processes_compute_to_send(ranks, device, expected):
+    made = World(
+        config=Config(partitions=2),
+        devices=(device, "/device:CPU:0"),
+        size=len(ranks),
+        mp_group=ranks,
+    )
+    assert made.computes_to_send is expected

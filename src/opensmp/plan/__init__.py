@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opensmp.plan.auto import auto_plan
+from opensmp.plan.coarse import PROCESSES
 from opensmp.plan.fit import fit, follow
 from opensmp.plan.homes import variable_homes
 from opensmp.plan.make import warn_of_empty
@@ -11,6 +12,7 @@ from opensmp.plan.plan import Plan
 from opensmp.plan.settings import PlanSettings
 
 __all__ = [
+    "PROCESSES",
     "Plan",
     "PlanSettings",
     "auto_plan",

@@ -232,6 +232,12 @@ class World:
         """The position in the replica of the process that owns this partition."""
         return partition // (self.config.partitions // len(self.mp_group))
 
+    @property
+    def computes_to_send(self) -> bool:
+        """Whether the cores that compute also carry tensors to partitions of other processes."""
+        own = [self.devices[partition] for partition in self.my_partitions]
+        return len(self.mp_group) > 1 and all("CPU" in device for device in own)
+
     def group(self, group: CommGroup) -> tuple[int, ...]:
         """Ranks of the group of this kind that this process belongs to, ascending."""
         if group is CommGroup.WORLD:
