@@ -10,7 +10,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.runtime.localise import Layout, Transfer
 from opensmp.runtime.order import Task
-from opensmp.runtime.transport import Sent, Transport
+from opensmp.runtime.transport import Transport
 from opensmp.schedule import Action
 
 Op = Any
@@ -96,7 +96,7 @@ def keep_own_part(
     must_run: list[Op] = []
     for number, transfer in enumerate(layout.transfers):
         if transfer.source == process:
-            sent = _send(transfer, number, transport)
+            sent = transport.send(transfer, number)
             must_run.append(sent.op)
             if sends_first and transfer.op in following and not sent.waits:
                 _private.add_control_input(following[transfer.op], sent.op)
@@ -135,13 +135,6 @@ def _following(tasks: Mapping[Action, Task], sequence: Sequence[Action]) -> dict
 
 def _is_elsewhere(op: Op, layout: Layout, mine: frozenset[Op]) -> bool:
     return op in layout.home and op not in mine
-
-
-def _send(transfer: Transfer, number: int, transport: Transport) -> Sent:
-    if transfer.tensor is not None:
-        return transport.send(transfer, number, transfer.tensor)
-    with tf.control_dependencies([transfer.op]):
-        return transport.send(transfer, number, tf.constant(0))
 
 
 class _Anchors:

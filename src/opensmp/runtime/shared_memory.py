@@ -2,9 +2,11 @@
 
 The collectives would copy a tensor five times on its way through gRPC and two sockets, on the
 cores that compute. Here the sender copies it into memory that it shares with the receiver and
-raises a semaphore that lies there too. A thread of the receiver, asleep until then, copies it
-out and puts it into a queue of TensorFlow's, from which the step takes it: no operation of a
-step blocks a thread while it waits, and a step that fails ends although something is waited for.
+raises a semaphore that lies there too. A thread of the receiver, asleep until then, puts a
+tensor that lies in this memory into a queue of TensorFlow's, from which the step takes and
+copies it: no operation of a step blocks a thread while it waits, and a step that fails ends
+although something is waited for. Each tensor has two places, which take turns from step to step:
+what comes for the next step does not touch what this one may still have to copy.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from opensmp.errors import CommunicationError
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.promptness import wake_promptly
@@ -35,17 +36,16 @@ Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Any], list[Any]]
 
-MOST_BYTES = 256 * 1024 * 1024
+MOST_BYTES = 512 * 1024 * 1024
 """Most memory of one step that one process shares with another. It is held as long as the step."""
 
 _NONCE_BYTES = 16
 _ALIGNMENT = 64
 _SEMAPHORE = 64  # where it lies; a sem_t takes 32 bytes
-_COUNTERS = 128
-_PER_SLOT = 3  # how often it was written, how often read, and a place in the ring of arrivals
-_PATIENCE_SECONDS = 60.0
-_WORTH_ALIGNING = 16 * 1024  # bytes
-_CAPACITY = 2  # of a queue: a tensor of this step, and one of the next
+_COUNTERS = 128  # the runs that the receiver has ended, and then:
+_PER_SLOT = 2  # how often it was written, and a place in the ring of arrivals
+_PLACES = 2  # for a tensor of this step, and one of the next
+_LONGEST_SLEEP_SECONDS = 0.01
 _ORDER = np.dtype(np.int32)  # of what is sent where only the order matters
 _DONE = np.zeros([], np.int32)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,7 +63,7 @@ class Slot(NamedTuple):
 
     Attributes:
         number: Position among the slots of the pair.
-        offset: First byte.
+        offset: First byte of the first of its places, which follow each other.
         shape: Shape of the tensor.
         dtype: Its dtype.
     """
@@ -72,6 +72,11 @@ class Slot(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+    @property
+    def room(self) -> int:
+        """Bytes of one place."""
+        return _aligned(int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize)
 
 
 class Room(NamedTuple):
@@ -103,13 +108,13 @@ def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, 
     found = {}
     for pair, listed in chosen.items():
         slots: dict[int, Slot] = {}
-        offset = _aligned(_COUNTERS + 8 * _PER_SLOT * len(listed))
+        offset = _aligned(_COUNTERS + 8 * (1 + _PER_SLOT * len(listed)))
         for number, transfer in listed:
             shape, dtype = _looks(transfer.tensor)
-            size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-            if offset + size <= MOST_BYTES:
-                slots[number] = Slot(len(slots), offset, shape, dtype)
-                offset = _aligned(offset + size)
+            slot = Slot(len(slots), offset, shape, dtype)
+            if offset + _PLACES * slot.room <= MOST_BYTES:
+                slots[number] = slot
+                offset += _PLACES * slot.room
         if slots:
             found[pair] = Room(slots, offset)
     return found
@@ -122,9 +127,16 @@ def _fits(tensor: Tensor | None) -> bool:
     return bool(known and tensor.shape.num_elements())
 
 
-def _made_by(op: Op, otherwise: Tensor) -> Tensor:
-    """A result of an operation: of a constant, TensorFlow would send beforehand, and only once."""
-    return next((t for t in op.outputs if t.dtype.name in _DTYPES), otherwise)
+def _made_by(op: Op) -> Tensor:
+    """Something small that is there when an operation is done, in each step anew.
+
+    A constant would be sent while TensorFlow optimises the graph, and never again.
+    """
+    for tensor in op.outputs:
+        if tensor.dtype.name in _DTYPES:
+            return tensor
+    with tf.control_dependencies([op]):
+        return tf.random.uniform([], maxval=2, dtype=tf.int32)
 
 
 def _looks(tensor: Tensor | None) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -152,13 +164,14 @@ class Memory:
         self._slots = room.slots
         self._numbers = {slot.number: number for number, slot in room.slots.items()}
         self._bytes = mmap.mmap(descriptor, room.size)
-        self._views = {number: self._view(slot) for number, slot in room.slots.items()}
+        self._views = {number: self._places(slot) for number, slot in room.slots.items()}
         self._semaphore = ctypes.byref(ctypes.c_char.from_buffer(self._bytes, _SEMAPHORE))
         count = len(room.slots)
-        end = _COUNTERS + 8 * _PER_SLOT * count
+        end = _COUNTERS + 8 * (1 + _PER_SLOT * count)
         counters = memoryview(self._bytes)[_COUNTERS:end].cast("q")
-        self._written, self._read = counters[:count], counters[count : 2 * count]
-        self._arrivals = counters[2 * count :]
+        self._ended = counters[:1]
+        self._written, self._arrivals = counters[1 : 1 + count], counters[1 + count :]
+        self._read = [0] * count
         self._passed = 0  # how many tensors have gone through, counted by each process for itself
         self._lock = threading.Lock()
 
@@ -173,23 +186,24 @@ class Memory:
         self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
     def put(self, number: int, value: Array) -> None:
-        """Copies a tensor in and tells the receiver."""
-        slot = self._slots[number]
-        position = slot.number
-        if self._read[position] != self._written[position]:
-            self._wait_until_read(slot)
-        np.copyto(self._views[number], value)
+        """Copies a tensor in and tells the receiver; waits until its place is free."""
+        position = self._slots[number].number
+        count = self._written[position]
+        if self._ended[0] + _PLACES <= count:
+            self._wait_for_runs(count + 1 - _PLACES)
+        np.copyto(self._views[number][count % _PLACES], value)
         with self._lock:
-            self._written[position] += 1
+            self._written[position] = count + 1
             self._arrivals[self._passed % len(self._arrivals)] = position
             self._passed += 1
             _check(_post(self._semaphore))
 
-    def take(self, arrived: Callable[[int, Array], None]) -> bool:
-        """Waits until a tensor is there, or `wake` was called, and hands it over.
+    def take(self, arrived: Callable[[int, int], None]) -> bool:
+        """Waits until a tensor is there, or `wake` was called, and tells about it.
 
         Args:
-            arrived: Called with the transfer's number and the tensor, which must be copied.
+            arrived: Called with the transfer's number and the place where the tensor lies, until
+                `end_run`.
 
         Returns:
             Whether a tensor came.
@@ -198,33 +212,41 @@ class Memory:
             if ctypes.get_errno() != errno.EINTR:
                 _check(-1)
         position = self._arrivals[self._passed % len(self._arrivals)]
-        if self._written[position] == self._read[position]:
+        count = self._read[position]
+        if self._written[position] == count:
             return False
         self._passed += 1
-        number = self._numbers[position]
-        arrived(number, self._views[number])
-        self._read[position] += 1
+        self._read[position] = count + 1
+        arrived(self._numbers[position], count % _PLACES)
         return True
+
+    def places(self, number: int) -> list[Array]:
+        """The places of a transfer's tensor, as arrays."""
+        return self._views[number]
+
+    def end_run(self) -> None:
+        """Tells the sender that a run of the step needs nothing any more of what came for it."""
+        self._ended[0] += 1
 
     def wake(self) -> None:
         """Wakes who waits in `take`."""
         _check(_post(self._semaphore))
 
-    def _view(self, slot: Slot) -> Array:
+    def _places(self, slot: Slot) -> list[Array]:
         count = int(np.prod(slot.shape, dtype=np.int64))
-        return np.frombuffer(self._bytes, slot.dtype, count, slot.offset).reshape(slot.shape)
+        return [
+            np.frombuffer(self._bytes, slot.dtype, count, slot.offset + place * slot.room).reshape(
+                slot.shape
+            )
+            for place in range(_PLACES)
+        ]
 
-    def _wait_until_read(self, slot: Slot) -> None:
-        """The receiver may be a moment behind."""
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while self._read[slot.number] != self._written[slot.number]:
-            if time.monotonic() > end:
-                raise CommunicationError(
-                    f"A tensor of shape {slot.shape} and dtype {slot.dtype} was sent through "
-                    f"shared memory and not taken out for {_PATIENCE_SECONDS:.0f} s. The "
-                    "receiving rank has stopped in the middle of a step; start all ranks again."
-                )
-            time.sleep(50e-6)
+    def _wait_for_runs(self, count: int) -> None:
+        """The receiver may be a moment behind, or a slow step."""
+        pause = 50e-6
+        while self._ended[0] < count:
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_SLEEP_SECONDS)
 
 
 def _check(result: int) -> None:
@@ -251,16 +273,32 @@ class Inbox:
         self._closed = False
         with tf.device(device):
             self._queues = {
-                number: tf.queue.FIFOQueue(_CAPACITY, [tf.as_dtype(slot.dtype)], [slot.shape])
+                number: tf.queue.FIFOQueue(_PLACES, [tf.as_dtype(slot.dtype)], [slot.shape])
                 for number, slot in room.slots.items()
             }
+        self._handles = {number: queue.queue_ref for number, queue in self._queues.items()}
+        self._tensors = {
+            number: [_in_place(value) for value in memory.places(number)] for number in room.slots
+        }
         self._thread = threading.Thread(target=self._fill, name="opensmp-inbox", daemon=True)
         self._thread.start()
 
-    def take(self, number: int) -> Tensor:
-        """Emits what gives the next tensor of a transfer, as soon as it is there."""
+    def take(self, number: int) -> tuple[Tensor, Op]:
+        """Emits what gives the next tensor of a transfer, as soon as it is there.
+
+        Returns:
+            The tensor, and the operation that waits for it.
+        """
         with tf.device(self._device):
-            return self._queues[number].dequeue(name="shared")
+            arrived = self._queues[number].dequeue(name="shared")
+            if self._tensors[number][0] is None:
+                return arrived, arrived.op
+            # Of its own memory: results of a step may be looked at long after it.
+            return tf.raw_ops.Snapshot(input=arrived), arrived.op
+
+    def end_run(self) -> None:
+        """To be called when a run of the step has ended."""
+        self._memory.end_run()
 
     def close(self) -> None:
         """Ends the thread."""
@@ -277,20 +315,18 @@ class Inbox:
             if not self._closed:
                 failures.fail(f"what came through shared memory was lost: {error!r}")
 
-    def _put(self, number: int, value: Array) -> None:
-        handle = self._queues[number].queue_ref
-        tf.raw_ops.QueueEnqueueV2(handle=handle, components=[_copied(value)])
+    def _put(self, number: int, place: int) -> None:
+        tensor = self._tensors[number][place]
+        if tensor is None:
+            tensor = tf.constant(self._memory.places(number)[place])
+        tf.raw_ops.QueueEnqueueV2(handle=self._handles[number], components=[tensor])
 
 
-def _copied(value: Array) -> Tensor:
-    """A tensor of its own memory; TensorFlow would copy twice, for alignment."""
-    if value.dtype.kind not in "fiu" or value.nbytes < _WORTH_ALIGNING:
-        return tf.constant(value)
-    memory = np.empty(value.nbytes + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    aligned = memory[start : start + value.nbytes].view(value.dtype).reshape(value.shape)
-    np.copyto(aligned, value)
-    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
+def _in_place(value: Array) -> Tensor | None:
+    """A tensor that lies in the memory of an array; None if there can be none of its dtype."""
+    if value.dtype.kind not in "fiu":
+        return None
+    return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
@@ -377,11 +413,11 @@ class SharedMemoryTransport:
                 weakref.finalize(graph, inbox.close)
                 self._inboxes[pair] = inbox
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
+    def send(self, transfer: Transfer, number: int) -> Sent:
         """Emits the sending end; see `Transport`."""
         memory = self._memory(transfer, number)
         if memory is None:
-            return self._rest.send(transfer, number, tensor)
+            return self._rest.send(transfer, number)
 
         only_order = transfer.tensor is None
 
@@ -391,7 +427,7 @@ class SharedMemoryTransport:
 
         with tf.device(self._device):
             # Not stateful, for TensorFlow runs stateful ones in the order they were made in.
-            sent = _made_by(transfer.op, tensor) if only_order else tensor
+            sent = _made_by(transfer.op) if only_order else transfer.tensor
             word = tf.numpy_function(put, [sent], tf.int32, stateful=False, name="share")
         return Sent(word.op, waits=False)
 
@@ -399,10 +435,16 @@ class SharedMemoryTransport:
         """Emits the receiving end; see `Transport`."""
         if self._memory(transfer, number) is None:
             return self._rest.receive(transfer, number)
-        tensor = self._inboxes[transfer.source, transfer.target].take(number)
+        tensor, waiting = self._inboxes[transfer.source, transfer.target].take(number)
         # Not early: if a call fails while this one waits, TensorFlow may report that this one
         # was cancelled, and not why.
-        return Received(tensor, [tensor.op], early=False)
+        return Received(tensor, [waiting], early=False)
+
+    def end_run(self) -> None:
+        """See `Transport`."""
+        for inbox in self._inboxes.values():
+            inbox.end_run()
+        self._rest.end_run()
 
     def _memory(self, transfer: Transfer, number: int) -> Memory | None:
         pair = transfer.source, transfer.target

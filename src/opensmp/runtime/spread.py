@@ -128,7 +128,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         _sequence(traced.schedule),
         sends_first=world.one_core_each,
     )
-    _mark(name, world.mp_group, must_run)
+    _mark(name, world.mp_group, must_run, transport)
     results = [
         None if keeper not in (None, me) else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
@@ -158,7 +158,7 @@ def _transport(layout: Layout, world: World, number: int) -> Transport:
     return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST)
 
 
-def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
+def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op], transport: Transport) -> None:
     """Adds operations that note when a run of the step begins and ends; see `waits`.
 
     Without them nobody could tell a rank that waits in a step for ever, because the others do
@@ -178,6 +178,7 @@ def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op]) -> None:
         entered.append(waits.enter(name, ranks, f"runs of {name}", blocks=True))
 
     def end(*sent: Any) -> None:
+        transport.end_run()
         waits.leave(entered.pop())
         failures.progress()
 

@@ -31,11 +31,20 @@ _BITS = {
 class Transport(Protocol):
     """What puts the two ends of a transfer into a graph."""
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
-        """Emits the sending end."""
+    def send(self, transfer: Transfer, number: int) -> Sent:
+        """Emits the sending end.
+
+        Args:
+            transfer: What goes where. Without a tensor only the order counts: that the operation
+                is done.
+            number: Of the transfer, the same in both processes.
+        """
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end."""
+
+    def end_run(self) -> None:
+        """To be called in each run of the step, when all has been sent and received."""
 
 
 class Sent(NamedTuple):
@@ -80,10 +89,14 @@ class CollectiveTransport:
         self._device = device
         self._trace = trace
 
-    def send(self, transfer: Transfer, number: int, tensor: Tensor) -> Sent:
+    def send(self, transfer: Transfer, number: int) -> Sent:
         """Emits the sending end; see `Transport`."""
         with tf.device(self._device):
-            sendable = _pack(tensor)
+            if transfer.tensor is None:
+                with tf.control_dependencies([transfer.op]):
+                    sendable = tf.constant(0)
+            else:
+                sendable = _pack(transfer.tensor)
             if sendable.shape.num_elements() == 0:
                 return Sent(tf.no_op())  # the collectives crash on nothing
             if sendable.shape.is_fully_defined():
@@ -148,6 +161,9 @@ class CollectiveTransport:
                 value.set_shape(packed.shape)
                 ops = [shape.op]
             return Received(_unpack(value, sent), ops)
+
+    def end_run(self) -> None:
+        """See `Transport`: there is nothing to do."""
 
     # --- keys ---------------------------------------------------------------------------
 
