@@ -15,9 +15,9 @@ from opensmp.plan.objective import Prediction, evaluate
 from opensmp.plan.partitioner import partition_for
 from opensmp.plan.settings import PlanSettings
 from opensmp.quantities import format_bytes
-from opensmp.schedule import PIPELINES, SPLIT_BACKWARD
+from opensmp.schedule import DEFERS_WEIGHTS, PIPELINES
 
-_WITH_KNOWN_COSTS = tuple(name for name in PIPELINES if name not in SPLIT_BACKWARD)
+_WITH_KNOWN_COSTS = tuple(name for name in PIPELINES if name not in DEFERS_WEIGHTS)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from opensmp.runtime.own_part import without_bridges
 from opensmp.runtime.spread import Traced, spread
 from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
-from opensmp.schedule import SPLIT_BACKWARD, Action, Schedule, build
+from opensmp.schedule import DEFERS_WEIGHTS, Action, Schedule, build
 
 Op = Any
 Tensor = Any
@@ -99,7 +99,7 @@ class Pipeline:
         With several partitions always: the partition before needs the gradients of a segment's
         inputs, and should not wait until those of its weights are there as well.
         """
-        deferred = self._world.config.pipeline in SPLIT_BACKWARD
+        deferred = self._world.config.pipeline in DEFERS_WEIGHTS
         return len(self._world.devices) > 1 or (self._is_ordered and deferred)
 
     # --- running a model -----------------------------------------------------------

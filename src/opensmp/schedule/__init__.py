@@ -26,8 +26,8 @@ from opensmp.schedule.validate import validate
 from opensmp.schedule.zero_bubble import zero_bubble
 
 __all__ = [
+    "DEFERS_WEIGHTS",
     "PIPELINES",
-    "SPLIT_BACKWARD",
     "Action",
     "Kind",
     "Schedule",
@@ -55,7 +55,7 @@ PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType
 )
 """What the configuration key `pipeline` may be: name -> (graph, active_microbatches)."""
 
-SPLIT_BACKWARD = frozenset({"zero_bubble"})
+DEFERS_WEIGHTS = frozenset({"zero_bubble"})
 """Pipelines that put off the second half of backward passes: actions W, for weights, after B.
 
 The others run it at once; they take halves only for the next partition to wait less.
