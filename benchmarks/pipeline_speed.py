@@ -6,9 +6,11 @@
 The same training step (forward and backward passes of M microbatches, SGD) as
 
 - one process with one thread: plain Keras, microbatch after microbatch;
+- two such processes side by side, a core each, which have nothing to do with each other: what
+  they lose by sharing a machine, no schedule can win back;
 - two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules: `simple`,
-  `interleaved`, `interleaved` with the model in four pieces that the ranks take in turns, and
-  `zero_bubble`; the model is cut by cost;
+  `interleaved`, `zero_bubble`, and the last two with the model in four pieces that the ranks take
+  in turns; the model is cut by cost;
 - the same in torch, with gloo: one thread, and two ranks with each of its schedules, which are
   named GPipe, 1F1B, interleaved 1F1B and (interleaved) zero bubble there; the model is cut at
   equal numbers of layers, into four pieces for the last two.
@@ -53,7 +55,9 @@ OURS = {
     "1f1b": ("interleaved", 1),
     "interleaved": ("interleaved", 2),
     "zero bubble": ("zero_bubble", 1),
+    "zero bubble, 2 pieces": ("zero_bubble", 2),
 }
+ALONE, SIDE_BY_SIDE = "one thread", "side by side"
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
 RANKS = 2
 WARM_UP = 3
@@ -76,8 +80,10 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
     import overlap
 
     made = overlap.WORKLOADS[workload]()
-    rank = 0
-    if role == "one thread":
+    rank = int(os.environ.get("BESIDE", "0"))
+    if role == SIDE_BY_SIDE:
+        os.sched_setaffinity(0, {rank})
+    if role in (ALONE, SIDE_BY_SIDE):
         train_step = overlap.plain_step(made, microbatches)
     else:
         pipeline, pieces = OURS[role]
@@ -182,8 +188,12 @@ def measured(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
-            plain = [*one_core, sys.executable, __file__, "--serve", "one thread", *common]
-            running["one thread"] = Measured(folder, "one", plain, 1, environments=[single])
+            plain = [*one_core, sys.executable, __file__, "--serve", ALONE, *common]
+            running[ALONE] = Measured(folder, "one", plain, 1, environments=[single])
+            if one_core:
+                both = [sys.executable, __file__, "--serve", SIDE_BY_SIDE, *common]
+                cores = [{**single, "BESIDE": str(core)} for core in range(RANKS)]
+                running[SIDE_BY_SIDE] = Measured(folder, "both", both, RANKS, environments=cores)
             for schedule in OURS:
                 launcher = [sys.executable, "-m", "opensmp", "run", "-n", str(RANKS)]
                 launcher += ["--bind-cores", __file__, "--serve", schedule, *common]
@@ -200,8 +210,8 @@ def add_torch(
     running: dict[str, Measured], folder: Path, python: str, common: list[str], one_core: list[str]
 ) -> None:
     script = str(Path(__file__).with_name("peer_torch.py"))
-    command = [*one_core, python, script, "--schedule", "one thread", *common]
-    running["torch one thread"] = Measured(folder, "torch one", command, 1)
+    command = [*one_core, python, script, "--schedule", ALONE, *common]
+    running[f"torch {ALONE}"] = Measured(folder, "torch one", command, 1)
     for number, schedule in enumerate(TORCH):
         port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + number)}
         environments = [
@@ -221,18 +231,19 @@ def row(workload: str, microbatches: int, rounds: int, torch_python: str | None)
     """Measures one row of the table."""
     with measured(workload, microbatches, torch_python) as running:
         first = {name: process.steps(WARM_UP) for name, process in running.items()}
-        ours = [first[name]["loss"] for name in ("one thread", *OURS)]
+        ours = [first[name]["loss"] for name in (ALONE, *OURS)]
         np.testing.assert_allclose(ours[1:], ours[0], rtol=1e-4)
         times: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(rounds):
             for name, process in running.items():
                 times[name].append(process.steps(STEPS_PER_TURN)["seconds"])
-    cells = [str(microbatches), f"{1e3 * statistics.median(times['one thread']):.0f} ms"]
+    cells = [str(microbatches), f"{1e3 * statistics.median(times[ALONE]):.0f} ms"]
     for name in running:
-        if name.endswith("one thread"):
+        if name.endswith(ALONE):
             continue
-        base = times["torch one thread" if name.startswith("torch") else "one thread"]
-        shares = [b / t / RANKS for b, t in zip(base, times[name], strict=True)]
+        base = times[f"torch {ALONE}" if name.startswith("torch") else ALONE]
+        perfect = 1 if name == SIDE_BY_SIDE else RANKS
+        shares = [b / t / perfect for b, t in zip(base, times[name], strict=True)]
         low, middle, high = np.percentile(shares, [25, 50, 75])
         cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
     cells += [f"{bound(microbatches):.2f}", f"{bound(1.5 * microbatches):.2f}"]
@@ -267,7 +278,9 @@ def main() -> int:
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
     for name in names:
         print(f"\n{name}: share of a perfect two-way speed-up\n")
-        columns = ["M", "one thread", *(f"ours, {s}" for s in OURS)]
+        columns = ["M", ALONE]
+        columns += [SIDE_BY_SIDE] if hasattr(os, "sched_setaffinity") else []
+        columns += [f"ours, {s}" for s in OURS]
         columns += [f"torch, {s}" for s in TORCH] if torch_python else []
         columns += ["bubble bound", "in halves"]
         print(f"| {' | '.join(columns)} |")
