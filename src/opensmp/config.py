@@ -25,6 +25,9 @@ ENVIRONMENT_PREFIX = "OPENSMP_"
 LAUNCHER_PREFIX = "OPENSMP_RUN_"
 """Variables that the launcher sets for itself; they are no keys."""
 
+IDLE_VARIABLE = "OPENSMP_IDLE_SECONDS"
+"""How long a run of several processes may compute nothing; it is no key."""
+
 SERVICE_VARIABLE = "SM_HP_MP_PARAMETERS"
 """The variable in which training services hand over all keys as one JSON object."""
 
@@ -413,6 +416,7 @@ def _from_variables(environ: Mapping[str, str]) -> list[_Given]:
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
+        and variable != IDLE_VARIABLE
         and text.strip()
     ]
 

@@ -30,10 +30,12 @@ def test_environment_of_a_rank_says_where_the_others_are():
         token="secret",
         flags={"partitions": 2},
         restart=3,
+        idle_seconds=9.0,
     )
     assert made["OPENSMP_RUN_RANK"] == "1"
     assert made["OPENSMP_RUN_MEETING"] == "127.0.0.1:4711"
     assert made["OPENSMP_RUN_RESTART"] == "3"
+    assert made["OPENSMP_IDLE_SECONDS"] == "9.0"
     assert json.loads(made["OPENSMP_RUN_FLAGS"]) == {"partitions": 2}
     assert made["MALLOC_TOP_PAD_"] == "1"  # what the user has set stays
     assert made["MALLOC_TRIM_THRESHOLD_"] == str(1 << 30)

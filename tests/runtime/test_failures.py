@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from processes import run_ranks
+from processes import check_ranks, launch, run_ranks
+from small import MANUAL, STEP_OF_TWO
 
 from opensmp.runtime.channel import Channel
 from opensmp.runtime.failures import ENDED_BY_PEER, Watch
@@ -223,3 +224,54 @@ def test_absent_rank_is_named():
     for rank in (0, 2):
         assert results[rank].code == 1
         assert "rank 1 of 3 did not call smp.init within 5 s" in results[rank].output
+
+
+# A step in which all ranks wait, for ever unless a thread ends it.
+WAITING_STEP = f"""
+import sys, threading, time
+import opensmp as smp
+smp.init()
+{STEP_OF_TWO}
+queue = tf.queue.FIFOQueue(1, [tf.float32], shapes=[()])
+
+@smp.step
+def waiting(x):
+    return tf.reduce_sum(model(x)) + queue.dequeue()
+
+def compute():
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        pass
+    queue.enqueue(1.0)
+
+if sys.argv[1] == "computes":
+    if smp.rank() == 1:
+        threading.Thread(target=compute, daemon=True).start()
+    else:
+        threading.Timer(5, queue.enqueue, (1.0,)).start()
+waiting(tf.ones((2, 4)))
+print("done", flush=True)
+"""
+
+
+def test_ranks_that_wait_for_each_other_inside_one_step_are_warned_and_ended():
+    flags = ["-n", 2, "-a", "--idle-seconds", 4, "--partitions", 2, "--default-partition", 0]
+    result = launch(WAITING_STEP, [*flags, "--no-auto-partition"], args=["idle"], seconds=60)
+    assert result.code == ENDED_BY_PEER, result.stderr
+    idle = "no rank has computed anything for {} s: ranks 0, 1 in the step"
+    for rank in (0, 1):
+        assert f"[{rank}] opensmp: rank {rank} warns: {idle.format(2)}" in result.stderr
+        ends = f"[{rank}] opensmp: rank {rank} ends: rank 0 failed: {idle.format(4)}"
+        assert ends in result.stderr
+
+
+def test_step_that_computes_for_longer_than_the_idle_limit_is_waited_for():
+    results = check_ranks(
+        WAITING_STEP,
+        2,
+        {**MANUAL, "partitions": 2},
+        args=["computes"],
+        environ={"OPENSMP_IDLE_SECONDS": 2},
+        seconds=60,
+    )
+    assert [result.lines[-1] for result in results] == ["done", "done"]

@@ -60,6 +60,7 @@ def test_own_launcher():
             "OPENSMP_RUN_MEETING": "127.0.0.1:4711",
             "OPENSMP_RUN_TOKEN": "secret",
             "OPENSMP_RUN_JOIN_SECONDS": "7.5",
+            "OPENSMP_IDLE_SECONDS": "9",
             "RANK": "5",  # those of others are not looked at
         }
     )
@@ -67,6 +68,7 @@ def test_own_launcher():
     assert (launch.local_rank, launch.local_size) == (1, 2)
     assert (launch.meeting, launch.num_meeting_ports) == (("127.0.0.1", 4711), 1)
     assert (launch.token, launch.join_seconds, launch.addresses) == ("secret", 7.5, None)
+    assert launch.idle_seconds == 9
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,13 @@ def test_first_host_of_a_short_list(nodes, first):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [({"RANK": "2"}, "rank 2 of 2 processes"), ({"RANK": "one"}, "not a number")],
+    [
+        ({"RANK": "2"}, "rank 2 of 2 processes"),
+        ({"RANK": "one"}, "not a number"),
+        ({"OPENSMP_IDLE_SECONDS": "soon"}, "OPENSMP_IDLE_SECONDS .* Received: soon"),
+        ({"OPENSMP_IDLE_SECONDS": "-1"}, "OPENSMP_IDLE_SECONDS .* Received: -1"),
+        ({"OPENSMP_IDLE_SECONDS": "nan"}, "OPENSMP_IDLE_SECONDS .* Received: nan"),
+    ],
 )
 def test_impossible_numbers_are_refused(change, part):
     with pytest.raises(LaunchError, match=part):

@@ -14,7 +14,7 @@ import typer
 
 from opensmp.cli.ranks import Outcome, Ranks
 from opensmp.compat import finder
-from opensmp.config import LAUNCHER_PREFIX, Config
+from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.runtime import rendezvous, world
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
@@ -89,6 +89,14 @@ def run(
         float | None,
         typer.Option(min=1.0, help="How long ranks wait for each other in smp.init."),
     ] = None,
+    idle_seconds: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="How long no rank may compute anything while all wait, before the run ends; "
+            "0: for ever.",
+        ),
+    ] = None,
 ) -> None:
     """Starts a script once per rank on this machine.
 
@@ -132,6 +140,7 @@ def run(
                     flags=flags,
                     restart=restart,
                     join_seconds=join_seconds,
+                    idle_seconds=idle_seconds,
                 )
                 for rank in range(processes)
             ]
@@ -167,6 +176,7 @@ def environment(
     flags: Mapping[str, Any],
     restart: int = 0,
     join_seconds: float | None = None,
+    idle_seconds: float | None = None,
 ) -> dict[str, str]:
     """The environment of one rank.
 
@@ -182,6 +192,7 @@ def environment(
         flags: Keys of the configuration that were given as flags.
         restart: How many times all ranks were started before.
         join_seconds: How long ranks wait for each other.
+        idle_seconds: How long no rank may compute anything while all wait.
     """
     own = {
         "RANK": rank,
@@ -202,6 +213,7 @@ def environment(
         "TF_CPP_MIN_LOG_LEVEL": "1",  # every rank would tell how it joined
         **inherited,
         **{f"{LAUNCHER_PREFIX}{name}": str(value) for name, value in own.items()},
+        **({} if idle_seconds is None else {IDLE_VARIABLE: str(idle_seconds)}),
     }
 
 

@@ -104,7 +104,7 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
     members = cluster.joined()
     if members is None:
         members = cluster.meet(launch, _facts(config))
-        watch = failures.watch(launch.rank, members.meeting.channels)
+        watch = failures.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
         endings.install(watch)
         assigned = _prepare(config, num_gpus, own, members)
         restore_sigterm = endings.keep_sigterm()

@@ -98,7 +98,7 @@ def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
         others = lost or sorted(other for other in waiting[rank] if other not in going)
         ended_early |= set(lost)
         waited_for.update(others)
-        lines.append(f"rank {rank} waits in {wait.name} for {_ranks(others)}")
+        lines.append(f"rank {rank} waits in {wait.name} for {listed(others)}")
     for other in sorted(ended_early):
         lines.append(f"the program of rank {other} has ended")
     involved = tuple((rank, reports[rank].moment) for rank in sorted({*stuck, *ended_early}))
@@ -131,5 +131,6 @@ def _of(wait: Wait) -> str:
     return f"ranks {', '.join(map(str, wait.group.ranks))}"
 
 
-def _ranks(ranks: list[int]) -> str:
+def listed(ranks: list[int]) -> str:
+    """Ranks in words, as `ranks 0, 1`."""
     return f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}"

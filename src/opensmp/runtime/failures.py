@@ -7,11 +7,14 @@ talks to rank 0 over the connections of the rendezvous, and rank 0's talks to al
 - a process whose signs of life stay out is asked by TensorFlow's C++ threads, which answer
   also when Python is busy: if they do not, it is frozen;
 - an exception that ends a program is told to the others before the process ends;
-- calls that can never be completed are found by `opensmp.runtime.deadlock`.
+- calls that can never be completed are found by `opensmp.runtime.deadlock`;
+- where all ranks are in some call and compute nothing for minutes, each waits for another:
+  `opensmp.runtime.idleness`.
 
 Rank 0 decides what the cause was, since a failure makes other ranks fail in turn, and tells
-all. Nobody is ended for being slow. Survivors end by `os._exit`, for TensorFlow's teardown may
-crash or hang after a failure: `atexit` functions and `finally` blocks do not run in them.
+all. Nobody that computes is ended for being slow. Survivors end by `os._exit`, for TensorFlow's
+teardown may crash or hang after a failure: `atexit` functions and `finally` blocks do not run in
+them.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from typing import NamedTuple
 
 from opensmp.runtime import deadlock
 from opensmp.runtime.channel import Channel, Message
+from opensmp.runtime.idleness import DEFAULT_SECONDS, Idleness
 from opensmp.runtime.waits import FINISHED, Report, Waits, waits
 
 ENDED_BY_PEER = 75
@@ -79,6 +83,8 @@ class Watch:
         answers: Whether the process of a rank answers within some seconds; None while this
             cannot be asked.
         leave: Ends this process with an exit code.
+        idle_seconds: How long no rank may compute anything while all are in some call; 0: for
+            ever. That of rank 0 counts.
 
     Example:
         ```python
@@ -94,6 +100,7 @@ class Watch:
         record: Waits,
         answers: Callable[[int, float], bool] | None = None,
         leave: Callable[[int], None] = os._exit,
+        idle_seconds: float = DEFAULT_SECONDS,
     ) -> None:
         now = time.monotonic()
         self._rank = rank
@@ -106,6 +113,7 @@ class Watch:
         self._together = threading.Event()  # all programs have ended well
         self._consequence: tuple[float, Verdict] | None = None
         self._suspicion: tuple[float, deadlock.Finding] | None = None
+        self._idleness = Idleness(len(channels) + 1, idle_seconds)
         self._failing = False  # this process is about to end with an error of its own
         self._leaving = threading.Lock()
         self._process = os.getpid()
@@ -206,11 +214,14 @@ class Watch:
         if kind == "alive" and "report" in message:
             neighbour.report = Report.from_json(message["report"])
             neighbour.reported = neighbour.heard
+            self._idleness.hear(neighbour.rank, neighbour.report, neighbour.heard)
         elif kind == "failed":
             verdict = Verdict(neighbour.rank, message["text"])
             self._note(verdict, message["consequence"])
         elif kind == "verdict":
             self._decide(Verdict(message["rank"], message["text"]))
+        elif kind == "warning":
+            self._warn(message["text"])
         elif kind == "together":
             self._together.set()
 
@@ -249,6 +260,7 @@ class Watch:
             return
         reports = {n.rank: n.report for n in self._neighbours.values() if n.report is not None}
         reports[0] = self._record.report()
+        self._idleness.hear(0, reports[0], now)
         if len(reports) == len(self._neighbours) + 1 and all(
             report.state == FINISHED for report in reports.values()
         ):
@@ -262,6 +274,12 @@ class Watch:
             self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
             return
         self._confirm(deadlock.find_stuck(reports), now)
+        notice = self._idleness.notice()
+        if notice is not None and notice.ends:
+            self._decide(Verdict(0, notice.text))
+        elif notice is not None:
+            self._tell({"kind": "warning", "text": notice.text})
+            self._warn(notice.text)
 
     def _confirm(self, finding: deadlock.Finding | None, now: float) -> None:
         """Decides that processes are stuck once all of them have said so again."""
@@ -301,6 +319,9 @@ class Watch:
                 stream.flush()
         self._leave(code)
 
+    def _warn(self, text: str) -> None:
+        print(f"opensmp: rank {self._rank} warns: {text}", file=sys.stderr, flush=True)
+
     def _tell(self, message: Message) -> None:
         for neighbour in self._neighbours.values():
             if not neighbour.gone:
@@ -319,10 +340,10 @@ _GONE = "it ended without notice: it was killed, as by a signal or for want of m
 _watch: Watch | None = None
 
 
-def watch(rank: int, channels: Mapping[int, Channel]) -> Watch:
+def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Watch:
     """Begins to watch the other processes of this run."""
     global _watch
-    _watch = Watch(rank, channels, waits)
+    _watch = Watch(rank, channels, waits, idle_seconds=idle_seconds)
     _watch.start()
     return _watch
 

@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opensmp.config import IDLE_VARIABLE
 from opensmp.config import LAUNCHER_PREFIX as PREFIX
 from opensmp.errors import LaunchError
+from opensmp.runtime.idleness import DEFAULT_SECONDS
 
 _PORTS_TO_TRY = 8
 _FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
@@ -49,6 +51,8 @@ class Launch:
             the port is derived and may be taken.
         token: Secret, or at least name, of the run; only processes that know it may join.
         join_seconds: How long the processes wait for each other at the start.
+        idle_seconds: How long no process may compute anything while all are in calls that need
+            others, before the run is ended; 0: for ever.
     """
 
     source: str
@@ -61,6 +65,7 @@ class Launch:
     num_meeting_ports: int = 1
     token: str = ""
     join_seconds: float = _LOCAL_JOIN_SECONDS
+    idle_seconds: float = DEFAULT_SECONDS
 
 
 ALONE = Launch("no launcher", local_rank=0, local_size=1)
@@ -275,7 +280,22 @@ def _launch(
         num_meeting_ports=ports,
         token=environ.get(f"{PREFIX}TOKEN") or job,
         join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
+        idle_seconds=_idle_seconds(environ),
     )
+
+
+def _idle_seconds(environ: Mapping[str, str]) -> float:
+    text = environ.get(IDLE_VARIABLE, "").strip()
+    try:
+        seconds = float(text) if text else DEFAULT_SECONDS
+        if not seconds >= 0:
+            raise ValueError
+    except ValueError:
+        raise LaunchError(
+            f"{IDLE_VARIABLE} is how long all ranks may compute nothing before the run is ended. "
+            f"Expected: seconds, at least 0; 0 means for ever. Received: {text}."
+        ) from None
+    return seconds
 
 
 def _master(environ: Mapping[str, str]) -> tuple[str, int] | None:

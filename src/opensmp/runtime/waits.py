@@ -8,6 +8,7 @@ nobody's fault, from one that can never go on. Entering costs about a microsecon
 from __future__ import annotations
 
 import contextlib
+import resource
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,9 @@ class Report(NamedTuple):
         wait: The innermost call that the main thread is in.
         entered: The calls entered so far, by group.
         steps: Training steps that have ended.
+        worked: Processor seconds that the process has used, without the thread that reports.
+        faults: Major page faults of the same threads: a process that is swapped in uses no
+            processor, but gets on.
     """
 
     state: str
@@ -72,6 +76,8 @@ class Report(NamedTuple):
     wait: Wait | None
     entered: Mapping[Group, Entered]
     steps: int = 0
+    worked: float = 0.0
+    faults: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON can carry."""
@@ -85,6 +91,8 @@ class Report(NamedTuple):
                 for group, done in self.entered.items()
             ],
             "steps": self.steps,
+            "worked": self.worked,
+            "faults": self.faults,
         }
 
     @classmethod
@@ -100,6 +108,8 @@ class Report(NamedTuple):
                 for ranks, lane, number, names in data["entered"]
             },
             steps=data["steps"],
+            worked=data["worked"],
+            faults=data["faults"],
         )
 
 
@@ -179,7 +189,8 @@ class Waits:
             self._finished = True
 
     def report(self) -> Report:
-        """What there is to say now."""
+        """What there is to say now; for a thread that does nothing else."""
+        worked, faults = _used_by_others()
         with self._lock:
             wait = self._open[-1] if self._open else None
             state = FINISHED if self._finished else WAITING if wait else RUNNING
@@ -192,7 +203,17 @@ class Waits:
                     for group, count in self._counts.items()
                 },
                 steps=self._steps,
+                worked=worked,
+                faults=faults,
             )
+
+
+def _used_by_others() -> tuple[float, int]:
+    """Processor seconds and major page faults of all threads but this one."""
+    own = resource.getrusage(resource.RUSAGE_THREAD)
+    all_ = resource.getrusage(resource.RUSAGE_SELF)
+    worked = all_.ru_utime + all_.ru_stime - own.ru_utime - own.ru_stime
+    return worked, all_.ru_majflt - own.ru_majflt
 
 
 waits = Waits()
