@@ -27,6 +27,18 @@ if row == "absent":
 smp.init()
 for call in range(20):
     smp.barrier()
+if row == "all in one step":
+    import tensorflow as tf
+    class Model(smp.DistributedModel):
+        def call(self, x):
+            for part in (0, 1):
+                with smp.partition(part):
+                    x = x + 1.0
+            return x
+    model = Model()
+    never = tf.queue.FIFOQueue(1, [tf.float32], shapes=[()])
+    print("AT", time.time(), flush=True)
+    smp.step(lambda x: tf.reduce_sum(model(x)) + never.dequeue())(tf.ones((2, 4)))
 if smp.rank() == victim:
     print("AT", time.time(), flush=True)
     if row == "kill -9":
@@ -64,8 +76,10 @@ ROWS = [
     Row("program ends early", 1, "the program of rank 1 has ended"),
     Row("another call", 1, "rank 0 is in smp.barrier, rank 1 came to smp.allgather"),
     Row("another group", 1, "rank 0 waits in smp.barrier for rank 1"),
+    Row("all in one step", 1, "no rank has computed anything for 4 s"),
 ]
 JOIN_SECONDS = 5.0
+IDLE_SECONDS = 4.0
 
 
 def measure(row: Row) -> tuple[float, str]:
@@ -73,9 +87,11 @@ def measure(row: Row) -> tuple[float, str]:
     results = run_ranks(
         SCRIPT,
         2,
+        {"partitions": 2, "auto_partition": False, "default_partition": 0},
         args=[row.name, row.victim],
         lost={row.victim} if row.lost else (),
         join_seconds=JOIN_SECONDS,
+        environ={"OPENSMP_IDLE_SECONDS": IDLE_SECONDS},
         seconds=90,
     )
     survivor = results[1 - row.victim]
