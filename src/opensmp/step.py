@@ -29,7 +29,7 @@ from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
 from opensmp.schedule import Schedule
-from opensmp.step_output import StepOutput
+from opensmp.step_output import Returned, StepOutput, returns_terms
 
 Tensor = Any
 
@@ -94,13 +94,13 @@ class _Compiled:
     Attributes:
         signature: Signature without the object.
         world: The world in which it was compiled.
-        function: The `tf.function`.
+        functions: The `tf.function`s: for eager calls, and for calls inside a `tf.function`.
         schedule: The schedule of its newest trace.
     """
 
     signature: inspect.Signature
     world: world.World | None = None
-    function: Any = None
+    functions: dict[bool, Any] = dataclasses.field(default_factory=dict)
     schedule: Schedule | None = None
 
 
@@ -156,9 +156,8 @@ class Step:
 
     def experimental_get_tracing_count(self) -> int:
         """How often the function was traced since `smp.init`."""
-        if self._compiled.function is None:
-            return 0
-        return int(self._compiled.function.experimental_get_tracing_count())
+        functions = self._compiled.functions.values()
+        return sum(int(function.experimental_get_tracing_count()) for function in functions)
 
     @property
     def schedule(self) -> Schedule:
@@ -191,10 +190,15 @@ class Step:
                 "partitions: XLA compiles for one device. Leave jit_compile out."
             )
         if self._compiled.world is not here:
-            self._compiled.world, self._compiled.function = here, self._compile(here)
-        return self._compiled.function
+            self._compiled.world, self._compiled.functions = here, {}
+        # A function around leaves out what nobody reads: the gradients of each microbatch where
+        # only sums are wanted. An eager call computes and holds all.
+        joins = not tf.executing_eagerly()
+        if joins not in self._compiled.functions:
+            self._compiled.functions[joins] = self._compile(here, joins)
+        return self._compiled.functions[joins]
 
-    def _compile(self, here: world.World) -> Any:
+    def _compile(self, here: world.World, joins: bool) -> Any:
         options = dict(self._tf_function_arguments)
         features = options.pop("experimental_autograph_options", None)
         autograph = options.pop("autograph", True)
@@ -205,7 +209,7 @@ class Step:
             function = bound.python_function
             if autograph:
                 function = _private.with_autograph(function, features)
-            return bound._trace(here, function, args, kwargs)
+            return bound._trace(here, joins, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
         whole_batch.__signature__ = self._compiled.signature  # type: ignore[attr-defined]
@@ -214,6 +218,7 @@ class Step:
     def _trace(
         self,
         here: world.World,
+        joins: bool,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -224,14 +229,14 @@ class Step:
             with rehearsing():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
-        pipeline = Pipeline(here, num_microbatches, stamps)
+        pipeline = Pipeline(here, num_microbatches, stamps, joins)
         results = []
         with pipeline.tracing():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):
                     results.append(function(*part_args, **part_kwargs))
-        outputs = self._collect(pipeline, results)
+        outputs = self._collect(pipeline, results, joins)
         self._compiled.schedule = pipeline.schedule
         if stamps is not None:
             name = getattr(self, "__name__", "step")
@@ -276,13 +281,18 @@ class Step:
             batches.append((thaw_sets(bound.args), thaw_sets(dict(bound.kwargs))))
         return batches
 
-    def _collect(self, pipeline: Pipeline, results: Sequence[Any]) -> Any:
+    def _collect(self, pipeline: Pipeline, results: Sequence[Any], joins: bool) -> Any:
         """Turns one nest of tensors per microbatch into one nest of step outputs."""
         nests = [tf.nest.map_structure(self._as_result, result) for result in results]
         for nest in nests[1:]:
             self._check_same_structure(nests[0], nest)
-        devices = [getattr(leaf, "device", None) for leaf in tf.nest.flatten(nests[0])]
-        flat = [tensor for nest in nests for tensor in Structure.of(nest).tensors]
+        leaves = list(zip(*map(tf.nest.flatten, nests), strict=True))
+        devices = [getattr(row[0], "device", None) for row in leaves]
+        rest = [leaf for row in leaves if not _are_gradients(row) for leaf in row]
+        rows = [row if _are_gradients(row) else () for row in leaves]
+        terms = pipeline.terms(rows, Structure.of(rest).tensors)
+        wanted = [[*row, *(more or ())] for row, more in zip(leaves, terms, strict=True)]
+        flat = [t for row in wanted for leaf in row for t in Structure.of(leaf).tensors]
         finished = iter(pipeline.finish(flat))
 
         def finish(leaf: Any) -> Any:
@@ -291,12 +301,15 @@ class Step:
             elsewhere = any(value is None for value in values)
             return without_rows(leaf) if elsewhere else parts.pack(values)
 
-        nests = [tf.nest.map_structure(finish, nest) for nest in nests]
-        leaves = zip(*(tf.nest.flatten(nest) for nest in nests), strict=True)
-        outputs = [
-            None if values[0] is None else StepOutput(values, device or None)
-            for values, device in zip(leaves, devices, strict=True)
-        ]
+        count = len(results)
+        outputs = []
+        for row, device in zip(wanted, devices, strict=True):
+            values = [finish(leaf) for leaf in row]
+            made = Returned if joins else StepOutput
+            output = made(values[:count], device or None, values[count:])
+            outputs.append(None if row[0] is None else output)
+        if joins:
+            returns_terms(tf.compat.v1.get_default_graph())
         return tf.nest.pack_sequence_as(nests[0], outputs)
 
     def _as_result(self, leaf: Any) -> Any:
@@ -328,6 +341,14 @@ class Step:
                 f"{self!r} returned other structures for different microbatches. Return the same "
                 f"nest of tensors each time. {detail}"
             )
+
+
+def _are_gradients(leaves: Sequence[Any]) -> bool:
+    """Whether they may be the gradients of a variable."""
+    return all(
+        isinstance(leaf, (tf.Tensor, tf.IndexedSlices)) and leaf.dtype.is_floating
+        for leaf in leaves
+    )
 
 
 def _check(

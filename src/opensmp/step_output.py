@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -26,6 +27,8 @@ class StepOutput:
         outputs: The tensor of each microbatch, in order; `tf.Tensor`,
             `tf.IndexedSlices`, `tf.RaggedTensor` or `tf.SparseTensor`.
         device: Device on which to reduce them; where they were computed if None.
+        terms: Fewer tensors with the same sum, computed for several microbatches at once; none
+            where there is nothing but the outputs.
 
     Example:
         ```python
@@ -36,9 +39,12 @@ class StepOutput:
         ```
     """
 
-    def __init__(self, outputs: Sequence[Tensor], device: str | None = None) -> None:
+    def __init__(
+        self, outputs: Sequence[Tensor], device: str | None = None, terms: Sequence[Tensor] = ()
+    ) -> None:
         self._outputs = list(outputs)
         self._device = device
+        self._terms = list(terms)
 
     @property
     def outputs(self) -> list[Tensor]:
@@ -124,8 +130,9 @@ class StepOutput:
         self._check_addable("accumulate", "mean")
         with self._on_device():
             if var is not None:
-                var.assign(_dense(self._outputs[0]))
-                for tensor in self._outputs[1:]:
+                first, *rest = self._terms or self._outputs
+                var.assign(_dense(first))
+                for tensor in rest:
                     var.assign_add(_dense(tensor))
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
                 return tf.convert_to_tensor(var)
@@ -133,16 +140,17 @@ class StepOutput:
             return _divide(self._sum(how[method]), len(self._outputs))
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        first = self._outputs[0]
+        terms = self._terms or self._outputs
+        first = terms[0]
         if isinstance(first, tf.IndexedSlices):
             return tf.IndexedSlices(
-                tf.concat([t.values for t in self._outputs], 0),
-                tf.concat([t.indices for t in self._outputs], 0),
+                tf.concat([t.values for t in terms], 0),
+                tf.concat([t.indices for t in terms], 0),
                 first.dense_shape,
             )
         if isinstance(first, tf.SparseTensor):
-            return reduce(tf.sparse.add, self._outputs)
-        return how(self._outputs)
+            return reduce(tf.sparse.add, terms)
+        return how(terms)
 
     def _on_device(self) -> contextlib.AbstractContextManager[Any]:
         return tf.device(self._device) if self._device else contextlib.nullcontext()
@@ -213,12 +221,39 @@ class StepOutput:
 
     # tf.nest and tf.function take a StepOutput apart and put it together with these.
 
+    # The terms stay behind: what is made of each tensor need not have the sum of what is made of
+    # the terms.
+
     def __tf_flatten__(self) -> tuple[tuple[str | None], tuple[Tensor, ...]]:
         return (self._device,), tuple(self._outputs)
 
     @classmethod
     def __tf_unflatten__(cls, metadata: tuple[str | None], leaves: Sequence[Tensor]) -> StepOutput:
         return cls(leaves, metadata[0])
+
+
+class Returned(StepOutput):
+    """A `StepOutput` on its way out of the step's own function, where it keeps its terms.
+
+    The caller gets a `StepOutput`.
+    """
+
+    def __tf_flatten__(self) -> tuple[Any, tuple[Tensor, ...]]:
+        return (self._device, len(self._outputs)), (*self._outputs, *self._terms)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: Any, leaves: Sequence[Tensor]) -> StepOutput:
+        device, count = metadata
+        is_inside = tf.compat.v1.get_default_graph() in _step_graphs
+        return (cls if is_inside else StepOutput)(leaves[:count], device, leaves[count:])
+
+
+_step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def returns_terms(graph: Any) -> None:
+    """Tells that a graph is that of a step, whose outputs are `Returned`."""
+    _step_graphs.add(graph)
 
 
 def _running_sum(tensors: list[Tensor]) -> Tensor:

@@ -35,3 +35,9 @@ SEVERAL_USES = Bound(
     "partition adds its own first; 1e-12 in double precision",
 )
 SEVERAL_USES_DOUBLE = Bound(1e-12, SEVERAL_USES.cause)
+JOINED = Bound(
+    1e-5,
+    "a gradient of several microbatches is one product of all their rows, whose terms are not "
+    "added microbatch by microbatch; 1e-12 in double precision",
+)
+JOINED_DOUBLE = Bound(1e-12, JOINED.cause)

@@ -22,12 +22,15 @@ class Layout:
         pipeline: "interleaved", "simple" or "zero_bubble".
         pattern: "blocks" puts neighbouring stages together (0-0-1-1), "cyclic" deals them
             out in turn (0-1-0-1), "auto" leaves it to the automatic partition.
+        optimize: "memory" or "speed", with which gradients of weights are computed for several
+            microbatches at once.
     """
 
     partitions: int
     microbatches: int
     pipeline: str
     pattern: str = "blocks"
+    optimize: str = "memory"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -36,6 +39,7 @@ class Layout:
             "partitions": self.partitions,
             "microbatches": self.microbatches,
             "pipeline": self.pipeline,
+            "optimize": self.optimize,
             "auto_partition": self.pattern == "auto",
             "default_partition": 0,
         }
@@ -53,7 +57,8 @@ class Layout:
         return "-".join(str(self.partition_of(s, num_stages)) for s in range(num_stages))
 
     def __str__(self) -> str:
-        return f"P{self.partitions}-M{self.microbatches}-{self.pipeline}-{self.pattern}"
+        last = "-speed" if self.optimize == "speed" else ""
+        return f"P{self.partitions}-M{self.microbatches}-{self.pipeline}-{self.pattern}{last}"
 
 
 class PlainMaker:

@@ -22,10 +22,11 @@ from parity.records import Record, Sparse, compare
 
 def layout_of(text: str) -> Layout:
     """The layout that prints as `text`."""
-    partitions, microbatches, pipeline, pattern = re.fullmatch(
-        r"P(\d+)-M(\d+)-(\w+)-(\w+)", text
+    partitions, microbatches, pipeline, pattern, speed = re.fullmatch(
+        r"P(\d+)-M(\d+)-(\w+)-([a-z]+)(-speed)?", text
     ).groups()
-    return Layout(int(partitions), int(microbatches), pipeline, pattern)
+    optimize = "speed" if speed else "memory"
+    return Layout(int(partitions), int(microbatches), pipeline, pattern, optimize)
 
 
 def merged(parts: list[Record]) -> tuple[Record, list[str]]:

@@ -40,9 +40,9 @@ class Emitted:
         self.kinds: list[str] = []
         self.late: list[LateGradient] = []
 
-    def emit(self, kind: str, function: Any, args: Any) -> list[Any]:
+    def emit(self, kind: str, what: Any, args: Any) -> list[Any]:
         self.kinds.append(kind)
-        return emit_call(function, args, kind)[1]
+        return emit_call(what.function, args, kind)[1]
 
     def run(self, x: Any) -> list[Any]:
         """Outputs of the segment for an input."""

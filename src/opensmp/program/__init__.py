@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from opensmp.program.program import Backward, Forward, Program, lower
+from opensmp.program.passes import Backward, Forward, Pass
+from opensmp.program.program import Program, lower
 from opensmp.program.segments import Segment, cut
 
-__all__ = ["Backward", "Forward", "Program", "Segment", "cut", "lower"]
+__all__ = ["Backward", "Forward", "Pass", "Program", "Segment", "cut", "lower"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
@@ -46,6 +47,50 @@ def _control_inputs(op: Op) -> list[Op]:
     return sorted(inputs, key=lambda other: other.name) if len(inputs) > 1 else inputs
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a graph, to be put into others.
+
+    Attributes:
+        graph_def: Its operations.
+        feeds: Tensors to be given.
+        fetches: Tensors it makes.
+        outside: Name to tensor, of what its operations read from outside.
+        captures: Id of a further tensor that may be read to what it stands for.
+    """
+
+    graph_def: Any
+    feeds: tuple[Tensor, ...]
+    fetches: tuple[Tensor, ...]
+    outside: Mapping[str, Tensor]
+    captures: Mapping[int, Tensor]
+
+    def paste(self, values: Sequence[Tensor], name: str = "") -> list[Tensor]:
+        """Adds a copy of the part to the current graph.
+
+        Args:
+            values: The value of each feed.
+            name: What the names of its operations begin with, another one for each copy.
+
+        Returns:
+            The copies of the fetches.
+        """
+        value = {id(t): given for t, given in zip(self.feeds, values, strict=True)}
+        made = [t for t in self.fetches if id(t) not in value and id(t) not in self.captures]
+        given = {
+            key: tf.convert_to_tensor(value[id(t)] if id(t) in value else self.captures[id(t)])
+            for key, t in self.outside.items()
+        }
+        imported = tf.graph_util.import_graph_def(
+            self.graph_def, input_map=given, return_elements=[t.name for t in made], name=name
+        )
+        value.update({id(t): new for t, new in zip(made, imported or [], strict=True)})
+        for t in self.fetches:
+            if id(t) in self.captures and id(t) not in value:
+                value[id(t)] = tf.convert_to_tensor(self.captures[id(t)])
+        return [value[id(t)] for t in self.fetches]
+
+
 class Extractor:
     """Copies parts of one function graph into functions.
 
@@ -87,10 +132,41 @@ class Extractor:
                 added to the results: TensorFlow drops a call whose results are not read.
             control: Operations to reach through control edges, too.
         """
+        part = self.part(feeds, fetches, must_run, control)
+
+        def body(*args: Tensor) -> list[Tensor]:
+            for feed, arg in zip(feeds, args, strict=True):
+                _private.copy_handle_data(feed, arg)
+            results = part.paste(args)
+            return [*results, tf.constant(0, name="done")] if must_run else results
+
+        return self.compiled(name, body, feeds)
+
+    def compiled(
+        self, name: str, body: Callable[..., list[Tensor]], specs: Sequence[Tensor]
+    ) -> ConcreteFunction:
+        """A concrete function of a Python function.
+
+        Args:
+            name: Name of the function.
+            body: Takes tensors, returns tensors.
+            specs: Tensors that look like its arguments.
+        """
+        body.__name__ = name
+        function = tf.function(body, autograph=False, experimental_attributes=self._attributes)
+        return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
+
+    def part(
+        self,
+        feeds: Sequence[Tensor],
+        fetches: Sequence[Tensor],
+        must_run: Sequence[Op] = (),
+        control: Collection[Op] = (),
+    ) -> Part:
+        """The part of the graph between `feeds` and `fetches`; for the arguments see `function`."""
         stop = {id(t) for t in feeds} | set(self._captures)
         roots = [t.op for t in fetches if id(t) not in stop] + list(must_run)
         operations = needed(roots, stop, lambda op: op in control)
-        graph_def = self._graph_def(operations)
         members = set(operations)
         outside = {
             t.name: t
@@ -98,29 +174,8 @@ class Extractor:
             for t in op.inputs
             if id(t) in stop or t.op not in members
         }
-
-        def body(*args: Tensor) -> list[Tensor]:
-            value = {id(t): arg for t, arg in zip(feeds, args, strict=True)}
-            for feed, arg in zip(feeds, args, strict=True):
-                _private.copy_handle_data(feed, arg)
-            made = [t for t in fetches if id(t) not in value and id(t) not in self._captures]
-            given = {
-                key: tf.convert_to_tensor(value[id(t)] if id(t) in value else self._captures[id(t)])
-                for key, t in outside.items()
-            }
-            imported = tf.graph_util.import_graph_def(
-                graph_def, input_map=given, return_elements=[t.name for t in made], name=""
-            )
-            value.update({id(t): new for t, new in zip(made, imported or [], strict=True)})
-            for t in fetches:
-                if id(t) in self._captures and id(t) not in value:
-                    value[id(t)] = tf.convert_to_tensor(self._captures[id(t)])
-            done = [tf.constant(0, name="done")] if must_run else []
-            return [*(value[id(t)] for t in fetches), *done]
-
-        body.__name__ = name
-        function = tf.function(body, autograph=False, experimental_attributes=self._attributes)
-        return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in feeds))
+        graph_def = self._graph_def(operations)
+        return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures)
 
     def _graph_def(self, operations: Sequence[Op]) -> Any:
         self._refresh()

@@ -8,6 +8,7 @@ from typing import Any
 
 from opensmp.program.functions import needed
 from opensmp.program.gradients import SegmentGradient
+from opensmp.program.products import product_of
 from opensmp.program.segments import Segment
 
 Op = Any
@@ -34,6 +35,7 @@ def split(
     gradient: SegmentGradient,
     feeds: Sequence[Tensor],
     captured: Collection[int],
+    take_products_apart: bool = False,
 ) -> Halves | None:
     """Splits a backward pass between the gradients of inputs and those of variables.
 
@@ -46,6 +48,9 @@ def split(
         gradient: Its whole gradient.
         feeds: What the backward pass can read.
         captured: Ids of further tensors not to look behind.
+        take_products_apart: Whether to split also where there is no gradient of an input: into
+            those of variables that are products worth to be joined over microbatches, and all
+            else.
 
     Returns:
         None if there is nothing to split: no gradient of an input, no gradient of a variable, or
@@ -54,18 +59,40 @@ def split(
     inputs = {id(t) for t in segment.inputs}
     first = _part(gradient, [id(t) in inputs for t in gradient.wrt])
     second = _part(gradient, [id(t) not in inputs for t in gradient.wrt])
-    if not first.flat or not second.flat:
-        return None
     stop = {id(t) for t in feeds} | set(captured)
-    before = set(_operations(first, stop))
     weights = {id(t) for t in segment.variables} | set(captured)
     moving = _moving(gradient, feeds, weights, stop)
+    if not first.flat and take_products_apart:
+        return _products_apart(gradient, stop, moving)
+    if not first.flat or not second.flat:
+        return None
+    before = set(_operations(first, stop))
     late = [op for op in _operations(second, stop) if op in moving and op not in before]
     if not late:
         return None
     read = [t for op in late for t in op.inputs]
     read += [t for t in second.flat if t.op in before]
     handed = {id(t): t for t in read if t.op in before and t.op in moving and id(t) not in stop}
+    return Halves(first, second, tuple(handed.values()))
+
+
+def _products_apart(
+    gradient: SegmentGradient, stop: Collection[int], moving: Collection[Op]
+) -> Halves | None:
+    """All but the products that are worth to be joined; then those, of what was handed on."""
+    found = [None if t is None else product_of(t, stop) for t in gradient.gradients]
+    chosen = [product is not None and product.is_worth_joining for product in found]
+    products = [p for p, is_chosen in zip(found, chosen, strict=True) if p and is_chosen]
+    if not products:
+        return None
+    late = {op for product in products for op in product.operations}
+    first = _part(gradient, [not c for c in chosen])
+    second = _part(gradient, chosen)
+    others = (t for op in _operations(gradient, stop) if op not in late for t in op.inputs)
+    if any(t.op in late for t in (*others, *first.flat)):
+        return None  # somebody goes on with a product
+    read = [t for product in products for op in product.operations for t in op.inputs]
+    handed = {id(t): t for t in read if t.op in moving and t.op not in late and id(t) not in stop}
     return Halves(first, second, tuple(handed.values()))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from opensmp import _private
@@ -20,50 +19,13 @@ from opensmp.program.gradients import (
     residuals,
 )
 from opensmp.program.halves import split
+from opensmp.program.joint import is_worth_joining, joint
+from opensmp.program.passes import Backward, Forward
 from opensmp.program.segments import Segment, cut
 
 Op = Any
 Tensor = Any
 ConcreteFunction = Any
-
-
-@dataclass(frozen=True, eq=False)
-class Forward:
-    """The forward pass of a segment.
-
-    Attributes:
-        function: Takes `feeds`, returns `outputs` and then `residuals`; for a segment with
-            side effects also a zero, which somebody must read.
-        feeds: Inputs and variables of the segment.
-        outputs: The segment's outputs.
-        residuals: What the backward pass wants to have kept.
-    """
-
-    function: ConcreteFunction
-    feeds: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    residuals: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Backward:
-    """A backward pass of a segment, or one of the two halves of a split one.
-
-    Attributes:
-        function: Takes `feeds`, returns the tensors of `gradient.flat` and then `handed`.
-        feeds: Those of the segment's inputs, variables, outputs, residuals and
-            upstream gradients that the function reads; in the second half also what the first
-            one has `handed` on.
-        gradient: What it computes.
-        handed: What `weights` wants to have from it.
-        weights: The second half, the gradients of the variables; None if all are computed here.
-    """
-
-    function: ConcreteFunction
-    feeds: tuple[Tensor, ...]
-    gradient: SegmentGradient
-    handed: tuple[Tensor, ...] = ()
-    weights: Backward | None = None
 
 
 class Program:
@@ -80,6 +42,8 @@ class Program:
         split_backward: Whether a backward pass computes the gradients of the segment's inputs,
             for which other segments wait, in one function and those of its variables in
             another.
+        joins: Whether second halves of several microbatches may be joined, see `joint`. Then
+            a segment without gradients of inputs has two halves as well.
     """
 
     def __init__(
@@ -90,6 +54,7 @@ class Program:
         optional: Collection[Tensor] = (),
         units: bool = True,
         split_backward: bool = False,
+        joins: bool = False,
     ) -> None:
         self.traced = traced
         self.plan = plan
@@ -98,6 +63,8 @@ class Program:
         self._optional = reached_from(traced, optional)
         self._extractor = Extractor(traced.graph, traced.captures, units)
         self._split_backward = split_backward
+        self._joins = joins
+        self._joint: dict[tuple[Backward, tuple[bool, ...], int], ConcreteFunction] = {}
         self._captured = frozenset(id(inner) for _, inner in traced.captures)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
         self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
@@ -153,6 +120,30 @@ class Program:
             self._recompute[key] = self._extract("R", segment, gradient, feeds)
         return self._recompute[key]
 
+    def is_worth_joining(self, weights: Backward) -> bool:
+        """Whether second halves of several microbatches take less time joined than apart."""
+        return self._joins and is_worth_joining(weights, self._captured)
+
+    def joint(
+        self, weights: Backward, is_shared: Sequence[bool], num_microbatches: int
+    ) -> ConcreteFunction:
+        """The sum of the second halves of several microbatches, in one call.
+
+        Args:
+            weights: The second half of a backward pass.
+            is_shared: Whether a feed has the same value for all microbatches.
+            num_microbatches: How many.
+
+        Returns:
+            A function that takes the value of each feed, where they differ those of all
+            microbatches, and returns the tensors of `weights.gradient.flat`; sparse gradients are
+            below each other.
+        """
+        key = (weights, tuple(is_shared), num_microbatches)
+        if key not in self._joint:
+            self._joint[key] = joint(self._extractor, *key, self._captured)
+        return self._joint[key]
+
     def _differentiate(self, segment: Segment, outputs: Sequence[Tensor]) -> SegmentGradient:
         chosen = [t for t in outputs if self.is_required(t)]
         wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_required(t)]
@@ -181,7 +172,7 @@ class Program:
         outputs = (t for t in forward.outputs if t.op not in again)
         feeds = (*forward.feeds, *outputs, *forward.residuals, *gradient.upstream)
         if self._split_backward:
-            halves = split(segment, gradient, feeds, self._captured)
+            halves = split(segment, gradient, feeds, self._captured, self._joins)
             if halves is not None:
                 weights = self._extract("W", segment, halves.second, (*feeds, *halves.handed))
                 self._backward[key] = self._extract(
@@ -230,6 +221,7 @@ def lower(
     optional: Collection[Tensor] = (),
     units: bool = True,
     split_backward: bool = False,
+    joins: bool = False,
 ) -> Program:
     """Lowers a planned model to functions; see `Program`."""
-    return Program(traced, plan, required, optional, units, split_backward)
+    return Program(traced, plan, required, optional, units, split_backward, joins)

@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
-from opensmp.program import Program, Segment
+from opensmp.program import Pass, Program, Segment
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.calls import SECOND_ORDER
 
 Tensor = Any
-Emit = Callable[[str, Any, Sequence[Tensor]], list[Tensor]]
+Emit = Callable[[str, Pass, Sequence[Tensor]], list[Tensor]]
 
 
 _FROM_OUTSIDE = (
@@ -69,7 +69,7 @@ class LateGradient:
         upstream = zip(late.gradient.upstream, late.gradient.outputs, strict=True)
         values = {key: computed.get(id(value), value) for key, value in self.values.items()}
         values |= {id(p): values[_upstream(t)] for p, t in upstream}
-        results = self.emit("R", late.function, [values[id(t)] for t in late.feeds])
+        results = self.emit("R", late, [values[id(t)] for t in late.feeds])
         found = {
             id(t): gradient
             for t, gradient in zip(late.gradient.wrt, late.gradient.pack(results), strict=True)
@@ -109,7 +109,7 @@ def differentiable_call(
     asked: set[int] = set()  # positions of the outputs that the current gradient came from
 
     with _private.stop_recording():
-        results = emit("F", forward.function, args)
+        results = emit("F", forward, args)
     tensors = (*forward.feeds, *forward.outputs, *forward.residuals)
     values = {id(t): v for t, v in zip(tensors, [*args, *results], strict=True)}
 
@@ -178,7 +178,7 @@ def _required_gradients(
     while True:
         args = [values[id(t)] for t in half.feeds]
         with _private.stop_recording():
-            results = emit(kind, half.function, args)
+            results = emit(kind, half, args)
         size = len(half.gradient.flat)
         values |= {id(t): v for t, v in zip(half.handed, results[size:], strict=True)}
         results = results[:size]

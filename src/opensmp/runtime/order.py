@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ class Task:
         first: Operation to hold back until the task may start.
         last: Operation that is done when the task is.
         ops: All operations of the task.
+        microbatches: Those for which it does it at once, of which the action names the last; none
+            if it is for that of the action alone.
     """
 
     action: Action
@@ -33,6 +35,7 @@ class Task:
     first: Op
     last: Op
     ops: tuple[Op, ...] = ()
+    microbatches: tuple[int, ...] = ()
 
 
 def live_operations(roots: Iterable[Op]) -> list[Op]:
@@ -63,9 +66,19 @@ def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -
             needs[task.action] = frozenset(listed[i].action for i in _bits(waits))
             waits = 1 << by_op[op]
         nearest[op] = waits
-    return TaskGraph(
-        device=device, needs=needs, seconds=default_seconds(device), num_devices=num_partitions
-    )
+    seconds = _seconds([task for task in listed if task.action in device])
+    return TaskGraph(device=device, needs=needs, seconds=seconds, num_devices=num_partitions)
+
+
+def _seconds(tasks: Sequence[Task]) -> dict[Action, float]:
+    """Relative durations; a task for several microbatches takes as long as one for each."""
+    apart = {
+        task.action: [task.action._replace(microbatch=m) for m in task.microbatches]
+        or [task.action]
+        for task in tasks
+    }
+    seconds = default_seconds(action for actions in apart.values() for action in actions)
+    return {action: sum(seconds[a] for a in actions) for action, actions in apart.items()}
 
 
 def _bits(value: int) -> Iterable[int]:

@@ -15,11 +15,12 @@ from opensmp.graph import TracedGraph, call_inputs, call_signature
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.plan import Plan
-from opensmp.program import Program, Segment, lower
+from opensmp.program import Backward, Pass, Program, Segment, lower
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.current import Prepare, Prepared, as_current
+from opensmp.runtime.joining import Joined, SecondHalf, Sums, group_size, joinable
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
 from opensmp.runtime.own_part import without_bridges
 from opensmp.runtime.spread import Traced, spread
@@ -29,6 +30,7 @@ from opensmp.schedule import DEFERS_WEIGHTS, Action, Schedule, build
 
 Op = Any
 Tensor = Any
+Gradient = Any
 
 _NOTHING_TO_RUN = (
     "An smp.step function must call a smp.DistributedModel and return something that depends on "
@@ -48,12 +50,22 @@ class Pipeline:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
         stamps: Notes when calls start and end; None leaves that out.
+        joins: Whether the gradients of variables may be computed for several microbatches at
+            once, for `sums`.
     """
 
-    def __init__(self, world: World, num_microbatches: int, stamps: Stamps | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        num_microbatches: int,
+        stamps: Stamps | None = None,
+        joins: bool = False,
+    ) -> None:
         self._world = world
         self._num_microbatches = num_microbatches
         self._stamps = stamps
+        self._group_size = group_size(num_microbatches, world.config) if joins else 1
+        self._second_halves: dict[Action, SecondHalf] = {}
         self._graph = tf.compat.v1.get_default_graph()
         self._microbatch = 0
         self._calls = 0
@@ -99,8 +111,8 @@ class Pipeline:
         With several partitions always: the partition before needs the gradients of a segment's
         inputs, and should not wait until those of its weights are there as well.
         """
-        deferred = self._world.config.pipeline in DEFERS_WEIGHTS
-        return len(self._world.devices) > 1 or (self._is_ordered and deferred)
+        alone = self._world.config.pipeline in DEFERS_WEIGHTS or self._group_size > 1
+        return len(self._world.devices) > 1 or (self._is_ordered and alone)
 
     # --- running a model -----------------------------------------------------------
 
@@ -184,6 +196,7 @@ class Pipeline:
                     optional,
                     units=self._is_ordered,
                     split_backward=self._wants_halves,
+                    joins=self._group_size > 1,
                 )
         return self._programs[program_key]
 
@@ -220,10 +233,14 @@ class Pipeline:
         number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
         microbatch = self._microbatch
 
-        def emit(kind: str, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
-            results = self._emit(kind, number, microbatch, segment.partition, function, args)
+        def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
+            action = self._action(kind, number, microbatch)
+            results = self._emit(action, segment.partition, what.function, args)
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
+            elif kind == "W":
+                assert isinstance(what, Backward)
+                self._second_halves[action] = SecondHalf(action, program, what, args, results)
             return results
 
         forward = program.forward(segment)
@@ -234,7 +251,7 @@ class Pipeline:
                     program, segment, args, emit, self._late.append, self._note_gradient
                 )
             else:
-                results = emit("F", forward.function, args)[: len(forward.outputs)]
+                results = emit("F", forward, args)[: len(forward.outputs)]
         values.update({id(t): v for t, v in zip(forward.outputs, results, strict=True)})
         call = self._tasks[Action("F", number, microbatch)].last
         if segment.side_effects:
@@ -246,18 +263,20 @@ class Pipeline:
         if id(feed) in self._variables:
             self._gradients.append((self._variables[id(feed)], gradient))
 
-    def _emit(
-        self,
-        kind: str,
-        number: int,
-        microbatch: int,
-        partition: int,
-        function: Any,
-        args: Sequence[Tensor],
-    ) -> list[Tensor]:
+    def _action(self, kind: str, number: int, microbatch: int) -> Action:
         repeat = 0
         while (action := Action(kind, number, microbatch, repeat)) in self._tasks:
             repeat += 1
+        return action
+
+    def _emit(
+        self,
+        action: Action,
+        partition: int,
+        function: Any,
+        args: Sequence[Tensor],
+        microbatches: tuple[int, ...] = (),
+    ) -> list[Tensor]:
         with tf.device(self._world.devices[partition]):
             emit = functools.partial(
                 emit_call, function, args, f"smp_{action.text}", self._world.one_core_each
@@ -268,8 +287,56 @@ class Pipeline:
             else:
                 first, call, last, results = self._stamps.around(action, args, emit)
         ops = tuple(dict.fromkeys((first, call, last, *(t.op for t in results))))
-        self._tasks[action] = Task(action, partition, first, last, ops)
+        self._tasks[action] = Task(action, partition, first, last, ops, microbatches)
         return results
+
+    # --- adding up ------------------------------------------------------------------
+
+    def terms(
+        self, rows: Sequence[Sequence[Gradient]], others: Sequence[Tensor] = ()
+    ) -> list[list[Gradient] | None]:
+        """Fewer terms for sums over microbatches: gradients that are computed for several at once.
+
+        The gradients of single microbatches are then no longer part of the schedule; whoever
+        reads them none the less has them computed apart.
+
+        Args:
+            rows: What is to be added up, for each sum.
+            others: Further tensors that something reads.
+
+        Returns:
+            For each sum the terms that give the same; None where nothing is joined.
+        """
+        if self._group_size == 1 or not self._second_halves:
+            return [None] * len(rows)
+        others = [*others, *(value for _, value in self._state.values())]
+        effects = self._side_effects + _side_effects(self._graph)
+        sums = Sums(rows, self._second_halves.values(), others, effects)
+        groups = joinable(self._second_halves, sums, self._group_size)
+        joined = [self._join(group) for group in groups]
+        return sums.terms(joined)
+
+    def _join(self, group: Sequence[SecondHalf]) -> Joined:
+        """Emits the second halves of a group as one call, and forgets the single ones."""
+        first, last = group[0], group[-1]
+        columns = list(zip(*(half.args for half in group), strict=True))
+        is_shared = [all(t is column[0] for t in column) for column in columns]
+        function = first.program.joint(first.weights, is_shared, len(group))
+        args = [
+            t
+            for column, shared in zip(columns, is_shared, strict=True)
+            for t in (column[:1] if shared else column)
+        ]
+        partition = self._tasks[last.action].partition
+        for half in group:
+            del self._tasks[half.action]
+        microbatches = tuple(half.action.microbatch for half in group)
+        results = self._emit(last.action, partition, function, args, microbatches)
+        gradients = first.weights.gradient.pack(results)
+        for feed, gradient in zip(first.weights.gradient.wrt, gradients, strict=True):
+            if gradient is not None:
+                self._note_gradient(feed, gradient)
+        return Joined(tuple(group), tuple(gradients))
 
     # --- finishing -------------------------------------------------------------------
 

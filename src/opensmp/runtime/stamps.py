@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ class Stamps:
 
     def __init__(self) -> None:
         self._times: dict[Action, tuple[Tensor, Tensor]] = {}
+        self._numbers = itertools.count()
 
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
@@ -84,11 +86,11 @@ class Stamps:
             call's results, which are there once the second stamp is.
         """
         with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
-            start = self._stamp(2 * len(self._times))
+            start = self._stamp()
         with tf.control_dependencies([start]):
             call, results = emit()
         with tf.control_dependencies([call]):
-            end = self._stamp(2 * len(self._times) + 1)
+            end = self._stamp()
         # Whoever reads a result would race with the second stamp otherwise.
         with tf.control_dependencies([end]):
             delayed = [tf.identity(result) for result in results]
@@ -127,12 +129,15 @@ class Stamps:
             seconds = tf.stack([tf.stack(self._times[action]) for action in actions])
             tf.numpy_function(tell, [seconds], [])
 
-    def _stamp(self, number: int) -> Tensor:
+    def _stamp(self) -> Tensor:
         # The number makes every stamp another one: TensorFlow merges operations that look
         # the same. Automatic control dependencies would put stateful operations, as
         # tf.timestamp is, in the order of their creation; a call counts as stateless.
         (seconds,) = tf.raw_ops.PartitionedCall(
-            args=[tf.constant(number, tf.float64)], Tout=[tf.float64], f=_clock(), name="smp_stamp"
+            args=[tf.constant(next(self._numbers), tf.float64)],
+            Tout=[tf.float64],
+            f=_clock(),
+            name="smp_stamp",
         )
         return seconds
 

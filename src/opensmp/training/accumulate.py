@@ -37,11 +37,12 @@ class Accumulator:
             if gradient is not None:
                 found.append(gradient)
 
-    def sums(self) -> list[Gradient | None]:
+    def _sums(self, pipeline: Pipeline, others: Sequence[Tensor]) -> list[Gradient | None]:
         """The sum for each variable, None where no gradient was added."""
+        fewer = pipeline.terms(self._found, others)
         return [
-            _sum(found, tf_variable(variable).device) if found else None
-            for variable, found in zip(self._variables, self._found, strict=True)
+            _sum(terms or found, tf_variable(variable).device) if found else None
+            for variable, found, terms in zip(self._variables, self._found, fewer, strict=True)
         ]
 
     def finish(self, pipeline: Pipeline, others: Any) -> tuple[list[Gradient | None], Any]:
@@ -54,8 +55,8 @@ class Accumulator:
         Returns:
             The sums; those of variables of other processes have no rows. And the other results.
         """
-        sums = [Structure.of(gradient) for gradient in self.sums()]
         rest = Structure.of(others)
+        sums = [Structure.of(gradient) for gradient in self._sums(pipeline, rest.tensors)]
         flat = [tensor for each in (*sums, rest) for tensor in each.tensors]
         finished = iter(pipeline.finish(flat))
         gradients = []

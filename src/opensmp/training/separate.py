@@ -134,7 +134,7 @@ class _Separate:
 
     def _trace(self, x: Any, y: Any, sample_weight: Any) -> Any:
         model, split = self._model, self._split
-        pipeline = Pipeline(self._world, len(split.parts))
+        pipeline = Pipeline(self._world, len(split.parts), joins=True)
         accumulator = Accumulator(model.trainable_weights)
         sources = [tf_variable(weight) for weight in model.trainable_weights]
         losses, trackers, outputs = [], [], []

@@ -355,7 +355,7 @@ class _Replaying(Pipeline):
     def __init__(
         self, world: World, num_microbatches: int, variables: Sequence[Any], state: Sequence[Tensor]
     ) -> None:
-        super().__init__(world, num_microbatches)
+        super().__init__(world, num_microbatches, joins=True)
         for variable, value in zip(variables, state, strict=True):
             self._state[id(variable)] = variable, value
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from parity.bounds import SEVERAL_USES
+from parity.bounds import JOINED, JOINED_DOUBLE, SEVERAL_USES
 from parity.case import (
     CYCLIC,
     TWO,
@@ -17,12 +17,19 @@ from parity.case import (
     StepFunction,
     evaluation,
     mean_squared_error,
+    momentum,
     supervised,
     vectors,
 )
 from parity.layout import Layout, Maker, with_policy
 
 Tensor = Any
+
+JOINING = (
+    Layout(2, 4, "interleaved", "blocks", "speed"),
+    Layout(2, 8, "zero_bubble", "cyclic", "speed"),
+    Layout(4, 6, "simple", "blocks", "speed"),
+)
 
 
 def mlp(make: Maker) -> Any:
@@ -40,6 +47,25 @@ def mlp(make: Maker) -> Any:
                 return self.top(x)
 
     return MLP()
+
+
+def wide(make: Maker) -> Any:
+    """Layers with many more units than a microbatch has examples."""
+
+    class Wide(make.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [keras.layers.Dense(32, activation="gelu") for _ in range(3)]
+            self.top = keras.layers.Dense(24)
+
+        def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+            for stage, layer in enumerate(self.hidden):
+                with make.partition(stage):
+                    x = layer(x)
+            with make.partition(3):
+                return self.top(x)
+
+    return Wide()
 
 
 def skips(make: Maker) -> Any:
@@ -240,6 +266,26 @@ CASES = (
         layouts=(Layout(2, 4, "interleaved", "auto"), Layout(4, 3, "simple", "auto")),
     ),
     _dense("MLP, open batch size", mlp, num_stages=4, dynamic=True, evaluate=evaluation()),
+    Case(
+        "wide layers, joined gradients",
+        wide,
+        vectors(32, 24),
+        supervised(),
+        num_stages=4,
+        layouts=JOINING,
+        bound=JOINED,
+        optimizer=momentum,
+    ),
+    Case(
+        "wide layers, joined gradients, float64",
+        lambda make: with_policy("float64", wide, make),
+        vectors(32, 24, "float64"),
+        supervised(),
+        num_stages=4,
+        layouts=JOINING,
+        bound=JOINED_DOUBLE,
+        optimizer=momentum,
+    ),
     Case(
         "nested partition contexts",
         nested_partitions,

@@ -1,0 +1,96 @@
+"""Gradients that are products of what differs between microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+Op = Any
+Tensor = Any
+
+_KEEP_ELEMENTS = ("Reshape", "Identity")
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A gradient that is a matrix product, or another sum over rows of products.
+
+    The sum of such gradients over microbatches is the product of their factors' rows below each
+    other: one product, and no gradient of a single microbatch is ever in memory.
+
+    Attributes:
+        gradient: The gradient.
+        factors: The two tensors that are multiplied.
+        axes: The axis of each along which the product sums.
+        operations: The operation that multiplies, and those that then only give the result
+            another shape.
+    """
+
+    gradient: Tensor
+    factors: tuple[Tensor, Tensor]
+    axes: tuple[int, int]
+    operations: tuple[Op, ...]
+
+    @property
+    def is_worth_joining(self) -> bool:
+        """Whether putting the factors together is cheaper than adding up the products.
+
+        For each microbatch the one copies the factors; the other writes the product and reads it
+        again. The margin is for the memory that factors take while they wait.
+        """
+        shapes = [t.shape for t in (*self.factors, self.operations[0].outputs[0])]
+        if not all(shape.is_fully_defined() for shape in shapes):
+            return False
+        left, right, product = (int(shape.num_elements()) for shape in shapes)
+        return 2 * (left + right) <= product
+
+
+def product_of(gradient: Tensor, stop: Collection[int]) -> Product | None:
+    """How a gradient is a product; None if it is none.
+
+    Args:
+        gradient: The gradient, a tensor or `tf.IndexedSlices`.
+        stop: Ids of tensors not to look behind.
+    """
+    if isinstance(gradient, tf.IndexedSlices):
+        return None
+    tensor, reshapes = gradient, []
+    while id(tensor) not in stop and tensor.op.type in _KEEP_ELEMENTS:
+        reshapes.append(tensor.op)
+        tensor = tensor.op.inputs[0]
+    if id(tensor) in stop:
+        return None
+    axes = _summed_axes(tensor.op)
+    if axes is None or tensor.op.inputs[0] is tensor.op.inputs[1]:
+        return None
+    operations = (tensor.op, *reversed(reshapes))
+    return Product(gradient, tuple(tensor.op.inputs), axes, operations)
+
+
+def _summed_axes(op: Op) -> tuple[int, int] | None:
+    """The axis of each of two factors along which an operation sums their products."""
+    if op.type == "MatMul":
+        left = 0 if op.get_attr("transpose_a") else 1
+        right = 1 if op.get_attr("transpose_b") else 0
+        return left, right
+    if op.type == "Einsum" and len(op.inputs) == 2:
+        return _summed_labels(op.get_attr("equation").decode())
+    return None
+
+
+def _summed_labels(equation: str) -> tuple[int, int] | None:
+    inputs, _, output = equation.partition("->")
+    if "." in equation or "," not in inputs:
+        return None
+    left, right = inputs.split(",")
+    if any(_has_repeats(labels) for labels in (left, right)):
+        return None
+    summed = [label for label in left if label in right and label not in output]
+    return (left.index(summed[0]), right.index(summed[0])) if summed else None
+
+
+def _has_repeats(labels: Sequence[str]) -> bool:
+    return len(set(labels)) < len(labels)
