@@ -93,11 +93,15 @@ def mean(gradients: tuple[Any, ...]) -> Any:
 
 
 def pipelined_step(
-    workload: models.Workload, microbatches: int, pipeline: str = "interleaved", pieces: int = 1
+    workload: models.Workload,
+    microbatches: int,
+    pipeline: str = "interleaved",
+    pieces: int = 1,
+    partitions: int = PARTITIONS,
 ) -> Callable[..., Any]:
     smp.init(
         {
-            "partitions": PARTITIONS,
+            "partitions": partitions,
             "microbatches": microbatches,
             "pipeline": pipeline,
             "optimize": "speed",

@@ -218,7 +218,8 @@ class Config:
             can (1F1B in steady state); `"simple"`: all forward passes, then all backward
             passes (GPipe); `"zero_bubble"`: as `"interleaved"`, and the gradients of weights,
             for which nobody waits, are computed when there is nothing else to do.
-        optimize: What automatic partitioning balances, `"memory"` or `"speed"`.
+        optimize: What automatic partitioning balances, `"memory"` or `"speed"`. With `"speed"`
+            gradients of weights may also be computed for several microbatches at once.
         placement_strategy: Which ranks form one model replica, `"cluster"` (neighbours) or
             `"spread"`.
         auto_partition: Whether partitions are chosen automatically; otherwise by

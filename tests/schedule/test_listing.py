@@ -4,6 +4,7 @@ import pytest
 
 from opensmp.errors import ScheduleError
 from opensmp.schedule import Action, TaskGraph, list_schedule, simulate, validate
+from opensmp.schedule.interleaved import backward_first
 
 
 def texts(order: tuple[Action, ...]) -> str:
@@ -104,6 +105,21 @@ def test_releases_keep_the_first_device_from_running_ahead() -> None:
     # The second device is in truth ten times as slow as it was simulated.
     slow = TaskGraph(graph.device, graph.needs, {a: 1.0 + 9 * a.segment for a in graph.device})
     assert simulate(schedule, slow).peak_in_flight == 2
+
+
+def test_no_release_where_results_that_came_meanwhile_say_as_much() -> None:
+    graph = TaskGraph.chain(num_partitions=2, num_microbatches=8, split_backward=True)
+    schedule = list_schedule(graph, name="x", priority=backward_first, active_microbatches=4)
+    # 1W0 ends microbatch 0 on the second device. The first one starts 0F4 after 0B1, which has
+    # the results of 1B1, and that ran after 1W0.
+    orders = [texts(order) for order in schedule.orders]
+    assert orders[0].index("0B1") < orders[0].index("0F4")
+    assert orders[1].index("1W0") < orders[1].index("1B1")
+    assert schedule.releases == ()
+    for slow in graph.device:
+        seconds = {action: 1.0 + 50.0 * (action == slow) for action in graph.device}
+        took = TaskGraph(graph.device, graph.needs, seconds)
+        assert simulate(schedule, took).peak_in_flight <= 4
 
 
 def test_releases_join_every_end_of_a_microbatch_to_every_beginning() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import product
+from itertools import pairwise, product
 
 from opensmp.errors import ScheduleError
 from opensmp.schedule.actions import Action, Schedule, TaskGraph
@@ -227,11 +227,35 @@ def _releases(
                 first_source[microbatch].setdefault(device, action)
             if all(other.microbatch != microbatch for other in graph.dependents[action]):
                 last_sink[microbatch][device] = action
-    return tuple(
+    wanted = [
         (before, after)
         for entering, finished in sorted(follows.items())
         for (source, after), (sink, before) in product(
             sorted(first_source[entering].items()), sorted(last_sink[finished].items())
         )
         if source != sink
-    )
+    ]
+    return _not_implied(wanted, graph, orders)
+
+
+def _not_implied(
+    pairs: Iterable[tuple[Action, Action]], graph: TaskGraph, orders: Iterable[Iterable[Action]]
+) -> tuple[tuple[Action, Action], ...]:
+    """The pairs (before, after) that neither dependencies nor the orders of devices see to.
+
+    Often the results of a later action have come from the device of `before`, and been used on
+    that of `after`.
+    """
+    previous = {later: earlier for order in orders for earlier, later in pairwise(order)}
+    kept = []
+    for before, after in pairs:
+        ended: set[Action] = set()  # before `after` starts, in any case
+        stack = [after]
+        while stack and before not in ended:
+            action = stack.pop()
+            earlier = {*graph.needs[action], *([previous[action]] if action in previous else [])}
+            stack += earlier - ended
+            ended |= earlier
+        if before not in ended:
+            kept.append((before, after))
+    return tuple(kept)
