@@ -31,8 +31,8 @@ def group_size(num_microbatches: int, config: Config) -> int:
     """For how many microbatches gradients are computed at once, at most; 1 for no joining.
 
     What they are computed from is in memory until the last microbatch of a group is through, so
-    that groups are small, and there are none where memory counts most. Four groups at least are
-    left, with which schedules can fill bubbles.
+    that groups are small, and there are none where memory counts most. Two groups at least are
+    left, so that the first one need not wait for the end.
 
     Args:
         num_microbatches: Of a step.
@@ -95,6 +95,10 @@ class Sums:
         self._results = {id(t) for half in halves for t in half.results}
         self._passed: set[Op] = set()  # operations that add up, behind the terms
         self._bases = [[t for term in row for t in self._behind(term)] for row in rows]
+        self._found: dict[int, Counter[int]] = {}  # how often a tensor is in which sum
+        for number, bases in enumerate(self._bases):
+            for base in bases:
+                self._found.setdefault(id(_key(base)), Counter())[number] += 1
         self._others = {id(t) for t in others}
         roots = [_key(term).op for row in rows for term in row]
         self._live = set(live_operations([*roots, *(t.op for t in others), *effects]))
@@ -138,10 +142,9 @@ class Sums:
     def cover(self, group: Sequence[SecondHalf]) -> bool:
         """Whether each sum has all or none of the gradients of a group, and each once."""
         for keys in zip(*map(_keys, group), strict=True):
-            for bases in self._bases:
-                counts = Counter(map(id, map(_key, bases)))
-                if len({counts[key] for key in keys}) > 1 or counts[keys[0]] > 1:
-                    return False
+            first, *rest = (self._found.get(key, Counter()) for key in keys)
+            if any(other != first for other in rest) or any(n > 1 for n in first.values()):
+                return False
         return True
 
     def terms(self, joined: Iterable[Joined]) -> list[list[Gradient] | None]:
