@@ -36,7 +36,7 @@ SEVERAL_USES = Bound(
 )
 SEVERAL_USES_DOUBLE = Bound(1e-12, SEVERAL_USES.cause)
 JOINED = Bound(
-    1e-5,
+    1e-6,
     "a gradient of several microbatches is one product of all their rows, whose terms are not "
     "added microbatch by microbatch; 1e-12 in double precision",
 )

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 
 import pytest
-from parity.bounds import JOINED
 from parity.case import Case, momentum
 from parity.cases import CASES
 from parity.layout import Layout
@@ -23,7 +22,9 @@ from opensmp.program import Program
 from opensmp.program.products import Product
 
 NUM_TODAY = 6
-LATER = 1e-3
+# Convolutions and attention, whose factors are sums already, lose a digit more than the dense
+# layers of the cases with a bound of their own.
+FIRST, LATER = 1e-5, 1e-3
 
 
 def joining() -> list[tuple[Case, Layout]]:
@@ -52,7 +53,7 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(case: Case, layout: Layout) -> None:
     differences = compare(reference(case, layout.microbatches), run_split(case, layout))
-    bounds = {"start": 0.0, "step 1": max(JOINED.relative, case.bound.relative)}
+    bounds = {"start": 0.0, "step 1": FIRST}
     beyond = [d for d in differences if not d.relative <= bounds.get(d.key.moment, LATER)]
     assert not beyond, f"{case} {layout}: {len(beyond)} values beyond the bound: {beyond[:10]}"
 
