@@ -14,7 +14,15 @@ import pickle
 from typing import Any, NamedTuple
 
 import pytest
-from parity.bounds import BIT_EQUAL, REASSOCIATED, SEVERAL_USES, SEVERAL_USES_DOUBLE, Bound
+from parity.bounds import (
+    BIT_EQUAL,
+    JOINED,
+    JOINED_DOUBLE,
+    REASSOCIATED,
+    SEVERAL_USES,
+    SEVERAL_USES_DOUBLE,
+    Bound,
+)
 from parity.case import Case
 from parity.cases import CASES
 from parity.layout import Layout
@@ -62,7 +70,7 @@ class Comparison(NamedTuple):
 
     @property
     def bound(self) -> Bound:
-        if self.case.bound in (SEVERAL_USES, SEVERAL_USES_DOUBLE):
+        if self.case.bound in (SEVERAL_USES, SEVERAL_USES_DOUBLE, JOINED, JOINED_DOUBLE):
             return self.case.bound
         if self.is_exact:
             return BIT_EQUAL
