@@ -288,8 +288,10 @@ class Step:
             self._check_same_structure(nests[0], nest)
         leaves = list(zip(*map(tf.nest.flatten, nests), strict=True))
         devices = [getattr(row[0], "device", None) for row in leaves]
-        rest = [leaf for row in leaves if not _are_gradients(row) for leaf in row]
         rows = [row if _are_gradients(row) else () for row in leaves]
+        rest = [
+            leaf for row, chosen in zip(leaves, rows, strict=True) if not chosen for leaf in row
+        ]
         terms = pipeline.terms(rows, Structure.of(rest).tensors)
         wanted = [[*row, *(more or ())] for row, more in zip(leaves, terms, strict=True)]
         flat = [t for row in wanted for leaf in row for t in Structure.of(leaf).tensors]
@@ -301,11 +303,10 @@ class Step:
             elsewhere = any(value is None for value in values)
             return without_rows(leaf) if elsewhere else parts.pack(values)
 
-        count = len(results)
+        count, made = len(results), Returned if joins else StepOutput
         outputs = []
         for row, device in zip(wanted, devices, strict=True):
             values = [finish(leaf) for leaf in row]
-            made = Returned if joins else StepOutput
             output = made(values[:count], device or None, values[count:])
             outputs.append(None if row[0] is None else output)
         if joins:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterable
-from itertools import pairwise, product
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 from opensmp.errors import ScheduleError
 from opensmp.schedule.actions import Action, Schedule, TaskGraph
@@ -93,13 +93,13 @@ def list_schedule(
         name=name,
         orders=tuple(tuple(order) for order in engine.orders),
         active_microbatches=engine.bound,
-        releases=_releases(graph, engine.orders, engine.follows),
+        releases=_releases(graph, engine.sequence, engine.follows),
         graph=graph,
     )
 
 
 class _Engine:
-    """The state of one simulation; `run` fills `orders`, `bound` and `follows`.
+    """The state of one simulation; `run` fills `orders`, `sequence`, `bound` and `follows`.
 
     A ready action of a microbatch in flight is in the `ready` heap of its device, one of a
     microbatch that has not started is in the `fresh` heap and in `parked`.
@@ -109,6 +109,7 @@ class _Engine:
         self.graph = graph
         self.bound = bound
         self.orders: list[list[Action]] = [[] for _ in range(graph.num_devices)]
+        self.sequence: list[Action] = []  # the orders in one, as the actions started
         # Which finished microbatch made room for which, once the first `bound` are in.
         self.follows: dict[int, int] = {}
         self._entries: dict[Action, _Entry] = {
@@ -176,6 +177,7 @@ class _Engine:
             self._admit(action.microbatch)
         heapq.heappop(self._ready[device])
         self.orders[device].append(action)
+        self.sequence.append(action)
         self._idle.remove(device)
         heapq.heappush(self._ends, (now + self.graph.seconds[action], self._num_started, action))
         self._num_started += 1
@@ -209,7 +211,7 @@ class _Engine:
 
 
 def _releases(
-    graph: TaskGraph, orders: Iterable[Iterable[Action]], follows: dict[int, int]
+    graph: TaskGraph, sequence: Sequence[Action], follows: dict[int, int]
 ) -> tuple[tuple[Action, Action], ...]:
     """Pairs that make each microbatch wait for the one whose place it takes.
 
@@ -220,13 +222,12 @@ def _releases(
     # actions in order, so its first source and its last sink are enough.
     first_source: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
     last_sink: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
-    for device, order in enumerate(orders):
-        for action in order:
-            microbatch = action.microbatch
-            if all(needed.microbatch != microbatch for needed in graph.needs[action]):
-                first_source[microbatch].setdefault(device, action)
-            if all(other.microbatch != microbatch for other in graph.dependents[action]):
-                last_sink[microbatch][device] = action
+    for action in sequence:
+        device, microbatch = graph.device[action], action.microbatch
+        if all(needed.microbatch != microbatch for needed in graph.needs[action]):
+            first_source[microbatch].setdefault(device, action)
+        if all(other.microbatch != microbatch for other in graph.dependents[action]):
+            last_sink[microbatch][device] = action
     wanted = [
         (before, after)
         for entering, finished in sorted(follows.items())
@@ -235,27 +236,32 @@ def _releases(
         )
         if source != sink
     ]
-    return _not_implied(wanted, graph, orders)
+    return _not_implied(wanted, graph, sequence)
 
 
 def _not_implied(
-    pairs: Iterable[tuple[Action, Action]], graph: TaskGraph, orders: Iterable[Iterable[Action]]
+    pairs: Iterable[tuple[Action, Action]], graph: TaskGraph, sequence: Iterable[Action]
 ) -> tuple[tuple[Action, Action], ...]:
     """The pairs (before, after) that neither dependencies nor the orders of devices see to.
 
     Often the results of a later action have come from the device of `before`, and been used on
     that of `after`.
     """
-    previous = {later: earlier for order in orders for earlier, later in pairwise(order)}
-    kept = []
-    for before, after in pairs:
-        ended: set[Action] = set()  # before `after` starts, in any case
-        stack = [after]
-        while stack and before not in ended:
-            action = stack.pop()
-            earlier = {*graph.needs[action], *([previous[action]] if action in previous else [])}
-            stack += earlier - ended
-            ended |= earlier
-        if before not in ended:
-            kept.append((before, after))
-    return tuple(kept)
+    number: dict[Action, int] = {}  # on its device, from 1
+    ended: dict[Action, list[int]] = {}  # of each device, how many have when an action starts
+    last: dict[int, Action] = {}
+    for action in sequence:
+        device = graph.device[action]
+        counts = [0] * graph.num_devices
+        for earlier in (*graph.needs[action], *([last[device]] if device in last else [])):
+            counts = list(map(max, counts, ended[earlier]))
+            home = graph.device[earlier]
+            counts[home] = max(counts[home], number[earlier])
+        ended[action] = counts
+        number[action] = 1 + (number[last[device]] if device in last else 0)
+        last[device] = action
+    return tuple(
+        (before, after)
+        for before, after in pairs
+        if ended[after][graph.device[before]] < number[before]
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -32,40 +32,30 @@ JOINING = (
 )
 
 
-def mlp(make: Maker) -> Any:
-    class MLP(make.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden = [keras.layers.Dense(16, activation="relu") for _ in range(3)]
-            self.top = keras.layers.Dense(3)
+def layers(units: int, activation: str, outputs: int) -> Callable[[Maker], Any]:
+    """Three hidden layers, each in a stage, and one more."""
 
-        def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-            for stage, layer in enumerate(self.hidden):
-                with make.partition(stage):
-                    x = layer(x)
-            with make.partition(3):
-                return self.top(x)
+    def model(make: Maker) -> Any:
+        class MLP(make.Model):
+            def __init__(self) -> None:
+                super().__init__()
+                self.hidden = [keras.layers.Dense(units, activation=activation) for _ in range(3)]
+                self.top = keras.layers.Dense(outputs)
 
-    return MLP()
+            def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+                for stage, layer in enumerate(self.hidden):
+                    with make.partition(stage):
+                        x = layer(x)
+                with make.partition(3):
+                    return self.top(x)
+
+        return MLP()
+
+    return model
 
 
-def wide(make: Maker) -> Any:
-    """Layers with many more units than a microbatch has examples."""
-
-    class Wide(make.Model):
-        def __init__(self) -> None:
-            super().__init__()
-            self.hidden = [keras.layers.Dense(32, activation="gelu") for _ in range(3)]
-            self.top = keras.layers.Dense(24)
-
-        def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-            for stage, layer in enumerate(self.hidden):
-                with make.partition(stage):
-                    x = layer(x)
-            with make.partition(3):
-                return self.top(x)
-
-    return Wide()
+mlp = layers(16, "relu", 3)
+wide = layers(32, "gelu", 24)  # many more units than a microbatch has examples
 
 
 def skips(make: Maker) -> Any:
