@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from opensmp.errors import CommunicationError
@@ -17,7 +18,8 @@ from opensmp.runtime.localise import Layout, localise
 from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
-from opensmp.runtime.shared_memory import SharedMemoryTransport, rooms, share
+from opensmp.runtime.shared_memory import rooms, share
+from opensmp.runtime.shared_transport import SharedMemoryTransport
 from opensmp.runtime.transport import CollectiveTransport, Transport
 from opensmp.runtime.waits import Wait, waits
 from opensmp.runtime.world import MP_GROUP, World
@@ -118,7 +120,9 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         orders=orders,
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    transport = _transport(layout, world, number)
+    runs = _Runs(name, world.mp_group)
+    run = runs.begin()
+    transport = _transport(layout, world, number, run)
     received, must_run = keep_own_part(
         layout,
         traced.live,
@@ -128,7 +132,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         _sequence(traced.schedule),
         sends_first=world.one_core_each,
     )
-    _mark(name, world.mp_group, must_run, transport)
+    runs.end([run.op, *must_run], transport)
     results = [
         None if keeper not in (None, me) else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
@@ -141,7 +145,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     return Kept(results, state, must_run)
 
 
-def _transport(layout: Layout, world: World, number: int) -> Transport:
+def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transport:
     """How tensors travel: by collectives, within a machine through shared memory."""
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
@@ -155,39 +159,65 @@ def _transport(layout: Layout, world: World, number: int) -> Transport:
             me,
             lambda value: allgather_objects(value, world.mp_group, "sharing memory"),
         )
-    return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST)
+    return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
 
 
-def _mark(name: str, ranks: tuple[int, ...], must_run: Sequence[Op], transport: Transport) -> None:
-    """Adds operations that note when a run of the step begins and ends; see `waits`.
+class _Runs:
+    """Operations that note when a run of the step begins and ends; see `waits`.
 
     Without them nobody could tell a rank that waits in a step for ever, because the others do
     not run it, from one that computes. Steps of different names are counted apart: several of
     them in one function begin in any order.
-    """
-    entered: list[Wait] = []
 
-    def begin() -> None:
-        if entered:
+    Args:
+        name: Name of the step, for errors.
+        ranks: All that run it.
+    """
+
+    def __init__(self, name: str, ranks: tuple[int, ...]) -> None:
+        self._name, self._ranks = name, ranks
+        self._number = 0
+        self._entered: list[Wait] = []
+        self._transport: Transport | None = None
+
+    def begin(self) -> Tensor:
+        """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1."""
+        with tf.device(_HOST):
+            number = tf.numpy_function(self._begin, [], tf.int64)
+        number.set_shape([])
+        return number
+
+    def end(self, must_run: Sequence[Op], transport: Transport) -> None:
+        """Emits what notes the end of a run.
+
+        Args:
+            must_run: That of `begin`, and those that send and receive.
+            transport: What made them; it is told of each begin and end.
+        """
+        self._transport = transport
+        with tf.device(_HOST), tf.control_dependencies(must_run):
+            tf.numpy_function(self._end, [], [])
+
+    def _begin(self) -> Any:
+        if self._entered:
             # What was on its way then would be taken for what this run waits for.
             raise CommunicationError(
-                f"{name} was interrupted in this process in an earlier run, and cannot run again: "
-                "the ranks no longer agree on where they are. Start all ranks again, from the "
-                "last checkpoint."
+                f"{self._name} was interrupted in this process in an earlier run, and cannot run "
+                "again: the ranks no longer agree on where they are. Start all ranks again, from "
+                "the last checkpoint."
             )
-        entered.append(waits.enter(name, ranks, f"runs of {name}", blocks=True))
+        name = f"runs of {self._name}"
+        self._entered.append(waits.enter(self._name, self._ranks, name, blocks=True))
+        self._number += 1
+        if self._transport is not None:
+            self._transport.begin_run(self._number)
+        return np.int64(self._number)
 
-    def end(*sent: Any) -> None:
-        transport.end_run()
-        waits.leave(entered.pop())
+    def _end(self) -> None:
+        if self._transport is not None:
+            self._transport.end_run()
+        waits.leave(self._entered.pop())
         failures.progress()
-
-    with tf.device(_HOST):
-        begun = tf.numpy_function(begin, [], [])
-        # TensorFlow drops calls of Python that count as free of effects if nothing reads them.
-        calls = [op.outputs[0] for op in must_run if op.type == "PyFuncStateless"]
-        with tf.control_dependencies([begun, *must_run]):
-            tf.numpy_function(end, calls, [])
 
 
 def _handle(read: Tensor) -> Tensor:

@@ -43,6 +43,13 @@ class Transport(Protocol):
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end."""
 
+    def begin_run(self, number: int) -> None:
+        """To be called in each run of the step, before anything is sent.
+
+        Args:
+            number: Of the run, from 1.
+        """
+
     def end_run(self) -> None:
         """To be called in each run of the step, when all has been sent and received."""
 
@@ -161,6 +168,9 @@ class CollectiveTransport:
                 value.set_shape(packed.shape)
                 ops = [shape.op]
             return Received(_unpack(value, sent), ops)
+
+    def begin_run(self, number: int) -> None:
+        """See `Transport`: there is nothing to do."""
 
     def end_run(self) -> None:
         """See `Transport`: there is nothing to do."""
