@@ -2,6 +2,7 @@
 
     python benchmarks/pipeline_speed.py
     python benchmarks/pipeline_speed.py --torch-python /path/to/python   # with torch beside
+    python benchmarks/pipeline_speed.py --only 1f1b "torch 1f1b" --torch-python /path/to/python
 
 The same training step (forward and backward passes of M microbatches, SGD) as
 
@@ -64,6 +65,7 @@ OURS = {
 }
 ALONE, SIDE_BY_SIDE, OURS_ALONE = "one thread", "side by side", "ours, one thread"
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
+PROGRAMS = (SIDE_BY_SIDE, OURS_ALONE, *OURS, *(f"torch {schedule}" for schedule in TORCH))
 RANKS = 2
 WARM_UP = 3
 STEPS_PER_TURN = 5  # threads that slept need a step or two
@@ -185,9 +187,9 @@ class Measured:
 
 @contextlib.contextmanager
 def measured(
-    workload: str, microbatches: int, torch_python: str | None
+    workload: str, microbatches: int, torch_python: str | None, names: Sequence[str]
 ) -> Iterator[dict[str, Measured]]:
-    """All programs of a row, started."""
+    """The programs of a row, started."""
     common = ["--workload", workload, "--microbatches", str(microbatches)]
     single = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     one_core = ["taskset", "-c", "0"] if hasattr(os, "sched_setaffinity") else []
@@ -197,18 +199,20 @@ def measured(
         try:
             plain = [*one_core, sys.executable, __file__, "--serve", ALONE, *common]
             running[ALONE] = Measured(folder, "one", plain, 1, environments=[single])
-            if one_core:
+            if SIDE_BY_SIDE in names:
                 both = [sys.executable, __file__, "--serve", SIDE_BY_SIDE, *common]
                 cores = [{**single, "BESIDE": str(core)} for core in range(RANKS)]
                 running[SIDE_BY_SIDE] = Measured(folder, "both", both, RANKS, environments=cores)
-            own = [*one_core, sys.executable, __file__, "--serve", OURS_ALONE, *common]
-            running[OURS_ALONE] = Measured(folder, "ours one", own, 1, environments=[single])
-            for schedule in OURS:
+            if OURS_ALONE in names:
+                own = [*one_core, sys.executable, __file__, "--serve", OURS_ALONE, *common]
+                running[OURS_ALONE] = Measured(folder, "ours one", own, 1, environments=[single])
+            for schedule in [schedule for schedule in OURS if schedule in names]:
                 launcher = [sys.executable, "-m", "opensmp", "run", "-n", str(RANKS)]
                 launcher += ["--bind-cores", __file__, "--serve", schedule, *common]
                 running[schedule] = Measured(folder, f"ours {schedule}", launcher, RANKS)
-            if torch_python is not None:
-                add_torch(running, folder, torch_python, common, one_core)
+            schedules = [schedule for schedule in TORCH if f"torch {schedule}" in names]
+            if torch_python is not None and schedules:
+                add_torch(running, folder, torch_python, common, one_core, schedules)
             yield running
         finally:
             for process in running.values():
@@ -216,13 +220,18 @@ def measured(
 
 
 def add_torch(
-    running: dict[str, Measured], folder: Path, python: str, common: list[str], one_core: list[str]
+    running: dict[str, Measured],
+    folder: Path,
+    python: str,
+    common: list[str],
+    one_core: list[str],
+    schedules: Sequence[str],
 ) -> None:
     script = str(Path(__file__).with_name("peer_torch.py"))
     command = [*one_core, python, script, "--schedule", ALONE, *common]
     running[f"torch {ALONE}"] = Measured(folder, "torch one", command, 1)
-    for number, schedule in enumerate(TORCH):
-        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + number)}
+    for schedule in schedules:
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + TORCH.index(schedule))}
         environments = [
             {**port, "RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
             for rank in range(RANKS)
@@ -236,11 +245,17 @@ def add_torch(
         )
 
 
-def row(workload: str, microbatches: int, rounds: int, torch_python: str | None) -> None:
+def row(
+    workload: str,
+    microbatches: int,
+    rounds: int,
+    torch_python: str | None,
+    names: Sequence[str],
+) -> None:
     """Measures one row of the table."""
-    with measured(workload, microbatches, torch_python) as running:
+    with measured(workload, microbatches, torch_python, names) as running:
         first = {name: process.steps(WARM_UP) for name, process in running.items()}
-        ours = [first[name]["loss"] for name in (ALONE, OURS_ALONE, *OURS)]
+        ours = [answer["loss"] for name, answer in first.items() if not name.startswith("torch")]
         np.testing.assert_allclose(ours[1:], ours[0], rtol=1e-4)
         times: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(rounds):
@@ -260,11 +275,13 @@ def row(workload: str, microbatches: int, rounds: int, torch_python: str | None)
 
 
 def main() -> int:
+    only = f"measure these beside '{ALONE}': {', '.join(map(repr, PROGRAMS))}"
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="which models")
     parser.add_argument("--microbatches", nargs="+", type=int, help="which M")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each program")
     parser.add_argument("--torch-python", help="a Python that has torch 2.13, to measure it too")
+    parser.add_argument("--only", nargs="+", choices=PROGRAMS, metavar="NAME", help=only)
     parser.add_argument("--quick", action="store_true", help="a small model, few steps")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--workload", help=argparse.SUPPRESS)
@@ -284,18 +301,23 @@ def main() -> int:
     counts = arguments.microbatches or ([4] if arguments.quick else [2, 4, 8, 16])
     rounds = 2 if arguments.quick else arguments.rounds
     torch_python = arguments.torch_python
+    programs = list(arguments.only or PROGRAMS)
+    if torch_python is None:
+        programs = [program for program in programs if not program.startswith("torch")]
+    if not hasattr(os, "sched_setaffinity"):
+        programs.remove(SIDE_BY_SIDE)
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
     for name in names:
         print(f"\n{name}: share of a perfect two-way speed-up\n")
         columns = ["M", ALONE]
-        columns += [SIDE_BY_SIDE] if hasattr(os, "sched_setaffinity") else []
-        columns += [OURS_ALONE, *(f"ours, {s}" for s in OURS)]
-        columns += [f"torch, {s}" for s in TORCH] if torch_python else []
+        columns += [
+            f"ours, {name}" if name in OURS else name for name in PROGRAMS if name in programs
+        ]
         columns += ["bubble bound", "in halves"]
         print(f"| {' | '.join(columns)} |")
         print(f"|{' --- |' * len(columns)}", flush=True)
         for count in counts:
-            row(name, count, rounds, torch_python)
+            row(name, count, rounds, torch_python, programs)
     return 0
 
 
