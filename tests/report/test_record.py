@@ -242,9 +242,55 @@ print(str(step).count("|") // 2, [bool(device) for device in step.devices])
 
 
 def test_in_several_processes_each_measures_its_own_partitions():
-    for rank, result in enumerate(check_ranks(SEVERAL, 2)):
+    with_warnings = {"TF_CPP_MIN_LOG_LEVEL": "1"}
+    for rank, result in enumerate(check_ranks(SEVERAL, 2, environ=with_warnings)):
         kinds = sorted(f"{rank}{kind}{m}" for kind in ("FB", "FBW")[rank] for m in range(3))
         assert result.lines[-3] == f"{{{rank}}} {kinds}"
         assert result.lines[-2] == "['/device:CPU:0'] True"
         assert result.lines[-1] == f"1 {[rank == 0, rank == 1]}"
         assert "Failed to find definition" not in result.output
+
+
+SLOW_FIRST = """
+import time
+
+import opensmp as smp
+
+smp.init({"partitions": 2, "microbatches": 3, "auto_partition": False, "default_partition": 0})
+import keras
+import tensorflow as tf
+
+class Slow(keras.layers.Layer):
+    def call(self, x):
+        def slowly(value):
+            time.sleep(0.2)
+            return value
+        y = tf.numpy_function(slowly, [x], tf.float32)
+        y.set_shape(x.shape)
+        return x + tf.stop_gradient(y)
+
+x = inputs = keras.Input((4,))
+for part in (0, 1):
+    with smp.partition(part):
+        x = keras.layers.Dense(4)(x if part else Slow()(x))
+model = smp.DistributedModel.from_keras(keras.Model(inputs, x))
+
+@smp.step
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(x, training=True))
+    return tape.gradient(loss, model.trainable_variables), loss
+
+with smp.record_timeline() as timeline:
+    for _ in range(2):
+        step(tf.ones([6, 4]))
+last = timeline.steps[-1]
+print(last.makespan_seconds > 0.4, last.bubble > 0.5, max(e.seconds for e in last.events) > 0.2)
+"""
+
+
+def test_a_process_that_waits_for_another_is_idle():
+    # The first partition takes 0.2 s for each of three microbatches, the second next to nothing.
+    first, second = check_ranks(SLOW_FIRST, 2)
+    assert first.lines[-1] == "True False True"
+    assert second.lines[-1] == "True True False"

@@ -110,10 +110,14 @@ def keep_own_part(
             received.update({id(t): value for t in transfer.aliases})
             if transfer.after is not None:
                 _private.add_control_input(transfer.after, value.op)
+    starts = {op: task.first for task in tasks.values() for op in task.ops}
     for op in mine:
         for index, tensor in enumerate(op.inputs):
             if id(tensor) in received:
-                _private.replace_input(op, index, received[id(tensor)])
+                value = received[id(tensor)]
+                _private.replace_input(op, index, value)
+                if starts.get(op, op) is not op:  # a stamp: a call begins when it has all it needs
+                    _private.add_control_input(starts[op], value.op)
         elsewhere = [before for before in op.control_inputs if _is_elsewhere(before, layout, mine)]
         if elsewhere:
             kept = [before for before in op.control_inputs if before not in elsewhere]

@@ -70,6 +70,7 @@ class Stamps:
     def __init__(self) -> None:
         self._times: dict[Action, tuple[Tensor, Tensor]] = {}
         self._numbers = itertools.count()
+        self._unknown: Tensor | None = None  # a constant would let TensorFlow call beforehand
 
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
@@ -133,8 +134,11 @@ class Stamps:
         # The number makes every stamp another one: TensorFlow merges operations that look
         # the same. Automatic control dependencies would put stateful operations, as
         # tf.timestamp is, in the order of their creation; a call counts as stateless.
+        if self._unknown is None:
+            with tf.control_dependencies(None), tf.device("/device:CPU:0"):
+                self._unknown = tf.timestamp()
         (seconds,) = tf.raw_ops.PartitionedCall(
-            args=[tf.constant(next(self._numbers), tf.float64)],
+            args=[self._unknown + tf.constant(next(self._numbers), tf.float64)],
             Tout=[tf.float64],
             f=_clock(),
             name="smp_stamp",
