@@ -41,6 +41,7 @@ import json
 import os
 import platform
 import select
+import socket
 import statistics
 import subprocess
 import sys
@@ -137,7 +138,13 @@ class Measured:
             )
             for environment in environments
         ]
-        self.inputs = [self._open(path) for path in self.fifos]
+        self.inputs: list[Any] = []
+        try:
+            self.inputs += map(self._open, self.fifos)
+        except BaseException:
+            for process in self.processes:
+                process.kill()
+            raise
 
     def _open(self, path: Path) -> Any:
         """The writing end; a process that ends before it opens its own would block us."""
@@ -219,6 +226,12 @@ def measured(
                 process.end()
 
 
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
 def add_torch(
     running: dict[str, Measured],
     folder: Path,
@@ -231,7 +244,7 @@ def add_torch(
     command = [*one_core, python, script, "--schedule", ALONE, *common]
     running[f"torch {ALONE}"] = Measured(folder, "torch one", command, 1)
     for schedule in schedules:
-        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29600 + TORCH.index(schedule))}
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         environments = [
             {**port, "RANK": str(rank), "WORLD_SIZE": str(RANKS), "OMP_NUM_THREADS": "1"}
             for rank in range(RANKS)
