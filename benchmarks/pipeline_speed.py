@@ -315,11 +315,12 @@ def main() -> int:
     counts = arguments.microbatches or ([4] if arguments.quick else [2, 4, 8, 16])
     rounds = 2 if arguments.quick else arguments.rounds
     torch_python = arguments.torch_python
-    programs = list(arguments.only or PROGRAMS)
-    if torch_python is None:
-        programs = [program for program in programs if not program.startswith("torch")]
-    if not hasattr(os, "sched_setaffinity"):
-        programs.remove(SIDE_BY_SIDE)
+    programs = [
+        program
+        for program in arguments.only or PROGRAMS
+        if (torch_python or not program.startswith("torch"))
+        and (hasattr(os, "sched_setaffinity") or program != SIDE_BY_SIDE)
+    ]
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
     for name in names:
         print(f"\n{name}: share of a perfect two-way speed-up\n")

@@ -72,19 +72,8 @@ def in_thread(function, *args):
     return thread, results
 
 
-NUMBERS = [
-    "float16",
-    "float32",
-    "float64",
-    "int8",
-    "int16",
-    "int32",
-    "int64",
-    "uint8",
-    "uint16",
-    "uint32",
-    "uint64",
-]
+NUMBERS = ["bfloat16", "float16", "float32", "float64", "complex64", "complex128"]
+NUMBERS += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
 @pytest.mark.parametrize("dtype", ["bool", *NUMBERS])
@@ -121,7 +110,7 @@ def test_who_comes_early_waits_until_it_is_there():
         ends.end_run()
 
 
-def test_no_python_runs_for_what_is_there_already(monkeypatch):
+def test_no_python_runs_for_what_is_there_already():
     ends = TwoEnds(np.zeros(LARGE, "float32"))
     (inbox,) = ends.transports[1]._inboxes.values()
     ends.send(1, np.ones(LARGE, "float32"))
