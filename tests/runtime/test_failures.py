@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -254,15 +255,23 @@ print("done", flush=True)
 """
 
 
+IDLE = r"no rank has computed anything for (\d+) s: ranks 0, 1 in the step"
+
+
 def test_ranks_that_wait_for_each_other_inside_one_step_are_warned_and_ended():
     flags = ["-n", 2, "-a", "--idle-seconds", 4, "--partitions", 2, "--default-partition", 0]
     result = launch(WAITING_STEP, [*flags, "--no-auto-partition"], args=["idle"], seconds=60)
     assert result.code == ENDED_BY_PEER, result.stderr
-    idle = "no rank has computed anything for {} s: ranks 0, 1 in the step"
+    # At half of the limit, and at the limit. A machine that has much else to do looks late.
     for rank in (0, 1):
-        assert f"[{rank}] opensmp: rank {rank} warns: {idle.format(2)}" in result.stderr
-        ends = f"[{rank}] opensmp: rank {rank} ends: rank 0 failed: {idle.format(4)}"
-        assert ends in result.stderr
+        warned, ended = (
+            re.search(rf"\[{rank}\] opensmp: rank {rank} {what}: {IDLE}", result.stderr)
+            for what in ("warns", "ends: rank 0 failed")
+        )
+        assert warned is not None, result.stderr
+        assert ended is not None, result.stderr
+        assert 2 <= int(warned[1]) <= int(ended[1])
+        assert int(ended[1]) >= 4
 
 
 def test_step_that_computes_for_longer_than_the_idle_limit_is_waited_for():
