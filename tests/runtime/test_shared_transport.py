@@ -159,6 +159,21 @@ def test_who_waits_long_uses_hardly_any_processor_time():
     assert used < 0.1
 
 
+def test_who_asks_beside_one_who_has_waited_long_is_looked_for_as_often_as_alone():
+    ends = TwoEnds(np.zeros([2], "float32"), np.zeros([3], "float32"))
+    (inbox,) = ends.transports[1]._inboxes.values()
+    with inbox._changed:  # so that the thread does not look
+        inbox._ask(0, 1)
+        alone = inbox._sleep()
+        inbox._asked[0] = inbox._asked[0]._replace(moment=time.monotonic() - 5.0)
+        late = inbox._sleep()
+        inbox._ask(1, 1)
+        beside = inbox._sleep()
+        inbox._asked.clear()
+    assert alone < late / 10
+    assert beside < late / 10
+
+
 def test_the_thread_of_an_inbox_ends_with_its_graph():
     before = set(threading.enumerate())
     ends = TwoEnds(np.zeros([2], "float32"))

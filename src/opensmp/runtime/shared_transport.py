@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -101,6 +101,11 @@ class Outbox:
                 return _write(self._counters, tf.constant(position), run)
 
 
+class _Asked(NamedTuple):
+    run: int  # that is waited for
+    moment: float  # when it was asked for
+
+
 class Inbox:
     """What comes to this process from another one.
 
@@ -114,7 +119,7 @@ class Inbox:
         self._device = device
         self._closed = False
         self._changed = threading.Condition()
-        self._asked: dict[int, int] = {}  # position of a slot to the run that is waited for
+        self._asked: dict[int, _Asked] = {}  # by position of a slot
         self._queues: dict[int, Any] = {}
         self._functions: dict[Any, Any] = {}
         with tf.device(device):
@@ -179,7 +184,7 @@ class Inbox:
     def _ask(self, position: Any, run: Any) -> Any:
         """Asks the thread for what a run waits for."""
         with self._changed:
-            self._asked[int(position)] = int(run)
+            self._asked[int(position)] = _Asked(int(run), time.monotonic())
             self._changed.notify()
         return run
 
@@ -197,30 +202,28 @@ class Inbox:
         wake_promptly()
         sleep_precisely()
         try:
-            with tf.device(self._device):
-                while self._waits():
-                    begun = time.monotonic()
-                    while not self._found():
-                        time.sleep(_pause(time.monotonic() - begun))
+            with tf.device(self._device), self._changed:
+                while not self._closed:
+                    self._tell()
+                    # Whoever asks meanwhile cuts the sleep short.
+                    self._changed.wait(self._sleep())
         except Exception as error:  # whoever waits for a tensor would wait for ever
             if not self._closed:
                 failures.fail(f"what came through shared memory was lost: {error!r}")
 
-    def _waits(self) -> bool:
-        """Sleeps until something is asked for; False if nothing will be any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._asked or self._closed)
-            return not self._closed
+    def _sleep(self) -> float | None:
+        """How long to sleep until the next look, for the sake of what was asked for last."""
+        if not self._asked:
+            return None
+        return _pause(time.monotonic() - max(asked.moment for asked in self._asked.values()))
 
-    def _found(self) -> bool:
-        """Tells of what has come, and whether anything has."""
+    def _tell(self) -> None:
+        """Tells of what has come."""
         counters = self._memory.counters
-        here = [p for p, run in list(self._asked.items()) if counters[p] >= run]
-        for position in here:
-            run = self._asked.pop(position)
+        for position in [p for p, asked in self._asked.items() if counters[p] >= asked.run]:
+            run = tf.constant(self._asked.pop(position).run, tf.int64)
             queue = self._queues[position].queue_ref
-            tf.raw_ops.QueueEnqueueV2(handle=queue, components=[tf.constant(run, tf.int64)])
-        return bool(here) or self._closed
+            tf.raw_ops.QueueEnqueueV2(handle=queue, components=[run])
 
 
 class SharedMemoryTransport:
