@@ -53,6 +53,14 @@ def test_short_limit_warns_at_its_half():
     assert (warned, ended, ends) == (2.0, 4.0, True)
 
 
+def test_what_waking_up_takes_is_not_computing_however_short_the_limit():
+    def waking(now: float) -> Report:
+        return IDLE._replace(worked=1.0 + 0.03 * now)
+
+    *_, (ended, ends, _) = hear(Idleness(2, 4), waking, waking, until=10)
+    assert (ended, ends) == (4.0, True)
+
+
 def test_no_limit_still_warns_once():
     ((warned, ends, text),) = hear(Idleness(2, 0), idle, idle, until=2000)
     assert not ends

@@ -18,8 +18,10 @@ from opensmp.runtime.waits import RUNNING, WAITING, Report
 DEFAULT_SECONDS = 600.0
 """The limit unless another one is set: the usual one of collective operations elsewhere."""
 
-# Ranks that wait in a step use 0.1 to 0.3 % of a core, in TensorFlow's threads (measured).
+# Ranks that wait in a step use 0.3 to 0.7 % of a core, in TensorFlow's threads and in those that
+# look for tensors, and up to 1.5 % in the first seconds (measured).
 _COMPUTING = 0.02  # of a core
+_NOISE_SECONDS = 0.02  # of a processor, which waking up may take in a window, however short
 _WINDOW_SECONDS = 5.0  # over which use is averaged
 _SILENT_SECONDS = 10.0  # between two reports: what happened meanwhile is not known
 _WARNING_SECONDS = 60.0
@@ -89,7 +91,7 @@ class Idleness:
         elapsed = now - known.sampled
         if elapsed >= self._window:
             used = report.worked - known.worked
-            if report.state == WAITING and used >= _COMPUTING * elapsed:
+            if report.state == WAITING and used >= _COMPUTING * elapsed + _NOISE_SECONDS:
                 known.since = now
             known.sampled, known.worked = now, report.worked
 

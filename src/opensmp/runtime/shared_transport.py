@@ -33,7 +33,7 @@ Op = Any
 Tensor = Any
 
 _SHORTEST_SLEEP_SECONDS = 20e-6
-_LONGEST_SLEEP_SECONDS = 0.01
+_LONGEST_SLEEP_SECONDS = 0.1
 _SHARE_OF_WAIT = 0.01  # how late one may be found that was waited for
 
 
