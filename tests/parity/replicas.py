@@ -1,14 +1,16 @@
 """Run by every rank of several processes: models trained by replicas, each on its share of a batch.
 
-    opensmp run -n 4 replicas.py FOLDER 2 simple "MLP" "tied embedding"
+    opensmp run -n 4 replicas.py FOLDER 2 simple "MLP, SGD" "embedding, SGD"
 
 trains each model with two partitions by the schedule named, and leaves what this rank has of
-losses, first gradients and variables in FOLDER. `plain` makes the same with plain Keras on the
-whole batch.
+losses, first gradients and variables in FOLDER. After `early simple` gradients leave as they would
+if the replicas were on several machines, and for several microbatches at once. `plain` makes the
+same with plain Keras on the whole batch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import pickle
 import sys
@@ -187,17 +189,23 @@ def _note_gradients(record: Record, model: keras.Model, gradients: Any) -> None:
             record[f"gradient {index}"] = tf.convert_to_tensor(gradient).numpy()
 
 
-def main(folder: pathlib.Path, partitions: int, pipelines: list[str], names: list[str]) -> None:
+def main(folder: pathlib.Path, partitions: int, schedules: list[str], names: list[str]) -> None:
     import opensmp as smp
-    from opensmp.runtime import bootstrap
+    from opensmp.runtime import bootstrap, world
 
-    for pipeline in pipelines:
+    for schedule in schedules:
         bootstrap.shutdown()
-        smp.init({"partitions": partitions, "microbatches": MICROBATCHES, "pipeline": pipeline})
+        pipeline = schedule.removeprefix("early ")
+        config = {"partitions": partitions, "microbatches": MICROBATCHES, "pipeline": pipeline}
+        early = pipeline != schedule
+        if early:  # and for two microbatches at once
+            config |= {"microbatches": 2 * MICROBATCHES, "optimize": "speed"}
+        smp.init(config)
+        world.set_current(dataclasses.replace(world.current(), sums_early=early))
         for name in names:
-            path = folder / f"{pipeline}-{name}-{smp.rank()}.pickle"
+            path = folder / f"{schedule}-{name}-{smp.rank()}.pickle"
             path.write_bytes(pickle.dumps(split(name)))
-            print(f"{pipeline} {name} done", flush=True)
+            print(f"{schedule} {name} done", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ DIVIDED = Bound(
 )
 
 # Number of processes, partitions: replicas of the whole model, and two replicas of two partitions.
+SCHEDULES = ["simple", "early interleaved"]
+
 WORLDS = {"data parallel": (2, 1), "hybrid 2 x 2": (4, 2)}
 
 
@@ -38,13 +40,13 @@ def parts(tmp_path_factory: Any) -> Any:
         num_processes, partitions = WORLDS[world]
         folder = tmp_path_factory.mktemp("replicas")
         names = list(replicas.MODELS)
-        arguments = [folder, partitions, "simple,interleaved", *names]
+        arguments = [folder, partitions, ",".join(SCHEDULES), *names]
         check_ranks(SCRIPT, num_processes, args=arguments, seconds=600)
         return pathlib.Path(folder)
 
-    def get(world: str, pipeline: str, name: str) -> list[Any]:
+    def get(world: str, schedule: str, name: str) -> list[Any]:
         return [
-            pickle.loads((run(world) / f"{pipeline}-{name}-{rank}.pickle").read_bytes())
+            pickle.loads((run(world) / f"{schedule}-{name}-{rank}.pickle").read_bytes())
             for rank in range(WORLDS[world][0])
         ]
 
@@ -55,15 +57,15 @@ plain = functools.cache(replicas.plain)
 
 
 @pytest.mark.parametrize("name", replicas.MODELS)
-@pytest.mark.parametrize("pipeline", ["simple", "interleaved"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("world", WORLDS)
 def test_replicas_on_shares_of_a_batch_give_the_numbers_of_the_whole_batch(
-    parts: Any, world: str, pipeline: str, name: str
+    parts: Any, world: str, schedule: str, name: str
 ) -> None:
     expected = plain(name)
     bound = DIVIDED if "Adam" in name else MEANS_OF_MEANS
     seen: set[str] = set()
-    for rank, part in enumerate(parts(world, pipeline, name)):
+    for rank, part in enumerate(parts(world, schedule, name)):
         assert part.keys() <= expected.keys()
         seen |= part.keys()
         for key, value in part.items():
@@ -77,6 +79,6 @@ def test_replicas_on_shares_of_a_batch_give_the_numbers_of_the_whole_batch(
 def test_replicas_stay_equal_bit_by_bit(parts: Any, world: str) -> None:
     for name in replicas.MODELS:
         first: dict[str, Any] = {}
-        for part in parts(world, "interleaved", name):
+        for part in parts(world, "early interleaved", name):
             for key, value in part.items():
                 np.testing.assert_array_equal(value, first.setdefault(key, value), err_msg=key)

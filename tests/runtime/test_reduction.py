@@ -183,3 +183,83 @@ for _ in range(3):
 """,
         2,
     )
+
+
+TRAVELLING = """
+import os, sys, threading
+import opensmp as smp
+from opensmp.runtime import cluster
+
+if sys.argv[2] == "machines":
+    cluster.machine_name = lambda: "machine " + os.environ["OPENSMP_RUN_RANK"]
+smp.init()
+import keras
+import numpy as np
+import tensorflow as tf
+
+arrived = threading.Event()
+in_time = []
+
+def probe(function, tensor):
+    result = tf.numpy_function(function, [tensor], tensor.dtype, stateful=False)
+    result.set_shape(tensor.shape)
+    return result
+
+def note(value):
+    arrived.set()
+    return value
+
+@tf.custom_gradient
+def slow(x):
+    def wait(value):  # the first microbatch waits in vain
+        in_time.append(arrived.wait(float(sys.argv[3]) if in_time else 0.0))
+        return value
+    return tf.identity(x), lambda dy: probe(wait, dy)
+
+class Slow(keras.layers.Layer):
+    def call(self, x):
+        return slow(x)
+
+class Noting(keras.optimizers.SGD):
+    def update_step(self, gradient, variable, learning_rate):
+        if variable.shape == (64, 8):
+            gradient = probe(note, gradient)
+        super().update_step(gradient, variable, learning_rate)
+
+# The gradient of the first layer's weights is too large to travel with that of the last's.
+layers = [keras.layers.Dense(64, use_bias=False), Slow(), keras.layers.Dense(8, use_bias=False)]
+model = smp.DistributedModel.from_keras(keras.Sequential([keras.Input((20000,)), *layers]))
+x, y = np.ones([8, 20000], "float32"), np.ones([8, 8], "float32")
+if sys.argv[1] == "fit":
+    model.compile(Noting(0.1), "mse")
+    model.fit(x, y, batch_size=8, verbose=0)
+else:
+    @smp.step
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+        return tape.gradient(loss, model.trainable_variables)
+
+    @tf.function
+    def train_step(x, y):
+        first, last = (smp.allreduce(gradient.accumulate()) for gradient in step(x, y))
+        return first, probe(note, last)
+
+    train_step(tf.constant(x), tf.constant(y))
+print(in_time)
+"""
+
+
+@pytest.mark.parametrize("way", ["fit", "loop"])
+def test_gradients_travel_while_those_of_the_layers_before_are_computed(way):
+    config = {"microbatches": 2}
+    threads = {"TF_NUM_INTEROP_THREADS": 2}  # one of them waits
+    results = check_ranks(TRAVELLING, 2, config, args=[way, "machines", 20], environ=threads)
+    assert [result.lines[-1] for result in results] == ["[False, True]"] * 2
+
+
+def test_between_cpus_of_one_machine_they_wait_until_the_cores_are_free():
+    config = {"microbatches": 2}
+    threads = {"TF_NUM_INTEROP_THREADS": 2}
+    results = check_ranks(TRAVELLING, 2, config, args=["fit", "machine", 1], environ=threads)
+    assert [result.lines[-1] for result in results] == ["[False, False]"] * 2

@@ -62,9 +62,11 @@ class Program:
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
         self._extractor = Extractor(traced.graph, traced.captures, units)
+        self._dissolving = Extractor(traced.graph, traced.captures, units=False)
         self._split_backward = split_backward
         self._joins = joins
-        self._joint: dict[tuple[Backward, tuple[bool, ...], int], ConcreteFunction] = {}
+        self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
+        self._open: dict[Backward, ConcreteFunction] = {}
         self._captured = frozenset(id(inner) for _, inner in traced.captures)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
         self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
@@ -120,12 +122,30 @@ class Program:
             self._recompute[key] = self._extract("R", segment, gradient, feeds)
         return self._recompute[key]
 
+    def open(self, backward: Backward) -> ConcreteFunction:
+        """A backward pass whose calls give each result as soon as it is there.
+
+        TensorFlow dissolves the call in the graph of the caller; a call that stays a unit gives
+        all its results when it ends.
+
+        Args:
+            backward: It, or one of its halves.
+        """
+        if backward not in self._open:
+            fetches = (*backward.gradient.flat, *backward.handed)
+            self._open[backward] = self._dissolving.function("open", backward.feeds, fetches)
+        return self._open[backward]
+
     def is_worth_joining(self, weights: Backward) -> bool:
         """Whether second halves of several microbatches take less time joined than apart."""
         return self._joins and is_worth_joining(weights, self._captured)
 
     def joint(
-        self, weights: Backward, is_shared: Sequence[bool], num_microbatches: int
+        self,
+        weights: Backward,
+        is_shared: Sequence[bool],
+        num_microbatches: int,
+        is_open: bool = False,
     ) -> ConcreteFunction:
         """The sum of the second halves of several microbatches, in one call.
 
@@ -133,15 +153,19 @@ class Program:
             weights: The second half of a backward pass.
             is_shared: Whether a feed has the same value for all microbatches.
             num_microbatches: How many.
+            is_open: Whether its calls give each result as soon as it is there, see `open`.
 
         Returns:
             A function that takes the value of each feed, where they differ those of all
             microbatches, and returns the tensors of `weights.gradient.flat`; sparse gradients are
             below each other.
         """
-        key = (weights, tuple(is_shared), num_microbatches)
+        key = (weights, tuple(is_shared), num_microbatches, is_open)
         if key not in self._joint:
-            self._joint[key] = joint(self._extractor, *key, self._captured)
+            extractor = self._dissolving if is_open else self._extractor
+            self._joint[key] = joint(
+                extractor, weights, is_shared, num_microbatches, self._captured
+            )
         return self._joint[key]
 
     def _differentiate(self, segment: Segment, outputs: Sequence[Tensor]) -> SegmentGradient:

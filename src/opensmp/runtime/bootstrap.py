@@ -113,6 +113,8 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         watch.answers = _private.answers
     else:  # after smp.shutdown
         assigned = _prepare(config, num_gpus, own, members)
+    own_devices = [assigned[partition] for partition in own]
+    machines = {members.meeting.peers[rank].machine for rank in dp_group}
     return world.World(
         config=config,
         devices=assigned,
@@ -122,7 +124,8 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         local_size=members.local_size,
         mp_group=mp_group,
         dp_group=dp_group,
-        one_core_each=devices.have_one_core_each([assigned[partition] for partition in own]),
+        one_core_each=devices.have_one_core_each(own_devices),
+        sums_early=len(machines) > 1 or any("GPU" in device for device in own_devices),
     )
 
 

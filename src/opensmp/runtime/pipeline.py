@@ -235,7 +235,10 @@ class Pipeline:
 
         def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
             action = self._action(kind, number, microbatch)
-            results = self._emit(action, segment.partition, what.function, args)
+            function = what.function
+            if isinstance(what, Backward) and self._is_open(action):
+                function = program.open(what)
+            results = self._emit(action, segment.partition, function, args)
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
             elif kind == "W":
@@ -263,6 +266,16 @@ class Pipeline:
         if id(feed) in self._variables:
             self._gradients.append((self._variables[id(feed)], gradient))
 
+    def _is_open(self, action: Action) -> bool:
+        """Whether what a call gives is handed on while the call still computes.
+
+        With the last microbatch the sum of a gradient is complete, and on its way to the other
+        replicas while those of the layers before are computed.
+        """
+        is_last = action.kind in ("B", "W") and action.microbatch == self._num_microbatches - 1
+        early = self._world.sums_early and len(self._world.dp_group) > 1
+        return is_last and early and self._stamps is None
+
     def _action(self, kind: str, number: int, microbatch: int) -> Action:
         repeat = 0
         while (action := Action(kind, number, microbatch, repeat)) in self._tasks:
@@ -278,9 +291,8 @@ class Pipeline:
         microbatches: tuple[int, ...] = (),
     ) -> list[Tensor]:
         with tf.device(self._world.devices[partition]):
-            emit = functools.partial(
-                emit_call, function, args, f"smp_{action.text}", self._world.one_core_each
-            )
+            one_thread = self._world.one_core_each and not self._is_open(action)
+            emit = functools.partial(emit_call, function, args, f"smp_{action.text}", one_thread)
             if self._stamps is None:
                 call, results = emit()
                 first = last = call
@@ -321,7 +333,8 @@ class Pipeline:
         first, last = group[0], group[-1]
         columns = list(zip(*(half.args for half in group), strict=True))
         is_shared = [all(t is column[0] for t in column) for column in columns]
-        function = first.program.joint(first.weights, is_shared, len(group))
+        is_open = self._is_open(last.action)
+        function = first.program.joint(first.weights, is_shared, len(group), is_open)
         args = [
             t
             for column, shared in zip(columns, is_shared, strict=True)

@@ -202,6 +202,9 @@ class World:
         mp_group: Ranks of this process's model replica.
         dp_group: Ranks that hold the same partition as this process.
         one_core_each: Whether each partition of this process has one core of a CPU to itself.
+        sums_early: Whether gradients leave for the other replicas while the backward pass goes on
+            to the layers before. Between CPUs of one machine that would only take time from the
+            cores that compute.
     """
 
     config: Config
@@ -213,6 +216,7 @@ class World:
     mp_group: tuple[int, ...] = (0,)
     dp_group: tuple[int, ...] = (0,)
     one_core_each: bool = False
+    sums_early: bool = False
 
     @property
     def replica_ranks(self) -> tuple[int, ...]:
