@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import threading
@@ -7,6 +8,8 @@ import threading
 import pytest
 
 from opensmp.runtime import promptness
+
+PR_GET_TIMERSLACK = 30
 
 
 @pytest.mark.skipif(platform.machine() not in promptness._SYSCALLS, reason="other processor")
@@ -23,6 +26,25 @@ def test_the_calling_thread_keeps_its_nice_value():
     ((accepted, before, after),) = results
     assert accepted
     assert before == after
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="other system")
+def test_short_sleeps_of_the_calling_thread_end_when_they_are_over():
+    def slack():
+        return ctypes.CDLL(None).prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0)
+
+    before, inside = slack(), []
+
+    def run():
+        promptness.sleep_precisely()
+        inside.append(slack())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert inside == [1000]  # nanoseconds
+    assert before > 1000
+    assert slack() == before  # other threads keep theirs
 
 
 def test_other_processors_do_without(monkeypatch):

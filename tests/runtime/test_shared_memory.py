@@ -49,8 +49,9 @@ def test_both_processes_see_what_one_writes():
     all_rooms = rooms([transfer([300, 100]), transfer([40_001], "bool"), transfer([])], HERE)
     here, there = share_in_two_threads(all_rooms)
     sender, receiver = here[0, 1], there[0, 1]
+    slots = all_rooms[0, 1].slots
     for number, (size, dtype) in enumerate([(30_000, "int32"), (40_001, "uint8"), (1, "int32")]):
-        written, read = sender.places(number), receiver.places(number)
+        written, read = sender.places(slots[number]), receiver.places(slots[number])
         assert (read.shape, read.dtype) == ((PLACES, size), dtype)
         for place in range(PLACES):
             written[place] = 1 + number + place
@@ -58,7 +59,7 @@ def test_both_processes_see_what_one_writes():
     receiver.ended[0] = 4
     for number in range(3):
         for place in range(PLACES):
-            assert (receiver.places(number)[place] == 1 + number + place).all()
+            assert (receiver.places(slots[number])[place] == 1 + number + place).all()
     assert receiver.counters.tolist() == [5, 6, 7]
     assert sender.ended.tolist() == [4]
 

@@ -131,7 +131,6 @@ class Memory:
     """
 
     def __init__(self, room: Room, descriptor: int) -> None:
-        self._slots = room.slots
         self._bytes = mmap.mmap(descriptor, room.size)
         self.counters = np.frombuffer(self._bytes, np.int64, len(room.slots), _COUNTERS)
         self.ended = np.frombuffer(self._bytes, np.int64, 1, _ENDED)
@@ -145,13 +144,12 @@ class Memory:
         """Makes the memory ready for another process to open."""
         self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
-    def places(self, number: int) -> Array:
-        """The places of a transfer's tensor.
+    def places(self, slot: Slot) -> Array:
+        """The places of the tensor of a slot.
 
         Returns:
             Shape `[PLACES, words]`; int32, or uint8 if its bytes are no whole number of those.
         """
-        slot = self._slots[number]
         word = np.dtype(np.uint8 if slot.num_bytes % _WORD.itemsize else _WORD)
         count = PLACES * slot.num_bytes // word.itemsize
         return np.frombuffer(self._bytes, word, count, slot.offset).reshape(PLACES, -1)

@@ -26,7 +26,7 @@ from opensmp import _private
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.promptness import sleep_precisely, wake_promptly
-from opensmp.runtime.shared_memory import PLACES, Array, Memory, Pair, Room
+from opensmp.runtime.shared_memory import PLACES, Array, Memory, Pair, Room, Slot
 from opensmp.runtime.transport import Received, Sent, Transport
 
 Op = Any
@@ -88,17 +88,17 @@ class Outbox:
         while self._memory.ended[0] < run - PLACES:
             time.sleep(_pause(time.monotonic() - begun))
 
-    def put(self, number: int, position: int, transfer: Transfer, run: Tensor) -> Op:
+    def put(self, slot: Slot, transfer: Transfer, run: Tensor) -> Op:
         """Emits what sends the tensor of a transfer, in a run with this number."""
         with tf.device(self._device):
             written = transfer.op
             if transfer.tensor is not None:
                 with tf.init_scope():
-                    places = _in_place(self._memory.places(number))
+                    places = _in_place(self._memory.places(slot))
                 words = _words(transfer.tensor, places.dtype)
                 written = _write(places, tf.cast(run % PLACES, tf.int32), words)
             with tf.control_dependencies([written]):
-                return _write(self._counters, tf.constant(position), run)
+                return _write(self._counters, tf.constant(slot.position), run)
 
 
 class _Asked(NamedTuple):
@@ -127,18 +127,18 @@ class Inbox:
         self._thread = threading.Thread(target=self._look, name="opensmp-inbox", daemon=True)
         self._thread.start()
 
-    def take(self, number: int, position: int, transfer: Transfer, run: Tensor) -> Tensor:
+    def take(self, slot: Slot, transfer: Transfer, run: Tensor) -> Tensor:
         """Emits what gives the tensor of a transfer, as soon as it is there; else the run."""
         tensor = transfer.tensor
         dtype = tf.int64 if tensor is None else tensor.dtype
         with tf.init_scope(), tf.device(self._device):
-            queue = self._queues[position] = tf.queue.FIFOQueue(PLACES, [tf.int64], [[]])
-            places = [] if tensor is None else [_in_place(self._memory.places(number))]
+            queue = self._queues[slot.position] = tf.queue.FIFOQueue(PLACES, [tf.int64], [[]])
+            places = [] if tensor is None else [_in_place(self._memory.places(slot))]
             shape = None if tensor is None else tuple(tensor.shape)
             function = self._function(shape, dtype, *(each.dtype for each in places))
         with tf.device(self._device):
             (result,) = tf.raw_ops.PartitionedCall(
-                args=[self._counters, tf.constant(position), queue.queue_ref, run, *places],
+                args=[self._counters, tf.constant(slot.position), queue.queue_ref, run, *places],
                 Tout=[dtype],
                 f=function,
                 name="shared",
@@ -270,9 +270,7 @@ class SharedMemoryTransport:
         slot = self._rooms[pair].slots.get(number) if pair in self._outboxes else None
         if slot is None:
             return self._rest.send(transfer, number)
-        return Sent(
-            self._outboxes[pair].put(number, slot.position, transfer, self._run), waits=False
-        )
+        return Sent(self._outboxes[pair].put(slot, transfer, self._run), waits=False)
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end; see `Transport`."""
@@ -280,7 +278,7 @@ class SharedMemoryTransport:
         slot = self._rooms[pair].slots.get(number) if pair in self._inboxes else None
         if slot is None:
             return self._rest.receive(transfer, number)
-        value = self._inboxes[pair].take(number, slot.position, transfer, self._run)
+        value = self._inboxes[pair].take(slot, transfer, self._run)
         # Not early: it is to look when the tensor is needed. And if a call fails while this one
         # waits, TensorFlow may report that this one was cancelled, and not why.
         return Received(value, [value.op], early=False)
