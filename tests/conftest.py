@@ -48,6 +48,7 @@ def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
     return init
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those that share something stay together.
 

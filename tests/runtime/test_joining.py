@@ -258,9 +258,9 @@ def test_fit_joins_what_it_adds_up(smp_init, monkeypatch):
     joined = []
     single = Program.joint
 
-    def noted(program, weights, is_shared, num_microbatches):
+    def noted(program, weights, is_shared, num_microbatches, is_open):
         joined.append(num_microbatches)
-        return single(program, weights, is_shared, num_microbatches)
+        return single(program, weights, is_shared, num_microbatches, is_open)
 
     monkeypatch.setattr(Program, "joint", noted)
     histories = []
