@@ -99,7 +99,10 @@ def transformer(blocks: int, width: int, length: int, vocabulary: int, batch: in
 
 
 def split_step(
-    model: Any, optimizer: keras.optimizers.Optimizer, accumulate: str = "variable"
+    model: Any,
+    optimizer: keras.optimizers.Optimizer,
+    accumulate: str = "variable",
+    reduce: Callable[[Any], Any] = lambda nest: nest,
 ) -> Callable[..., Any]:
     """A training step of a distributed model: from inputs and labels to the mean loss.
 
@@ -107,6 +110,7 @@ def split_step(
         model: The distributed model.
         optimizer: Its optimizer.
         accumulate: How microbatches' gradients are added, see `StepOutput.accumulate`.
+        reduce: What becomes of gradients and loss, such as `smp.allreduce` over replicas.
     """
     loss_fn = loss_function()
 
@@ -119,8 +123,8 @@ def split_step(
     @tf.function
     def train_step(inputs, labels):
         gradients, loss = forward_backward(inputs, labels)
-        gradients = [gradient.accumulate(accumulate) for gradient in gradients]
+        gradients = reduce([gradient.accumulate(accumulate) for gradient in gradients])
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss.reduce_mean()
+        return reduce(loss.reduce_mean())
 
     return train_step

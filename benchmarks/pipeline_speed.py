@@ -38,23 +38,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import platform
-import select
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+
+from served import WARM_UP, Measured, answer_steps, in_turns, spread
 
 WORKLOADS = ("mlp", "transformer", "quick")
 # Name: the pipeline, and in how many pieces a rank has its half of the model.
@@ -69,8 +66,6 @@ ALONE, SIDE_BY_SIDE, OURS_ALONE = "one thread", "side by side", "ours, one threa
 TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
 PROGRAMS = (SIDE_BY_SIDE, OURS_ALONE, *OURS, *(f"torch {schedule}" for schedule in TORCH))
 RANKS = 2
-WARM_UP = 3
-STEPS_PER_TURN = 5  # threads that slept need a step or two
 
 
 def bound(microbatches: float) -> float:
@@ -100,97 +95,11 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
         pipeline, pieces = OURS[role]
         train_step = overlap.pipelined_step(made, microbatches, pipeline, pieces)
         rank = smp.rank()
-
-    inputs, labels = tf.constant(made.inputs), tf.constant(made.labels)
-    with open(fifos[rank]) as commands:
-        for _, count in map(json.loads, commands):
-            times = []
-            for _ in range(count):
-                start = time.perf_counter()
-                loss = float(train_step(inputs, labels))
-                times.append(time.perf_counter() - start)
-            if rank == 0:
-                answer = {"seconds": statistics.median(times), "loss": loss}
-                Path(answers).write_text(json.dumps(answer) + "\n")
+    data = tf.constant(made.inputs), tf.constant(made.labels)
+    answer_steps(train_step, data, rank, fifos, answers)
 
 
 # ----------------------------------------------------------------------- the one that measures
-
-
-class Measured:
-    """Processes that run steps when asked, through a FIFO for each."""
-
-    def __init__(self, folder: Path, name: str, command: list[str], ranks: int, **options: Any):
-        self.name = name
-        self.fifos = [folder / f"{name}-{rank}.in".replace(" ", "-") for rank in range(ranks)]
-        self.answers = folder / f"{name}.out".replace(" ", "-")
-        for path in (*self.fifos, self.answers):
-            os.mkfifo(path)
-        command += ["--fifos", *map(str, self.fifos), "--answers", str(self.answers)]
-        environments = options.pop("environments", [{}])
-        self.log = open(folder / f"{name}.log".replace(" ", "-"), "w+")  # noqa: SIM115
-        self.processes = [
-            subprocess.Popen(
-                command,
-                env={**os.environ, **environment},
-                stdin=subprocess.DEVNULL,
-                stdout=self.log,
-                stderr=subprocess.STDOUT,
-            )
-            for environment in environments
-        ]
-        self.inputs: list[Any] = []
-        try:
-            self.inputs += map(self._open, self.fifos)
-        except BaseException:
-            for process in self.processes:
-                process.kill()
-            raise
-
-    def _open(self, path: Path) -> Any:
-        """The writing end; a process that ends before it opens its own would block us."""
-        while True:
-            with contextlib.suppress(OSError):
-                return os.fdopen(os.open(path, os.O_WRONLY | os.O_NONBLOCK), "w")
-            self._check()
-            time.sleep(0.05)
-
-    def _check(self) -> None:
-        codes = [process.poll() for process in self.processes]
-        if any(codes):
-            self.log.seek(0)
-            raise SystemExit(f"{self.name} ended with {codes}:\n{self.log.read()[-3000:]}")
-
-    def steps(self, count: int) -> dict[str, Any]:
-        """Runs steps and gives the median time of one."""
-        for file in self.inputs:
-            file.write(json.dumps(["steps", count]) + "\n")
-            file.flush()
-        descriptor = os.open(self.answers, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            text = b""
-            # Asleep until something comes: who looks often takes time from those it measures.
-            while not text.endswith(b"\n"):
-                if select.select([descriptor], [], [], 1.0)[0]:
-                    with contextlib.suppress(BlockingIOError):
-                        text += os.read(descriptor, 4096)
-                if not text:
-                    time.sleep(0.02)
-                    self._check()
-            return dict(json.loads(text))
-        finally:
-            os.close(descriptor)
-
-    def end(self) -> None:
-        for file in self.inputs:
-            with contextlib.suppress(OSError):
-                file.close()
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-        self.log.close()
 
 
 @contextlib.contextmanager
@@ -271,19 +180,14 @@ def row(
         first = {name: process.steps(WARM_UP) for name, process in running.items()}
         ours = [answer["loss"] for name, answer in first.items() if not name.startswith("torch")]
         np.testing.assert_allclose(ours[1:], ours[0], rtol=1e-4)
-        times: dict[str, list[float]] = {name: [] for name in running}
-        for _ in range(rounds):
-            for name, process in running.items():
-                times[name].append(process.steps(STEPS_PER_TURN)["seconds"])
+        times = in_turns(running, rounds)
     cells = [str(microbatches), f"{1e3 * statistics.median(times[ALONE]):.0f} ms"]
     for name in running:
         if name in (ALONE, f"torch {ALONE}"):
             continue
         base = times[f"torch {ALONE}" if name.startswith("torch") else ALONE]
         perfect = 1 if name in (SIDE_BY_SIDE, OURS_ALONE) else RANKS
-        shares = [b / t / perfect for b, t in zip(base, times[name], strict=True)]
-        low, middle, high = np.percentile(shares, [25, 50, 75])
-        cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        cells.append(spread([b / t / perfect for b, t in zip(base, times[name], strict=True)]))
     cells += [f"{bound(microbatches):.2f}", f"{bound(1.5 * microbatches):.2f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
 

@@ -26,13 +26,11 @@ gradients early saves 3 % of a step on the MLP (64 MB of gradients) and 1 % on t
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +39,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from pipeline_speed import ALONE, STEPS_PER_TURN, WARM_UP, WORKLOADS, Measured
+from pipeline_speed import ALONE, WORKLOADS
+from served import WARM_UP, Measured, answer_steps, in_turns, spread
 
 EARLY, HELD_BACK = "early", "held back"
 REPLICAS = 2
@@ -52,7 +51,6 @@ REPLICAS = 2
 
 def replica_step(workload: Any, microbatches: int, early: bool) -> Callable[..., Any]:
     import keras
-    import tensorflow as tf
 
     import models
     import opensmp as smp
@@ -65,23 +63,8 @@ def replica_step(workload: Any, microbatches: int, early: bool) -> Callable[...,
     smp.init({"microbatches": microbatches, "optimize": "speed", "devices": "cpu"})
     keras.utils.set_random_seed(0)
     model = smp.DistributedModel.from_keras(workload.build())
-    loss_fn = models.loss_function()
     optimizer = keras.optimizers.SGD(overlap.LEARNING_RATE)
-
-    @smp.step
-    def forward_backward(inputs, labels):
-        with tf.GradientTape() as tape:
-            loss = loss_fn(labels, model(inputs, training=True))
-        return tape.gradient(loss, model.trainable_variables), loss
-
-    @tf.function
-    def train_step(inputs, labels):
-        outputs, loss = forward_backward(inputs, labels)
-        gradients = smp.allreduce([output.accumulate("add_n") for output in outputs])
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return smp.allreduce(loss.reduce_mean())
-
-    return train_step
+    return models.split_step(model, optimizer, "add_n", reduce=smp.allreduce)
 
 
 def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], answers: str) -> None:
@@ -99,17 +82,8 @@ def serve(workload: str, microbatches: int, role: str, fifos: Sequence[str], ans
         train_step = replica_step(made, microbatches, role == EARLY)
         rank = smp.rank()
     half = slice(rank, None, REPLICAS)
-    inputs, labels = tf.constant(made.inputs[half]), tf.constant(made.labels[half])
-    with open(fifos[rank]) as commands:
-        for _, count in map(json.loads, commands):
-            times = []
-            for _ in range(count):
-                start = time.perf_counter()
-                loss = float(train_step(inputs, labels))
-                times.append(time.perf_counter() - start)
-            if rank == 0:
-                answer = {"seconds": statistics.median(times), "loss": loss}
-                Path(answers).write_text(json.dumps(answer) + "\n")
+    data = tf.constant(made.inputs[half]), tf.constant(made.labels[half])
+    answer_steps(train_step, data, rank, fifos, answers)
 
 
 # ----------------------------------------------------------------------- the one that measures
@@ -132,18 +106,13 @@ def row(workload: str, microbatches: int, rounds: int) -> None:
                 running[role] = Measured(folder, role, launcher, REPLICAS)
             losses = {name: process.steps(WARM_UP)["loss"] for name, process in running.items()}
             np.testing.assert_allclose(losses[EARLY], losses[HELD_BACK], rtol=1e-4)
-            times: dict[str, list[float]] = {name: [] for name in running}
-            for _ in range(rounds):
-                for name, process in running.items():
-                    times[name].append(process.steps(STEPS_PER_TURN)["seconds"])
+            times = in_turns(running, rounds)
         finally:
             for process in running.values():
                 process.end()
     cells = [workload, str(microbatches), f"{1e3 * statistics.median(times[ALONE]):.0f} ms"]
     for base, other in ((ALONE, EARLY), (ALONE, HELD_BACK), (HELD_BACK, EARLY)):
-        ratios = [b / t for b, t in zip(times[base], times[other], strict=True)]
-        low, middle, high = np.percentile(ratios, [25, 50, 75])
-        cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        cells.append(spread([b / t for b, t in zip(times[base], times[other], strict=True)]))
     print(f"| {' | '.join(cells)} |", flush=True)
 
 

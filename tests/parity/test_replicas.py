@@ -25,9 +25,9 @@ DIVIDED = Bound(
     "gradient plus 1e-7: of a gradient near zero the error grows by as much",
 )
 
-# Number of processes, partitions: replicas of the whole model, and two replicas of two partitions.
 SCHEDULES = ["simple", "early interleaved"]
 
+# Number of processes, partitions: replicas of the whole model, and two replicas of two partitions.
 WORLDS = {"data parallel": (2, 1), "hybrid 2 x 2": (4, 2)}
 
 

@@ -108,7 +108,7 @@ class Extractor:
         self, graph: Any, captures: Sequence[tuple[Tensor, Tensor]], units: bool = True
     ) -> None:
         self._graph = graph
-        self._attributes = {"_noinline": True} if units else {}
+        self._units = units
         self._captures = {id(inner): outer for outer, inner in captures}
         self._nodes: dict[str, Any] = {}
         self._library: dict[str, Any] = {}
@@ -121,6 +121,7 @@ class Extractor:
         fetches: Sequence[Tensor],
         must_run: Sequence[Op] = (),
         control: Collection[Op] = (),
+        is_open: bool = False,
     ) -> ConcreteFunction:
         """The part of the graph between `feeds` and `fetches` as a concrete function.
 
@@ -131,6 +132,7 @@ class Extractor:
             must_run: Operations to keep even if no result needs them. With any, a zero is
                 added to the results: TensorFlow drops a call whose results are not read.
             control: Operations to reach through control edges, too.
+            is_open: See `compiled`.
         """
         part = self.part(feeds, fetches, must_run, control)
 
@@ -140,10 +142,14 @@ class Extractor:
             results = part.paste(args)
             return [*results, tf.constant(0, name="done")] if must_run else results
 
-        return self.compiled(name, body, feeds)
+        return self.compiled(name, body, feeds, is_open)
 
     def compiled(
-        self, name: str, body: Callable[..., list[Tensor]], specs: Sequence[Tensor]
+        self,
+        name: str,
+        body: Callable[..., list[Tensor]],
+        specs: Sequence[Tensor],
+        is_open: bool = False,
     ) -> ConcreteFunction:
         """A concrete function of a Python function.
 
@@ -151,9 +157,11 @@ class Extractor:
             name: Name of the function.
             body: Takes tensors, returns tensors.
             specs: Tensors that look like its arguments.
+            is_open: Whether its calls are no units, even where others are.
         """
         body.__name__ = name
-        function = tf.function(body, autograph=False, experimental_attributes=self._attributes)
+        attributes = {"_noinline": True} if self._units and not is_open else {}
+        function = tf.function(body, autograph=False, experimental_attributes=attributes)
         return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
 
     def part(

@@ -40,6 +40,7 @@ def joint(
     is_shared: Sequence[bool],
     num_microbatches: int,
     captured: Collection[int],
+    is_open: bool,
 ) -> ConcreteFunction:
     """A function for the sum of the gradients of several microbatches; see `Program.joint`."""
     feeds, gradient = weights.feeds, weights.gradient
@@ -85,7 +86,7 @@ def joint(
                 results.append(tf.add_n(found[id(each)]))
         return results
 
-    return extractor.compiled("joint", body, specs)
+    return extractor.compiled("joint", body, specs, is_open)
 
 
 def _products(weights: Backward, captured: Collection[int]) -> dict[int, Product]:

@@ -62,7 +62,6 @@ class Program:
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
         self._extractor = Extractor(traced.graph, traced.captures, units)
-        self._dissolving = Extractor(traced.graph, traced.captures, units=False)
         self._split_backward = split_backward
         self._joins = joins
         self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
@@ -133,7 +132,9 @@ class Program:
         """
         if backward not in self._open:
             fetches = (*backward.gradient.flat, *backward.handed)
-            self._open[backward] = self._dissolving.function("open", backward.feeds, fetches)
+            self._open[backward] = self._extractor.function(
+                "open", backward.feeds, fetches, is_open=True
+            )
         return self._open[backward]
 
     def is_worth_joining(self, weights: Backward) -> bool:
@@ -162,9 +163,8 @@ class Program:
         """
         key = (weights, tuple(is_shared), num_microbatches, is_open)
         if key not in self._joint:
-            extractor = self._dissolving if is_open else self._extractor
             self._joint[key] = joint(
-                extractor, weights, is_shared, num_microbatches, self._captured
+                self._extractor, weights, is_shared, num_microbatches, self._captured, is_open
             )
         return self._joint[key]
 

@@ -125,7 +125,8 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         mp_group=mp_group,
         dp_group=dp_group,
         one_core_each=devices.have_one_core_each(own_devices),
-        sums_early=len(machines) > 1 or any("GPU" in device for device in own_devices),
+        sums_early=len(dp_group) > 1
+        and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
     )
 
 

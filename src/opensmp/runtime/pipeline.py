@@ -273,8 +273,7 @@ class Pipeline:
         replicas while those of the layers before are computed.
         """
         is_last = action.kind in ("B", "W") and action.microbatch == self._num_microbatches - 1
-        early = self._world.sums_early and len(self._world.dp_group) > 1
-        return is_last and early and self._stamps is None
+        return is_last and self._world.sums_early and self._stamps is None
 
     def _action(self, kind: str, number: int, microbatch: int) -> Action:
         repeat = 0
