@@ -221,7 +221,7 @@ def test_chrome_trace_of_a_real_step_has_all_its_events(training, tmp_path):
 
 def test_a_real_step_is_drawn_with_a_row_per_device(training):
     lines = str(record(training.train_step, runs=2)).splitlines()
-    assert lines[0].startswith("CPU:0 |F0")
+    assert lines[0].startswith("CPU:0 |F")  # F0, unless the machine paused in this step
     assert lines[1].startswith("CPU:1 |.")
     assert lines[-1] == "the last of 2 steps"
 
