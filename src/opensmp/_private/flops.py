@@ -1,0 +1,56 @@
+"""TensorFlow's own statistics of operations."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.framework import ops
+from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
+from tensorflow.python.util import deprecation
+
+Op = Any
+
+
+class _Shapes:
+    """Stands for a graph where TensorFlow's op statistics look up shapes by tensor name."""
+
+    def __init__(self, shapes: Callable[[str], Sequence[int]]) -> None:
+        self._shapes = shapes
+
+    def get_tensor_by_name(self, name: str) -> Any:
+        shape = tf.TensorShape(self._shapes(name))
+        return types.SimpleNamespace(get_shape=lambda: shape)
+
+
+def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> float | None:
+    """FLOPs of an operation by the statistics of TensorFlow's own profiler.
+
+    They have no public name, and take shapes from a graph, where some may be unknown.
+
+    Args:
+        op: The operation.
+        inputs: Shape of each of its inputs, fully known.
+        outputs: Shape of each of its outputs, fully known.
+
+    Returns:
+        None if there are no statistics for the type, or not for these attributes.
+    """
+    try:
+        statistics = ops._stats_registry.lookup(f"{op.type},flops")
+    except LookupError:
+        return None
+    shapes = {t.name: shape for t, shape in zip(op.inputs, inputs, strict=True)}
+    shapes.update({t.name: shape for t, shape in zip(op.outputs, outputs, strict=True)})
+    try:
+        with deprecation.silence():  # they look shapes up by a function of TensorFlow 1
+            return float(statistics(_Shapes(shapes.__getitem__), op.node_def).value)
+    except ValueError:  # "Only NHWC format is supported in flops computations"
+        return None
+
+
+def has_registered_flops(op_type: str) -> bool:
+    """Whether TensorFlow's profiler has FLOP statistics for operations of a type."""
+    return f"{op_type},flops" in ops._stats_registry.list()

@@ -1,0 +1,271 @@
+"""Variables: their memory, where it lies, and those of other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common import global_state
+from tensorflow.python.checkpoint import tensor_callable
+from tensorflow.python.ops import resource_variable_ops
+from tensorflow.python.trackable import base as tf_trackable
+
+from opensmp._private.replacing import replaced
+from opensmp.errors import ElsewhereError
+
+Tensor = Any
+
+
+def is_initialized(variable: Any) -> bool:
+    """Whether a Keras variable holds memory."""
+    return variable._value is not None
+
+
+def variable_dtype(variable: Any) -> Any:
+    """The stored dtype; the public one follows the autocast scope."""
+    return tf.as_dtype(variable._dtype)
+
+
+def take_pending_variables() -> list[Any]:
+    """Takes over Keras' list of variables that wait for their memory.
+
+    Left in place, any unrelated layer call would initialise them all on the
+    default device.
+    """
+    pending = global_state.get_global_attribute("uninitialized_variables") or []
+    taken = list(pending)
+    pending.clear()
+    return taken
+
+
+def outside_of_functions() -> Any:
+    """Context in which a new variable is none of the `tf.function` being traced.
+
+    Such a function would otherwise trace the user's code a second time, to see that
+    it makes no variables then.
+    """
+
+    def creator(next_creator: Any, **kwargs: Any) -> Any:
+        return next_creator(**{**kwargs, "experimental_enable_variable_lifting": False})
+
+    return tf.variable_creator_scope(creator)
+
+
+def initialize_on(variable: Any, device: str) -> None:
+    """Gives a waiting Keras variable its memory and first value on `device`."""
+    with tf.init_scope(), tf.device(device), outside_of_functions():
+        variable._deferred_initialize()
+
+
+def storage(variable: Any) -> Any:
+    """The `tf.Variable` behind a Keras variable, untouched by autocast scopes."""
+    return variable._value
+
+
+def move_to(variable: Any, device: str) -> None:
+    """Moves an initialised Keras variable to `device`, values kept.
+
+    The `tf.Variable` stays the same object, only its memory is another: optimizers
+    and checkpoints know a variable by the object. Functions traced before keep the
+    old memory. Slots that optimizers have made for the variable move with it.
+    """
+    for slot in _slots(variable):
+        move_to(slot, device)
+    old = variable._value
+    with tf.init_scope(), tf.device(device), outside_of_functions():
+        new = tf.Variable(
+            old.read_value(),
+            trainable=old.trainable,
+            name=variable.name,
+            dtype=old.dtype,
+            aggregation=old.aggregation,
+            synchronization=old.synchronization,
+            shape=old.shape,
+        )
+    old._handle = new._handle
+    old._handle_name = new._handle_name
+
+
+def give_up(variable: Any, name: str) -> None:
+    """Makes a Keras variable one that has no memory here, for it lives in another process.
+
+    It keeps its place in models, optimizers and graphs; reading it here is an error that
+    shows `name`. Slots that optimizers have made for the variable are given up with it.
+    """
+    for slot in _slots(variable):
+        give_up(slot, name)
+    with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
+        empty = resource_variable_ops.UninitializedVariable(
+            trainable=variable.trainable,
+            name=name,
+            shape=variable._shape,
+            dtype=variable_dtype(variable),
+        )
+    old = variable._value
+    if old is None:
+        variable._value = empty
+        variable._initializer = None
+    else:
+        old._handle = empty._handle
+        old._handle_name = empty._handle_name
+    setattr(variable._value, ELSEWHERE, name)
+    kind: Any = type(variable._value)
+    variable._value.__class__ = _unreadable(kind)
+
+
+@functools.cache
+def _unreadable(kind: Any) -> Any:
+    """A class of variables that cannot be read outside of graphs.
+
+    TensorFlow itself gives an empty array for a variable without memory, and no error.
+    """
+
+    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if tf.executing_eagerly():
+            raise ElsewhereError(
+                f"Variable {getattr(self, ELSEWHERE)} was read in a process that does not own "
+                "it. Each process holds the variables of its own partitions only; the model's "
+                "outputs and losses are there in all of them."
+            )
+        return kind._read_variable_op(self, *args, **kwargs)
+
+    def _serialize_to_tensors(self: Any) -> Any:
+        def read() -> Any:
+            raise ElsewhereError(
+                f"Variable {getattr(self, ELSEWHERE)} cannot be saved in a process that does not "
+                "own it: tf.train.Checkpoint would leave it out. Save with smp.CheckpointManager, "
+                "which all processes call."
+            )
+
+        value = tensor_callable.Callable(read, dtype=self.dtype, device=self.device)
+        return {tf_trackable.VARIABLE_VALUE_KEY: value}
+
+    body = {
+        "_read_variable_op": _read_variable_op,
+        "_serialize_to_tensors": _serialize_to_tensors,
+        "__module__": kind.__module__,
+    }
+    return type(kind.__name__, (kind,), body)
+
+
+def is_elsewhere(variable: Any) -> bool:
+    """Whether a variable, Keras' or the `tf.Variable` behind one, was given up."""
+    return hasattr(getattr(variable, "_value", variable), ELSEWHERE)
+
+
+def _slots(variable: Any) -> list[Any]:
+    """The variables that optimizers have made for a Keras variable."""
+    slots = (reference() for reference in getattr(variable._value, SLOTS, ()))
+    return [slot for slot in slots if slot is not None]
+
+
+ELSEWHERE = "_smp_elsewhere"
+
+
+SLOTS = "_smp_slots"
+
+
+@contextlib.contextmanager
+def variable_access(
+    read: Callable[[Any], Tensor | None], write: Callable[[Any, Tensor], bool]
+) -> Iterator[None]:
+    """Context in which reads and assignments of `tf.Variable`s are redirected.
+
+    `read(variable)` gives the value to use, or None to leave the read alone;
+    `write(variable, value)` says whether it took the assignment. Keras offers
+    this for its own variables only (StatelessScope).
+    """
+    base = resource_variable_ops.BaseResourceVariable
+
+    def reading(original: Any) -> Any:
+        def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+            value = read(self)
+            return original(self, *args, **kwargs) if value is None else value
+
+        return _read_variable_op
+
+    def gathering(original: Any, gather: Any) -> Any:
+        def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
+            value = read(self)
+            return original(self, indices, name) if value is None else gather(value, indices)
+
+        return sparse_read
+
+    def assigning(original: Any, update: Any) -> Any:
+        def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            old = read(self)
+            if old is not None:
+                change = tf.convert_to_tensor(value, dtype=self.dtype)
+                if write(self, update(old, change)):
+                    return self
+            return original(self, value, *args, **kwargs)
+
+        return assign
+
+    with contextlib.ExitStack() as stack:
+        for name, make in {
+            "_read_variable_op": reading,
+            "sparse_read": lambda o: gathering(o, tf.gather),
+            "gather_nd": lambda o: gathering(o, tf.gather_nd),
+            "assign": lambda o: assigning(o, lambda old, new: tf.identity(new)),
+            "assign_add": lambda o: assigning(o, lambda old, new: old + new),
+            "assign_sub": lambda o: assigning(o, lambda old, new: old - new),
+        }.items():
+            owner = resource_variable_ops.ResourceVariable if "assign" in name else base
+            stack.enter_context(replaced(owner, name, make))
+        yield
+
+
+def know_slot(reference_variable: Any, slot: Any) -> None:
+    value = getattr(reference_variable, "_value", reference_variable)
+    if not hasattr(value, SLOTS):
+        setattr(value, SLOTS, [])
+    if any(known() is slot for known in getattr(value, SLOTS)):
+        return
+    getattr(value, SLOTS).append(weakref.ref(slot))
+    if is_elsewhere(reference_variable):
+        give_up(slot, getattr(value, ELSEWHERE))
+
+
+def lend(variable: Any, value: Any) -> None:
+    """Gives a variable of another process memory on this host, until `take_back`.
+
+    All who hold the variable can read it meanwhile, as `give_up` and `move_to` change it in
+    place too.
+    """
+    given_up = variable._value if isinstance(variable, keras.Variable) else variable
+    with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
+        memory = tf.Variable(value, dtype=given_up.dtype, shape=given_up.shape)
+    setattr(given_up, _LENT, (given_up._handle, given_up._handle_name, type(given_up)))
+    given_up._handle, given_up._handle_name = memory._handle, memory._handle_name
+    given_up.__class__ = type(given_up).__mro__[1]  # the readable one
+
+
+def take_back(variable: Any) -> None:
+    """Ends what `lend` began."""
+    given_up = variable._value if isinstance(variable, keras.Variable) else variable
+    given_up._handle, given_up._handle_name, given_up.__class__ = getattr(given_up, _LENT)
+    delattr(given_up, _LENT)
+
+
+_LENT = "_smp_lent"
+
+
+def assignments_elsewhere_ignored() -> Any:
+    """Context in which assigning to a variable of another process does nothing.
+
+    Keras assigns all weights of a model that it loads, wherever they are.
+    """
+
+    def make(original: Any) -> Any:
+        def assign(self: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            return self if is_elsewhere(self) else original(self, value, *args, **kwargs)
+
+        return assign
+
+    return replaced(resource_variable_ops.BaseResourceVariable, "assign", make)

@@ -1,0 +1,188 @@
+"""Canaries of function graphs and operations."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from canaries import graph_with
+
+from opensmp import _private
+
+
+def test_new_graph():
+    graph = _private.new_graph("mine")
+    assert graph.name == "mine"
+    outside = tf.constant(1.0)
+    with graph.as_default():
+        inside = outside + 1.0
+    assert inside.graph is graph
+
+
+def test_captures():
+    graph = _private.new_graph("canary")
+    outside = tf.constant([1.0, 2.0])
+    with graph.as_default():
+        y = tf.raw_ops.AddV2(x=outside, y=outside)
+    ((source, placeholder),) = _private.captures(graph)
+    assert source is outside
+    assert all(x is placeholder for x in y.op.inputs)
+
+
+def test_is_stateful():
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        print_op = tf.print(x)
+        total = x + 1.0
+        noise = tf.raw_ops.RandomStandardNormal(shape=[2], dtype=tf.float32)
+    assert _private.is_stateful(print_op)
+    assert _private.is_stateful(noise.op)
+    assert not _private.is_stateful(total.op)
+
+
+def test_tagged():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        before = x + 1.0
+        with _private.tagged(graph, 2):
+            outer = x + 1.0
+            with _private.tagged(graph, 0):
+                loop = tf.while_loop(lambda y: tf.reduce_sum(y) < 9.0, lambda y: [y + 1.0], [x])[0]
+            after = x + 1.0
+    while_op = next(op for op in graph.get_operations() if "While" in op.type)
+    assert [_private.tag_of(op) for op in (before.op, outer.op, while_op, after.op)] == [
+        None,
+        2,
+        0,
+        2,
+    ]
+    assert loop.graph is graph
+
+
+def test_tag_of():
+    graph, (x,) = graph_with([2])
+    assert _private.tag_of(x.op) is None
+    with graph.as_default(), _private.tagged(graph, 3):
+        assert _private.tag_of((x + 1.0).op) == 3
+
+
+def test_strip_attributes():
+    graph, (x,) = graph_with([2])
+    with graph.as_default(), _private.tagged(graph, 1):
+        y = tf.identity(x, name="y")
+    node = next(node for node in graph.as_graph_def().node if node.name == y.op.name)
+    assert len(node.attr) > 1
+    _private.strip_attributes(node)
+    assert sorted(node.attr) == ["T"]
+
+
+def test_copy_handle_data():
+    graph = _private.new_graph("canary")
+    with graph.as_default():
+        elements = tf.raw_ops.TensorListReserve(
+            element_shape=[2], num_elements=3, element_dtype=tf.float32
+        )
+        placeholder = tf.compat.v1.placeholder(tf.variant, [])
+        _private.copy_handle_data(elements, placeholder)
+        _private.copy_handle_data(tf.constant(1.0), tf.constant(2.0))  # nothing to copy
+        # Its gradient is dropped without a word where the element type is not known.
+        item = tf.raw_ops.TensorListGetItem(
+            input_handle=placeholder, index=0, element_shape=[2], element_dtype=tf.float32
+        )
+        (gradient,) = tf.gradients(item, placeholder)
+    assert gradient is not None
+
+
+def test_add_control_input():
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        first, second = tf.identity(x), tf.identity(x)
+    _private.add_control_input(second.op, first.op)
+    assert second.op.control_inputs == [first.op]
+
+
+def test_set_control_inputs():
+    with tf.Graph().as_default():
+        first, second, last = tf.no_op(), tf.no_op(), tf.no_op()
+        _private.add_control_input(last, first)
+        _private.set_control_inputs(last, [second])
+        assert last.control_inputs == [second]
+
+
+def test_must_run():
+    """Without it nothing would run the count: it has no reader, and a call counts as stateless."""
+    counted = tf.Variable(0)
+    add = tf.function(lambda: counted.assign_add(1)).get_concrete_function()
+
+    @tf.function
+    def run():
+        with tf.init_scope():
+            function = add
+        (count,) = tf.raw_ops.PartitionedCall(
+            args=function.captured_inputs, Tout=[tf.int32], f=function
+        )
+        _private.must_run(tf.compat.v1.get_default_graph(), [count.op])
+        return tf.constant(1)
+
+    run()
+    assert counted.numpy() == 1
+
+
+def test_replace_input():
+    _, (x, y) = graph_with([2], [2])
+    with x.graph.as_default():
+        total = tf.raw_ops.AddV2(x=x, y=x)
+    _private.replace_input(total.op, 1, y)
+    assert [t is x for t in total.op.inputs] == [True, False]
+    assert total.op.inputs[1] is y
+
+
+def test_automatic_control_dependencies():
+    variable = tf.Variable(0.0)
+
+    @tf.function
+    def run():
+        graph = tf.compat.v1.get_default_graph()
+        outer = graph.experimental_acd_manager
+        with _private.automatic_control_dependencies():
+            assert graph.experimental_acd_manager is not outer
+            for i in range(4):
+                variable.assign_add(float(i))
+                variable.assign(2.0 * variable)
+        assert graph.experimental_acd_manager is outer
+        ordered = [op for op in graph.get_operations() if op.control_inputs]
+        assert len(ordered) >= 7  # known before the function itself is finished
+        return variable.read_value()
+
+    assert float(run()) == ((0.0 * 2 + 1) * 2 + 2) * 4 + 6
+
+
+def test_functions_of():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        tf.cond(tf.reduce_sum(x) > 0.0, lambda: x, lambda: -x)
+    names = {name for node in graph.as_graph_def().node for name in _private.functions_of(node)}
+    library = {function.signature.name for function in graph.as_graph_def().library.function}
+    assert len(names) == 2
+    assert names <= library
+
+
+def test_function_graphs():
+    graph, (x,) = graph_with([2])
+    with graph.as_default():
+        tf.cond(tf.reduce_sum(x) > 0.0, lambda: x, lambda: -x)
+    branch = next(op for op in graph.get_operations() if op.type in ("If", "StatelessIf"))
+    (then,) = _private.function_graphs(branch, "then_branch")
+    assert any(op.type == "Placeholder" for op in then.get_operations())
+
+
+def test_has_custom_gradient():
+    @tf.custom_gradient
+    def double(x):
+        return x * 2.0, lambda upstream: upstream * 2.0
+
+    _, (x,) = graph_with([2])
+    with x.graph.as_default():
+        double(x)
+        plain = x * 2.0
+    found = [op for op in x.graph.get_operations() if _private.has_custom_gradient(op)]
+    assert [op.type for op in found] == ["IdentityN"]
+    assert not _private.has_custom_gradient(plain.op)

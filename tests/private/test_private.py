@@ -1,0 +1,73 @@
+"""What holds for all private names, and for a few that are no functions."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import keras
+import pytest
+import tensorflow as tf
+
+from opensmp import _private
+
+HERE = Path(__file__).parent
+# What one file of the package has for another.
+AMONG_THEMSELVES = {"know_slot", "outside_of_functions"}
+
+
+def test_every_function_has_a_canary():
+    """In the file of the same name: `test_<function>`, or `test_<function>__<claim>`."""
+    missing = []
+    for name in _private.__all__:
+        function = getattr(_private, name)
+        if inspect.isfunction(function):
+            module = function.__module__.rsplit(".", 1)[1]
+            canaries = (HERE / f"test_{module}.py").read_text(encoding="utf-8")
+            if not re.search(rf"^def test_{name}(__\w+)?\(", canaries, re.MULTILINE):
+                missing.append(f"{module}.{name}")
+    assert missing == []
+
+
+def test_every_function_is_handed_out():
+    folder = Path(_private.__file__).parent
+    defined = {
+        name
+        for path in folder.glob("[a-z]*.py")
+        for name, value in vars(importlib.import_module(f"opensmp._private.{path.stem}")).items()
+        if inspect.isfunction(value) and value.__module__ == f"opensmp._private.{path.stem}"
+    }
+    public = {name for name in defined if not name.startswith("_")}
+    assert public - set(_private.__all__) == AMONG_THEMSELVES
+
+
+def test_functional_is_the_class_of_functional_models():
+    inputs = keras.Input([1])
+    assert type(keras.Model(inputs, inputs + 1.0)) is _private.Functional
+
+
+def test_autograph_lets_our_errors_pass():
+    """It replaces exceptions unless they have the attribute `ag_pass_through`."""
+    from opensmp.errors import StepError
+
+    @tf.function
+    def run(x):
+        raise StepError("as it is")
+
+    with pytest.raises(StepError) as caught:
+        run(tf.constant(1.0))
+    assert str(caught.value) == "as it is"
+
+
+def test_nothing_else_in_the_package_touches_private_names():
+    here = Path(_private.__file__).parent
+    offenders = [
+        f"{path.relative_to(here.parent)}: {line.strip()}"
+        for path in here.parent.rglob("*.py")
+        if here not in path.parents
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "tensorflow.python" in line or "keras.src" in line
+    ]
+    assert offenders == []

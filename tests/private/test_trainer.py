@@ -1,0 +1,125 @@
+"""Canaries of Keras' trainer and callbacks."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from opensmp import _private
+
+
+def compiled_model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    return model
+
+
+def test_compiled_loss():
+    model = compiled_model()
+    assert float(_private.compiled_loss(model)(np.zeros((2, 1)), np.ones((2, 1)))) == 1.0
+
+
+def test_compiled_metrics():
+    assert _private.compiled_metrics(compiled_model()) is not None
+    assert _private.compiled_metrics(keras.Sequential()) is None
+
+
+def test_build_metrics():
+    model = compiled_model()
+    _private.build_metrics(model, tf.zeros([2, 1]), tf.zeros([2, 1]))
+    assert _private.compiled_metrics(model).built
+
+
+def test_call_in_training():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.5)])
+    assert (np.asarray(_private.call_in_training(model, np.ones((4, 8)))) == 0.0).any()
+
+
+def test_track_loss():
+    model = compiled_model()
+    _private.track_loss(model, tf.constant(1.0), 1)
+    _private.track_loss(model, tf.constant(4.0), 2)
+    assert float(model.metrics[0].result()) == 3.0
+
+
+def test_rows_count():
+    seen = []
+
+    class Loss(keras.losses.Loss):
+        def call(self, y_true, y_pred):
+            seen.append(y_pred.shape[0])
+            return y_pred[:, 0]
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", Loss())
+
+    @tf.function
+    def run(x):
+        with _private.rows_count(known=False):
+            unknown = _private.compiled_loss(model)(x, x)
+        with _private.rows_count(known=True):
+            return unknown + _private.compiled_loss(model)(x, x)
+
+    assert float(run(tf.ones([3, 1]))) == 2.0
+    assert seen == [None, 3]
+
+
+def test_track():
+    metric = keras.metrics.Mean()
+    with _private.rows_count(known=False):
+        _private.track(metric, tf.constant(1.0), 5)
+        _private.track(metric, tf.constant(3.0), 1)
+    assert float(metric.result()) == 2.0
+
+
+def test_tracked_values():
+    metric = keras.metrics.Mean()
+    with _private.tracked_values([metric]) as values:
+        metric.update_state(tf.constant(7.0), sample_weight=2)
+    assert float(values[id(metric)]) == 7.0
+    assert float(metric.result()) == 0.0
+
+
+def test_global_seed():
+    tf.random.set_seed(17)
+    assert _private.global_seed() == 17
+    tf.random.set_seed(None)
+    assert _private.global_seed() is None
+
+
+def test_arrays_shuffled_by():
+    """In the order that Keras' trainer meets them, for both ways to shuffle."""
+    seen = []
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.train_step = lambda data: (
+        seen.append(data[0][:, 0].numpy().tolist()) or {"loss": tf.zeros([])}
+    )
+    x = np.arange(6.0, dtype="float32")[:, None]
+    with _private.arrays_shuffled_by(lambda indices: indices[::-1]):
+        model.fit(x, x, batch_size=4, verbose=0)
+        model.fit(x, x, batch_size=6, verbose=0, shuffle="batch")
+        tf.random.shuffle(x, seed=1)
+    assert seen == [[5.0, 4.0, 3.0, 2.0], [1.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]]
+    assert tf.random.shuffle.__module__.startswith("tensorflow.")
+
+
+def test_overrides():
+    logger = keras.callbacks.CSVLogger("there")
+    assert _private.overrides(logger, "on_epoch_end")
+    assert not _private.overrides(logger, "on_train_batch_end")
+    each = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: None)
+    assert _private.overrides(each, "on_train_batch_end")
+
+
+def test_initial_epoch():
+    model = compiled_model()
+    assert _private.initial_epoch(model) is None
+
+
+def test_set_initial_epoch():
+    model = compiled_model()
+    _private.set_initial_epoch(model, 2)
+    history = model.fit(np.ones((2, 2)), np.ones((2, 1)), epochs=3, verbose=0)
+    assert (_private.initial_epoch(model), history.epoch) == (2, [2])
