@@ -30,6 +30,7 @@ from opensmp._private.files import (
     silence_deprecations,
     weights_layout,
 )
+from opensmp._private.flops import has_registered_flops, registered_flops
 from opensmp._private.graphs import (
     add_control_input,
     automatic_control_dependencies,
@@ -72,7 +73,6 @@ from opensmp._private.optimizers import (
     place_updates_with_variables,
 )
 from opensmp._private.replacing import replaced
-from opensmp._private.flops import has_registered_flops, registered_flops
 from opensmp._private.tapes import (
     is_bridge,
     is_watched,

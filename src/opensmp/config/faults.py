@@ -1,0 +1,115 @@
+"""What is wrong with values: one by one, and with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from opensmp.config.kinds import KINDS, did_you_mean
+from opensmp.config.sources import ALIASES, Given, shown
+from opensmp.errors import ConfigError
+
+
+def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
+    """The known keys of one source by canonical name; a key said twice must agree."""
+    known: dict[str, Given] = {}
+    for given in layer:
+        if given.key not in KINDS:
+            names = [*KINDS, *ALIASES]
+            hint = did_you_mean(given.name, names) or f"known keys: {', '.join(names)}"
+            faults.append(f"{given}; this key is unknown; {hint}")
+        elif given.key in known and known[given.key].value != given.value:
+            other = known[given.key]
+            faults.append(
+                f"{given}, but {other.name} ({other.source}) is {shown(other.value)}; both name "
+                f"the number of partitions; accepted: one of them, or the same value"
+            )
+        else:
+            known[given.key] = given
+    return known
+
+
+def check_all(layer: Iterable[Given]) -> tuple[dict[str, Any], list[str]]:
+    """Canonical values of the sound keys, and the faults of the others."""
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    for given in layer:
+        kind = KINDS[given.key]
+        try:
+            value = kind.read(given.value) if given.text else given.value
+            values[given.key] = kind.check(value)
+        except ValueError as error:
+            hint = f"; {error}" if str(error) else ""
+            faults.append(f"{given}; accepted: {kind.accepted}{hint}")
+    return values, faults
+
+
+def contradictions(given: Mapping[str, Given]) -> list[str]:
+    """Faults between keys that are sound one by one; keys that are missing are left out."""
+    faults: list[str] = []
+    partitions = given.get("partitions")
+    default = given.get("default_partition")
+    devices = given.get("devices")
+    if partitions and default and default.value >= partitions.value:
+        faults.append(
+            f"{default}, but partitions is {partitions.value}; accepted: an integer from 0 to "
+            f"{partitions.value - 1}"
+        )
+    if partitions and devices and isinstance(devices.value, tuple):
+        count = len(devices.value)
+        if count != partitions.value:
+            faults.append(
+                f"{devices}, which names {count} device{'s' * (count != 1)}, but partitions is "
+                f"{partitions.value}; accepted: one device per partition"
+            )
+    processes = given.get("processes_per_replica")
+    if partitions and processes and processes.value and partitions.value % processes.value:
+        divisors = [n for n in range(1, partitions.value + 1) if partitions.value % n == 0]
+        faults.append(
+            f"{processes}, but partitions is {partitions.value}, and every process owns the same "
+            f"number of them; accepted: {', '.join(map(str, divisors))}"
+        )
+    plan = given.get("plan")
+    auto = given.get("auto_partition")
+    if plan and plan.value is not None and auto and not auto.value:
+        faults.append(
+            f"{plan}, but auto_partition is False; a plan says where everything goes, so that "
+            "smp.partition has nothing to say; accepted: a plan with auto_partition True, or no "
+            "plan"
+        )
+    active = given.get("active_microbatches")
+    pipeline = given.get("pipeline")
+    microbatches = given.get("microbatches")
+    if (
+        active
+        and pipeline
+        and microbatches
+        and pipeline.value == "simple"
+        and active.value < microbatches.value
+    ):
+        faults.append(
+            f"{active}, but pipeline is 'simple', which keeps all {microbatches.value} "
+            f"microbatches in flight; accepted: {microbatches.value} or more, no "
+            "active_microbatches at all, or pipeline 'interleaved'"
+        )
+    return faults
+
+
+def missing_default_partition(auto_partition: Given) -> list[str]:
+    """The fault that nobody said where the rest goes, if that must be said."""
+    if auto_partition.value:
+        return []
+    return [
+        f"default_partition: not given, but auto_partition is False ({auto_partition.source}); "
+        "then it must say which partition takes the operations outside every smp.partition; "
+        'accepted: an integer >= 0 and below partitions, such as "default_partition": 0'
+    ]
+
+
+def raise_all(faults: Sequence[str]) -> None:
+    """Raises one `ConfigError` with all faults, if there are any."""
+    if not faults:
+        return
+    count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+    lines = [f"  {number}. {fault}" for number, fault in enumerate(faults, start=1)]
+    raise ConfigError("\n".join([f"Config: the configuration has {count}.", *lines]))

@@ -1,0 +1,190 @@
+"""What each key of the configuration accepts."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple, Protocol
+
+_DEVICE_NAME = re.compile(r"(?:/?device:)?(CPU|GPU):(\d+)", re.IGNORECASE)
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+class Kind(Protocol):
+    """What a key accepts. Both methods raise `ValueError`, with a hint or empty."""
+
+    @property
+    def accepted(self) -> str:
+        """What is accepted, in words."""
+
+    def check(self, value: Any) -> Any:
+        """The value in its canonical form."""
+
+    def read(self, text: str) -> Any:
+        """The value that a text of the environment stands for, still to be checked."""
+
+
+class _IntegerKind(NamedTuple):
+    minimum: int
+    accepted: str
+
+    def check(self, value: Any) -> int:
+        # bool is an int to Python; NumPy's integers are not, but are meant as such.
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ValueError
+        if value < self.minimum:
+            raise ValueError
+        return int(value)
+
+    def read(self, text: str) -> int:
+        if not re.fullmatch(r"[+-]?\d+", text.strip()):
+            raise ValueError
+        return int(text)
+
+
+class _OptionalIntegerKind(NamedTuple):
+    integer: _IntegerKind
+
+    @property
+    def accepted(self) -> str:
+        return f"{self.integer.accepted}, or None to choose automatically"
+
+    def check(self, value: Any) -> int | None:
+        return None if value is None else self.integer.check(value)
+
+    def read(self, text: str) -> int:
+        return self.integer.read(text)
+
+
+class _BooleanKind(NamedTuple):
+    accepted: str = "True or False"
+
+    def check(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise ValueError
+        return value
+
+    def read(self, text: str) -> bool:
+        word = text.strip().lower()
+        if word not in _TRUE | _FALSE:
+            raise ValueError
+        return word in _TRUE
+
+
+class _ChoiceKind(NamedTuple):
+    choices: tuple[str, ...]
+
+    @property
+    def accepted(self) -> str:
+        *others, last = map(repr, self.choices)
+        return f"{', '.join(others)} or {last}"
+
+    def check(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        if value not in self.choices:
+            raise ValueError(did_you_mean(value, self.choices))
+        return value
+
+    def read(self, text: str) -> str:
+        return text.strip()
+
+
+class _DevicesKind(NamedTuple):
+    accepted: str = (
+        "'cpu', 'gpu', a list of different logical devices such as ['CPU:0', 'CPU:1'], "
+        "or None to choose automatically"
+    )
+
+    def check(self, value: Any) -> str | tuple[str, ...] | None:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            if value.lower() not in ("cpu", "gpu"):
+                raise ValueError
+            return value.lower()
+        if not isinstance(value, Sequence) or not value:
+            raise ValueError
+        names = tuple(_device_name(item) for item in value)
+        if len(set(names)) < len(names):
+            raise ValueError("a device cannot hold two partitions")
+        return names
+
+    def read(self, text: str) -> str | list[str]:
+        word = text.strip()
+        if word.lower() in ("cpu", "gpu"):
+            return word
+        return [item.strip() for item in word.split(",")]
+
+
+class _PlanKind(NamedTuple):
+    accepted: str = (
+        "the path of a plan's JSON file, a dict of such paths by the name of the model, or None"
+    )
+
+    def check(self, value: Any) -> str | tuple[tuple[str, str], ...] | None:
+        if value is None:
+            return None
+        if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+            value = dict(value)
+        if not isinstance(value, Mapping):
+            return _path(value)
+        if not value or not all(isinstance(name, str) and name for name in value):
+            raise ValueError("name the models")
+        # As sorted pairs, so that the configuration stays hashable.
+        return tuple(sorted((name, _path(path)) for name, path in value.items()))
+
+    def read(self, text: str) -> Any:
+        word = text.strip()
+        if not word.startswith("{"):
+            return word
+        try:
+            return json.loads(word)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is not JSON ({error.msg})") from None
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path.strip():
+        raise ValueError
+    return path
+
+
+def _device_name(item: Any) -> str:
+    match = _DEVICE_NAME.fullmatch(item.strip()) if isinstance(item, str) else None
+    if match is None:
+        raise ValueError(f"{item!r} is not a logical device")
+    return f"{match[1].upper()}:{int(match[2])}"
+
+
+KINDS: Mapping[str, Kind] = {
+    "partitions": _IntegerKind(1, "an integer >= 1"),
+    "microbatches": _IntegerKind(1, "an integer >= 1"),
+    "pipeline": _ChoiceKind(("interleaved", "simple", "zero_bubble")),
+    "optimize": _ChoiceKind(("memory", "speed")),
+    "placement_strategy": _ChoiceKind(("cluster", "spread")),
+    "auto_partition": _BooleanKind(),
+    "default_partition": _IntegerKind(0, "an integer >= 0 and below partitions"),
+    "contiguous": _BooleanKind(),
+    "horovod": _BooleanKind(),
+    "active_microbatches": _IntegerKind(1, "an integer >= 1"),
+    "devices": _DevicesKind(),
+    "plan": _PlanKind(),
+    "processes_per_replica": _OptionalIntegerKind(_IntegerKind(1, "an integer >= 1")),
+    "transport": _ChoiceKind(("auto", "collective")),
+    "pieces_per_partition": _IntegerKind(1, "an integer >= 1"),
+}
+
+
+def did_you_mean(name: Any, known: Sequence[str]) -> str:
+    """A question for the nearest known name; empty if none is near."""
+    nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else ""
