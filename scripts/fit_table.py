@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import keras  # noqa: E402
+import made_part  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from processes import check_ranks  # noqa: E402
 from training import uses  # noqa: E402
@@ -31,7 +32,6 @@ from training.uses import ALONE, LEFT_OUT, NOT_SHARED, USES  # noqa: E402
 import opensmp as smp  # noqa: E402
 
 PAGE = ROOT / "docs" / "fit-table.md"
-BEGIN, END = "<!-- begin: made by scripts/fit_table.py -->", "<!-- end -->"
 RANKS = str(ROOT / "tests" / "training" / "shared.py")
 MICROBATCHES = 3
 WORLDS = {"1 process": (1, 2), "2 processes": (2, 2), "2 replicas": (2, 1), "2 x 2": (4, 2)}
@@ -62,7 +62,7 @@ def main() -> int:
             for name, difference in found[world].items():
                 print(f"{world:12} {name:14} {difference:.1e}", flush=True)
     if not names:
-        write(tables(found))
+        made_part.write(PAGE, "fit_table", tables(found))
     known = {**USES, **ALONE}
     bad = [(w, n) for w, each in found.items() for n, d in each.items() if d > known[n].bound]
     print(*(f"out of its bound: {name} in {world}" for world, name in bad), sep="\n")
@@ -130,15 +130,6 @@ def cells(row: str, found: Mapping[str, Mapping[str, float]]) -> tuple[str, str]
 def equal(difference: float) -> str:
     """A difference in words."""
     return f"equal to plain Keras ({difference:.0e})" if difference else "equal to plain Keras"
-
-
-def write(text: str) -> None:
-    """Puts the tables between their marks in the page."""
-    before, begin, rest = PAGE.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"fit_table: {PAGE} must contain the lines {BEGIN!r} and {END!r}.")
-    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

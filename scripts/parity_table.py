@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 
+import made_part
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "parity.md"
-BEGIN, END = "<!-- begin: made by scripts/parity_table.py -->", "<!-- end -->"
 
 
 def main() -> int:
@@ -33,10 +34,7 @@ def main() -> int:
             environment = {**os.environ, "PARITY_RESULTS": str(results)}
             failed = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
         rows = [json.loads(line) for line in results.read_text().splitlines()]
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+    made_part.write(PAGE, "parity_table", table(rows))
     print(f"{len(rows)} comparisons written to {PAGE.relative_to(ROOT)}")
     return failed
 

@@ -24,9 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import made_part  # noqa: E402
 from saving.matrix import FORMATS, SETUPS, STATEFUL, split  # noqa: E402
 
-BEGIN, END = "<!-- begin: made by scripts/saving_table.py -->", "<!-- end -->"
 NAMES = {
     "none": "no strategy",
     "mirrored-2": "`MirroredStrategy`, 2 replicas",
@@ -53,7 +53,7 @@ def main() -> int:
     if not arguments.results:
         run(arguments.record)
     results = load(arguments.record)
-    write_page(arguments.page, table(results))
+    made_part.write(arguments.page, "saving_table", table(results))
     good = sum(not result["faults"] for result in results)
     whole = len(SETUPS) ** 2 * len(FORMATS)
     print(f"{good} of {whole} loads are as they should be; table in {arguments.page}")
@@ -107,15 +107,6 @@ def cell(loaded: dict[str, bool], ending: str) -> str:
     if good < len(SETUPS):
         return f"**{text}**"
     return text if ending in STATEFUL else f"{text}, weights"
-
-
-def write_page(page: Path, text: str) -> None:
-    """Puts the table between its marks in the page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"saving_table: {page} must contain the lines {BEGIN!r} and {END!r}.")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":

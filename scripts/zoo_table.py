@@ -24,12 +24,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+import made_part  # noqa: E402
 from zoo.entry import MICROBATCHES, SIZES, Entry  # noqa: E402
 from zoo.models import ZOO, by_size  # noqa: E402
 from zoo.runner import BOUNDS, Outcome, check, passed  # noqa: E402
 
 PARTITIONS = (2, 4)
-BEGIN, END = "<!-- begin: made by scripts/zoo_table.py -->", "<!-- end -->"
 DISTRIBUTIONS = ("tensorflow-cpu", "tensorflow", "keras", "keras-hub", "numpy")
 
 
@@ -59,7 +59,7 @@ def main() -> int:
         entries = [ZOO[name] for name in arguments.models] or by_size(*(arguments.size or ()))
         waiting = [e for e in entries if arguments.models or not is_done(done.get(e.name, []))]
         sweep(waiting, done, arguments.results, arguments.timeout)
-    write_page(arguments.page, table(done))
+    made_part.write(arguments.page, "zoo_table", table(done))
     bad = [name for name, outcomes in done.items() if not is_good(outcomes)]
     missing = [name for name in ZOO if name not in done]
     good = len(done) - len(bad)
@@ -179,15 +179,6 @@ def cell(outcome: Outcome | None, outcomes: Sequence[Outcome]) -> str:
         return f"**{outcome.failure}**"
     text = "equal bits" if outcome.difference == 0 else f"{outcome.difference:.1e}"
     return text if passed(outcomes, outcome.partitions) else f"**{text}**"
-
-
-def write_page(page: Path, text: str) -> None:
-    """Puts the table between its marks in the page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise SystemExit(f"zoo_table: {page} must contain the lines {BEGIN!r} and {END!r}.")
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
 
 
 if __name__ == "__main__":
