@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import importlib
 import os
 import platform
 import random
@@ -37,7 +36,7 @@ import keras
 import tensorflow as tf
 
 import opensmp as smp
-from opensmp import partitioning
+from opensmp import partitioning, step_function
 from opensmp.graph import TracedGraph, trace
 from opensmp.plan import PlanSettings
 from opensmp.plan.auto import plan_units
@@ -152,15 +151,14 @@ def traced_step(
         ):
             timed = times.around(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, timed))
-        step = importlib.import_module("opensmp.step")  # smp.step is the function in it
-        rehearsing = step.rehearsing
+        rehearsing = step_function.rehearsing
 
         @contextlib.contextmanager
         def rehearsing_timed() -> Iterator[None]:
             with times.named("rehearsal"), rehearsing():
                 yield
 
-        stack.enter_context(mock.patch.object(step, "rehearsing", rehearsing_timed))
+        stack.enter_context(mock.patch.object(step_function, "rehearsing", rehearsing_timed))
         with times.named("emit"):
             forward_backward.get_concrete_function([tokens, tokens, tokens], labels)
     return times, forward_backward, model

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 import types
 
@@ -83,3 +84,41 @@ print(smdistributed.dataparallel.here)
 """
     )
     assert out == "True"
+
+
+class TestLoading:
+    """Names are imported at their first use."""
+
+    def test_the_command_line_does_not_wait_for_tensorflow(self):
+        imported = output_of(
+            """
+import sys
+import opensmp.cli
+print([name for name in ("tensorflow", "keras", "numpy") if name in sys.modules])
+"""
+        )
+        assert imported == "[]"
+
+    def test_the_first_name_brings_all(self):
+        out = output_of(
+            """
+import sys
+import opensmp as smp
+print(smp.errors.StepError.__name__, "tensorflow" in sys.modules)
+print(smp.step.__name__, "tensorflow" in sys.modules, set(smp.__all__) - vars(smp).keys())
+"""
+        )
+        assert out.splitlines() == ["StepError False", "step True set()"]
+
+    def test_both_lists_of_names_are_the_same(self):
+        assert importlib.import_module("opensmp._names").__all__ == opensmp.__all__
+
+    def test_no_module_hides_a_name(self):
+        """Python makes a module that is imported an attribute of its package."""
+        modules = {module.name for module in pkgutil.iter_modules(opensmp.__path__)}
+        assert not modules & set(opensmp.__all__)
+
+    def test_unknown_names_are_attribute_errors(self):
+        for name in ("nope", "_nope"):
+            with pytest.raises(AttributeError, match=f"'opensmp' has no attribute '{name}'"):
+                getattr(opensmp, name)

@@ -10,85 +10,15 @@ Example:
 
 from __future__ import annotations
 
-from opensmp._require import require_tensorflow
+import importlib
+from typing import TYPE_CHECKING, Any
 
-require_tensorflow()
+from opensmp._require import require_installed
 
-from opensmp.collectives import (  # noqa: E402
-    allreduce,
-    broadcast_variables,
-    clip_by_global_norm,
-)
-from opensmp.communication import (  # noqa: E402
-    allgather,
-    barrier,
-    broadcast,
-    dp_barrier,
-    mp_barrier,
-    recv_from,
-    send,
-)
-from opensmp.config import Config  # noqa: E402
-from opensmp.decorators import (  # noqa: E402
-    distributed_dataset,
-    pretrained_weights,
-    scope,
-)
-from opensmp.errors import (  # noqa: E402
-    AlreadyInitializedError,
-    CheckpointError,
-    CommunicationError,
-    ConfigError,
-    LaunchError,
-    NotInitializedError,
-    PartitionError,
-    PlanError,
-    SavingError,
-    ScheduleError,
-    SmpError,
-    StepError,
-    TraceError,
-)
-from opensmp.hooks import register_post_partition_hook  # noqa: E402
-from opensmp.model import DistributedModel  # noqa: E402
-from opensmp.partition import partition  # noqa: E402
-from opensmp.plan import Plan  # noqa: E402
-from opensmp.report import Timeline, record_timeline  # noqa: E402
-from opensmp.runtime.bootstrap import init, shutdown  # noqa: E402
-from opensmp.runtime.world import (  # noqa: E402
-    DP_GROUP,
-    MP_GROUP,
-    PP_GROUP,
-    RDP_GROUP,
-    TP_GROUP,
-    WORLD,
-    CommGroup,
-    RankType,
-    dp_rank,
-    dp_size,
-    get_dp_group,
-    get_mp_group,
-    is_initialized,
-    local_rank,
-    local_size,
-    mp_rank,
-    mp_size,
-    pp_rank,
-    pp_size,
-    rank,
-    rdp_rank,
-    rdp_size,
-    size,
-    tp_rank,
-    tp_size,
-)
-from opensmp.saving.checkpoint_manager import CheckpointManager  # noqa: E402
-from opensmp.saving.load import load_model, save_model  # noqa: E402
-from opensmp.saving.saved_model import SavedModelLayer  # noqa: E402
-from opensmp.sharding import shard  # noqa: E402
-from opensmp.step import step  # noqa: E402
-from opensmp.step_output import StepOutput  # noqa: E402
-from opensmp.training.callbacks import OnRankZero  # noqa: E402
+if TYPE_CHECKING:
+    from opensmp._names import *
+
+require_installed()
 
 __version__ = "0.1.0.dev0"
 
@@ -162,3 +92,26 @@ __all__ = [
     "tp_rank",
     "tp_size",
 ]
+
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+
+    def __getattr__(name: str) -> Any:
+        # Imported at the first use: `opensmp run`, which only starts others, would otherwise wait
+        # for TensorFlow and hold hundreds of megabytes of it for as long as they run.
+        if name in __all__:
+            names = importlib.import_module("opensmp._names")
+            globals().update({each: getattr(names, each) for each in __all__})
+            return globals()[name]
+        module = f"{__name__}.{name}"
+        try:
+            if not name.startswith("_"):
+                return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:
+                raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

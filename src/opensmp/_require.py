@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -12,17 +13,16 @@ _BACKEND_MENDING = (
 )
 
 
-def require_tensorflow() -> None:
-    """Checks that TensorFlow is installed and that Keras 3 runs on it.
+def require_installed() -> None:
+    """Checks what can be known of TensorFlow and Keras without importing them.
 
     Raises:
-        ImportError: TensorFlow or Keras 3 is missing, Keras uses another backend, or
-            `TF_USE_LEGACY_KERAS` asks for Keras 2. The message says how to mend it.
+        ImportError: TensorFlow or Keras is missing, or the environment asks for another backend
+            or for Keras 2. The message says how to mend it.
 
     Example:
         ```python
-        require_tensorflow()
-        import tensorflow as tf
+        require_installed()
         ```
     """
     # TensorFlow reads this variable in the same way.
@@ -39,6 +39,25 @@ def require_tensorflow() -> None:
     asked = os.environ.get("KERAS_BACKEND")
     if "keras" not in sys.modules and asked and asked != "tensorflow":
         raise ImportError(_wrong_backend(f"KERAS_BACKEND={asked}"))
+    for package in ("tensorflow", "keras"):
+        if package not in sys.modules:
+            _require_package(package)
+
+
+def require_tensorflow() -> None:
+    """Imports TensorFlow, and checks that Keras 3 runs on it.
+
+    Raises:
+        ImportError: As `require_installed`; or TensorFlow cannot be imported, Keras is not
+            Keras 3, or it uses another backend. The message says how to mend it.
+
+    Example:
+        ```python
+        require_tensorflow()
+        import tensorflow as tf
+        ```
+    """
+    require_installed()
     try:
         import tensorflow  # noqa: F401, I001  # imports Keras itself, so that either may be missing
         import keras
@@ -51,6 +70,14 @@ def require_tensorflow() -> None:
         )
     if keras.backend.backend() != "tensorflow":
         raise ImportError(_wrong_backend(f"Keras uses the backend {keras.backend.backend()!r}"))
+
+
+def _require_package(name: str) -> None:
+    try:
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    except ImportError as error:
+        raise ImportError(_not_importable(error)) from error
 
 
 def _not_importable(error: ImportError) -> str:

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from opensmp.cli.plan import plan as plan_command
-from opensmp.cli.run import run as run_command
+from opensmp.cli.run import run
 from opensmp.errors import SmpError
 
+
+class _Commands(TyperGroup):
+    """The commands; `plan` is imported when it is asked for.
+
+    It brings TensorFlow, which `run` has no use for and would hold as long as its ranks run.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return ["plan", *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name != "plan":
+            return super().get_command(ctx, cmd_name)
+        from opensmp.cli.plan import plan
+
+        alone = typer.Typer(add_completion=False)
+        alone.command("plan")(plan)
+        return typer.main.get_command(alone)
+
+
 app = typer.Typer(
+    cls=_Commands,
     name="opensmp",
     help="Pipeline model parallelism for Keras models on TensorFlow.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("plan")(plan_command)
-app.command("run", context_settings={"allow_interspersed_args": False})(run_command)
+app.command("run", context_settings={"allow_interspersed_args": False})(run)
 
 
 @app.callback()

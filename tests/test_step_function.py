@@ -287,7 +287,7 @@ class TestTfFunctionArguments:
 
         with pytest.raises(ValueError, match="this very line") as caught:
             forward(COLUMN)
-        assert "test_step.py" in str(caught.value)
+        assert "test_step_function.py" in str(caught.value)
 
     def test_jit_compile_is_possible_with_one_partition(self, smp_init):
         smp_init({"partitions": 1, "microbatches": 2})
