@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from opensmp.cli import app
 from opensmp.cli.run import environment, share_of_cores
 from opensmp.config import Config
-from opensmp.errors import ConfigError
+from opensmp.errors import ConfigError, LaunchError
 
 # ----------------------------------------------------------------------------- without ranks
 
@@ -218,3 +218,154 @@ def test_mpich_starts_ranks():
     )
     # Launchers may mix the lines of ranks.
     assert (result.code, result.stdout.count(EXPECTED)) == (0, 2), result.stderr
+
+
+# ------------------------------------------------------------------- as under Python itself
+
+INITIALISED = "import sys, opensmp as smp\nsmp.init()\nrank = smp.rank()\n"
+
+
+def test_annotations_are_what_python_makes_of_them():
+    result = launch("def f(x: int): pass\nprint(f.__annotations__)\n", ["-n", "1"])
+    assert result.stdout.strip() == "[0] {'x': <class 'int'>}"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("if rank: raise SystemExit(3)\nsmp.barrier()", 3),
+        ("if rank: exit(3)\nsmp.barrier()", 3),
+        ("try:\n    sys.exit(3)\nexcept SystemExit:\n    print('caught')", 0),
+        (
+            "import threading\nthreading.Thread(target=sys.exit, args=[3]).start()",
+            0,
+        ),
+        ("sys.excepthook = lambda *_: None\nif rank: 1 / 0\nsmp.barrier()", 1),
+    ],
+    ids=["SystemExit", "exit", "caught", "in a thread", "other hook"],
+)
+def test_exit_code_is_that_of_the_program(ending, code):
+    result = launch(INITIALISED + ending, ["-n", "2"])
+    assert result.code == code, result.stderr
+    if code == 1:
+        assert "rank 1 failed: ZeroDivisionError" in result.stderr
+
+
+def test_a_child_that_was_forked_ends_and_its_signals_are_its_own():
+    script = (
+        INITIALISED
+        + """
+import os, signal, time
+for end in ("exit", "signal"):
+    child = os.fork()
+    if not child:
+        if end == "exit":
+            sys.exit(0)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(4))
+        time.sleep(60)
+    if end == "signal":
+        time.sleep(0.5)
+        os.kill(child, signal.SIGINT)
+    print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+time.sleep(2.5)
+"""
+    )
+    result = launch(script, ["-n", "2"])
+    assert result.code == 0, result.stderr
+    assert result.stdout.splitlines() == ["[0] exit 0", "[0] signal 4"]
+
+
+def test_a_handler_that_was_set_late_is_left_to_do_its_work():
+    script = (
+        INITIALISED
+        + """
+import signal, time
+stopped = []
+signal.signal(signal.SIGINT, lambda *_: stopped.append(1))
+smp.barrier()
+print("ready", flush=True)
+while not stopped:
+    time.sleep(0.05)
+time.sleep(3.0)
+print("saved", flush=True)
+"""
+    )
+
+    def interrupt(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        while "ready" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+
+    result = launch(script, ["-n", "2"], meanwhile=interrupt)
+    assert "[0] saved" in result.stdout
+
+
+def test_ignored_hangups_stay_ignored():
+    script = "import time\nprint('up', flush=True)\ntime.sleep(1.5)\nprint('done')\n"
+    nohup = ["nohup", sys.executable, "-m", "opensmp", "run"]
+
+    def hang_up(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        assert "up" in process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+
+    result = launch(script, ["-n", "1"], command=nohup, meanwhile=hang_up)
+    assert (result.code, result.stdout.strip()) == (0, "[0] done")
+
+
+def test_processes_of_others_are_left_alone():
+    """A shell that becomes the launcher leaves it its children."""
+    sleeping = 'setsid sleep 60 >/dev/null 2>&1 & echo $!; exec "$@"'
+    shell = ["sh", "-c", sleeping, "sh", sys.executable, "-m", "opensmp"]
+    result = launch("print('hi')\n", ["run", "-n", "1"], command=shell)
+    sleeper, line = result.stdout.splitlines()
+    try:
+        assert line == "[0] hi"
+        assert alive(int(sleeper))
+    finally:
+        os.kill(int(sleeper), signal.SIGKILL)
+
+
+def test_an_error_on_stdout_is_not_hidden_by_what_tensorflow_tells():
+    script = """
+import sys
+print("WARNING: All log messages before absl::InitializeLog() is called", file=sys.stderr)
+print("I0000 00:00:1795853418.946065   30899 port.cc:153] oneDNN", file=sys.stderr)
+print("the directory is empty")
+sys.exit(3)
+"""
+    result = launch(script, ["-n", "1"])
+    assert result.code == 3
+    assert result.stderr.splitlines()[-1] == "[0] the directory is empty"
+
+
+def test_long_lines_arrive_whole():
+    result = launch("print('x' * 3_000_000)\nprint('end', end='')\n", ["-n", "1"])
+    assert result.stdout.splitlines() == ["[0] " + "x" * 3_000_000, "[0] end"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nothing.py"], "there is no file 'nothing.py'"),
+        (["."], "the directory '.' has no __main__.py"),
+        (["--log-dir", "/dev/null/x", __file__], "--log-dir /dev/null/x cannot be made"),
+        (["-n", "2", "--show-rank", "2", __file__], "--show-rank 2: there is no such rank"),
+    ],
+)
+def test_what_no_rank_could_begin_with_is_said_before(arguments, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["run", *arguments])
+    assert isinstance(result.exception, LaunchError)
+    assert part in str(result.exception)
+
+
+def test_join_seconds_may_come_from_the_environment():
+    script = "import opensmp as smp, sys\nif smp is None or sys.argv[1:]: pass\n"
+    script += "import os\nif os.environ['OPENSMP_RUN_RANK'] == '0': smp.init()\n"
+    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"})
+    assert result.code == 1
+    assert "within 2 s of rank 0" in result.stderr
+    assert "more time with --join-seconds" in result.stderr
+    assert "rank 1 had ended before, with exit code 0" in result.stderr

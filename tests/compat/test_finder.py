@@ -55,7 +55,7 @@ except ModuleNotFoundError as error:
     assert "alltoall does not exist here" in lines[0]
     assert "allreduce, broadcast_variables" in lines[1]
     assert "horovod.run does not exist here" in lines[2]
-    assert lines[3] == "No module named 'horovod.torch'"
+    assert "horovod.torch does not exist here" in lines[3]
 
 
 def test_installed_horovod_wins(tmp_path):

@@ -175,7 +175,7 @@ def test_first_host_of_a_short_list(nodes, first):
     ("change", "part"),
     [
         ({"RANK": "2"}, "rank 2 of 2 processes"),
-        ({"RANK": "one"}, "not a number"),
+        ({"RANK": "one"}, "RANK is 'one'"),
         ({"OPENSMP_IDLE_SECONDS": "soon"}, "OPENSMP_IDLE_SECONDS .* Received: soon"),
         ({"OPENSMP_IDLE_SECONDS": "-1"}, "OPENSMP_IDLE_SECONDS .* Received: -1"),
         ({"OPENSMP_IDLE_SECONDS": "nan"}, "OPENSMP_IDLE_SECONDS .* Received: nan"),
@@ -184,3 +184,57 @@ def test_first_host_of_a_short_list(nodes, first):
 def test_impossible_numbers_are_refused(change, part):
     with pytest.raises(LaunchError, match=part):
         detect({**TORCHRUN, **change})
+
+
+@pytest.mark.parametrize(
+    ("environ", "parts"),
+    [
+        ({"OPENSMP_RUN_RANK": "0"}, ["OPENSMP_RUN_SIZE is not set"]),
+        (
+            {"OPENSMP_RUN_RANK": "0", "OPENSMP_RUN_SIZE": "2", "OPENSMP_RUN_MEETING": "here"},
+            ["OPENSMP_RUN_MEETING is 'here'", "host:port"],
+        ),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, ["OMPI_COMM_WORLD_SIZE is not set"]),
+        ({**TORCHRUN, "MASTER_PORT": "99999"}, ["MASTER_PORT is '99999'", "a free port"]),
+        ({**TORCHRUN, "MASTER_PORT": "x"}, ["MASTER_PORT is 'x'"]),
+        ({**TORCHRUN, "OPENSMP_RUN_JOIN_SECONDS": "abc"}, ["OPENSMP_RUN_JOIN_SECONDS", "abc"]),
+        ({**TORCHRUN, "OPENSMP_RUN_JOIN_SECONDS": "nan"}, ["OPENSMP_RUN_JOIN_SECONDS", "nan"]),
+        (tf_config("worker", 0, {"worker": ["a", "b:1"]}), ["TF_CONFIG", "host:port"]),
+        (tf_config("worker", 0, {"worker": "a:1,b:1"}), ["TF_CONFIG", "no list"]),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ["may run on several machines"]),
+    ],
+)
+def test_broken_variables_are_named(environ, parts, monkeypatch):
+    with pytest.raises(LaunchError) as caught:
+        detect(environ)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_variables_of_two_launchers_must_agree():
+    left_over = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    of_mpich = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}
+    message = "contradict each other: MPICH rank 1 of 2, RANK and WORLD_SIZE rank 0 of 2"
+    with pytest.raises(LaunchError, match=message):
+        detect({**of_mpich, **left_over})
+    with pytest.raises(LaunchError, match="TF_CONFIG rank 0 of 3"):
+        detect({**of_mpich, **tf_config("chief", 0)})
+    assert detect({**of_mpich, **left_over, "RANK": "1"}).rank == 1
+
+
+def test_srun_that_gives_the_numbers_of_mpich_is_srun():
+    environ = {
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_STEP_NODELIST": "node[07-08]",
+        "PMI_RANK": "1",
+        "PMI_SIZE": "4",
+    }
+    launch = detect(environ)
+    assert (launch.source, launch.rank, launch.meeting[0]) == ("Slurm", 1, "node07")
+
+
+def test_runs_of_torchrun_are_told_apart():
+    one, other = (detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": name}) for name in ("a", "b"))
+    assert one.token != other.token
+    assert detect(TORCHRUN).token == detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}).token

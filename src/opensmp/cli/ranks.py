@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
+from opensmp.runtime.deadlock import listed
 from opensmp.runtime.failures import ENDED_BY_PEER
 
 _POLL_SECONDS = 0.05
@@ -25,6 +27,11 @@ _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 _TAIL_LINES = 40
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What TensorFlow tells of itself in every process, and nobody looks for at the end of one.
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl|To enable the following instructions|"
+    r"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
+)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -58,8 +65,10 @@ class _Rank:
             "stderr": deque(maxlen=_TAIL_LINES),
         }
     )
-    partial: dict[str, bytes] = field(default_factory=lambda: {"stdout": b"", "stderr": b""})
+    partial: dict[str, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+    log: IO[bytes] | None = None
     code: int | None = None
+    ended: float = 0.0
 
 
 class Ranks:
@@ -70,6 +79,7 @@ class Ranks:
         environments: The environment of each rank.
         shown: Ranks whose output is shown.
         log_directory: Where the whole output of each rank is written; None for nowhere.
+        appends: Whether what is written there already stays.
         cores: The cores of each rank; None to leave that to the system.
 
     Example:
@@ -84,13 +94,13 @@ class Ranks:
         environments: Sequence[Mapping[str, str]],
         shown: set[int],
         log_directory: Path | None = None,
+        appends: bool = False,
         cores: Sequence[set[int]] | None = None,
     ) -> None:
         self._command = list(command)
         self._environments = environments
         self._shown = shown
-        self._logs: list[IO[bytes]] = []
-        self._log_directory = log_directory
+        self._log_directory, self._appends = log_directory, appends
         self._cores = cores
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
@@ -100,16 +110,18 @@ class Ranks:
         """Runs all ranks to their end; when it returns, none of their processes is left."""
         began = time.monotonic()
         _become_subreaper()
+        others = _children()  # as a shell has left them that became this process
         with self._signals():
             try:
                 self._start()
                 failed = self._watch()
             finally:
-                self._end_all()
+                self._end_all(others)
                 self._drain_all()
                 self._selector.close()
-                for log in self._logs:
-                    log.close()
+                for rank in self._ranks:
+                    if rank.log is not None:
+                        rank.log.close()
         if failed is not None and not self._received:
             self._tell(failed)
         received = self._received[0] if self._received else None
@@ -138,24 +150,34 @@ class Ranks:
                 os.sched_setaffinity(process.pid, self._cores[number])
             rank = _Rank(number, process)
             self._ranks.append(rank)
-            log = None
+            if self._received:  # while it was being started
+                _signal_group(rank, self._received[-1])
             if self._log_directory is not None:
-                self._log_directory.mkdir(parents=True, exist_ok=True)
-                log = open(self._log_directory / f"rank-{number}.log", "ab", buffering=0)  # noqa: SIM115
-                self._logs.append(log)
+                path = self._log_directory / f"rank-{number}.log"
+                rank.log = open(path, "ab" if self._appends else "wb", buffering=0)  # noqa: SIM115
             for name in ("stdout", "stderr"):
                 stream = getattr(process, name)
                 os.set_blocking(stream.fileno(), False)
-                self._selector.register(stream, selectors.EVENT_READ, (rank, name, log))
+                self._selector.register(stream, selectors.EVENT_READ, (rank, name))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Collects the signals that are to be forwarded."""
+        """Forwards signals to the ranks, except for those that are ignored, as by nohup.
+
+        At once, for the launcher itself may be blocked, as in a print to a pager. Whoever sends
+        three of them will not wait any more.
+        """
 
         def receive(number: int, frame: Any) -> None:
             self._received.append(number)
+            is_last = len(self._received) > 2
+            for rank in self._ranks:
+                _signal_group(rank, signal.SIGKILL if is_last else number)
+            if is_last:
+                os._exit(128 + number)
 
-        previous = {number: signal.signal(number, receive) for number in _FORWARDED}
+        numbers = [n for n in _FORWARDED if signal.getsignal(n) is not signal.SIG_IGN]
+        previous = {number: signal.signal(number, receive) for number in numbers}
         try:
             yield
         finally:
@@ -177,28 +199,29 @@ class Ranks:
             own = [rank for rank in failures if rank.code != ENDED_BY_PEER]
             if failed is None or (failed.code == ENDED_BY_PEER and own):
                 failed = next(iter(own or failures), failed)
-            if all(rank.code is not None for rank in self._ranks):
-                return failed
             now = time.monotonic()
             if failures and deadline is None:
                 deadline = now + _GRACE_SECONDS
             if len(self._received) > forwarded:
                 number = self._received[-1]
                 _say(f"forwarding {signal.Signals(number).name} to all ranks")
-                for rank in self._ranks:
-                    _signal_group(rank, number)
                 forwarded = len(self._received)
                 # A second signal means that whoever sent it will not wait.
                 deadline = now + (_SIGNAL_GRACE_SECONDS if forwarded == 1 else 0)
-            if deadline is not None and now > deadline:
+            have_ended = all(rank.code is not None for rank in self._ranks)
+            if have_ended or (deadline is not None and now > deadline):
                 return failed
 
     def _has_ended(self, rank: _Rank) -> bool:
-        rank.code = rank.process.poll()
+        rank.code, rank.ended = rank.process.poll(), time.monotonic()
         return rank.code is not None
 
-    def _end_all(self) -> None:
-        """Ends what still runs, with all the processes that the ranks have started."""
+    def _end_all(self, others: set[int]) -> None:
+        """Ends what still runs, with all the processes that the ranks have started.
+
+        Args:
+            others: Children that are none of the ranks' doing.
+        """
         for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
             running = [rank for rank in self._ranks if rank.process.poll() is None]
             for rank in running:
@@ -211,7 +234,7 @@ class Ranks:
             _signal_group(rank, signal.SIGKILL)
             if rank.code is None:
                 rank.code = rank.process.poll()
-        _end_orphans()
+        _end_orphans(others)
 
     # ------------------------------------------------------------------------------ output
 
@@ -221,21 +244,29 @@ class Ranks:
             time.sleep(min(seconds, _POLL_SECONDS))
             return
         for key, _ in self._selector.select(min(seconds, _POLL_SECONDS)):
-            rank, name, log = key.data
+            rank, name = key.data
             try:
                 data = os.read(key.fd, 1 << 16)
             except BlockingIOError:
                 continue
-            if log is not None:
-                log.write(data)
+            self._log(rank, data)
             if not data:
                 self._selector.unregister(key.fileobj)
                 key.fileobj.close()  # type: ignore[union-attr]
-                data, rank.partial[name] = rank.partial[name], b""
-                if not data:
+                if not rank.partial[name]:
                     continue
-                data += b"\n"
+                data = b"\n"
             self._lines(rank, name, data)
+
+    def _log(self, rank: _Rank, data: bytes) -> None:
+        if rank.log is None:
+            return
+        try:
+            rank.log.write(data)
+        except OSError as error:
+            _say(f"the output of rank {rank.number} is no longer written to a file: {error}")
+            rank.log.close()
+            rank.log = None
 
     def _drain_all(self) -> None:
         """Reads what ranks that have ended left behind in the pipes."""
@@ -245,14 +276,17 @@ class Ranks:
 
     def _lines(self, rank: _Rank, name: str, data: bytes) -> None:
         # Progress bars end their lines with a carriage return.
-        *lines, rest = (rank.partial[name] + data).replace(b"\r", b"\n").split(b"\n")
-        rank.partial[name] = rest
+        *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
+        if lines:
+            lines[0] = b"".join([*rank.partial[name], lines[0]])
+            rank.partial[name].clear()
+        if rest:
+            rank.partial[name].append(rest)
         for line in lines:
             text = line.decode(errors="replace")
             rank.tails[name].append(text)
             if rank.number in self._shown and text:
-                stream = sys.stdout if name == "stdout" else sys.stderr
-                print(f"[{rank.number}] {text}", file=stream, flush=True)
+                _print(f"[{rank.number}] {text}", sys.stdout if name == "stdout" else sys.stderr)
 
     def _tell(self, failed: _Rank) -> None:
         """The failing rank's error, after everything else."""
@@ -263,18 +297,29 @@ class Ranks:
             how = f"was ended by {signal.Signals(-code).name}"
         else:
             how = f"failed with exit code {code}"
-        lines = failed.tails["stderr"] or failed.tails["stdout"]
-        _say(f"rank {failed.number} {how}" + ("; its last lines:" if lines else ""))
+        lines = [line for line in failed.tails["stderr"] if not _NOISE.match(line)]
+        lines = lines or list(failed.tails["stdout"])
+        early = [r.number for r in self._ranks if r.code == 0 and r.ended < failed.ended]
+        before = f"; {listed(early)} had ended before, with exit code 0" if early else ""
+        _say(f"rank {failed.number} {how}{before}" + ("; its last lines:" if lines else ""))
         for line in lines:
-            print(f"[{failed.number}] {line}", file=sys.stderr)
-        sys.stderr.flush()
+            _print(f"[{failed.number}] {line}", sys.stderr)
 
 
 # ---------------------------------------------------------------------------------- helpers
 
 
 def _say(text: str) -> None:
-    print(f"opensmp run: {text}", file=sys.stderr, flush=True)
+    _print(f"opensmp run: {text}", sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        text = text.encode(encoding, errors="backslashreplace").decode(encoding)
+        print(text, file=stream, flush=True)
 
 
 def _shell_code(code: int | None) -> int:
@@ -311,13 +356,19 @@ def _become_subreaper() -> None:
         _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _end_orphans() -> None:
-    """Ends processes that ranks had started in sessions of their own."""
+def _children() -> set[int]:
+    """The processes that are children of this one."""
+    children: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children |= {int(number) for number in task.read_text().split()}
+    return children
+
+
+def _end_orphans(others: set[int]) -> None:
+    """Ends processes that ranks had started in sessions of their own, not the others."""
     for _ in range(10):
-        children: list[int] = []
-        for task in Path("/proc/self/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                children += [int(number) for number in task.read_text().split()]
+        children = _children() - others
         if not children:
             return
         for child in children:

@@ -15,6 +15,7 @@ import typer
 from opensmp.cli.ranks import Outcome, Ranks
 from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
+from opensmp.errors import LaunchError
 from opensmp.runtime import rendezvous, world
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
@@ -40,7 +41,9 @@ def run(
     ] = False,
     partitions: Annotated[int | None, typer.Option(help="Number of partitions.")] = None,
     microbatches: Annotated[int | None, typer.Option(help="Microbatches per step.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="interleaved or simple.")] = None,
+    pipeline: Annotated[
+        str | None, typer.Option(help="interleaved, simple or zero_bubble.")
+    ] = None,
     active_microbatches: Annotated[
         int | None, typer.Option(help="Most microbatches in flight.")
     ] = None,
@@ -72,7 +75,8 @@ def run(
         int, typer.Option(min=0, help="The rank whose output is shown otherwise.")
     ] = 0,
     log_dir: Annotated[
-        Path | None, typer.Option(help="Write the output of each rank to a file here.")
+        Path | None,
+        typer.Option(help="Write the output of each rank to a file here, in place of an earlier."),
     ] = None,
     max_restarts: Annotated[
         int,
@@ -87,7 +91,11 @@ def run(
     ] = False,
     join_seconds: Annotated[
         float | None,
-        typer.Option(min=1.0, help="How long ranks wait for each other in smp.init."),
+        typer.Option(
+            min=1.0,
+            envvar=f"{LAUNCHER_PREFIX}JOIN_SECONDS",
+            help="How long ranks wait for each other in smp.init.",
+        ),
     ] = None,
     idle_seconds: Annotated[
         float | None,
@@ -120,6 +128,11 @@ def run(
     }
     flags = {key: value for key, value in given.items() if value is not None}
     check_flags(flags, processes, os.environ)
+    _check_files(script, module, log_dir)
+    if show_rank >= processes:
+        raise LaunchError(
+            f"--show-rank {show_rank}: there is no such rank. Expected: 0 to {processes - 1}."
+        )
     # By way of a file, not a module: importing a module would import TensorFlow before the
     # script could set variables for it.
     command = [sys.executable, finder.__file__, *(["-m"] if module else [])]
@@ -145,7 +158,8 @@ def run(
                 for rank in range(processes)
             ]
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
-            outcome = Ranks(command, environments, shown, log_dir, cores).run()
+            appends = restart > 0
+            outcome = Ranks(command, environments, shown, log_dir, appends, cores).run()
             if not _again(outcome, restart, max_restarts):
                 break
     raise typer.Exit(outcome.exit_code)
@@ -164,6 +178,26 @@ def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str])
     config = Config.resolve(None, flags=known, environ=environ)
     if "partitions" in flags:
         world.replica_size(size, config.partitions, config.processes_per_replica)
+
+
+def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
+    """Reports what no rank could begin with."""
+    faults = []
+    path = Path(script)
+    if not module and not path.exists():
+        faults.append(
+            f"there is no file '{script}' in {Path.cwd()}; give the path of a Python script, or -m "
+            "and the name of a module"
+        )
+    elif not module and path.is_dir() and not (path / "__main__.py").exists():
+        faults.append(f"the directory '{script}' has no __main__.py; name a script in it")
+    if log_dir is not None:
+        try:
+            log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            faults.append(f"--log-dir {log_dir} cannot be made or is no directory ({error})")
+    if faults:
+        raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
 
 
 def environment(

@@ -32,19 +32,25 @@ _STAND_IN = "opensmp.compat.horovod"
 
 
 class HorovodFinder:
-    """Finds `horovod` and `horovod.tensorflow` when nothing else does."""
+    """Finds `horovod` and `horovod.tensorflow` when nothing else does.
+
+    What else there may be of Horovod it refuses, with what to write instead.
+    """
 
     @classmethod
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """What Python's import asks every finder."""
-        if name not in (_PACKAGE, _MODULE):
+        if name != _PACKAGE and not name.startswith(f"{_PACKAGE}."):
             return None
-        if name == _MODULE and not _stands_in(sys.modules.get(_PACKAGE)):
+        if name != _PACKAGE and not _stands_in(sys.modules.get(_PACKAGE)):
             return None  # a Horovod without TensorFlow: it tells so itself
+        if name not in (_PACKAGE, _MODULE):
+            # With its own name `from horovod.tensorflow import nothing` would not show the text.
+            raise ModuleNotFoundError(_absent(name), name=_PACKAGE)
         loader: Any = cls
-        return importlib.machinery.ModuleSpec(name, loader, is_package=name == _PACKAGE)
+        return importlib.machinery.ModuleSpec(name, loader, is_package=True)
 
     @classmethod
     def create_module(cls, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
@@ -77,9 +83,15 @@ def _stands_in(package: ModuleType | None) -> bool:
 
 
 def _no_name(name: str) -> Any:
-    raise AttributeError(
-        f"horovod.{name} does not exist here: Horovod is not installed, and opensmp stands in "
-        "for horovod.tensorflow only. Write `import horovod.tensorflow as hvd`."
+    raise AttributeError(_absent(f"{_PACKAGE}.{name}"))
+
+
+def _absent(name: str) -> str:
+    if name.startswith(f"{_MODULE}."):
+        return str(importlib.import_module(_STAND_IN).absent(name))
+    return (
+        f"{name} does not exist here: Horovod is not installed, and opensmp stands in for "
+        "horovod.tensorflow only. Write `import horovod.tensorflow as hvd`."
     )
 
 
@@ -98,7 +110,7 @@ def _run(arguments: list[str]) -> None:
         return
     sys.path[:0] = [] if safe else [os.path.dirname(os.path.realpath(script))]
     with io.open_code(script) as file:
-        code = compile(file.read(), script, "exec")
+        code = compile(file.read(), script, "exec", dont_inherit=True)
     main = ModuleType("__main__")
     main.__file__ = script
     main.__loader__ = importlib.machinery.SourceFileLoader("__main__", script)
@@ -107,6 +119,18 @@ def _run(arguments: list[str]) -> None:
     exec(code, vars(main))
 
 
+def _note_exit(status: Any) -> None:
+    """Tells the library how the program has ended; nobody else sees which exit was the last."""
+    endings = sys.modules.get("opensmp.runtime.endings")
+    if endings is not None:
+        endings.note_exit(status)
+
+
 if __name__ == "__main__":
     install()
-    _run(sys.argv[1:])
+    try:
+        _run(sys.argv[1:])
+    except SystemExit as ended:
+        _note_exit(ended.code)
+        raise
+    _note_exit(None)

@@ -14,10 +14,20 @@ import tensorflow as tf
 from opensmp import _private, hooks
 from opensmp.compat import finder
 from opensmp.config import LAUNCHER_PREFIX, Config
-from opensmp.errors import AlreadyInitializedError
+from opensmp.errors import AlreadyInitializedError, LaunchError
 from opensmp.plan import Plan
 from opensmp.plan.fit import check_partitions
-from opensmp.runtime import cluster, devices, endings, failures, launched, norms, world
+from opensmp.runtime import (
+    cluster,
+    devices,
+    endings,
+    failures,
+    launched,
+    norms,
+    rendezvous,
+    world,
+)
+from opensmp.runtime.objects import allgather_objects
 
 _logger = logging.getLogger("opensmp")
 
@@ -112,6 +122,13 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         restore_sigterm()
         watch.answers = _private.answers
     else:  # after smp.shutdown
+        facts = allgather_objects(_facts(config), range(launch.size), "smp.init")
+        difference = rendezvous.disagreement(dict(enumerate(facts)))
+        if difference is not None:
+            raise LaunchError(
+                f"smp.init: the processes do not agree: {difference}. Expected: the same "
+                "configuration in every process."
+            )
         assigned = _prepare(config, num_gpus, own, members)
     own_devices = [assigned[partition] for partition in own]
     machines = {members.meeting.peers[rank].machine for rank in dp_group}

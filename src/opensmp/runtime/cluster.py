@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,7 @@ def start(cluster: Cluster, nccl: bool) -> None:
     global _joined
     launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
     began = time.monotonic()
+    bypass_proxies(address.rsplit(":", 1)[0] for address in addresses)
     try:
         _private.join_cluster(
             launch.rank,
@@ -160,6 +161,23 @@ def start(cluster: Cluster, nccl: bool) -> None:
         time.monotonic() - began,
         ", ".join(addresses),
     )
+
+
+def bypass_proxies(hosts: Iterable[str]) -> None:
+    """Keeps the connections between processes from going through a proxy.
+
+    TensorFlow's connections would take the one for downloads, of `http_proxy` and its like. What
+    stands in `no_proxy` stays.
+
+    Args:
+        hosts: Names or addresses of the machines.
+    """
+    added = [*(host.strip("[]") for host in hosts), "localhost", "127.0.0.1"]
+    for name in ("no_grpc_proxy", "no_proxy"):
+        known = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
+        if name == "no_grpc_proxy" and not known:
+            continue  # it would take the place of the other one
+        os.environ[name] = ",".join(dict.fromkeys([*known, *added]))
 
 
 def machine_name() -> str:

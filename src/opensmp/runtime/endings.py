@@ -7,6 +7,8 @@ the moment the processes have met until the process ends.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 import signal
 import socket
 import sys
@@ -40,9 +42,10 @@ SignalHandler = Any
 def install(watch: Watch) -> None:
     """Sets the hooks; those that were set before still run."""
     _exit_code.clear()
+    _noted.clear()
     _hook_exceptions(watch)
     _hook_exit()
-    atexit.register(_end, watch)
+    atexit.register(_end, watch, os.getpid())
     if threading.current_thread() is threading.main_thread():
         _hook_interrupt(watch)
 
@@ -66,21 +69,42 @@ def is_consequence(error: BaseException | None) -> bool:
 
 
 def _hook_exceptions(watch: Watch) -> None:
-    previous = sys.excepthook
+    previous, process = sys.excepthook, os.getpid()
 
     def hook(
         kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
     ) -> None:
         previous(kind, error, trace)
-        code = _INTERRUPTED if issubclass(kind, KeyboardInterrupt) else 1
-        text = f"{kind.__name__}: {error}"[:1000] if str(error) else kind.__name__
-        watch.fail(text, consequence=is_consequence(error), code=code)
+        if os.getpid() == process:  # and no child that was forked
+            _fail_by(watch, error)
 
     sys.excepthook = hook
 
 
+def _fail_by(watch: Watch, error: BaseException) -> None:
+    kind = type(error)
+    code = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+    text = f"{kind.__name__}: {error}"[:1000] if str(error) else kind.__name__
+    watch.fail(text, consequence=is_consequence(error), code=code)
+
+
 # The exit code given to `sys.exit`, and the moment it was given at: Python tells nobody.
 _exit_code: list[tuple[int, int]] = []
+# The exit code that the program has really ended with, where `opensmp run` saw it end.
+_noted: list[int] = []
+
+
+def note_exit(status: Any) -> None:
+    """Notes how the program has ended, as whoever runs it sees it.
+
+    Args:
+        status: What `SystemExit` was raised with; None for its regular end.
+    """
+    _noted[:] = [_code(status)]
+
+
+def _code(status: Any) -> int:
+    return 0 if status is None else status if isinstance(status, int) else 1
 
 
 def _hook_exit() -> None:
@@ -89,23 +113,41 @@ def _hook_exit() -> None:
         return
 
     def leave(status: Any = None, /) -> Any:
-        code = 0 if status is None else status if isinstance(status, int) else 1
-        _exit_code[:] = [(code, waits.report().moment)]
+        if threading.current_thread() is threading.main_thread():  # else it ends a thread
+            _exit_code[:] = [(_code(status), waits.report().moment)]
         previous(status)
 
     leave._opensmp = True  # type: ignore[attr-defined]
     sys.exit = leave
 
 
-def _end(watch: Watch) -> None:
-    code, moment = _exit_code[0] if _exit_code else (0, 0)
+def _end(watch: Watch, process: int) -> None:
+    # An exception that ended the program, if another hook has taken the place of the one above.
+    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    code = _last_exit()
+    if os.getpid() != process:
+        # A child that was forked: TensorFlow's teardown would wait for its parent's threads.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        os._exit(1 if error is not None else code)
     try:
-        # A program that has called the others since has caught that exit.
-        if code and moment == waits.report().moment:
+        if error is not None:
+            _fail_by(watch, error)
+        if code:
             watch.fail(f"its program ended with exit code {code}", code=code)
         watch.finish()
     except KeyboardInterrupt:
         watch.fail("it was interrupted", code=_INTERRUPTED)
+
+
+def _last_exit() -> int:
+    """The exit code of the program, as far as is known."""
+    if _noted:
+        return _noted[0]
+    code, moment = _exit_code[0] if _exit_code else (0, 0)
+    # A program that has called the others since has caught that exit.
+    return code if moment == waits.report().moment else 0
 
 
 # --------------------------------------------------------------------------------- signals
@@ -148,14 +190,23 @@ def _hook_interrupt(watch: Watch) -> None:
         signal.set_wakeup_fd(other)
         return
     signal.signal(signal.SIGINT, handler)
+    # A child that is forked has the same socket, and signals of its own.
+    os.register_at_fork(after_in_child=_forget_wakeup)
 
     def wait() -> None:
         with writer:  # must not be collected
             while True:
                 number = reader.recv(1)
                 if number and number[0] == signal.SIGINT:
+                    if signal.getsignal(signal.SIGINT) is not handler:
+                        continue  # the program has set another one since: it is its matter
                     if not handled.wait(_INTERRUPT_SECONDS):
                         watch.fail("it was interrupted", code=_INTERRUPTED)
                     handled.clear()
 
     threading.Thread(target=wait, name="opensmp-interrupt", daemon=True).start()
+
+
+def _forget_wakeup() -> None:
+    with contextlib.suppress(ValueError):  # forked by another thread than the main one
+        signal.set_wakeup_fd(-1)

@@ -32,6 +32,14 @@ from opensmp.runtime.idleness import DEFAULT_SECONDS
 _PORTS_TO_TRY = 8
 _FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
 _LOCAL_JOIN_SECONDS, _REMOTE_JOIN_SECONDS = 60.0, 300.0
+_LONGEST_JOIN_SECONDS = 1_000_000  # TensorFlow counts milliseconds in 32 bits
+
+# The variables of rank, size, and of both on the machine.
+_OWN = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+_OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in _OWN)
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+_SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ def detect(environ: Mapping[str, str]) -> Launch:
         launch.rank, launch.meeting  # (1, ("a", 9))
         ```
     """
+    if f"{PREFIX}RANK" not in environ:
+        _check_agreement(environ)
     for read in (_own, _tf_config, _open_mpi, _torchrun, _mpich, _slurm):
         launch = read(environ)
         if launch is not None:
@@ -108,15 +118,12 @@ def detect(environ: Mapping[str, str]) -> Launch:
 def _own(environ: Mapping[str, str]) -> Launch | None:
     if f"{PREFIX}RANK" not in environ:
         return None
-    host, port = environ[f"{PREFIX}MEETING"].rsplit(":", 1)
+    variable = f"{PREFIX}MEETING"
     return _launch(
         "opensmp run",
         environ,
-        rank=environ[f"{PREFIX}RANK"],
-        size=environ[f"{PREFIX}SIZE"],
-        local_rank=environ.get(f"{PREFIX}LOCAL_RANK"),
-        local_size=environ.get(f"{PREFIX}LOCAL_SIZE"),
-        meeting=(host, int(port)),
+        **_numbers("opensmp run", environ, *(f"{PREFIX}{name}" for name in _OWN)),
+        meeting=_address(variable, environ.get(variable, "")),
     )
 
 
@@ -128,13 +135,15 @@ def _tf_config(environ: Mapping[str, str]) -> Launch | None:
         given = json.loads(text)
         cluster, task = given.get("cluster", {}), given.get("task", {})
         jobs = [job for job in ("chief", "master", "worker") if cluster.get(job)]
+        if not all(isinstance(cluster[job], list) for job in jobs):
+            raise TypeError("the addresses of a job are no list")
         tasks = [(job, index) for job in jobs for index in range(len(cluster[job]))]
         addresses = tuple(str(address) for job in jobs for address in cluster[job])
         if len(tasks) <= 1 and (not tasks or task.get("type") in (None, *jobs)):
             return None
         rank = tasks.index((str(task["type"]), int(task["index"])))
-        host = addresses[0].rsplit(":", 1)[0]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        host, *_ = [_address("an address", address)[0] for address in addresses]
+    except (ValueError, KeyError, TypeError, AttributeError, LaunchError) as error:
         raise LaunchError(
             f"TF_CONFIG names no rank for this process ({type(error).__name__}: {error}). "
             "Expected: a JSON object with a cluster of chief and worker addresses and a task "
@@ -159,10 +168,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
     return _launch(
         "Open MPI",
         environ,
-        rank=environ["OMPI_COMM_WORLD_RANK"],
-        size=environ.get("OMPI_COMM_WORLD_SIZE"),
-        local_rank=environ.get("OMPI_COMM_WORLD_LOCAL_RANK"),
-        local_size=environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        **_numbers("Open MPI", environ, *_OPEN_MPI),
         meeting=_master(environ),
         job=environ.get("PMIX_NAMESPACE") or _common_ancestor("orted", "prted", "mpirun"),
         host=_service_host(environ),
@@ -172,6 +178,7 @@ def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
 def _torchrun(environ: Mapping[str, str]) -> Launch | None:
     if "RANK" not in environ or "WORLD_SIZE" not in environ:
         return None
+    run = environ.get("TORCHELASTIC_RUN_ID", "")
     if _master(environ) is None and environ["WORLD_SIZE"].strip() != "1":
         raise LaunchError(
             f"RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} say that there are "
@@ -181,25 +188,22 @@ def _torchrun(environ: Mapping[str, str]) -> Launch | None:
     return _launch(
         "RANK and WORLD_SIZE",
         environ,
-        rank=environ["RANK"],
-        size=environ["WORLD_SIZE"],
-        local_rank=environ.get("LOCAL_RANK"),
-        local_size=environ.get("LOCAL_WORLD_SIZE"),
+        **_numbers("RANK and WORLD_SIZE", environ, *_TORCHRUN),
         meeting=_master(environ),
+        job="" if run in ("", "none") else f"torchrun {run}",
     )
 
 
 def _mpich(environ: Mapping[str, str]) -> Launch | None:
     if "PMI_RANK" not in environ or "PMI_SIZE" not in environ:
         return None
+    if _pair(environ, *_MPICH[:2]) == _pair(environ, *_SLURM[:2]):
+        return None  # srun gives MPICH's numbers to all tasks, if it is set up for it
     host = _service_host(environ)
     return _launch(
         "MPICH",
         environ,
-        rank=environ["PMI_RANK"],
-        size=environ["PMI_SIZE"],
-        local_rank=environ.get("MPI_LOCALRANKID"),
-        local_size=environ.get("MPI_LOCALNRANKS"),
+        **_numbers("MPICH", environ, *_MPICH),
         meeting=_master(environ),
         # It has no number for the run; on one machine its proxy is above all ranks.
         job=f"service {environ.get('SM_HOSTS')}" if host else _common_ancestor("hydra", "mpiexec"),
@@ -216,9 +220,7 @@ def _slurm(environ: Mapping[str, str]) -> Launch | None:
     return _launch(
         "Slurm",
         environ,
-        rank=environ["SLURM_PROCID"],
-        size=environ["SLURM_STEP_NUM_TASKS"],
-        local_rank=environ.get("SLURM_LOCALID"),
+        **_numbers("Slurm", environ, *_SLURM),
         meeting=_master(environ),
         job=f"slurm {job}",
         host=first_host(nodes) if nodes else None,
@@ -232,37 +234,30 @@ def _launch(
     source: str,
     environ: Mapping[str, str],
     *,
-    rank: Any,
-    size: Any,
-    local_rank: Any = None,
-    local_size: Any = None,
+    rank: int,
+    size: int,
+    local_rank: int | None = None,
+    local_size: int | None = None,
     addresses: tuple[str, ...] | None = None,
     meeting: tuple[str, int] | None = None,
     job: str = "",
     host: str | None = None,
 ) -> Launch:
-    """Converts and checks; derives the meeting from `job` and `host` where it is not given."""
-    try:
-        number = int(rank)
-        count = int(size)
-        here = None if local_rank is None else int(local_rank)
-        all_here = None if local_size is None else int(local_size)
-        seconds = environ.get(f"{PREFIX}JOIN_SECONDS", "").strip()
-        join_seconds = float(seconds) if seconds else None
-    except (TypeError, ValueError) as error:
-        raise LaunchError(f"{source}: a variable is not a number: {error}.") from None
-    if not 0 <= number < count:
-        raise LaunchError(f"{source}: rank {number} of {count} processes is not possible.")
-    if count == 1:
+    """Checks; derives the meeting from `job` and `host` where it is not given."""
+    if not 0 <= rank < size:
+        raise LaunchError(f"{source}: rank {rank} of {size} processes is not possible.")
+    join_seconds = _join_seconds(environ)
+    if size == 1:
         return Launch(source)
-    one_machine = all_here == count
+    one_machine = local_size == size
     ports = 1
     if meeting is None:
         where = "127.0.0.1" if one_machine and host is None else host
         if where is None:
             raise LaunchError(
-                f"{source}: rank {number} of {count} cannot find the others, which run on several "
-                "machines. Expected: the variables MASTER_ADDR and MASTER_PORT, the host of rank "
+                f"{source}: rank {rank} of {size} cannot find the others, which "
+                + ("run on several machines" if local_size else "may run on several machines")
+                + ". Expected: the variables MASTER_ADDR and MASTER_PORT, the host of rank "
                 "0 and a free port on it, in every process, such as `mpirun -x "
                 "MASTER_ADDR=node0 -x MASTER_PORT=29400 ...`."
             )
@@ -271,10 +266,10 @@ def _launch(
     local = one_machine or meeting[0] in ("127.0.0.1", "localhost", "::1")
     return Launch(
         source=source,
-        rank=number,
-        size=count,
-        local_rank=here,
-        local_size=all_here,
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
         addresses=addresses,
         meeting=meeting,
         num_meeting_ports=ports,
@@ -282,6 +277,82 @@ def _launch(
         join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
         idle_seconds=_idle_seconds(environ),
     )
+
+
+def _check_agreement(environ: Mapping[str, str]) -> None:
+    """Refuses variables of several launchers that do not mean the same processes."""
+    pairs = {
+        "Open MPI": _pair(environ, *_OPEN_MPI[:2]),
+        "MPICH": _pair(environ, *_MPICH[:2]),
+        "RANK and WORLD_SIZE": _pair(environ, *_TORCHRUN[:2]),
+    }
+    if environ.get("TF_CONFIG", "").strip() and any(pairs.values()):
+        launch = _tf_config(environ)
+        pairs["TF_CONFIG"] = None if launch is None else (launch.rank, launch.size)
+    said = {source: pair for source, pair in pairs.items() if pair is not None and pair[1] > 1}
+    if len(set(said.values())) > 1:
+        text = ", ".join(f"{name} rank {rank} of {size}" for name, (rank, size) in said.items())
+        raise LaunchError(
+            f"The variables of several launchers contradict each other: {text}. Expected: those of "
+            "the one that started this process. Remove the others, which an earlier run or the "
+            "shell may have left, from the environment."
+        )
+
+
+def _pair(environ: Mapping[str, str], rank: str, size: str) -> tuple[int, int] | None:
+    """Rank and size, if both are numbers."""
+    texts = environ.get(rank, "").strip(), environ.get(size, "").strip()
+    return (int(texts[0]), int(texts[1])) if all(text.isdecimal() for text in texts) else None
+
+
+def _numbers(
+    source: str,
+    environ: Mapping[str, str],
+    rank: str,
+    size: str,
+    local_rank: str,
+    local_size: str,
+) -> dict[str, Any]:
+    """The numbers that variables of these names have; those of the machine may be missing."""
+    names = {"rank": rank, "size": size, "local_rank": local_rank, "local_size": local_size}
+    found: dict[str, int | None] = {}
+    faults = []
+    for key, name in names.items():
+        text = environ.get(name, "").strip()
+        if text.isdecimal():
+            found[key] = int(text)
+        elif text or key in ("rank", "size"):
+            faults.append(f"{name} is {text!r}" if text else f"{name} is not set")
+        else:
+            found[key] = None
+    if faults:
+        raise LaunchError(
+            f"{source}: {'; '.join(faults)}. Expected: a whole number, as the launcher sets it."
+        )
+    return found
+
+
+def _address(name: str, text: Any) -> tuple[str, int]:
+    """Host and port of `host:port`."""
+    host, _, port = str(text).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise LaunchError(f"{name} is {text!r}. Expected: host:port, such as node0:2222.")
+    return host, int(port)
+
+
+def _join_seconds(environ: Mapping[str, str]) -> float | None:
+    name = f"{PREFIX}JOIN_SECONDS"
+    text = environ.get(name, "").strip()
+    try:
+        seconds = float(text) if text else None
+        if seconds is not None and not 0 < seconds <= _LONGEST_JOIN_SECONDS:
+            raise ValueError
+    except ValueError:
+        raise LaunchError(
+            f"{name} is how long processes wait for each other at the start. Expected: seconds, "
+            f"above 0 and at most {_LONGEST_JOIN_SECONDS}. Received: {text}."
+        ) from None
+    return seconds
 
 
 def _idle_seconds(environ: Mapping[str, str]) -> float:
@@ -299,9 +370,13 @@ def _idle_seconds(environ: Mapping[str, str]) -> float:
 
 
 def _master(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
-    if not host or not port.isdecimal():
+    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "").strip()
+    if not host or not port:
         return None
+    if not port.isdecimal() or not 0 < int(port) < 65535:
+        raise LaunchError(
+            f"MASTER_PORT is {port!r}. Expected: a free port on the host of rank 0, such as 29400."
+        )
     # The agent of torchrun listens on the port itself; its neighbour is free by custom.
     taken = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return host, int(port) + taken

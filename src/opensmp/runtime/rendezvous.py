@@ -275,8 +275,12 @@ def _absent(launch: Launch, there: Any) -> str:
         f"{launch.source}: rank{'s' * several} {', '.join(map(str, missing))} of {launch.size} did "
         f"not call smp.init within {launch.join_seconds:g} s of rank 0. Expected: every process "
         "calls smp.init at the top of the script. Look at what the missing ones were doing, or "
-        "give them more time with OPENSMP_RUN_JOIN_SECONDS."
+        f"give them more time with {_more_time(launch)}."
     )
+
+
+def _more_time(launch: Launch) -> str:
+    return "--join-seconds" if launch.source == "opensmp run" else "OPENSMP_RUN_JOIN_SECONDS"
 
 
 # ------------------------------------------------------------------------------- the others
@@ -316,5 +320,5 @@ def _visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Cha
         f"{host}:{first} within {launch.join_seconds:g} s ({problem}). Expected: rank 0 calls "
         "smp.init in this time, on a machine of that name, behind a port that is open to this "
         "one. Look at what rank 0 was doing, or give it more time with "
-        "OPENSMP_RUN_JOIN_SECONDS."
+        f"{_more_time(launch)}."
     )

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from processes import launch
+
+from opensmp.runtime.cluster import bypass_proxies
+
+
+@pytest.mark.parametrize("name", ["no_proxy", "no_grpc_proxy"])
+def test_the_hosts_of_a_run_are_added_to_what_is_left_out_already(monkeypatch, name):
+    for each in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "example.org")
+    bypass_proxies(["node0", "[::1]", "node0"])
+    assert os.environ[name] == "example.org,node0,::1,localhost,127.0.0.1"
+
+
+def test_processes_meet_where_downloads_go_through_a_proxy():
+    proxies = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    script = "import opensmp as smp\nsmp.init()\nprint(smp.allgather(smp.rank()))\n"
+    result = launch(script, ["-n", "2"], environ=proxies)
+    assert result.stdout.strip() == "[0] [0, 1]", result.stderr
