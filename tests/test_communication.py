@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from processes import check_ranks
 
@@ -179,3 +180,57 @@ def test_barrier_waits_for_the_last():
         2,
     )
     assert [result.lines[-1] for result in results] == ["met", "met"]
+
+
+def test_ranks_may_be_numbers_of_numpy():
+    world.set_current(rank_5_of_8())
+    with pytest.raises(CommunicationError, match="is this rank itself"):
+        communication.send(1, np.int64(5))
+
+
+def test_what_cannot_be_pickled_fails_on_both_sides_and_the_next_call_matches():
+    check_ranks(
+        """
+        import opensmp as smp
+        smp.init()
+        import tensorflow as tf
+        rank = smp.rank()
+
+        def refused(call):
+            try:
+                call()
+            except smp.CommunicationError as error:
+                return str(error)
+
+        bad = (lambda: None) if rank == 0 else 1
+        text = refused(lambda: smp.allgather(bad))
+        assert "smp.allgather: the object of rank 0, of type builtins.function" in text, text
+        assert smp.allgather(rank) == [0, 1]
+        if rank == 0:
+            text = refused(lambda: smp.broadcast(bad))
+            smp.broadcast("next")
+        else:
+            text = refused(lambda: smp.recv_from(0))
+            assert smp.recv_from(0) == "next"
+        assert "the object of rank 0" in text, text
+
+        class Odd:
+            def __reduce__(self):
+                return int, ("x",)
+
+        text = refused(lambda: smp.allgather(Odd() if rank else None))
+        if rank == 0:
+            assert "the object of rank 1 cannot be unpickled here (ValueError" in text, text
+
+        @tf.function
+        def traced(x):  # as all Python code of it, while it is traced
+            smp.barrier()
+            everyone = smp.allgather(rank)
+            return x + sum(everyone)
+
+        assert float(traced(tf.constant(1.0))) == 2.0
+        text = refused(lambda: tf.function(lambda x: smp.allgather(x))(tf.ones([1])))
+        assert "a tensor inside of a tf.function has no value yet" in text, text
+        """,
+        2,
+    )

@@ -101,3 +101,11 @@ def test_batch_that_cannot_be_divided_is_an_error():
 def test_before_init_it_is_an_error():
     with pytest.raises(NotInitializedError, match=r"smp\.shard"):
         sharding.shard(np.zeros(4))
+
+
+@pytest.mark.parametrize("element", [lambda i: i, lambda i: {"x": (i, [i])}], ids=["plain", "nest"])
+def test_datasets_of_unknown_length_give_all_equally_much(element):
+    dataset = tf.data.Dataset.range(11).filter(lambda i: i != 3).map(element)
+    rounds = zip(*of_all(dataset), strict=True)
+    firsts = [[int(tf.nest.flatten(each)[0]) for each in elements] for elements in rounds]
+    assert firsts == [[0, 1, 2, 4], [5, 6, 7, 8]]  # 9 and 10 are not enough for four

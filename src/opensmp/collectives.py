@@ -13,12 +13,13 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.communication import members_of
+from opensmp.communication import index_of, members_of
 from opensmp.errors import CommunicationError, StepError
 from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import norms
 from opensmp.runtime.current import current_runner
-from opensmp.runtime.reduction import gather_rows, replace_by, sum_over
+from opensmp.runtime.reduction import check_summable, replace_by, sum_over
+from opensmp.runtime.slices import slices_of_all
 from opensmp.runtime.world import DP_GROUP, MP_GROUP, RDP_GROUP, CommGroup, current
 
 Tensor = Any
@@ -39,9 +40,10 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
 
     Args:
         tensor: A tensor or a nest of them, of any type of numbers. `None` stays `None`.
-            `tf.IndexedSlices`, the gradients of embeddings, stay such if the rows of all
-            ranks together are fewer than those of the variable, else they become dense.
-            Shapes must be the same on all ranks; they need not be known beforehand.
+            `tf.IndexedSlices`, the gradients of embeddings, stay such between replicas: the
+            slices of all of them come below each other, as from the whole batch, and may be
+            more on one rank than on another. Elsewhere they become dense. Other shapes must be
+            the same on all ranks; they need not be known beforehand.
         op: `"mean"` or `"sum"`. Means of integers are float64.
         group: Whose tensors, such as `smp.DP_GROUP` or `smp.WORLD`.
 
@@ -69,17 +71,21 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
         accepted = " or ".join(map(repr, _OPS))
         raise CommunicationError(f"smp.allreduce: op={op!r} is unknown; accepted: {accepted}.")
     of_replicas = group in (DP_GROUP, RDP_GROUP)
+    is_spread = len(_members("smp.allreduce", MP_GROUP)) > 1
     leaves = tf.nest.flatten(tensor)
     results = list(leaves)
     dense: list[tuple[int, Tensor]] = []
     for index, leaf in enumerate(leaves):
-        if leaf is None or (of_replicas and norms.is_elsewhere(leaf)):
+        if leaf is None or (of_replicas and is_spread and norms.is_elsewhere(leaf)):
             continue
-        if isinstance(leaf, tf.IndexedSlices) and of_replicas and _stays_sparse(leaf, members):
-            results[index] = _gather_slices(leaf, members, op)
+        if isinstance(leaf, tf.IndexedSlices) and of_replicas:
+            slices = slices_of_all(leaf, members, name="smp.allreduce of slices")
+            results[index] = _divided(slices, len(members)) if op == "mean" else slices
         else:
             dense.append((index, _dense(leaf)))
-    sums = sum_over([t for _, t in dense], members, mean=op == "mean", name=f"smp.allreduce {op}")
+    tensors, name = [t for _, t in dense], f"smp.allreduce {op}"
+    check_summable(tensors, name)  # also in one process, where nothing would come of it
+    sums = sum_over(tensors, members, mean=op == "mean", name=name)
     for (index, _), total in zip(dense, sums, strict=True):
         results[index] = total
     return tf.nest.pack_sequence_as(tensor, results)
@@ -112,13 +118,8 @@ def broadcast_variables(
         ```
     """
     members = _members("smp.broadcast_variables", group)
-    is_whole = isinstance(root_rank, int) and not isinstance(root_rank, bool)
-    if not is_whole or not 0 <= root_rank < len(members):
-        raise CommunicationError(
-            f"smp.broadcast_variables: root_rank={root_rank!r} is not possible. Expected: an "
-            f"integer from 0 to {len(members) - 1}, for the group has the ranks {list(members)}."
-        )
-    copy_variables(variables, members, members[root_rank], "smp.broadcast_variables")
+    root = index_of("smp.broadcast_variables", "root_rank", root_rank, members)
+    copy_variables(_variables(variables), members, members[root], "smp.broadcast_variables")
 
 
 def copy_variables(
@@ -200,6 +201,27 @@ def _members(what: str, group: CommGroup) -> tuple[int, ...]:
     return members
 
 
+def _variables(given: Any) -> list[Any]:
+    """What was given as variables, checked before anything is sent."""
+    if is_keras(given) or isinstance(given, tf.Variable):
+        given = [given]
+    hint = "Expected: Keras variables or tf.Variables, such as model.variables."
+    if not isinstance(given, Iterable):
+        raise CommunicationError(
+            f"smp.broadcast_variables: received {type(given).__name__}, which is no list. {hint}"
+        )
+    variables = list(given)
+    faults = []
+    for index, variable in enumerate(variables):
+        if not is_keras(variable) and not isinstance(variable, tf.Variable):
+            faults.append(f"number {index} is of type {type(variable).__name__}")
+        elif tf.as_dtype(variable.dtype) == tf.string:
+            faults.append(f"number {index}, {variable.name}, holds texts")
+    if faults:
+        raise CommunicationError(f"smp.broadcast_variables: {'; '.join(faults)}. {hint}")
+    return variables
+
+
 def _tensor(value: Any) -> Any:
     return value if isinstance(value, tf.IndexedSlices) else tf.convert_to_tensor(value)
 
@@ -210,22 +232,15 @@ def _dense(value: Any) -> Tensor:
             f"smp.allreduce: a {type(value).__name__} cannot be reduced. Expected: tensors or "
             "tf.IndexedSlices. Make it dense with to_tensor() or tf.sparse.to_dense."
         )
-    return tf.convert_to_tensor(tf_variable(value) if is_keras(value) else value)
+    try:
+        return tf.convert_to_tensor(tf_variable(value) if is_keras(value) else value)
+    except (TypeError, ValueError) as error:
+        raise CommunicationError(
+            f"smp.allreduce: a value of type {type(value).__name__} is no tensor ({error}). "
+            "Expected: a tensor, what can be made one, or a list, tuple or dict of them."
+        ) from error
 
 
-def _stays_sparse(slices: Any, members: tuple[int, ...]) -> bool:
-    """Whether the rows of all ranks are fewer than those of the dense gradient."""
-    if not slices.values.shape.is_fully_defined() or slices.dtype not in (tf.float32, tf.float64):
-        return False
-    shape = None if slices.dense_shape is None else tf.get_static_value(slices.dense_shape)
-    rows = int(slices.values.shape[0]) * len(members)
-    return slices.dense_shape is None or (shape is not None and rows < int(shape[0]))
-
-
-def _gather_slices(slices: Any, members: tuple[int, ...], op: str) -> Any:
-    values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
-    values = gather_rows(values, members, name="smp.allreduce of rows")
-    indices = gather_rows(indices, members, name="smp.allreduce of indices")
-    if op == "mean":
-        values = values / tf.cast(len(members), values.dtype)
-    return tf.IndexedSlices(values, indices, slices.dense_shape)
+def _divided(slices: Any, count: int) -> Any:
+    values = slices.values / tf.cast(count, slices.values.dtype)
+    return tf.IndexedSlices(values, slices.indices, slices.dense_shape)

@@ -2,11 +2,13 @@
 
 All calls are synchronous: they return when the other side has done its part, so that all ranks
 must make matching calls in the same order. Calls that can never be matched end the run with
-an error that names the ranks; nothing waits for ever.
+an error that names the ranks; nothing waits for ever. In a `tf.function` they are made while it
+is traced, like all Python code of it, and not again when it runs.
 """
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 from opensmp.errors import CommunicationError
@@ -51,9 +53,9 @@ def broadcast(obj: Any, group: CommGroup = WORLD) -> None:
         ```
     """
     world = current("smp.broadcast")
-    for rank in members_of("smp.broadcast", world, group):
-        if rank != world.rank:
-            objects.send_object(obj, rank)
+    members = members_of("smp.broadcast", world, group)
+    others = [rank for rank in members if rank != world.rank]
+    objects.send_object(obj, others, "smp.broadcast")
 
 
 def send(obj: Any, dest_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> None:
@@ -77,7 +79,7 @@ def send(obj: Any, dest_rank: int, rank_type: RankType = RankType.WORLD_RANK) ->
             text = smp.recv_from(0, smp.RankType.MP_RANK)
         ```
     """
-    objects.send_object(obj, _other_rank("smp.send", dest_rank, rank_type))
+    objects.send_object(obj, [_other_rank("smp.send", dest_rank, rank_type)], "smp.send")
 
 
 def recv_from(src_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> Any:
@@ -95,7 +97,8 @@ def recv_from(src_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> Any:
     Example:
         See `broadcast` and `send`.
     """
-    return objects.recv_object(_other_rank("smp.recv_from", src_rank, rank_type))
+    source = _other_rank("smp.recv_from", src_rank, rank_type)
+    return objects.recv_object(source, "smp.recv_from")
 
 
 def allgather(obj: Any, group: CommGroup = WORLD) -> list[Any]:
@@ -174,6 +177,21 @@ def members_of(what: str, world: World, group: CommGroup) -> tuple[int, ...]:
     return world.group(group)
 
 
+def index_of(what: str, name: str, rank: Any, members: tuple[int, ...]) -> int:
+    """A rank counted in a group, as a Python integer; NumPy's are taken as well.
+
+    Raises:
+        CommunicationError: The group has no such rank.
+    """
+    whole = isinstance(rank, Integral) and not isinstance(rank, bool)
+    if not whole or not 0 <= rank < len(members):
+        raise CommunicationError(
+            f"{what}: there is no {name} {rank!r}. Expected: an integer from 0 to "
+            f"{len(members) - 1}, for this group has the ranks {list(members)}."
+        )
+    return int(rank)
+
+
 def _other_rank(what: str, rank: int, rank_type: RankType) -> int:
     """The rank in the world of a rank that may be counted otherwise."""
     world = current(what)
@@ -184,11 +202,7 @@ def _other_rank(what: str, rank: int, rank_type: RankType) -> int:
             f"{rank_type!r} ({type(rank_type).__name__})."
         )
     members = world.group(_GROUP_OF[rank_type])
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < len(members):
-        raise CommunicationError(
-            f"{what}: there is no {rank_type.name} {rank!r}. Expected: an integer from 0 to "
-            f"{len(members) - 1}, for this group has the ranks {list(members)}."
-        )
+    rank = index_of(what, rank_type.name, rank, members)
     if members[rank] == world.rank:
         raise CommunicationError(
             f"{what}: {rank_type.name} {rank} is this rank itself, which would wait for ever. "

@@ -17,7 +17,8 @@ def shard(data: Any, batched: bool = False) -> Any:
 
     All ranks of a replica get the same part, different replicas get different ones, and all
     get equally much, for a replica with more batches than the others would wait for them for
-    ever. With one replica, everything is given back.
+    ever: of a dataset of unknown length, as a generator makes it, the elements at its end are
+    left out that are not enough for all. With one replica, everything is given back.
 
     Shuffle before only with a seed, the same on all ranks: else examples would be lost to some
     replicas and come twice in others.
@@ -67,7 +68,15 @@ def shard(data: Any, batched: bool = False) -> Any:
             f"Expected: a multiple of {count}. Use dataset.take({length // count * count}), or "
             "batches, drop_remainder=True and smp.shard(dataset, batched=True)."
         )
-    return data.shard(count, number)
+    if length != tf.data.UNKNOWN_CARDINALITY:
+        return data.shard(count, number)
+
+    @tf.autograph.experimental.do_not_convert
+    def mine(*window: Any) -> Any:
+        element = tf.data.Dataset.zip(window if len(window) > 1 else window[0])
+        return element.skip(number).take(1)
+
+    return data.window(count, drop_remainder=True).flat_map(mine)
 
 
 def _part(leaf: Any, number: int, count: int) -> Any:

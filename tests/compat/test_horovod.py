@@ -39,7 +39,7 @@ def test_all_faults_of_a_call_are_reported_at_once():
 
 
 def test_unknown_replica_is_an_error():
-    with pytest.raises(CommunicationError, match="root_rank=1"):
+    with pytest.raises(CommunicationError, match="there is no root_rank 1"):
         hvd.broadcast_variables([tf.Variable(1.0)], root_rank=1)
 
 
@@ -79,3 +79,22 @@ def test_ranks_count_replicas():
         """,
         4,
     )
+
+
+def test_factors_hold_for_integers_and_nests(smp_init):
+    smp_init({"partitions": 2})
+    assert hvd.allreduce(tf.constant([2, 4]), op=hvd.Sum, prescale_factor=0.5).numpy().tolist() == [
+        1,
+        2,
+    ]
+    nest = [tf.ones([2]), {"a": tf.ones([3])}, None]
+    result = hvd.allreduce(nest, op=hvd.Sum, prescale_factor=3.0, postscale_factor=2.0)
+    assert result[0].numpy().tolist() == [6.0, 6.0]
+    assert result[1]["a"].numpy().tolist() == [6.0, 6.0, 6.0]
+    assert result[2] is None
+
+
+def test_process_sets_are_refused(smp_init):
+    smp_init({"partitions": 2})
+    with pytest.raises(CommunicationError, match="process_set is not possible"):
+        hvd.allreduce(tf.ones([1]), process_set=1)

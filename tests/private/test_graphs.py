@@ -17,6 +17,23 @@ def test_new_graph():
     assert inside.graph is graph
 
 
+def test_is_of_function():
+    seen = {}
+
+    def note(name, x):
+        seen[name] = _private.is_of_function(tf.compat.v1.get_default_graph())
+        return x
+
+    @tf.function
+    def run(x):
+        x = tf.cond(x > 0.0, lambda: note("branch", x), lambda: x)
+        x = tf.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, note("body", x)), (0, x))[1]
+        return note("function", x)
+
+    run(tf.constant(1.0))
+    assert seen == {"branch": False, "body": False, "function": True}
+
+
 def test_captures():
     graph = _private.new_graph("canary")
     outside = tf.constant([1.0, 2.0])

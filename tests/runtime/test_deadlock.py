@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from opensmp.runtime.deadlock import find_mismatch, find_stuck
@@ -119,3 +120,24 @@ def test_waiting_for_one_who_waits_for_a_running_rank_is_patience():
 
 def test_rank_that_has_not_been_heard_of_counts_as_running():
     assert find_stuck({0: ranks(calls("smp.barrier"))[0]}) is None
+
+
+def test_other_calls_in_threads_are_a_mismatch():
+    def in_a_thread(name: str) -> Callable[[Waits], object]:
+        def program(record: Waits) -> None:
+            thread = threading.Thread(target=lambda: record.enter(name, (0, 1)))
+            thread.start()
+            thread.join()
+
+        return program
+
+    finding = find_mismatch(ranks(in_a_thread("smp.barrier"), in_a_thread("smp.allgather")))
+    assert "rank 0 is in smp.barrier, rank 1 came to smp.allgather instead" in finding.text
+
+
+def test_who_waits_inside_a_run_may_be_computing():
+    def run(record: Waits) -> None:
+        record.enter("the function f", (0, 1), "runs of f", computes=True)
+
+    assert find_stuck(ranks(run, ended)).computing == (0,)
+    assert find_stuck(ranks(calls("smp.barrier"), ended)).computing == ()

@@ -3,12 +3,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opensmp.errors import CommunicationError
 from opensmp.runtime import keys
-from opensmp.runtime.keys import KeyRegistry
+from opensmp.runtime.keys import KeyRegistry, instance_of_shape
 
 
 def test_regular_groups_below_1024_ranks_have_different_keys():
@@ -60,3 +61,17 @@ def test_second_meaning_of_a_number_is_refused(monkeypatch):
     registry.group((0, 1, 5))
     with pytest.raises(CommunicationError, match=r"\(0, 1, 5\) and \(0, 1, 6\) have the same key"):
         registry.group((0, 1, 6))
+
+
+def test_shapes_that_are_known_late_have_different_keys():
+    """Batch and last dimension trade places in all ways that a weighted sum would confuse."""
+    shapes = [[a, 1, 1, b] for a in range(0, 400, 3) for b in range(1, 40, 3)]
+    shapes += [[a, b] for a in (1, 2, 40504, 81007) for b in range(1, 60)]
+    found = {}
+    for shape in shapes:
+        key = int(instance_of_shape(tf.constant(shape, tf.int32)))
+        assert 1 <= key < 1 << 31
+        found.setdefault((len(shape), key), []).append(shape)
+    assert [same for same in found.values() if len(same) > 1] == []
+    again = tf.function(instance_of_shape)(tf.constant(shapes[-1], tf.int32))
+    assert int(again) == key

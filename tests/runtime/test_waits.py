@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import threading
 
-from opensmp.runtime.waits import Group, Report, Waits
+from opensmp.runtime.waits import RUNNING, WAITING, Group, Report, Waits
 
 
 def test_calls_are_counted_by_group():
@@ -79,3 +79,22 @@ def test_report_survives_json():
         report = record.report()
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
     assert report.steps == 1
+
+
+def test_calls_of_other_threads_are_told_aside():
+    record = Waits()
+    thread = threading.Thread(target=lambda: record.enter("smp.barrier", (0, 1)))
+    thread.start()
+    thread.join()
+    report = record.report()
+    assert (report.state, report.wait) == (RUNNING, None)
+    assert [call.name for call in report.calls] == ["smp.barrier"]
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_a_run_that_an_error_has_ended_is_forgotten_at_the_next_call():
+    record = Waits()
+    record.enter("the function f", (0, 1), "runs of f", computes=True)
+    assert record.report().state == WAITING
+    record.leave(record.enter("smp.barrier", (0, 1)))
+    assert record.report().state == RUNNING

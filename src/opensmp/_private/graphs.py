@@ -24,6 +24,14 @@ def new_graph(name: str) -> Any:
     return tf.__internal__.FuncGraph(name)
 
 
+def is_of_function(graph: Any) -> bool:
+    """Whether a graph is that of a whole function, and none of a branch or of a loop's body.
+
+    Of the latter, TensorFlow runs only what their results need and what has effects.
+    """
+    return type(graph) is tf.__internal__.FuncGraph
+
+
 def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
     """Pairs (tensor outside, placeholder inside) that a function graph captured."""
     return list(graph.captures)

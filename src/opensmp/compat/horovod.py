@@ -81,23 +81,28 @@ def allreduce(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
     name: str | None = None,
+    process_set: None = None,
+    ignore_name_scope: bool = False,
 ) -> Any:
     """The mean, or sum, of a tensor over all replicas of the model.
 
     Args:
-        tensor: A tensor, or `tf.IndexedSlices`.
+        tensor: A tensor, `tf.IndexedSlices`, or a nest of them.
         average: The old way to say `op`: True for `Average`, False for `Sum`.
         device_dense: Ignored.
         device_sparse: Ignored.
         compression: Must be None.
         op: `Average` or `Sum`.
-        prescale_factor: What the tensor is multiplied by before.
-        postscale_factor: What the result is multiplied by.
+        prescale_factor: What the tensor is multiplied by before; integers are rounded towards
+            zero after it.
+        postscale_factor: What the result is multiplied by, likewise.
         name: Ignored.
+        process_set: Must be None.
+        ignore_name_scope: Ignored.
 
     Raises:
         CommunicationError: `average` and `op` are given both, `op` is another one, or there is
-            a compression.
+            a compression or a process set.
 
     Example:
         ```python
@@ -109,6 +114,8 @@ def allreduce(
         faults.append("average and op were given both; give op alone")
     if compression is not None:
         faults.append(f"compression={compression!r} is not possible; leave it out")
+    if process_set is not None:
+        faults.append("process_set is not possible; leave it out")
     if op not in (None, Average, Sum):
         faults.append(f"op={op!r} is unknown; accepted: hvd.Average or hvd.Sum")
     if faults:
@@ -143,9 +150,14 @@ def broadcast_variables(
 
 
 def __getattr__(name: str) -> Any:
-    raise AttributeError(
-        f"horovod.tensorflow.{name} does not exist here: Horovod is not installed, and opensmp "
-        f"stands in for these of its names: {', '.join(__all__)}. Use them, or the functions of "
+    raise AttributeError(absent(f"horovod.tensorflow.{name}"))
+
+
+def absent(name: str) -> str:
+    """What there is to say about something of Horovod that is not here."""
+    return (
+        f"{name} does not exist here: Horovod is not installed, and opensmp stands in for these "
+        f"names of horovod.tensorflow: {', '.join(__all__)}. Use them, or the functions of "
         "opensmp, such as smp.allreduce, smp.allgather or smp.broadcast."
     )
 
@@ -153,8 +165,16 @@ def __getattr__(name: str) -> Any:
 def _times(tensor: Any, factor: float) -> Any:
     if factor == 1.0:
         return tensor
+    return tf.nest.map_structure(lambda leaf: _one_times(leaf, factor), tensor)
+
+
+def _one_times(tensor: Any, factor: float) -> Any:
+    if tensor is None:
+        return None
     if isinstance(tensor, tf.IndexedSlices):
-        values = tensor.values * tf.cast(factor, tensor.values.dtype)
+        values = _one_times(tensor.values, factor)
         return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
     tensor = tf.convert_to_tensor(tensor)
+    if tensor.dtype.is_integer:
+        return tf.cast(tf.cast(tensor, tf.float64) * factor, tensor.dtype)
     return tensor * tf.cast(factor, tensor.dtype)

@@ -27,11 +27,14 @@ class Finding(NamedTuple):
         moments: The moment of every rank the finding rests on. It holds if they are still
             the same when all of them have been heard of again: reports of different times
             may together describe what never was.
+        computing: Ranks on which it rests that may be computing, and come then: see
+            `Wait.computes`.
     """
 
     rank: int
     text: str
     moments: tuple[tuple[int, int], ...]
+    computing: tuple[int, ...] = ()
 
 
 def find_mismatch(reports: Mapping[int, Report]) -> Finding | None:
@@ -47,18 +50,16 @@ def find_mismatch(reports: Mapping[int, Report]) -> Finding | None:
         ```
     """
     for rank, report in sorted(reports.items()):
-        wait = report.wait
-        if wait is None:
-            continue
-        for other in wait.group.ranks:
-            name = _name_of(reports.get(other), wait)
-            if name is not None and name != wait.name:
-                text = (
-                    f"rank {rank} is in {wait.name}, rank {other} came to {name} instead, each as "
-                    f"call {wait.number} of {_of(wait)}; every rank must make the same calls in "
-                    "the same order"
-                )
-                return Finding(other, text, ())
+        for wait in report.calls:
+            for other in wait.group.ranks:
+                name = _name_of(reports.get(other), wait)
+                if name is not None and name != wait.name:
+                    text = (
+                        f"rank {rank} is in {wait.name}, rank {other} came to {name} instead, each "
+                        f"as call {wait.number} of {_of(wait)}; every rank must make the same "
+                        "calls in the same order"
+                    )
+                    return Finding(other, text, ())
     return None
 
 
@@ -90,10 +91,13 @@ def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
         return None
     lines = []
     ended_early: set[int] = set()
+    computing = []
     waited_for: Counter[int] = Counter()
     for rank in stuck:
         wait = reports[rank].wait
         assert wait is not None
+        if wait.computes:
+            computing.append(rank)
         lost = sorted(other for other in waiting[rank] if other in ended)
         others = lost or sorted(other for other in waiting[rank] if other not in going)
         ended_early |= set(lost)
@@ -104,7 +108,7 @@ def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
     involved = tuple((rank, reports[rank].moment) for rank in sorted({*stuck, *ended_early}))
     # Whom most wait for is the one that is somewhere else.
     named = max(ended_early or stuck, key=lambda rank: (waited_for[rank], -rank))
-    return Finding(named, "; ".join(lines), involved)
+    return Finding(named, "; ".join(lines), involved, tuple(computing))
 
 
 def _absent(wait: Wait | None, reports: Mapping[int, Report]) -> list[int]:

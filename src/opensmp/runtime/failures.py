@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 from opensmp.runtime import deadlock
 from opensmp.runtime.channel import Channel, Message
-from opensmp.runtime.idleness import DEFAULT_SECONDS, Idleness
+from opensmp.runtime.idleness import DEFAULT_SECONDS, Idleness, computes
 from opensmp.runtime.waits import FINISHED, Report, Waits, waits
 
 ENDED_BY_PEER = 75
@@ -59,6 +59,21 @@ class Verdict(NamedTuple):
 
     def __str__(self) -> str:
         return f"rank {self.rank} failed: {self.text}"
+
+
+@dataclass
+class _Suspicion:
+    """Ranks that seem to be stuck.
+
+    Attributes:
+        since: When that began.
+        finding: Why.
+        worked: Processor seconds that each of those had used then which may be computing.
+    """
+
+    since: float
+    finding: deadlock.Finding
+    worked: Mapping[int, float]
 
 
 @dataclass
@@ -112,7 +127,7 @@ class Watch:
         self._decided = threading.Event()
         self._together = threading.Event()  # all programs have ended well
         self._consequence: tuple[float, Verdict] | None = None
-        self._suspicion: tuple[float, deadlock.Finding] | None = None
+        self._suspicion: _Suspicion | None = None
         self._idleness = Idleness(len(channels) + 1, idle_seconds)
         self._failing = False  # this process is about to end with an error of its own
         self._leaving = threading.Lock()
@@ -273,7 +288,7 @@ class Watch:
         if finding is not None:
             self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
             return
-        self._confirm(deadlock.find_stuck(reports), now)
+        self._confirm(deadlock.find_stuck(reports), reports, now)
         notice = self._idleness.notice()
         if notice is not None and notice.ends:
             self._decide(Verdict(0, notice.text))
@@ -281,21 +296,28 @@ class Watch:
             self._tell({"kind": "warning", "text": notice.text})
             self._warn(notice.text)
 
-    def _confirm(self, finding: deadlock.Finding | None, now: float) -> None:
+    def _confirm(
+        self, finding: deadlock.Finding | None, reports: Mapping[int, Report], now: float
+    ) -> None:
         """Decides that processes are stuck once all of them have said so again."""
         if finding is None:
             self._suspicion = None
-        elif self._suspicion is None or self._suspicion[1].moments != finding.moments:
-            self._suspicion = (now, finding)
-        else:
-            since = self._suspicion[0]
-            again = all(
-                rank == 0 or self._neighbours[rank].reported > since + _BEAT_SECONDS
-                for rank, _ in finding.moments
-            )
-            if again and now - since > _CONFIRM_SECONDS:
-                text = f"the programs do not match: {finding.text}"
-                self._decide(Verdict(finding.rank, text))
+            return
+        worked = {rank: reports[rank].worked for rank in finding.computing}
+        known = self._suspicion
+        if known is None or known.finding.moments != finding.moments:
+            self._suspicion = _Suspicion(now, finding, worked)
+            return
+        again = all(
+            rank == 0 or self._neighbours[rank].reported > known.since + _BEAT_SECONDS
+            for rank, _ in finding.moments
+        )
+        if not again or now - known.since <= _CONFIRM_SECONDS:
+            return
+        if any(computes(used - known.worked[r], now - known.since) for r, used in worked.items()):
+            self._suspicion = _Suspicion(now, finding, worked)
+            return
+        self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
 
     def _decide(self, verdict: Verdict) -> None:
         """The first decision stands: everybody is told, and this process ends."""

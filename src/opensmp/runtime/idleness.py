@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from opensmp.runtime.deadlock import listed
-from opensmp.runtime.waits import RUNNING, WAITING, Report
+from opensmp.runtime.waits import FINISHED, Report
 
 DEFAULT_SECONDS = 600.0
 """The limit unless another one is set: the usual one of collective operations elsewhere."""
@@ -25,6 +25,16 @@ _NOISE_SECONDS = 0.02  # of a processor, which waking up may take in a window, h
 _WINDOW_SECONDS = 5.0  # over which use is averaged
 _SILENT_SECONDS = 10.0  # between two reports: what happened meanwhile is not known
 _WARNING_SECONDS = 60.0
+
+
+def computes(used: float, elapsed: float) -> bool:
+    """Whether a process does more than wait, by its use of processors.
+
+    Args:
+        used: Processor seconds.
+        elapsed: Seconds in which they were used.
+    """
+    return used >= _COMPUTING * elapsed + _NOISE_SECONDS
 
 
 class Notice(NamedTuple):
@@ -91,7 +101,7 @@ class Idleness:
         elapsed = now - known.sampled
         if elapsed >= self._window:
             used = report.worked - known.worked
-            if report.state == WAITING and used >= _COMPUTING * elapsed + _NOISE_SECONDS:
+            if report.calls and computes(used, elapsed):
                 known.since = now
             known.sampled, known.worked = now, report.worked
 
@@ -119,8 +129,8 @@ class Idleness:
     def _seconds(self) -> float:
         """For how long all ranks at once have done nothing."""
         known = self._ranks.values()
-        states = {one.report.state for one in known}
-        if len(known) < self._size or RUNNING in states or WAITING not in states:
+        at_work = [one for one in known if one.report.state != FINISHED]
+        if len(known) < self._size or not at_work or not all(o.report.calls for o in at_work):
             return 0.0
         return min(one.sampled for one in known) - max(one.since for one in known)
 
@@ -129,6 +139,6 @@ def _places(reports: Mapping[int, Report]) -> str:
     """Where the ranks are, as `rank 0 in smp.barrier, ranks 1, 2 in the step train`."""
     ranks: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):
-        place = f"in {report.wait.name}" if report.wait else "at the end of the program"
+        place = f"in {report.calls[0].name}" if report.calls else "at the end of the program"
         ranks.setdefault(place, []).append(rank)
     return ", ".join(f"{listed(those)} {place}" for place, those in ranks.items())

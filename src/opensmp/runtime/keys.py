@@ -24,10 +24,7 @@ _HASHED = 1 << 30  # group keys from here on are hashes
 
 _MOST = (1 << 31) - 1
 
-_WEIGHTS = (1, 40503, 2654435, 97, 1000003, 7919, 104729, 1299709)
-
-MOST_DIMENSIONS = len(_WEIGHTS)
-"""Of a tensor whose shape is known only when a graph runs."""
+_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # bits without pattern
 
 
 class KeyRegistry:
@@ -122,14 +119,24 @@ def instance_of_shape(shape: Any) -> Any:
     such keys stand for its shapes.
 
     Args:
-        shape: The shape, an int32 vector of known length, at most `MOST_DIMENSIONS`.
+        shape: The shape, an int32 vector of known length.
 
     Returns:
-        An int32 scalar >= 1, the same in every process.
+        An int32 scalar >= 1, the same in every process. Different shapes of one length have
+        the same one with a chance of 1 in 2^31.
     """
-    weights = tf.constant(_WEIGHTS[: shape.shape[0]], tf.int64)
-    mixed = tf.reduce_sum(tf.cast(shape, tf.int64) * weights)
-    return tf.cast(1 + mixed % (_MOST - 1), tf.int32)
+    # Each size and its place, mixed as by the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast
+    # splittable pseudorandom number generators", 2014); products keep their lower 64 bits.
+    places = tf.constant([(i + 1) * _ODD[0] % (1 << 62) for i in range(shape.shape[0])], tf.int64)
+    mixed = tf.cast(shape, tf.int64) + places
+    for odd, bits in zip(_ODD[1:], (30, 27), strict=True):
+        mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, _int64(bits))) * odd
+    mixed = tf.bitwise.bitwise_xor(mixed, tf.bitwise.right_shift(mixed, _int64(31)))
+    return tf.cast(1 + tf.reduce_sum(mixed) % (_MOST - 1), tf.int32)
+
+
+def _int64(value: int) -> Any:
+    return tf.constant(value, tf.int64)
 
 
 def _regular(ranks: tuple[int, ...]) -> int | None:

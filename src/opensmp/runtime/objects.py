@@ -2,8 +2,10 @@
 
 An object is pickled and travels as 64-bit words, since collectives know no bytes. A collective
 has a fixed shape for ever, so that a first packet of 4 KiB carries the length and the
-beginning, and what is left follows in pieces of a power of two. Everything runs eagerly and
-returns when the object has arrived; all ranks of a group must make the same calls.
+beginning, and what is left follows in pieces of a power of two. Everything runs eagerly, also
+while a function is being traced, and returns when the object has arrived; all ranks of a group
+must make the same calls. What cannot be pickled is told to the ranks that wait for it, whose calls
+fail as well: the next ones match again.
 
 Objects are unpickled: they must come from processes that are trusted, see the documentation.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 import functools
 import pickle
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -48,18 +50,20 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
     members = tuple(ranks)
     if len(members) == 1:
         return [obj]
-    here, data = cluster.needed(name, members), pickle.dumps(obj, protocol=5)
-    with waits.entered(name, members), tf.device(here.host):
+    here, data = cluster.needed(name, members), _Pickled.of(obj)
+    with tf.init_scope(), waits.entered(name, members), tf.device(here.host):
         heads = _gather(_head(data), members).numpy().reshape(len(members), _HEAD_WORDS)
-        lengths = [int(length) for length in heads[:, 0]]
+        lengths = [abs(int(length)) for length in heads[:, 0]]
         texts = [_beginning(head) for head in heads]
         for begin, power in _pieces(max(lengths)):
-            rows = _gather(_piece(data, begin, power), members).numpy()
+            rows = _gather(_piece(data.text, begin, power), members).numpy()
             for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
                 piece = rows.reshape(len(members), -1)[row].view(np.uint8)
                 text += piece[: max(0, length - begin)].tobytes()
+    for member, text, length in zip(members, texts, heads[:, 0], strict=True):
+        _check_pickled(bytes(text), int(length), member, name)
     return [
-        obj if member == here.rank else pickle.loads(bytes(text))
+        obj if member == here.rank else _loaded(bytes(text), member, name)
         for member, text in zip(members, texts, strict=True)
     ]
 
@@ -87,31 +91,45 @@ def broadcast_object(
     if len(members) == 1:
         return obj
     here = cluster.needed(name, members)
-    data = pickle.dumps(obj, protocol=5) if here.rank == root else None
-    with waits.entered(f"{name} from rank {root}", members), tf.device(here.host):
-        received = _transfer(data, members, root)
-    return obj if received is None else pickle.loads(received)
+    data = _Pickled.of(obj) if here.rank == root else None
+    what = f"{name} from rank {root}"
+    with tf.init_scope(), waits.entered(what, members), tf.device(here.host):
+        received = _transfer(data, members, root, name)
+    return obj if received is None else _loaded(received, root, name)
 
 
-def send_object(obj: Any, destination: int) -> None:
-    """Sends an object to another rank; returns when that one receives it.
+def send_object(obj: Any, destinations: Ranks, name: str = "send_object") -> None:
+    """Sends an object to other ranks; returns when all of them have received it.
 
     Args:
         obj: Any picklable object.
-        destination: A rank of the world, not this one.
+        destinations: Ranks of the world, without this one.
+        name: What this call is, for errors.
+
+    Raises:
+        CommunicationError: The object cannot be pickled.
     """
-    _message(pickle.dumps(obj, protocol=5), None, destination)
+    data = _Pickled.of(obj)
+    for destination in destinations:
+        _message(data, None, destination, name)
+    if destinations:
+        here = cluster.needed(name, None).rank
+        _check_pickled(data.text, -1 if data.failed else 0, here, name)
 
 
-def recv_object(source: int) -> Any:
+def recv_object(source: int, name: str = "recv_object") -> Any:
     """The next object that another rank sends to this one.
 
     Args:
         source: A rank of the world, not this one.
+        name: What this call is, for errors.
+
+    Raises:
+        CommunicationError: The other rank could not pickle its object, or it cannot be unpickled.
     """
-    received = _message(None, source, None)
+    received = _message(None, source, None, name)
     assert received is not None
-    return pickle.loads(received)
+    return _loaded(received, source, name)
 
 
 def meet(ranks: Ranks, name: str = "meet") -> None:
@@ -126,7 +144,7 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
         return
     here = cluster.needed(name, members)
     group = keys.group_key(members)
-    with waits.entered(name, members), tf.device(here.host):
+    with tf.init_scope(), waits.entered(name, members), tf.device(here.host):
         tf.raw_ops.CollectiveReduceV2(
             input=tf.zeros([1], tf.int32),
             group_size=_number(len(members)),
@@ -139,10 +157,55 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
         ).numpy()
 
 
+# ----------------------------------------------------------------------------------- pickles
+
+
+class _Pickled(NamedTuple):
+    """An object as text, or the error that came of it."""
+
+    text: bytes
+    failed: bool
+
+    @classmethod
+    def of(cls, obj: Any) -> _Pickled:
+        try:
+            return cls(pickle.dumps(obj, protocol=5), failed=False)
+        except Exception as error:  # whatever the object's own code raises
+            kind = type(obj)
+            return cls(
+                f"of type {kind.__module__}.{kind.__qualname__} cannot be pickled "
+                f"({type(error).__name__}: {error})".encode(),
+                failed=True,
+            )
+
+
+def _check_pickled(text: bytes, length: int, rank: int, name: str) -> None:
+    """Raises what a rank said instead of an object; a negative length marks it."""
+    if length < 0:
+        raise CommunicationError(
+            f"{name}: the object of rank {rank}, {text.decode()}. Expected: an object that pickle "
+            "can take apart, such as numbers, texts, arrays, tensors and containers of these. "
+            "Functions must be those of a module, and a tensor inside of a tf.function has no "
+            "value yet: call it outside."
+        )
+
+
+def _loaded(text: bytes, rank: int, name: str) -> Any:
+    try:
+        return pickle.loads(text)
+    except Exception as error:
+        raise CommunicationError(
+            f"{name}: the object of rank {rank} cannot be unpickled here ({type(error).__name__}: "
+            f"{error}). Expected: that what it is made of can be imported on all ranks."
+        ) from error
+
+
 # ------------------------------------------------------------------------------- collectives
 
 
-def _message(data: bytes | None, source: int | None, destination: int | None) -> bytes | None:
+def _message(
+    data: _Pickled | None, source: int | None, destination: int | None, call: str
+) -> bytes | None:
     """One object from rank to rank; `data` on the side that sends."""
     what = f"a message {'from' if data is None else 'to'} rank {source or destination or 0}"
     here = cluster.needed(what, None)
@@ -158,22 +221,25 @@ def _message(data: bytes | None, source: int | None, destination: int | None) ->
         )
     members = (min(begin, end), max(begin, end))
     name = f"a message from rank {begin} to rank {end}"
-    with waits.entered(name, members, f"{begin}>{end}"), tf.device(here.host):
-        return _transfer(data, members, begin)
+    with tf.init_scope(), waits.entered(name, members, f"{begin}>{end}"), tf.device(here.host):
+        return _transfer(data, members, begin, call)
 
 
-def _transfer(data: bytes | None, members: tuple[int, ...], root: int) -> bytes | None:
+def _transfer(
+    data: _Pickled | None, members: tuple[int, ...], root: int, name: str
+) -> bytes | None:
     """Head and pieces from the root, which has the data, to the others, which get it."""
     if data is not None:
         _send(_head(data), members, root)
-        for begin, power in _pieces(len(data)):
-            _send(_piece(data, begin, power), members, root)
+        for begin, power in _pieces(len(data.text)):
+            _send(_piece(data.text, begin, power), members, root)
         return None
     head = _receive(_HEAD_WORDS, members, root).numpy()
-    length, text = int(head[0]), bytearray(_beginning(head))
+    length, text = abs(int(head[0])), bytearray(_beginning(head))
     for begin, power in _pieces(length):
         piece = _receive(1 << power, members, root).numpy().view(np.uint8)
         text += piece[: length - begin].tobytes()
+    _check_pickled(bytes(text), int(head[0]), root, name)
     return bytes(text)
 
 
@@ -214,16 +280,16 @@ def _number(value: int) -> Any:
 # ------------------------------------------------------------------------------------- words
 
 
-def _head(data: bytes) -> Words:
+def _head(data: _Pickled) -> Words:
     words = np.zeros(_HEAD_WORDS, np.int64)
-    words[0] = len(data)
-    beginning = np.frombuffer(data[:_HEAD_BYTES], np.uint8)
+    words[0] = -len(data.text) if data.failed else len(data.text)
+    beginning = np.frombuffer(data.text[:_HEAD_BYTES], np.uint8)
     words[1:].view(np.uint8)[: len(beginning)] = beginning
     return words
 
 
 def _beginning(head: Words) -> bytearray:
-    return bytearray(head[1:].view(np.uint8)[: int(head[0])].tobytes())
+    return bytearray(head[1:].view(np.uint8)[: abs(int(head[0]))].tobytes())
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int]]:

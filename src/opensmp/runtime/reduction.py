@@ -17,6 +17,7 @@ import contextlib
 import functools
 import threading
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -26,7 +27,8 @@ import tensorflow as tf
 from opensmp.errors import CommunicationError
 from opensmp.runtime import cluster, waits
 from opensmp.runtime.chunks import CHUNK_BYTES, chunk_sizes
-from opensmp.runtime.keys import MOST_DIMENSIONS, instance_of_shape, registry
+from opensmp.runtime.function_runs import noted
+from opensmp.runtime.keys import instance_of_shape, registry
 
 Tensor = Any
 
@@ -42,6 +44,8 @@ _WIDER = {
     tf.uint32: tf.int64,
 }
 _REAL = {tf.complex64: tf.float32, tf.complex128: tf.float64}
+
+_NUM_SHOWN = 4  # tensors, in messages
 
 _counters: weakref.WeakKeyDictionary[Any, Counter[Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
@@ -77,14 +81,14 @@ def sum_over(
         ```
     """
     members = tuple(ranks)
-    if len(members) == 1:
+    if len(members) == 1 or not tensors:
         return [_divided(tensor, 1 if mean else None) for tensor in tensors]
-    _check(tensors, name)
-    with on_host(name, members, tensors):
+    check_summable(tensors, name)
+    with _call(name, members, tensors) as call:
         parcels = [_parcel(tensor, len(members) if mean else None) for tensor in tensors]
         results: list[Tensor] = []
         for bucket in _buckets([parcel.tensor for parcel in parcels]):
-            results += _reduce_bucket(bucket, members)
+            results += _reduce_bucket(bucket, call)
         return [parcel.unpack(t) for parcel, t in zip(parcels, results, strict=True)]
 
 
@@ -103,9 +107,9 @@ def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather")
     members = tuple(ranks)
     if len(members) == 1:
         return tensor
-    with on_host(name, members, [tensor]):
-        key = _Key.of("gather", tensor, members)
-        return tf.raw_ops.CollectiveGatherV2(
+    with _call(name, members, [tensor]) as call:
+        key = _Key.of(f"gather for {name}", tensor, members)
+        rows = tf.raw_ops.CollectiveGatherV2(
             input=tensor,
             group_size=len(members),
             group_key=key.group,
@@ -113,6 +117,8 @@ def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather")
             ordering_token=[key.token],
             timeout_seconds=0,  # any other value leaves a thread behind
         )
+        call.note(rows)
+        return rows
 
 
 def replace_by(
@@ -139,15 +145,38 @@ def replace_by(
     return [_from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
 
 
+class _Call(NamedTuple):
+    """A call that is being made.
+
+    Attributes:
+        name: What it is, the same in all processes. It belongs to the keys: sums of other calls
+            are others.
+        members: The ranks that take part.
+        waiting: To be filled with the operations of a graph that wait for other ranks.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    waiting: list[Any]
+
+    def note(self, result: Tensor) -> None:
+        """Notes that an operation waits for other ranks."""
+        if not tf.executing_eagerly():
+            self.waiting.append(result.op)
+
+
 @contextlib.contextmanager
-def on_host(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Runs what is inside on this process's host; eager calls are noted while they wait."""
+def _call(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Iterator[_Call]:
+    """Runs what is inside on this process's host; it is noted while it waits."""
     here = cluster.needed(name, members)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(tf.device(here.host))
+    what = f"{name} of {_looks(tensors)}"
+    with tf.device(here.host):
         if tf.executing_eagerly():
-            stack.enter_context(waits.entered(f"{name} of {_looks(tensors)}", members))
-        yield
+            with waits.entered(what, members):
+                yield _Call(name, members, [])
+        else:
+            with noted(what, members, here.host) as waiting:
+                yield _Call(name, members, waiting)
 
 
 # ----------------------------------------------------------------------------------- buckets
@@ -169,31 +198,57 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-def _reduce_bucket(bucket: list[Tensor], members: tuple[int, ...]) -> list[Tensor]:
+def _reduce_bucket(bucket: list[Tensor], call: _Call) -> list[Tensor]:
     if len(bucket) == 1:
-        return [_reduce_in_chunks(bucket[0], members)]
+        return [_reduce_in_chunks(bucket[0], call)]
     flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
     sizes = [tensor.shape.num_elements() for tensor in bucket]
-    parts = tf.split(_reduce(flat, members), sizes)
+    parts = tf.split(_reduce(flat, call, [t.shape.as_list() for t in bucket]), sizes)
     return [tf.reshape(p, t.shape) for p, t in zip(parts, bucket, strict=True)]
 
 
-def _reduce_in_chunks(tensor: Tensor, members: tuple[int, ...]) -> Tensor:
+def _reduce_in_chunks(tensor: Tensor, call: _Call) -> Tensor:
     """Large tensors travel as several chunks at once, which fills the connection better."""
     size = _num_bytes(tensor)
-    if size is None or size <= BUCKET_BYTES or tf.executing_eagerly():
-        return _reduce(tensor, members)
+    if size is None:
+        return _reduce_of_unknown_shape(tensor, call)
+    if size <= BUCKET_BYTES or tf.executing_eagerly():
+        return _reduce(tensor, call)
     chunks = tf.split(tf.reshape(tensor, [-1]), chunk_sizes(tensor))
-    return tf.reshape(tf.concat([_reduce(c, members) for c in chunks], 0), tensor.shape)
+    sums = [_reduce(chunk, call, [tensor.shape.as_list()]) for chunk in chunks]
+    return tf.reshape(tf.concat(sums, 0), tensor.shape)
 
 
-def _reduce(tensor: Tensor, members: tuple[int, ...]) -> Tensor:
-    if tensor.shape.is_fully_defined() and not tensor.shape.num_elements():
+def _reduce_of_unknown_shape(tensor: Tensor, call: _Call) -> Tensor:
+    """With one element more, for there may be none, and the collectives crash then."""
+    flat = tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
+    key = _Key.of(f"sum for {call.name}", tensor, call.members)
+    total = tf.reshape(_reduce_by(key, flat, call)[:-1], tf.shape(tensor))
+    total.set_shape(tensor.shape)
+    return total
+
+
+def _reduce(tensor: Tensor, call: _Call, shapes: Sequence[Any] = ()) -> Tensor:
+    """The sum of a tensor of known shape.
+
+    Args:
+        tensor: The tensor.
+        call: What it is for.
+        shapes: Those of the tensors that it consists of. They belong to the key: parts of other
+            shapes, or in another order, are another sum.
+    """
+    if not tensor.shape.num_elements():
         return tf.identity(tensor)
-    key = _Key.of("sum", tensor, members)
+    key = _Key.of(f"sum for {call.name} of {list(shapes)}", tensor, call.members)
+    total = _reduce_by(key, tensor, call)
+    total.set_shape(tensor.shape)
+    return total
+
+
+def _reduce_by(key: _Key, tensor: Tensor, call: _Call) -> Tensor:
     total = tf.raw_ops.CollectiveReduceV2(
         input=tensor,
-        group_size=len(members),
+        group_size=len(call.members),
         group_key=key.group,
         instance_key=key.instance,
         # What shares a token runs in the order of the trace: only what shares a key must.
@@ -202,7 +257,7 @@ def _reduce(tensor: Tensor, members: tuple[int, ...]) -> Tensor:
         final_op="Id",
         timeout_seconds=0,  # any other value leaves a thread behind
     )
-    total.set_shape(tensor.shape)
+    call.note(total)
     return total
 
 
@@ -314,7 +369,17 @@ def _from_bits(bits: Tensor, like: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------ checks
 
 
-def _check(tensors: Sequence[Tensor], name: str) -> None:
+def check_summable(tensors: Sequence[Tensor], name: str) -> None:
+    """Checks that tensors can be added up over processes.
+
+    Args:
+        tensors: The tensors.
+        name: The call, for errors.
+
+    Raises:
+        CommunicationError: A tensor is not of numbers, or has an unknown number of dimensions;
+            all faults.
+    """
     known = {*_AS_THEY_ARE, *_WIDER, *_REAL, tf.uint64}
     faults = []
     for index, tensor in enumerate(tensors):
@@ -322,13 +387,10 @@ def _check(tensors: Sequence[Tensor], name: str) -> None:
             faults.append(f"tensor {index} has the dtype {tensor.dtype.name}")
         elif tensor.shape.rank is None:
             faults.append(f"tensor {index} has an unknown number of dimensions")
-        elif tensor.shape.rank > MOST_DIMENSIONS and not tensor.shape.is_fully_defined():
-            faults.append(f"tensor {index} has {tensor.shape.rank} dimensions, some unknown")
     if faults:
         raise CommunicationError(
             f"{name}: {'; '.join(faults)}. Expected: tensors of numbers with a known number of "
-            f"dimensions, at most {MOST_DIMENSIONS} if some are unknown. Cast booleans to "
-            "tf.int32, and give a tensor a rank with tf.ensure_shape."
+            "dimensions. Cast booleans to tf.int32, and give a tensor a rank with tf.ensure_shape."
         )
 
 
@@ -339,7 +401,8 @@ def _num_bytes(tensor: Tensor) -> int | None:
 
 
 def _looks(tensors: Sequence[Tensor]) -> str:
-    """Types and shapes, for messages; the first ones of many."""
-    shown = [f"{t.dtype.name} {t.shape.as_list()}" for t in tensors[:4]]
-    more = len(tensors) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    """Types and shapes, for messages; of many the first ones, and a number for the others."""
+    all_of_them = [f"{t.dtype.name} {t.shape.as_list()}" for t in tensors]
+    shown, rest = all_of_them[:_NUM_SHOWN], all_of_them[_NUM_SHOWN:]
+    more = f" and {len(rest)} more ({zlib.crc32(repr(rest).encode()):08x})" if rest else ""
+    return ", ".join(shown) + more

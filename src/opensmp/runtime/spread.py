@@ -207,7 +207,7 @@ class _Runs:
                 "the last checkpoint."
             )
         name = f"runs of {self._name}"
-        self._entered.append(waits.enter(self._name, self._ranks, name, blocks=True))
+        self._entered.append(waits.enter(self._name, self._ranks, name, computes=True))
         self._number += 1
         if self._transport is not None:
             self._transport.begin_run(self._number)

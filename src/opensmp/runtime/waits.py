@@ -11,7 +11,7 @@ import contextlib
 import resource
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 _NAMES_KEPT = 4
@@ -38,11 +38,24 @@ class Wait(NamedTuple):
         group: Who takes part.
         number: How many calls in this group this is, from 1.
         name: What it is, the same on all ranks.
+        computes: Whether the process may compute a while in it before it waits for others, as
+            in a run of a traced function.
     """
 
     group: Group
     number: int
     name: str
+    computes: bool = False
+
+    def to_json(self) -> list[Any]:
+        """A form that JSON can carry."""
+        return [list(self.group.ranks), self.group.lane, self.number, self.name, self.computes]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Wait:
+        """The call that `to_json` wrote."""
+        ranks, lane, number, name, computes = data
+        return cls(Group(tuple(ranks), lane), number, name, computes)
 
 
 class Entered(NamedTuple):
@@ -69,6 +82,7 @@ class Report(NamedTuple):
         worked: Processor seconds that the process has used, without the thread that reports.
         faults: Major page faults of the same threads: a process that is swapped in uses no
             processor, but gets on.
+        aside: The calls that other threads are in.
     """
 
     state: str
@@ -78,14 +92,20 @@ class Report(NamedTuple):
     steps: int = 0
     worked: float = 0.0
     faults: int = 0
+    aside: tuple[Wait, ...] = ()
+
+    @property
+    def calls(self) -> tuple[Wait, ...]:
+        """The calls that this process is in, the one of the main thread first."""
+        return (self.wait, *self.aside) if self.wait else self.aside
 
     def to_json(self) -> dict[str, Any]:
         """A form that JSON can carry."""
-        wait = self.wait
         return {
             "state": self.state,
             "moment": self.moment,
-            "wait": wait and [list(wait.group.ranks), wait.group.lane, wait.number, wait.name],
+            "wait": self.wait and self.wait.to_json(),
+            "aside": [wait.to_json() for wait in self.aside],
             "entered": [
                 [list(group.ranks), group.lane, done.number, list(done.names)]
                 for group, done in self.entered.items()
@@ -98,11 +118,11 @@ class Report(NamedTuple):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
         """The report that `to_json` wrote."""
-        wait = data["wait"]
         return cls(
             state=data["state"],
             moment=data["moment"],
-            wait=wait and Wait(Group(tuple(wait[0]), wait[1]), wait[2], wait[3]),
+            wait=data["wait"] and Wait.from_json(data["wait"]),
+            aside=tuple(map(Wait.from_json, data["aside"])),
             entered={
                 Group(tuple(ranks), lane): Entered(number, tuple(names))
                 for ranks, lane, number, names in data["entered"]
@@ -134,9 +154,10 @@ class Waits:
         self._counts: dict[Group, int] = {}
         self._names: dict[Group, deque[str]] = {}
         self._open: list[Wait] = []  # of the main thread, innermost last
+        self._aside: list[Wait] = []  # of other threads
 
     def enter(
-        self, name: str, ranks: tuple[int, ...], lane: str = "", *, blocks: bool | None = None
+        self, name: str, ranks: tuple[int, ...], lane: str = "", *, computes: bool = False
     ) -> Wait:
         """Notes that a call begins that needs all these ranks.
 
@@ -144,7 +165,8 @@ class Waits:
             name: What it is, in the words of the user, the same on all ranks.
             ranks: All that take part, ascending, the same on all ranks.
             lane: See `Group`.
-            blocks: Whether the main thread waits in it; None: if this is the main thread.
+            computes: See `Wait`. The main thread waits in such a call whichever thread enters
+                it; another call counts as one of the thread that enters it.
 
         Returns:
             What `leave` needs.
@@ -154,19 +176,21 @@ class Waits:
             self._moment += 1
             number = self._counts[group] = self._counts.get(group, 0) + 1
             self._names.setdefault(group, deque(maxlen=_NAMES_KEPT)).append(name)
-            wait = Wait(group, number, name)
-            if blocks is None:
-                blocks = threading.current_thread() is threading.main_thread()
-            if blocks:
-                self._open.append(wait)
+            wait = Wait(group, number, name, computes)
+            in_main = threading.current_thread() is threading.main_thread()
+            if in_main and not computes:
+                # Python runs here: what still counts as a run has ended, by an error.
+                self._open = [each for each in self._open if not each.computes]
+            (self._open if in_main or computes else self._aside).append(wait)
             return wait
 
     def leave(self, wait: Wait) -> None:
         """Notes that the call has ended."""
         with self._lock:
             self._moment += 1
-            if wait in self._open:
-                self._open.remove(wait)
+            for calls in (self._open, self._aside):
+                if wait in calls:
+                    calls.remove(wait)
 
     @contextlib.contextmanager
     def entered(self, name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]:
@@ -205,6 +229,7 @@ class Waits:
                 steps=self._steps,
                 worked=worked,
                 faults=faults,
+                aside=tuple(self._aside),
             )
 
 

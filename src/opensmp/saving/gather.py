@@ -73,7 +73,7 @@ def _collect(
         if WRITER in owners or not owners:
             continue
         if rank == owners[0]:
-            objects.send_object(np.asarray(tf_variable(variable)), WRITER)
+            objects.send_object(np.asarray(tf_variable(variable)), [WRITER])
         elif rank == WRITER:
             value = objects.recv_object(owners[0])
             try:  # the others go on sending, whatever happens here

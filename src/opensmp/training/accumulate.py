@@ -10,14 +10,16 @@ import tensorflow as tf
 from opensmp.collectives import allreduce
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import tf_variable
-from opensmp.runtime import norms, world
+from opensmp.runtime import norms
 from opensmp.runtime.own_part import without_rows
 from opensmp.runtime.pipeline import Pipeline
-from opensmp.runtime.reduction import gather_rows, sum_over
+from opensmp.runtime.slices import slices_of_all
 from opensmp.training.microbatches import Split
 
 Gradient = Any
 Tensor = Any
+
+_NAME = "the gradients of all replicas"
 
 
 class Accumulator:
@@ -70,10 +72,6 @@ class Accumulator:
 def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> list[Gradient | None]:
     """The sums of gradients over the replicas of the model; each has the gradient of its rows.
 
-    The slices of all replicas are put below each other, also where the dense gradient would be
-    smaller: some optimizers of Keras, such as Adam, square each slice rather than the sum of
-    those of one row, so that other numbers would come of it than from the whole batch.
-
     Args:
         gradients: They, None or without rows where another process has the variable.
         split: How the batch was divided among the replicas.
@@ -84,33 +82,11 @@ def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> lis
     others = [None if s else g for g, s in zip(gradients, sparse, strict=True)]
     sums = allreduce(others, op="sum")
     return [
-        _slices_of_all(gradient, split) if is_sparse else sum_
+        slices_of_all(gradient, split.replicas, name=_NAME, is_even=split.is_even)
+        if is_sparse
+        else sum_
         for gradient, is_sparse, sum_ in zip(gradients, sparse, sums, strict=True)
     ]
-
-
-def _slices_of_all(slices: Any, split: Split) -> Any:
-    """The slices of all replicas below each other."""
-    values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
-    name = "gradients of all replicas"
-    known = values.shape.is_fully_defined() and indices.shape.is_fully_defined()
-    if known and split.is_even and values.dtype in (tf.float32, tf.float64):
-        values, indices = (gather_rows(t, split.replicas, name=name) for t in (values, indices))
-        return tf.IndexedSlices(values, indices, slices.dense_shape)
-    # Replicas may have more slices or fewer: each adds zeros where the others have theirs.
-    me = split.replicas.index(world.current(name).rank)
-    own = tf.shape(indices)[0]
-    (counts,) = sum_over(
-        [own * tf.one_hot(me, len(split.replicas), dtype=tf.int32)], split.replicas
-    )
-    around = [tf.reduce_sum(counts[:me]), tf.reduce_sum(counts[me + 1 :])]
-
-    def padded(tensor: Tensor) -> Tensor:
-        return tf.pad(tensor, [around] + [[0, 0]] * (tensor.shape.rank - 1))
-
-    parts = [padded(values), padded(indices)]
-    values, indices = sum_over(parts, split.replicas, name=name)
-    return tf.IndexedSlices(values, indices, slices.dense_shape)
 
 
 def _sum(gradients: list[Gradient], device: str) -> Gradient:
