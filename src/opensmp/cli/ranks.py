@@ -162,7 +162,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Forwards signals to the ranks, except for those that are ignored, as by nohup.
+        """Forwards signals to the ranks, except for hangups that are ignored, as by nohup.
 
         At once, for the launcher itself may be blocked, as in a print to a pager. Whoever sends
         three of them will not wait any more.
@@ -176,7 +176,8 @@ class Ranks:
             if is_last:
                 os._exit(128 + number)
 
-        numbers = [n for n in _FORWARDED if signal.getsignal(n) is not signal.SIG_IGN]
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [n for n in _FORWARDED if not (n == signal.SIGHUP and is_nohup)]
         previous = {number: signal.signal(number, receive) for number in numbers}
         try:
             yield

@@ -123,7 +123,9 @@ def _hook_exit() -> None:
 
 def _end(watch: Watch, process: int) -> None:
     # An exception that ended the program, if another hook has taken the place of the one above.
-    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    # Python also leaves there what was only printed, as at a prompt.
+    is_known = _noted or hasattr(sys, "ps1")
+    error = None if is_known else getattr(sys, "last_value", None)
     code = _last_exit()
     if os.getpid() != process:
         # A child that was forked: TensorFlow's teardown would wait for its parent's threads.
