@@ -95,7 +95,7 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
         # Dependencies of the user's code are none of these. Nor are they stateful: TensorFlow
         # would put the end before all that the user's code does behind it.
         with tf.control_dependencies(None), tf.device(host):
-            begin = tf.numpy_function(runs.begin, [_unknown(host)], tf.int64, stateful=False)
+            begin = tf.numpy_function(runs.begin, [not_constant(host)], tf.int64, stateful=False)
             end = tf.numpy_function(runs.end, [begin], tf.int64, stateful=False)
         _private.must_run(graph, [begin.op, end.op])
         known[ranks] = runs, begin.op, end.op
@@ -109,11 +109,14 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
 
 
 @functools.cache
-def _unknown(host: str) -> Any:
-    """A tensor so large that functions take it as an argument.
+def not_constant(host: str) -> Any:
+    """A tensor that functions take as an argument, since it is too large to be put into them.
 
     What depends on constants alone, and has no effects that TensorFlow knows of, is computed
     once, when a function is made.
+
+    Args:
+        host: Its device.
     """
     with tf.init_scope(), tf.device(host):
         return tf.zeros([129], tf.int8)

@@ -14,6 +14,7 @@ from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import failures
 from opensmp.runtime.agreement import agree
 from opensmp.runtime.cluster import needed
+from opensmp.runtime.function_runs import not_constant
 from opensmp.runtime.localise import Layout, localise
 from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
@@ -132,7 +133,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         _sequence(traced.schedule),
         sends_first=world.one_core_each,
     )
-    runs.end([run.op, *must_run], transport)
+    runs.end(run, must_run, transport)
     results = [
         None if keeper not in (None, me) else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
@@ -181,24 +182,30 @@ class _Runs:
         self._transport: Transport | None = None
 
     def begin(self) -> Tensor:
-        """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1."""
+        """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1.
+
+        It is not stateful: TensorFlow would put it behind the effects of the user's own code,
+        such as `tf.print`, which wait for what is received in the run.
+        """
         with tf.device(_HOST):
-            number = tf.numpy_function(self._begin, [], tf.int64)
+            given = [not_constant(_HOST)]
+            number = tf.numpy_function(self._begin, given, tf.int64, stateful=False)
         number.set_shape([])
         return number
 
-    def end(self, must_run: Sequence[Op], transport: Transport) -> None:
+    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> None:
         """Emits what notes the end of a run.
 
         Args:
-            must_run: That of `begin`, and those that send and receive.
+            run: The result of `begin`.
+            must_run: The operations that send and receive.
             transport: What made them; it is told of each begin and end.
         """
         self._transport = transport
         with tf.device(_HOST), tf.control_dependencies(must_run):
-            tf.numpy_function(self._end, [], [])
+            tf.numpy_function(self._end, [run], [])
 
-    def _begin(self) -> Any:
+    def _begin(self, _: Any) -> Any:
         if self._entered:
             # What was on its way then would be taken for what this run waits for.
             raise CommunicationError(
@@ -213,7 +220,7 @@ class _Runs:
             self._transport.begin_run(self._number)
         return np.int64(self._number)
 
-    def _end(self) -> None:
+    def _end(self, _: Any) -> None:
         if self._transport is not None:
             self._transport.end_run()
         waits.leave(self._entered.pop())
