@@ -154,7 +154,7 @@ class VariableScope(keras.StatelessScope):
         self._written[id(variable)] = variable
         self._assigned[id(variable)] = value
         if not is_trainable(variable):
-            return value
+            return tf.stop_gradient(value)  # it is read from the variable, as far as tapes know
         if id(variable) not in self._inputs:
             self._placeholder(variable, variable.shape, tf_dtype(variable))
         return read_after_assignment(value, self._inputs[id(variable)].placeholder)
