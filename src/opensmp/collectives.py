@@ -67,11 +67,11 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
         ```
     """
     members = _members("smp.allreduce", group)
+    is_spread = len(current("smp.allreduce").mp_group) > 1
     if op not in _OPS:
         accepted = " or ".join(map(repr, _OPS))
         raise CommunicationError(f"smp.allreduce: op={op!r} is unknown; accepted: {accepted}.")
     of_replicas = group in (DP_GROUP, RDP_GROUP)
-    is_spread = len(_members("smp.allreduce", MP_GROUP)) > 1
     leaves = tf.nest.flatten(tensor)
     results = list(leaves)
     dense: list[tuple[int, Tensor]] = []

@@ -201,6 +201,7 @@ def test_impossible_numbers_are_refused(change, part):
         ({**TORCHRUN, "OPENSMP_RUN_JOIN_SECONDS": "nan"}, ["OPENSMP_RUN_JOIN_SECONDS", "nan"]),
         (tf_config("worker", 0, {"worker": ["a", "b:1"]}), ["TF_CONFIG", "host:port"]),
         (tf_config("worker", 0, {"worker": "a:1,b:1"}), ["TF_CONFIG", "no list"]),
+        ({"PMI_RANK": "x", "PMI_SIZE": "2"}, ["MPICH: PMI_RANK is 'x'"]),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, ["may run on several machines"]),
     ],
 )

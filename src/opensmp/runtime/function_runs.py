@@ -46,7 +46,9 @@ class FunctionRuns:
         """Notes a call of the function, in words that are the same on all ranks."""
         self._calls.append(call)
 
-    @property
+    # Asked for when a function runs, so that all its calls are there.
+
+    @functools.cached_property
     def name(self) -> str:
         """What a run is, in the words of the user."""
         calls = sorted(self._calls)  # ranks may make them in another order
@@ -54,7 +56,7 @@ class FunctionRuns:
         rest = f" and {more} more calls" if more > 0 else ""
         return f"the function {self._function} with {'; '.join(calls[:_NUM_SHOWN])}{rest}"
 
-    @property
+    @functools.cached_property
     def lane(self) -> str:
         """Tells runs of it from those of others."""
         digest = hashlib.blake2b(repr(sorted(self._calls)).encode(), digest_size=8).hexdigest()

@@ -16,10 +16,11 @@ nothing else of the library knows a launcher by name.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,8 @@ def _torchrun(environ: Mapping[str, str]) -> Launch | None:
 def _mpich(environ: Mapping[str, str]) -> Launch | None:
     if "PMI_RANK" not in environ or "PMI_SIZE" not in environ:
         return None
-    if _pair(environ, *_MPICH[:2]) == _pair(environ, *_SLURM[:2]):
+    numbers = _pair(environ, *_MPICH[:2])
+    if numbers is not None and numbers == _pair(environ, *_SLURM[:2]):
         return None  # srun gives MPICH's numbers to all tasks, if it is set up for it
     host = _service_host(environ)
     return _launch(
@@ -341,31 +343,43 @@ def _address(name: str, text: Any) -> tuple[str, int]:
 
 
 def _join_seconds(environ: Mapping[str, str]) -> float | None:
-    name = f"{PREFIX}JOIN_SECONDS"
-    text = environ.get(name, "").strip()
-    try:
-        seconds = float(text) if text else None
-        if seconds is not None and not 0 < seconds <= _LONGEST_JOIN_SECONDS:
-            raise ValueError
-    except ValueError:
-        raise LaunchError(
-            f"{name} is how long processes wait for each other at the start. Expected: seconds, "
-            f"above 0 and at most {_LONGEST_JOIN_SECONDS}. Received: {text}."
-        ) from None
-    return seconds
+    return _seconds(
+        environ,
+        f"{PREFIX}JOIN_SECONDS",
+        "how long processes wait for each other at the start",
+        f"above 0 and at most {_LONGEST_JOIN_SECONDS}",
+        lambda seconds: 0 < seconds <= _LONGEST_JOIN_SECONDS,
+    )
 
 
 def _idle_seconds(environ: Mapping[str, str]) -> float:
-    text = environ.get(IDLE_VARIABLE, "").strip()
+    seconds = _seconds(
+        environ,
+        IDLE_VARIABLE,
+        "how long all ranks may compute nothing before the run is ended",
+        "at least 0; 0 means for ever",
+        lambda seconds: seconds >= 0,
+    )
+    return DEFAULT_SECONDS if seconds is None else seconds
+
+
+def _seconds(
+    environ: Mapping[str, str],
+    name: str,
+    meaning: str,
+    accepted: str,
+    fits: Callable[[float], bool],
+) -> float | None:
+    """The seconds that a variable says, None if it is not set."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return None
     try:
-        seconds = float(text) if text else DEFAULT_SECONDS
-        if not seconds >= 0:
-            raise ValueError
+        seconds = float(text)
     except ValueError:
-        raise LaunchError(
-            f"{IDLE_VARIABLE} is how long all ranks may compute nothing before the run is ended. "
-            f"Expected: seconds, at least 0; 0 means for ever. Received: {text}."
-        ) from None
+        seconds = math.nan
+    if not fits(seconds):
+        raise LaunchError(f"{name} is {meaning}. Expected: seconds, {accepted}. Received: {text}.")
     return seconds
 
 
