@@ -6,6 +6,7 @@ from opensmp._require import require_tensorflow
 
 require_tensorflow()
 
+from opensmp import gradient_norms as _gradient_norms  # noqa: E402 - registers itself
 from opensmp.collectives import (  # noqa: E402
     allreduce,
     broadcast_variables,

@@ -18,6 +18,7 @@ from opensmp.errors import CommunicationError, StepError
 from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import norms
 from opensmp.runtime.current import current_runner
+from opensmp.runtime.elsewhere import is_elsewhere
 from opensmp.runtime.reduction import check_summable, replace_by, sum_over
 from opensmp.runtime.slices import slices_of_all
 from opensmp.runtime.world import DP_GROUP, MP_GROUP, RDP_GROUP, CommGroup, current
@@ -76,7 +77,7 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
     results = list(leaves)
     dense: list[tuple[int, Tensor]] = []
     for index, leaf in enumerate(leaves):
-        if leaf is None or (of_replicas and is_spread and norms.is_elsewhere(leaf)):
+        if leaf is None or (of_replicas and is_spread and is_elsewhere(leaf)):
             continue
         if isinstance(leaf, tf.IndexedSlices) and of_replicas:
             slices = slices_of_all(leaf, members, name="smp.allreduce of slices")
@@ -173,15 +174,24 @@ def clip_by_global_norm(
     """
     members = _members("smp.clip_by_global_norm", MP_GROUP)
     gradients = list(gradients)
-    present = [g for g in gradients if g is not None]
-    places = [i for i, g in enumerate(present) if not norms.is_elsewhere(g)]
     if len(members) == 1:
         return tf.clip_by_global_norm(gradients, clip_norm, use_norm)  # type: ignore[no-any-return]
-    own = norms.Own([_tensor(present[i]) for i in places], places, len(present))
+    own = _own(gradients)
     norm = norms.global_norm(own, members) if use_norm is None else tf.convert_to_tensor(use_norm)
-    clipped = dict(zip(places, norms.clip(own, clip_norm, norm), strict=True))
+    clipped = dict(zip(own.positions, norms.clip(own, clip_norm, norm), strict=True))
+    present = [g for g in gradients if g is not None]
     rest = iter([clipped.get(i, g) for i, g in enumerate(present)])
     return [None if g is None else next(rest) for g in gradients], norm
+
+
+def norm_of(what: str, gradients: Sequence[Gradient | None]) -> Tensor:
+    """The norm by which `clip_by_global_norm` clips.
+
+    Args:
+        what: Name of the function that asks for it, for errors.
+        gradients: As there.
+    """
+    return norms.global_norm(_own(gradients), _members(what, MP_GROUP))
 
 
 # ---------------------------------------------------------------------------------- helpers
@@ -199,6 +209,12 @@ def _members(what: str, group: CommGroup) -> tuple[int, ...]:
             "        gradients = [smp.allreduce(g.accumulate()) for g in gradients]\n"
         )
     return members
+
+
+def _own(gradients: Sequence[Gradient | None]) -> norms.Own:
+    present = [g for g in gradients if g is not None]
+    places = [i for i, g in enumerate(present) if not is_elsewhere(g)]
+    return norms.Own([_tensor(present[i]) for i in places], places, len(present))
 
 
 def _variables(given: Any) -> list[Any]:

@@ -24,7 +24,7 @@ from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
 from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import world
 from opensmp.runtime.current import current_runner
-from opensmp.runtime.own_part import without_rows
+from opensmp.runtime.elsewhere import pack
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -299,9 +299,7 @@ class Step:
 
         def finish(leaf: Any) -> Any:
             parts = Structure.of(leaf)
-            values = [next(finished) for _ in parts.tensors]
-            elsewhere = any(value is None for value in values)
-            return without_rows(leaf) if elsewhere else parts.pack(values)
+            return pack(parts, [next(finished) for _ in parts.tensors])
 
         count, made = len(results), Returned if joins else StepOutput
         outputs = []

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.errors import StepError
+from opensmp.runtime.elsewhere import Elsewhere
 
 Tensor = Any
 
@@ -142,6 +143,8 @@ class StepOutput:
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
         first = terms[0]
+        if isinstance(first, Elsewhere):
+            return first
         if isinstance(first, tf.IndexedSlices):
             return tf.IndexedSlices(
                 tf.concat([t.values for t in terms], 0),
@@ -275,6 +278,8 @@ def _dense(tensor: Tensor) -> Tensor:
 def _divide(total: Tensor, count: int) -> Tensor:
     if count == 1 and total.dtype.is_floating:
         return total  # a division by one would still pass over all of a gradient
+    if isinstance(total, Elsewhere):
+        return total
     if isinstance(total, tf.IndexedSlices):
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
     if isinstance(total, tf.SparseTensor):

@@ -108,6 +108,15 @@ def test_order_losses():
         assert [float(loss) for loss in scope.losses] == [1.0, 10.0]
 
 
+def test_own_losses():
+    inner = keras.layers.Dense(1, kernel_regularizer="l2", activity_regularizer="l1")
+    inner.build((None, 1))
+    inner.kernel.assign([[2.0]])
+    model = keras.Sequential([keras.layers.ActivityRegularization(l1=10.0), inner])
+    model(tf.ones([1, 1]))
+    assert [float(loss) for loss in _private.own_losses(model)] == [10.0, pytest.approx(0.02)]
+
+
 def test_is_variable_creation_error():
     with pytest.raises(ValueError) as caught, keras.StatelessScope():  # noqa: PT011
         keras.Variable(np.ones(2))

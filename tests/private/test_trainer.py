@@ -31,6 +31,25 @@ def test_build_metrics():
     assert _private.compiled_metrics(model).built
 
 
+def test_build_loss__of_unknown_sizes():
+    model = compiled_model()
+    loss = _private.compiled_loss(model)
+    unknown = keras.KerasTensor((None, 1))
+    _private.build_loss(loss, tf.zeros([2, 1]), unknown)
+    assert loss.built
+    assert float(loss(tf.zeros([2, 1]), tf.ones([2, 1]))) == 1.0
+
+
+def test_build_loss__makes_metrics_that_have_seen_nothing():
+    x = keras.Input((2,))
+    outputs = [keras.layers.Dense(1)(x), keras.layers.Dense(3)(x)]
+    model = keras.Model(x, outputs)
+    model.compile(loss=["mse", "mae"])
+    loss = _private.compiled_loss(model)
+    _private.build_loss(loss, [tf.ones([4, 1]), tf.ones([4, 3])], list(outputs))
+    assert [float(metric.count) for metric in loss.metrics] == [0.0, 0.0]
+
+
 def test_call_in_training():
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dropout(0.5)])
     assert (np.asarray(_private.call_in_training(model, np.ones((4, 8)))) == 0.0).any()

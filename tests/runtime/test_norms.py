@@ -56,13 +56,6 @@ def test_infinite_norm_gives_nan():
     assert np.isnan(norms.clip(own, 1.0, norms.global_norm(own, ALONE))[0]).all()
 
 
-def test_gradient_without_rows_is_elsewhere():
-    assert norms.is_elsewhere(slices(np.zeros([0, 2], "float32"), np.zeros(0, "int32"), [5, 2]))
-    assert not norms.is_elsewhere(slices([[1.0, 2.0]], [0], [5, 2]))
-    assert not norms.is_elsewhere(tf.zeros([0, 2]))
-    assert not norms.is_elsewhere(None)
-
-
 def test_one_process_leaves_clipping_to_keras():
     assert norms.clipping((0,)) is None
     assert norms.clipping((0, 1)) is not None

@@ -72,3 +72,21 @@ def test_a_model_that_is_ready_needs_none(smp_init):
 
     forward(batch(4))
     assert runs == [2, 2]
+
+
+def test_losses_that_layers_add_are_there_in_the_first_run_too(smp_init):
+    """A step may add up `model.losses`, of which there must be some."""
+    smp_init(TWO_BY_TWO)
+    inputs = keras.Input((5,))
+    hidden = keras.layers.Dense(4, activity_regularizer="l2", kernel_regularizer="l1")(inputs)
+    model = smp.DistributedModel(inputs, keras.layers.Dense(2)(hidden))
+    seen = []
+
+    @smp.step
+    def forward(x):
+        model(x, training=True)
+        seen.append(len(model.losses))
+        return tf.add_n(model.losses)
+
+    forward(X)
+    assert seen == [2, 2, 2]

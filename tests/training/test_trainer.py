@@ -62,6 +62,45 @@ def test_batch_smaller_than_the_number_of_microbatches():
     assert_same(compiled(), fitted(x, y, batch_size=3))
 
 
+def test_text_inside_of_the_model_whose_outputs_have_no_known_size():
+    words = np.array(["one two three", "two four", "three", "one one four"])
+    _, y = data(22)
+
+    def make():
+        text = keras.layers.TextVectorization(output_sequence_length=4)
+        text.adapt(words)
+        keras.utils.set_random_seed(1)
+        layers = [
+            keras.Input((), dtype="string"),
+            text,
+            keras.layers.Embedding(8, 6, mask_zero=True),
+            keras.layers.GlobalAveragePooling1D(),
+            keras.layers.Dense(4, activation="softmax"),
+        ]
+        return keras.Sequential(layers)
+
+    assert_same(
+        compiled(make, metrics=["accuracy"]),
+        fitted(tf.constant(words[y]), y, batch_size=8, epochs=1, shuffle=False),
+    )
+
+
+def test_data_that_run_out_are_no_step_of_the_optimizer():
+    """Plain Keras counts one more per epoch: it counts before it asks for the next batch."""
+    x, y = data(10)
+
+    def rows():
+        for first in (0, 5):
+            yield x[first : first + 5], y[first : first + 5]
+
+    signature = (tf.TensorSpec((None, 6)), tf.TensorSpec((None,), tf.int64))
+    unknown = tf.data.Dataset.from_generator(rows, output_signature=signature)
+    model = smp.DistributedModel.from_keras(compiled()())
+    with pytest.warns(UserWarning, match="ran out of data"):
+        model.fit(unknown, epochs=2, shuffle=False, verbose=0)
+    assert int(model.optimizer.iterations) == 4
+
+
 def test_on_batch():
     x, y = data(10)
 

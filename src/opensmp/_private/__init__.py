@@ -63,6 +63,7 @@ from opensmp._private.layers import (
     layer_calls,
     new_nodes,
     order_losses,
+    own_losses,
     regularization_losses,
     set_logits,
     set_mask,
@@ -74,6 +75,7 @@ from opensmp._private.optimizers import (
     place_updates_with_variables,
 )
 from opensmp._private.replacing import replaced
+from opensmp._private.slices import NotedSlices
 from opensmp._private.tapes import (
     is_bridge,
     is_watched,
@@ -92,6 +94,7 @@ from opensmp._private.traces import (
 )
 from opensmp._private.trainer import (
     arrays_shuffled_by,
+    build_loss,
     build_metrics,
     call_in_training,
     compiled_loss,
@@ -126,6 +129,7 @@ __all__ = [
     "CheckpointValue",
     "Functional",
     "HeldBackRestores",
+    "NotedSlices",
     "add_control_input",
     "agree_on_finite_with",
     "all_layers",
@@ -135,6 +139,7 @@ __all__ = [
     "automatic_control_dependencies",
     "averages_of_own",
     "before_late_restores",
+    "build_loss",
     "build_metrics",
     "call_attributes",
     "call_in_training",
@@ -186,6 +191,7 @@ __all__ = [
     "new_nodes",
     "order_losses",
     "overrides",
+    "own_losses",
     "place_updates_with_variables",
     "post",
     "record_call",

@@ -68,15 +68,19 @@ def regularization_losses(layer: Any) -> list[Tensor]:
     return list(layer._get_regularization_losses())
 
 
+def own_losses(layer: Any) -> list[Tensor]:
+    """What a layer and those in it added in their last call, without weight penalties."""
+    layers = [layer, *layer._flatten_layers(include_self=False)]
+    return [loss for each in layers for loss in each._get_own_losses()]
+
+
 def order_losses(layer: Any) -> None:
     """Puts the losses that a StatelessScope has collected in the order of `layer.losses`.
 
     They come in the order of the layers' calls; Keras lists them layer by layer.
     """
     if in_stateless_scope():
-        layers = [layer, *layer._flatten_layers(include_self=False)]
-        collected = keras_backend.get_stateless_scope().losses
-        collected[:] = [loss for each in layers for loss in each._get_own_losses()]
+        keras_backend.get_stateless_scope().losses[:] = own_losses(layer)
 
 
 def layer_calls(around: Callable[[Any], Any]) -> Any:

@@ -7,7 +7,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
+from keras.src import backend as keras_backend
 from keras.src.trainers import compile_utils
 from tensorflow.python.eager import context
 
@@ -32,6 +34,18 @@ def build_metrics(model: Any, y: Any, outputs: Any) -> None:
     metrics = model._compile_metrics
     if metrics is not None and not metrics.built:
         metrics.build(y, outputs)
+
+
+def build_loss(loss: Any, y: Any, outputs: Any) -> None:
+    """Makes the losses that `compile` was given, and the metrics that note them.
+
+    As Keras' `fit` does where it needs them before the first batch. Sizes may be unknown.
+    """
+
+    def like(leaf: Any) -> Any:
+        return None if leaf is None else keras.KerasTensor(leaf.shape, leaf.dtype)
+
+    keras_backend.compute_output_spec(loss, *tf.nest.map_structure(like, (y, outputs)))
 
 
 def call_in_training(model: Any, x: Any) -> Any:

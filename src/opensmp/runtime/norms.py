@@ -101,11 +101,6 @@ def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | No
     return agree
 
 
-def is_elsewhere(gradient: Gradient) -> bool:
-    """Whether this stands for a gradient that another process has: one without rows."""
-    return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
-
-
 def _scaled(gradient: Gradient, scale: Tensor) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         values = gradient.values * tf.cast(scale, gradient.values.dtype)

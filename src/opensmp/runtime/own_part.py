@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from opensmp import _private
 from opensmp.runtime.localise import Layout, Transfer
 from opensmp.runtime.order import Task
@@ -43,24 +41,6 @@ def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
                     if tensor is output:
                         _private.replace_input(consumer, index, value)
     return instead
-
-
-def without_rows(gradient: Any) -> tf.IndexedSlices:
-    """Stands in this process for the gradient of a variable of another process.
-
-    Args:
-        gradient: The gradient, tensor or `tf.IndexedSlices`, of which only shape and dtype are
-            known here.
-
-    Returns:
-        Slices of the same dense shape that have no rows, and so take no memory.
-    """
-    shape = [size or 1 for size in gradient.shape]
-    return tf.IndexedSlices(
-        values=tf.zeros([0, *shape[1:]], gradient.dtype),
-        indices=tf.zeros([0], tf.int32),
-        dense_shape=tf.constant(shape, tf.int32),
-    )
 
 
 def keep_own_part(

@@ -20,6 +20,7 @@ from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.current import Prepare, Prepared, as_current
+from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.joining import Joined, SecondHalf, Sums, group_size, joinable
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
 from opensmp.runtime.own_part import without_bridges
@@ -352,15 +353,15 @@ class Pipeline:
 
     # --- finishing -------------------------------------------------------------------
 
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor | None]:
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
         """Completes the graph: late gradients, the schedule, the new state.
 
         Args:
             results: Flat tensors that the step function returns.
 
         Returns:
-            The tensors to return in their stead; None for a gradient of a variable that
-            lives in another process.
+            The tensors to return in their stead; for a gradient of a variable of another
+            process, who keeps it.
 
         Raises:
             StepError: if no result depends on a DistributedModel.
@@ -412,7 +413,7 @@ class Pipeline:
         ]
         if done:
             with tf.control_dependencies(done):
-                results = [None if t is None else _in_place(t) for t in results]
+                results = [t if isinstance(t, KeptBy) else _in_place(t) for t in results]
         return results
 
     def _read(self, partition: int, done: Tensor) -> Op:

@@ -29,7 +29,7 @@ class Rehearsal:
         """Partitions a model and runs it plainly; see `Pipeline.run`."""
         prepare(args, kwargs)
         with tags.tracing_into(tf.compat.v1.get_default_graph()):
-            return model(*args, **kwargs), []
+            return model(*args, **kwargs), _private.own_losses(model)
 
 
 @contextlib.contextmanager

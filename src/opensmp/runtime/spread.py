@@ -14,6 +14,7 @@ from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import failures
 from opensmp.runtime.agreement import agree
 from opensmp.runtime.cluster import needed
+from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.function_runs import not_constant
 from opensmp.runtime.localise import Layout, localise
 from opensmp.runtime.objects import allgather_objects
@@ -62,13 +63,14 @@ class Kept:
     """What this process is left with.
 
     Attributes:
-        results: As those of `Traced`; None for a gradient of a variable of another process.
+        results: As those of `Traced`; in place of a gradient of a variable of another process,
+            who keeps it.
         state: The part that this process has to assign.
         must_run: Operations that must run: what is sent must be received though nobody read
             it here, or the sender would wait for ever.
     """
 
-    results: list[Tensor | None]
+    results: list[Tensor | KeptBy]
     state: list[tuple[Any, Tensor]]
     must_run: list[Op]
 
@@ -135,7 +137,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     )
     runs.end(run, must_run, transport)
     results = [
-        None if keeper not in (None, me) else received.get(id(tensor), tensor)
+        received.get(id(tensor), tensor) if keeper in (None, me) else KeptBy(keeper)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
     ]
     state = [

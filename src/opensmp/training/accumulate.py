@@ -10,8 +10,7 @@ import tensorflow as tf
 from opensmp.collectives import allreduce
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import tf_variable
-from opensmp.runtime import norms
-from opensmp.runtime.own_part import without_rows
+from opensmp.runtime.elsewhere import is_elsewhere, pack
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.slices import slices_of_all
 from opensmp.training.microbatches import Split
@@ -63,9 +62,7 @@ class Accumulator:
         finished = iter(pipeline.finish(flat))
         gradients = []
         for each in sums:
-            values = [next(finished) for _ in each.tensors]
-            elsewhere = any(value is None for value in values)
-            gradients.append(without_rows(each.template) if elsewhere else each.pack(values))
+            gradients.append(pack(each, [next(finished) for _ in each.tensors]))
         return gradients, rest.pack(list(finished))
 
 
@@ -78,7 +75,7 @@ def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> lis
     """
     if len(split.replicas) == 1:
         return list(gradients)
-    sparse = [isinstance(g, tf.IndexedSlices) and not norms.is_elsewhere(g) for g in gradients]
+    sparse = [isinstance(g, tf.IndexedSlices) and not is_elsewhere(g) for g in gradients]
     others = [None if s else g for g, s in zip(gradients, sparse, strict=True)]
     sums = allreduce(others, op="sum")
     return [

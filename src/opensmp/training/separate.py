@@ -123,9 +123,7 @@ class _Separate:
                 raise NotSeparable
         with tf.init_scope():
             if self._loss is not None and not self._loss.built:
-                self._loss(*tf.nest.map_structure(_zeros, (first[1], outputs)))
-                for metric in self._metrics:
-                    metric.reset_state()
+                _private.build_loss(self._loss, first[1], outputs)
             _private.build_metrics(model, y, outputs)
             if not model.optimizer.built:
                 with keras.name_scope(model.optimizer.name):
@@ -214,10 +212,3 @@ def _times(value: Tensor, factor: float) -> Tensor:
 
 def _float(loss: Tensor) -> Tensor:
     return loss if loss.dtype.is_floating else tf.cast(loss, keras.config.floatx())
-
-
-def _zeros(leaf: Any) -> Any:
-    """A tensor outside of graphs that looks like this one."""
-    if leaf is None:
-        return None
-    return tf.zeros([size or 1 for size in leaf.shape], leaf.dtype)

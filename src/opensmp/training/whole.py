@@ -24,6 +24,7 @@ from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
+from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.world import World
 from opensmp.training.accumulate import Accumulator, sum_over_replicas
@@ -359,7 +360,7 @@ class _Replaying(Pipeline):
         for variable, value in zip(variables, state, strict=True):
             self._state[id(variable)] = variable, value
 
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor | None]:
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
         self._state.clear()
         return super().finish(results)
 
