@@ -5,8 +5,9 @@ import pytest
 import tensorflow as tf
 from processes import check_ranks
 
+import opensmp as smp
 from opensmp.compat import horovod as hvd
-from opensmp.errors import CommunicationError
+from opensmp.errors import CommunicationError, NotInitializedError
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +18,13 @@ def _initialised(smp_init):
 def test_ranks_of_one_process():
     assert (hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size()) == (0, 1, 0, 1)
     assert hvd.init() is None
+
+
+@pytest.mark.parametrize("name", ["rank", "size", "local_rank", "local_size"])
+def test_before_init_the_error_names_what_was_called(name):
+    smp.shutdown()
+    with pytest.raises(NotInitializedError, match=rf"^hvd\.{name} was used before smp\.init"):
+        getattr(hvd, name)()
 
 
 def test_one_replica_keeps_its_tensors():

@@ -53,22 +53,22 @@ def init(*args: Any, **kwargs: Any) -> None:
 
 def rank() -> int:
     """Number of this replica of the model."""
-    return world.dp_rank()
+    return world.current("hvd.rank").rank_in(world.DP_GROUP)
 
 
 def size() -> int:
     """Number of replicas of the model."""
-    return world.dp_size()
+    return len(world.current("hvd.size").group(world.DP_GROUP))
 
 
 def local_rank() -> int:
     """Rank of this process among those of its machine."""
-    return world.local_rank()
+    return world.current("hvd.local_rank").local_rank
 
 
 def local_size() -> int:
     """Number of processes of this machine."""
-    return world.local_size()
+    return world.current("hvd.local_size").local_size
 
 
 def allreduce(
