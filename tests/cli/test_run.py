@@ -98,6 +98,7 @@ def test_one_rank_is_shown_and_arguments_reach_the_script():
     result = launch(PLAIN, ["-n", "2"], args=["end", "--partitions", "x"])
     assert result.code == 0, result.stderr
     assert result.stdout.splitlines() == ["[0] rank 0 of 2 ['--partitions', 'x']"]
+    assert "the program never called smp.init, so that its 2 processes knew" in result.stderr
 
 
 def test_all_ranks_are_shown_with_their_number_and_logged(tmp_path):
@@ -230,6 +231,14 @@ def test_annotations_are_what_python_makes_of_them():
     assert result.stdout.strip() == "[0] {'x': <class 'int'>}"
 
 
+def test_errors_are_shown_as_python_shows_them():
+    result = launch("def fail():\n    return 1 / 0\n\nfail()\n", ["-n", "1"])
+    assert "line 4, in <module>" in result.stderr
+    assert "line 2, in fail" in result.stderr
+    assert "ZeroDivisionError: division by zero" in result.stderr
+    assert "opensmp/compat" not in result.stderr
+
+
 @pytest.mark.parametrize(
     ("ending", "code"),
     [
@@ -247,6 +256,7 @@ def test_annotations_are_what_python_makes_of_them():
 def test_exit_code_is_that_of_the_program(ending, code):
     result = launch(INITIALISED + ending, ["-n", "2"])
     assert result.code == code, result.stderr
+    assert "never called smp.init" not in result.stderr
     if code == 1:
         assert "rank 1 failed: ZeroDivisionError" in result.stderr
 

@@ -24,7 +24,7 @@ import os
 import runpy
 import zipfile
 from collections.abc import Sequence
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
 
 _PACKAGE, _MODULE = "horovod", "horovod.tensorflow"
@@ -126,11 +126,36 @@ def _note_exit(status: Any) -> None:
         endings.note_exit(status)
 
 
+def _show_error(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Shows an exception as Python does that runs the script itself: without this file."""
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    sys.__excepthook__(kind, error.with_traceback(trace), trace)
+
+
+def _hint_at_init() -> None:
+    """Says that the processes knew nothing of each other, where they never met."""
+    rank, size = (os.environ.get(f"OPENSMP_RUN_{name}") for name in ("RANK", "SIZE"))
+    cluster = sys.modules.get("opensmp.runtime.cluster")
+    have_met = cluster is not None and cluster.joined() is not None
+    if rank == "0" and size not in (None, "1") and not have_met:
+        print(
+            f"opensmp run: the program never called smp.init, so that its {size} processes knew "
+            "nothing of each other and each did the whole work. To train one model together, call "
+            "smp.init at its top and split the model or the data.",
+            file=sys.stderr,
+        )
+
+
 if __name__ == "__main__":
     install()
+    sys.excepthook = _show_error
     try:
         _run(sys.argv[1:])
     except SystemExit as ended:
         _note_exit(ended.code)
         raise
     _note_exit(None)
+    _hint_at_init()
