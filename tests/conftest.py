@@ -11,11 +11,13 @@ for _name in [name for name in os.environ if name.startswith(("OPENSMP_", "SM_HP
     del os.environ[_name]
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import gc  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from tensorflow.python.framework import ops  # noqa: E402
 
 from opensmp.runtime import bootstrap, world  # noqa: E402
 
@@ -34,6 +36,21 @@ def _forget_the_world() -> Iterator[None]:
     """No test sees what another one configured."""
     yield
     bootstrap.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _forget_gradients() -> Iterator[None]:
+    """The graphs of a test go when it ends.
+
+    Each `optimizer.apply_gradients` in a `tf.function` is a `tf.custom_gradient`, and TensorFlow
+    keeps those, with the graph that they are of, for the life of the process.
+    """
+    registry = ops.gradient_registry._registry
+    before = set(registry)
+    yield
+    for name in set(registry) - before:
+        if name.startswith("CustomGradient-"):
+            del registry[name]
 
 
 @pytest.fixture
@@ -60,3 +77,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if file.endswith("test_parity.py"):
             file += name.partition("-P")[0]
         item.add_marker(pytest.mark.xdist_group(file))
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries and tests are made of stays: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()

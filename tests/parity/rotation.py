@@ -1,4 +1,7 @@
-"""The sweep over all layouts, and the part of it that runs today."""
+"""Which comparisons run today; all of them take hours.
+
+The environment variable PARITY_ROTATION takes the place of the date.
+"""
 
 from __future__ import annotations
 
@@ -35,20 +38,36 @@ SWEEP = [
 ]
 
 
-def rotating() -> list[tuple[Case, Layout]]:
-    """A few comparisons of the sweep, others every day.
+def layouts_of_cases() -> tuple[list[tuple[Case, Layout]], list[tuple[Case, Layout]]]:
+    """Today's layout of each case, which are its layouts in turn, and all others.
 
-    The environment variable PARITY_ROTATION takes the place of the date.
+    Of cases that take long one has its turn.
     """
+    pairs = [(case, layout) for case in CASES for layout in case.layouts]
+    heavy = [pair for pair in pairs if pair[0].heavy]
+    today = [heavy[_day() % len(heavy)]]
+    for case in CASES:
+        if not case.heavy:
+            turn = _day() + zlib.crc32(case.name.encode())
+            today.append((case, case.layouts[turn % len(case.layouts)]))
+    return today, [pair for pair in pairs if pair not in today]
+
+
+def rotating() -> list[tuple[Case, Layout]]:
+    """A few comparisons of the sweep, others every day."""
     quick = [pair for pair in SWEEP if pair[1].microbatches <= 2]
     return part_of_today(quick, NUM_TODAY)
 
 
 def part_of_today(pairs: Sequence[Pair], count: int) -> list[Pair]:
-    """So many of the comparisons, others every day; see `rotating`."""
-    seed = os.environ.get("PARITY_ROTATION") or datetime.date.today().isoformat()
+    """So many of the comparisons, others every day."""
 
     def rank(pair: Pair) -> int:
-        return zlib.crc32(f"{seed} {pair[0]} {pair[1]}".encode())
+        return zlib.crc32(f"{_day()} {pair[0]} {pair[1]}".encode())
 
     return sorted(pairs, key=rank)[:count]
+
+
+def _day() -> int:
+    chosen = os.environ.get("PARITY_ROTATION")
+    return zlib.crc32(chosen.encode()) if chosen else datetime.date.today().toordinal()

@@ -12,11 +12,19 @@ from parity.case import Case
 from parity.cases import CASES
 from parity.layout import with_policy
 from parity.records import compare, worst
+from parity.rotation import part_of_today
 from parity.runs import run_plain, run_split
 
 
 def having(*bounds: Bound) -> list[object]:
-    return [pytest.param(case, id=case.name) for case in CASES if case.bound in bounds]
+    """Cases with one of the bounds; every other one is for those who run the long sweeps.
+
+    Which ones changes from day to day.
+    """
+    cases = [case for case in CASES if case.bound in bounds]
+    today = [case for case, _ in part_of_today([(c, "") for c in cases], len(cases) // 2)]
+    slow = pytest.mark.slow
+    return [pytest.param(c, id=c.name, marks=() if c in today else slow) for c in cases]
 
 
 @pytest.mark.parametrize("case", having(REASSOCIATED, REASSOCIATED_DOUBLE))

@@ -10,7 +10,7 @@ from parity.case import Case
 from parity.cases import CASES
 from parity.layout import Layout
 from parity.records import compare, worst
-from parity.rotation import SWEEP, rotating
+from parity.rotation import SWEEP, layouts_of_cases, rotating
 from parity.runs import reference, run_split
 
 
@@ -42,13 +42,16 @@ def record_result(case: Case, layout: Layout, difference: float) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def named(pairs: list[tuple[Case, Layout]]) -> list[object]:
-    return [pytest.param(case, layout, id=f"{case}-{layout}") for case, layout in pairs]
+def named(pairs: list[tuple[Case, Layout]], *marks: pytest.MarkDecorator) -> list[object]:
+    return [
+        pytest.param(case, layout, id=f"{case}-{layout}", marks=marks) for case, layout in pairs
+    ]
 
 
-@pytest.mark.parametrize(
-    ("case", "layout"), named([(case, layout) for case in CASES for layout in case.layouts])
-)
+TODAY, OTHERS = layouts_of_cases()
+
+
+@pytest.mark.parametrize(("case", "layout"), named(TODAY) + named(OTHERS, pytest.mark.slow))
 def test_split_model_gives_the_numbers_of_plain_keras(case: Case, layout: Layout) -> None:
     check(case, layout)
 
