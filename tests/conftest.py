@@ -12,6 +12,7 @@ for _name in [name for name in os.environ if name.startswith(("OPENSMP_", "SM_HP
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import gc  # noqa: E402
+import signal  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -22,6 +23,9 @@ from tensorflow.python.framework import ops  # noqa: E402
 from opensmp.runtime import bootstrap, world  # noqa: E402
 
 NUM_DEVICES = 4
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would all its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],

@@ -1,12 +1,7 @@
-"""Which comparisons run today; all of them take hours.
-
-The environment variable PARITY_ROTATION takes the place of the date.
-"""
+"""Which comparisons run today; all of them take hours."""
 
 from __future__ import annotations
 
-import datetime
-import os
 import zlib
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -14,6 +9,7 @@ from typing import Any, TypeVar
 from parity.case import Case
 from parity.cases import CASES
 from parity.layout import Layout
+from turns import day, has_turn
 
 NUM_TODAY = 4
 
@@ -39,17 +35,16 @@ SWEEP = [
 
 
 def layouts_of_cases() -> tuple[list[tuple[Case, Layout]], list[tuple[Case, Layout]]]:
-    """Today's layout of each case, which are its layouts in turn, and all others.
+    """Today's, and all others: every case has its turn every other day, with its layouts in turn.
 
-    Of cases that take long one has its turn.
+    Cases that take long have none: the zoo has such models.
     """
     pairs = [(case, layout) for case in CASES for layout in case.layouts]
-    heavy = [pair for pair in pairs if pair[0].heavy]
-    today = [heavy[_day() % len(heavy)]]
-    for case in CASES:
-        if not case.heavy:
-            turn = _day() + zlib.crc32(case.name.encode())
-            today.append((case, case.layouts[turn % len(case.layouts)]))
+    today = [
+        (case, case.layouts[day() // 2 % len(case.layouts)])
+        for number, case in enumerate(CASES)
+        if has_turn(number, 2) and not case.heavy
+    ]
     return today, [pair for pair in pairs if pair not in today]
 
 
@@ -63,11 +58,6 @@ def part_of_today(pairs: Sequence[Pair], count: int) -> list[Pair]:
     """So many of the comparisons, others every day."""
 
     def rank(pair: Pair) -> int:
-        return zlib.crc32(f"{_day()} {pair[0]} {pair[1]}".encode())
+        return zlib.crc32(f"{day()} {pair[0]} {pair[1]}".encode())
 
     return sorted(pairs, key=rank)[:count]
-
-
-def _day() -> int:
-    chosen = os.environ.get("PARITY_ROTATION")
-    return zlib.crc32(chosen.encode()) if chosen else datetime.date.today().toordinal()

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import datetime
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from pretrained.sources import HEAD_BYTES, WAYS, X, Y, from_file, functional, pretrained
 from processes import check_ranks
+from turns import day
 
 import opensmp as smp
 
@@ -35,7 +34,7 @@ def assert_alike(one, other):
 
 
 SOURCES = ["keras", "h5", "saved_model"]
-TODAY = datetime.date.today().toordinal()
+TODAY = day()
 
 
 @pytest.mark.parametrize(("number", "way"), list(enumerate(WAYS)))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
 import pathlib
 import subprocess
 import sys
 
 import pytest
 from processes import environ_of_tests
+from turns import day, turn
 
 SCRIPT = str(pathlib.Path(__file__).with_name("kills.py"))
 CHANGES = 21  # changes of the file system that one save makes, or a few less
 
 
 def check(folder, programs, seed=None):
-    seed = datetime.date.today().toordinal() if seed is None else seed
+    seed = day() if seed is None else seed
     done = subprocess.run(
         [sys.executable, SCRIPT, folder, str(seed), *programs],
         env=environ_of_tests(),
@@ -29,6 +29,7 @@ def check(folder, programs, seed=None):
     return done.stdout
 
 
+@turn(0, of=2)
 def test_kills_at_random_moments_and_before_each_change_of_files_lose_nothing(tmp_path):
     programs = ["count sync"] * 3  # the third one is the first that removes an old checkpoint
     programs += [f"{number} sync" for number in range(1, CHANGES + 1)]
@@ -38,6 +39,7 @@ def test_kills_at_random_moments_and_before_each_change_of_files_lose_nothing(tm
     assert max(counted) <= CHANGES
 
 
+@turn(1, of=2)
 def test_kills_while_a_checkpoint_takes_the_place_of_another_lose_nothing(tmp_path):
     programs = ["count fixed", *(f"{number} fixed" for number in range(1, CHANGES + 1))]
     check(tmp_path, programs)

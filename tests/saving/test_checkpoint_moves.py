@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from processes import check_ranks
 from saving.moves import Run, same
+from turns import in_turn
 
 SCRIPT = str(pathlib.Path(__file__).with_name("moves.py"))
 PARTITIONS = (1, 2, 4)
@@ -46,8 +47,12 @@ def of_ranks(folder, how, size):
     return [pickle.loads((folder / f"{how}-{rank}.pickle").read_bytes()) for rank in range(size)]
 
 
-@pytest.mark.parametrize(("how", "size"), [("two", 2), ("hybrid", 4)])
-def test_several_processes_and_one_go_on_from_each_other(smp_init, tmp_path, how, size):
+SIZES = {"two": 2, "hybrid": 4}
+
+
+@pytest.mark.parametrize("how", in_turn(SIZES, len(SIZES)))
+def test_several_processes_and_one_go_on_from_each_other(smp_init, tmp_path, how):
+    size = SIZES[how]
     smp_init({"partitions": 4, "microbatches": 2})
     run = Run(1, tmp_path / "one")
     run.train()

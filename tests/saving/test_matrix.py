@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import pathlib
@@ -13,6 +12,7 @@ import pathlib
 import pytest
 from processes import check_ranks
 from saving import matrix
+from turns import day
 
 SCRIPT = str(pathlib.Path(matrix.__file__))
 CELLS = [(setup, ending) for setup in matrix.SETUPS for ending in matrix.FORMATS]
@@ -65,7 +65,7 @@ def load_here(source, ending, folder, smp_init):
 
 def today(cells, count):
     """A part of a list that is another one each day."""
-    begin = datetime.date.today().toordinal() * count
+    begin = day() * count
     return [cells[(begin + i) % len(cells)] for i in range(count)]
 
 

@@ -8,6 +8,7 @@ import pickle
 import pytest
 from processes import check_ranks
 from training import histories
+from turns import in_turn
 
 BOUND = 1e-5
 """Of losses, relative, and of accuracies: Adam makes the noise of float32 no larger than that."""
@@ -24,7 +25,7 @@ def assert_equal(name, ours):
     assert losses[0] > losses[1] > losses[2]
 
 
-@pytest.mark.parametrize("name", histories.TRAININGS)
+@pytest.mark.parametrize("name", in_turn(histories.TRAININGS, len(histories.TRAININGS)))
 @pytest.mark.parametrize(
     "partitions",
     [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 4],

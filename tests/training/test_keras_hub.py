@@ -10,6 +10,7 @@ import keras_hub
 import numpy as np
 import pytest
 from training.fixtures import assert_close, both
+from turns import turn
 
 SIZES = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32}
 EXAMPLES = str(Path(__file__).parents[2] / "examples")
@@ -41,6 +42,7 @@ def language_model() -> keras.Model:
     return keras_hub.models.GPT2CausalLM(backbone)
 
 
+@turn(0, of=2)
 def test_text_classifier(smp_init, text):
     smp_init({"partitions": 2, "microbatches": 2})
     words, chapters = text.load_paragraphs(length=16, vocabulary_size=300)
@@ -60,6 +62,7 @@ def test_text_classifier(smp_init, text):
     assert_close(*both(classifier, use), rtol=2e-4, atol=2e-5)
 
 
+@turn(1, of=2)
 def test_causal_language_model(smp_init, text):
     smp_init({"partitions": 2, "microbatches": 2})
     characters = text.load_characters(length=24, size=24 * 40)

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from turns import in_turn
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = {
@@ -25,7 +26,7 @@ def _load():
 judge = _load()
 
 
-@pytest.mark.parametrize("name", SAMPLE)
+@pytest.mark.parametrize("name", in_turn(SAMPLE, len(SAMPLE)))
 def test_what_passes_with_plain_models_passes_with_split_ones(name):
     (path,) = judge.test_files([name])
     plain, split = (judge.run(path, is_split, 150, SAMPLE[name]) for is_split in (False, True))

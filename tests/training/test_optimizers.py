@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training.fixtures import assert_close
+from turns import in_turn
 
 import opensmp as smp
 
@@ -148,7 +149,7 @@ def assert_slots_beside_variables(split: keras.Model, optimizer: Any) -> None:
     assert slots or isinstance(optimizer, keras.optimizers.SGD)
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", in_turn(CLASSES, 2))
 def test_class(smp_init, name):
     """Half of them by `fit`, the others in a loop; on 2 and on 4 partitions."""
     number = list(CLASSES).index(name)

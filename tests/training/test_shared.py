@@ -16,6 +16,7 @@ from parity.rotation import part_of_today
 from processes import check_ranks
 from training import uses
 from training.uses import USES
+from turns import in_turn
 
 SCRIPT = str(pathlib.Path(__file__).with_name("shared.py"))
 
@@ -52,7 +53,7 @@ def check(world: str, names: list[str], folder: pathlib.Path) -> None:
         assert [line for line in result.lines if line.endswith(" done")] == done
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_turn(WORLDS, len(WORLDS)))
 def test_several_processes_give_the_numbers_of_plain_keras(world, tmp_path):
     others = [(name, world) for name in USES if name not in TODAY[world]]
     check(world, [*TODAY[world], *(name for name, _ in part_of_today(others, 1))], tmp_path)

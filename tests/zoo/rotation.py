@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 
+from turns import day
 from zoo.entry import Entry
 from zoo.models import by_size
 
 # Not OPENSMP_...: variables of that name are configuration of the library.
 VARIABLE = "ZOO_ROTATION"
-ROTATION = int(os.environ.get(VARIABLE) or datetime.date.today().toordinal())
+ROTATION = int(os.environ.get(VARIABLE) or day())
 
 
 def rotating(rotation: int) -> list[Entry]:
