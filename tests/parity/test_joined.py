@@ -21,7 +21,7 @@ from parity.runs import reference, run_split
 from opensmp.program import Program
 from opensmp.program.products import Product
 
-NUM_TODAY = 6
+NUM_TODAY = 3
 # Convolutions and attention, whose factors are sums already, lose a digit more than the dense
 # layers of the cases with a bound of their own.
 FIRST, LATER = 1e-5, 1e-3

@@ -16,6 +16,7 @@ import pytest
 from parity import replicas
 from parity.bounds import Bound
 from processes import check_ranks
+from turns import in_turn
 
 SCRIPT = str(pathlib.Path(replicas.__file__))
 MEANS_OF_MEANS = Bound(1e-12, "the mean over the batch is added in another order")
@@ -58,7 +59,7 @@ plain = functools.cache(replicas.plain)
 
 @pytest.mark.parametrize("name", replicas.MODELS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_turn(WORLDS, len(WORLDS)))
 def test_replicas_on_shares_of_a_batch_give_the_numbers_of_the_whole_batch(
     parts: Any, world: str, schedule: str, name: str
 ) -> None:
@@ -75,7 +76,7 @@ def test_replicas_on_shares_of_a_batch_give_the_numbers_of_the_whole_batch(
     assert seen == expected.keys()
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_turn(WORLDS, len(WORLDS)))
 def test_replicas_stay_equal_bit_by_bit(parts: Any, world: str) -> None:
     for name in replicas.MODELS:
         first: dict[str, Any] = {}

@@ -22,6 +22,7 @@ from plan.unit_graphs import (
     unit_graph,
     unit_graphs,
 )
+from turns import in_turn
 
 from opensmp.errors import PlanError
 from opensmp.plan.coarse import CoarseGraph, Machine, SharedVariable
@@ -277,7 +278,7 @@ def test_units_with_a_large_tied_embedding_come_together_if_that_is_faster() -> 
     assert placed[0] == placed[3]
 
 
-@pytest.mark.parametrize("optimize", OPTIMIZE)
+@pytest.mark.parametrize("optimize", in_turn(OPTIMIZE, len(OPTIMIZE)))
 def test_plan_does_not_depend_on_the_process_or_its_hash_seed(optimize: str) -> None:
     program = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from processes import check_ranks
+from turns import in_turn
 
 
-@pytest.mark.parametrize("pipeline", ["interleaved", "simple", "zero_bubble"])
+@pytest.mark.parametrize("pipeline", in_turn(["interleaved", "simple", "zero_bubble"], 3))
 def test_prints_checks_and_metrics_of_a_step_run_in_several_processes(pipeline):
     results = check_ranks(
         """

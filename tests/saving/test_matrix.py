@@ -12,7 +12,7 @@ import pathlib
 import pytest
 from processes import check_ranks
 from saving import matrix
-from turns import day
+from turns import day, turn
 
 SCRIPT = str(pathlib.Path(matrix.__file__))
 CELLS = [(setup, ending) for setup in matrix.SETUPS for ending in matrix.FORMATS]
@@ -65,18 +65,20 @@ def load_here(source, ending, folder, smp_init):
 
 def today(cells, count):
     """A part of a list that is another one each day."""
-    begin = day() * count
+    begin = day() // 2 * count
     return [cells[(begin + i) % len(cells)] for i in range(count)]
 
 
 IN_PROCESS = [cell for cell in CELLS if cell[0] in matrix.HERE]
 
 
+@turn(0, of=2)
 @pytest.mark.parametrize(("source", "ending"), today(IN_PROCESS, 1))
 def test_today_what_is_saved_loads_everywhere(source, ending, folder, smp_init):
     load_here(source, ending, folder, smp_init)
 
 
+@turn(1, of=2)
 @pytest.mark.parametrize("setup", today(sorted(matrix.PROCESSES), 1))
 def test_today_processes_of_their_own_save_and_load(setup, folder, smp_init):
     saved(setup, folder, smp_init)

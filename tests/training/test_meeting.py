@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from processes import check_ranks
+from turns import turn
 
 from opensmp.training.meeting import agree_on_chance, is_shared, meet, meet_at_batch
 
@@ -148,6 +149,7 @@ MISUSE = """
 """
 
 
+@turn(1, of=2)
 def test_processes_with_other_data_or_other_calls_are_all_told():
     results = check_ranks(MISUSE, 2, {"partitions": 2, "microbatches": 2})
     for result in results:

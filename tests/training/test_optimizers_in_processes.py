@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from processes import check_ranks
+from turns import turn
 
 SCRIPT = """
 import keras, numpy as np, tensorflow as tf
@@ -103,6 +104,7 @@ assert float(optimizer.dynamic_scale) == 2.0 and int(optimizer.iterations) == 2
 """
 
 
+@turn(0, of=2)
 def test_what_looks_at_all_variables_is_equal_to_plain_keras():
     """Norms, averages, accumulated gradients, one finite check, factors, many optimizers."""
     names = [

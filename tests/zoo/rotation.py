@@ -14,7 +14,7 @@ ROTATION = int(os.environ.get(VARIABLE) or day())
 
 
 def rotating(rotation: int) -> list[Entry]:
-    """Two small backbones and one small application; all have had their turn after some days.
+    """A small backbone and a small application; all have had their turn after some days.
 
     Args:
         rotation: Number of the part; any integer.
@@ -22,5 +22,4 @@ def rotating(rotation: int) -> list[Entry]:
     small = by_size("small")
     backbones = [entry for entry in small if entry.family == "keras_hub"]
     applications = [entry for entry in small if entry.family == "keras.applications"]
-    chosen = [backbones[(2 * rotation + i) % len(backbones)] for i in range(2)]
-    return [*chosen, applications[rotation % len(applications)]]
+    return [backbones[rotation % len(backbones)], applications[rotation % len(applications)]]
