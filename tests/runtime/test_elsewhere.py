@@ -40,6 +40,8 @@ def test_it_grows_and_does_not_take_other_shapes():
     assert (gradient() + tf.ones([2, 4, 3])).shape == [2, 4, 3]
     with pytest.raises(ValueError, match=r"[Ii]ncompatible shapes"):
         gradient() + tf.ones([2])
+    of_unknown_shape = tf.function(lambda x: gradient() * x, input_signature=[tf.TensorSpec(None)])
+    assert of_unknown_shape(2.0).shape == [4, 3]
 
 
 def test_tensorflow_takes_it_for_zeros():

@@ -56,7 +56,7 @@ class Elsewhere(_private.NotedSlices):
     def _with(self, other: Any = 0.0) -> Elsewhere:
         shape = other.shape if hasattr(other, "shape") else np.shape(other)
         both = tf.broadcast_static_shape(self.shape, tf.TensorShape(shape))
-        if both == self.shape:
+        if both.rank is None or both == self.shape:
             return self
         return self._shaped([size or 1 for size in both], self.dtype, self.process)
 
