@@ -35,15 +35,15 @@ SWEEP = [
 
 
 def layouts_of_cases() -> tuple[list[tuple[Case, Layout]], list[tuple[Case, Layout]]]:
-    """Today's, and all others: every case has its turn every other day, with its layouts in turn.
+    """Today's, and all others: every case has its turn every third day, with its layouts in turn.
 
     Cases that take long have none: the zoo has such models.
     """
     pairs = [(case, layout) for case in CASES for layout in case.layouts]
     today = [
-        (case, case.layouts[day() // 2 % len(case.layouts)])
+        (case, case.layouts[day() // 3 % len(case.layouts)])
         for number, case in enumerate(CASES)
-        if has_turn(number, 2) and not case.heavy
+        if has_turn(number, 3) and not case.heavy
     ]
     return today, [pair for pair in pairs if pair not in today]
 

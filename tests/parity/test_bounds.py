@@ -17,12 +17,12 @@ from parity.runs import run_plain, run_split
 
 
 def having(*bounds: Bound) -> list[object]:
-    """Cases with one of the bounds; every other one is for those who run the long sweeps.
+    """Cases with one of the bounds; most are for those who run the long sweeps.
 
     Which ones changes from day to day.
     """
     cases = [case for case in CASES if case.bound in bounds]
-    today = [case for case, _ in part_of_today([(c, "") for c in cases], len(cases) // 2)]
+    today = [case for case, _ in part_of_today([(c, "") for c in cases], len(cases) // 3)]
     slow = pytest.mark.slow
     return [pytest.param(c, id=c.name, marks=() if c in today else slow) for c in cases]
 

@@ -85,7 +85,7 @@ def of(partitions: int) -> list[Comparison]:
     return [c for c in pairs if c.layout.partitions == partitions and not c.case.heavy]
 
 
-COUNTS = {2: 10, 3: 3, 4: 3}
+COUNTS = {2: 6, 3: 2, 4: 2}
 if os.environ.get("PARITY_PROCESSES") == "all":
     COUNTS = {n: len(of(n)) for n in COUNTS}
 COMPARISONS = {n: part_of_today(of(n), count) for n, count in COUNTS.items()}

@@ -29,7 +29,7 @@ def check(folder, programs, seed=None):
     return done.stdout
 
 
-@turn(0, of=2)
+@turn(0, of=3)
 def test_kills_at_random_moments_and_before_each_change_of_files_lose_nothing(tmp_path):
     programs = ["count sync"] * 3  # the third one is the first that removes an old checkpoint
     programs += [f"{number} sync" for number in range(1, CHANGES + 1)]
@@ -39,7 +39,7 @@ def test_kills_at_random_moments_and_before_each_change_of_files_lose_nothing(tm
     assert max(counted) <= CHANGES
 
 
-@turn(1, of=2)
+@turn(1, of=3)
 def test_kills_while_a_checkpoint_takes_the_place_of_another_lose_nothing(tmp_path):
     programs = ["count fixed", *(f"{number} fixed" for number in range(1, CHANGES + 1))]
     check(tmp_path, programs)

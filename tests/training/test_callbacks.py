@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from processes import check_ranks
 from training.fixtures import classifier, data
+from turns import turn
 
 import opensmp as smp
 
@@ -151,6 +152,7 @@ SCRIPT = """
 """
 
 
+@turn(1, of=2)
 def test_several_processes_decide_alike_and_write_once(tmp_path):
     results = check_ranks(SCRIPT, 2, {"partitions": 2, "microbatches": 2}, args=[tmp_path])
     for result in results:

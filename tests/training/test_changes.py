@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from training.fixtures import BY_TWO, assert_same, classifier, data
+from turns import turn
 
 import opensmp as smp
 
@@ -80,6 +81,7 @@ def test_lora_of_embeddings_and_einsum_layers():
     assert_same(make, use)
 
 
+@turn(0, of=2)
 def test_freezing_and_unfreezing_of_layers_with_state(smp_init):
     """With BatchNormalization frozen its statistics stay, and with the first layer its slots go."""
     smp_init({**BY_TWO, "microbatches": 1})  # BatchNormalization sees microbatches
@@ -126,6 +128,7 @@ def test_weights_are_read_and_written_between_fits():
     assert_same(classifier, use)
 
 
+@turn(1, of=2)
 def test_what_a_model_tells_of_itself_is_that_of_the_plain_one():
     x, y = data(16)
 

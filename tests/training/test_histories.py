@@ -8,7 +8,7 @@ import pickle
 import pytest
 from processes import check_ranks
 from training import histories
-from turns import in_turn
+from turns import in_turn, turn
 
 BOUND = 1e-5
 """Of losses, relative, and of accuracies: Adam makes the noise of float32 no larger than that."""
@@ -35,6 +35,7 @@ def test_the_history_of_a_split_model_is_that_of_plain_keras(smp_init, partition
     assert_equal(name, histories.history(name))
 
 
+@turn(1, of=2)
 @pytest.mark.parametrize(
     "world",
     [

@@ -42,7 +42,7 @@ def language_model() -> keras.Model:
     return keras_hub.models.GPT2CausalLM(backbone)
 
 
-@turn(0, of=2)
+@turn(0, of=4)
 def test_text_classifier(smp_init, text):
     smp_init({"partitions": 2, "microbatches": 2})
     words, chapters = text.load_paragraphs(length=16, vocabulary_size=300)
@@ -62,7 +62,7 @@ def test_text_classifier(smp_init, text):
     assert_close(*both(classifier, use), rtol=2e-4, atol=2e-5)
 
 
-@turn(1, of=2)
+@turn(2, of=4)
 def test_causal_language_model(smp_init, text):
     smp_init({"partitions": 2, "microbatches": 2})
     characters = text.load_characters(length=24, size=24 * 40)

@@ -149,7 +149,7 @@ def assert_slots_beside_variables(split: keras.Model, optimizer: Any) -> None:
     assert slots or isinstance(optimizer, keras.optimizers.SGD)
 
 
-@pytest.mark.parametrize("name", in_turn(CLASSES, 2))
+@pytest.mark.parametrize("name", in_turn(CLASSES, 3))
 def test_class(smp_init, name):
     """Half of them by `fit`, the others in a loop; on 2 and on 4 partitions."""
     number = list(CLASSES).index(name)
@@ -166,7 +166,7 @@ def test_every_way(smp_init, partitions, way, name):
     assert_same_training(OPTIONS.get(name, lambda: made(name)), way, name)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", in_turn(OPTIONS, 2))
 def test_option(smp_init, name):
     number = list(OPTIONS).index(name)
     smp_init({"partitions": 4 - 2 * (number // 2 % 2), "microbatches": 4})
