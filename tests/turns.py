@@ -25,7 +25,7 @@ def has_turn(number: int, of: int) -> bool:
 def in_turn(things: Iterable[Any], of: int) -> list[Any]:
     """Parameters of a test: every so many of them has its turn, the others are slow."""
     return [
-        pytest.param(thing, marks=() if has_turn(number, of) else pytest.mark.slow)
+        pytest.param(thing, id=str(thing), marks=() if has_turn(number, of) else pytest.mark.slow)
         for number, thing in enumerate(things)
     ]
 

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from opensmp.collectives import clip_by_global_norm, norm_of
 from opensmp.runtime.elsewhere import Elsewhere, is_elsewhere
+from opensmp.runtime.world import current, is_initialized
 
 Gradient = Any
 Tensor = Any
@@ -26,7 +27,7 @@ _Gradients = list[Union[tf.Tensor, tf.IndexedSlices, None]]  # noqa: UP007
 
 @tf.experimental.dispatch_for_api(tf.linalg.global_norm, {"t_list": _Gradients})
 def _global_norm(t_list: Sequence[Gradient | None], name: str | None = None) -> Tensor:
-    if not any(map(is_elsewhere, t_list)):
+    if not _are_spread(t_list):
         return tf.linalg.global_norm(list(map(_values, t_list)), name)
     if _is_known_elsewhere_only(t_list):
         return _unknown(t_list)
@@ -40,7 +41,7 @@ def _clip_by_global_norm(
     use_norm: Any | None = None,
     name: str | None = None,
 ) -> tuple[list[Gradient | None], Tensor]:
-    if any(map(is_elsewhere, t_list)):
+    if _are_spread(t_list):
         if use_norm is None and _is_known_elsewhere_only(t_list):
             return list(t_list), _unknown(t_list)
         return clip_by_global_norm(t_list, clip_norm, use_norm)
@@ -50,6 +51,13 @@ def _clip_by_global_norm(
 
 
 # ---------------------------------------------------------------------------------- helpers
+
+
+def _are_spread(gradients: Sequence[Gradient | None]) -> bool:
+    """Whether other processes have some of them; slices may have no rows without any, too."""
+    if not is_initialized() or len(current().mp_group) == 1:
+        return False
+    return any(map(is_elsewhere, gradients))
 
 
 def _is_known_elsewhere_only(gradients: Sequence[Gradient | None]) -> bool:

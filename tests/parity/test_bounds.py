@@ -12,19 +12,12 @@ from parity.case import Case
 from parity.cases import CASES
 from parity.layout import with_policy
 from parity.records import compare, worst
-from parity.rotation import part_of_today
 from parity.runs import run_plain, run_split
+from turns import in_turn
 
 
-def having(*bounds: Bound) -> list[object]:
-    """Cases with one of the bounds; most are for those who run the long sweeps.
-
-    Which ones changes from day to day.
-    """
-    cases = [case for case in CASES if case.bound in bounds]
-    today = [case for case, _ in part_of_today([(c, "") for c in cases], len(cases) // 3)]
-    slow = pytest.mark.slow
-    return [pytest.param(c, id=c.name, marks=() if c in today else slow) for c in cases]
+def having(*bounds: Bound) -> list[Any]:
+    return in_turn([case for case in CASES if case.bound in bounds], 3)
 
 
 @pytest.mark.parametrize("case", having(REASSOCIATED, REASSOCIATED_DOUBLE))

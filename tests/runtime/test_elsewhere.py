@@ -73,6 +73,17 @@ def test_norms_of_ordinary_slices_are_those_of_tensorflow():
     assert clipped.dense_shape is slices.dense_shape
 
 
+@pytest.mark.parametrize("is_initialised", [False, True])
+def test_slices_without_rows_in_one_process_are_those_of_tensorflow(smp_init, is_initialised):
+    if is_initialised:
+        smp_init({"partitions": 2})
+    slices = tf.IndexedSlices(tf.zeros([0, 3]), tf.zeros([0], tf.int32), tf.constant([4, 3]))
+    clipped, norm = tf.clip_by_global_norm([slices, tf.ones([4])], 1.0)
+    assert float(norm) == float(tf.linalg.global_norm([slices, tf.ones([4])])) == 2.0
+    assert clipped[0].shape == [4, 3]
+    assert np.all(clipped[1] == 0.5)
+
+
 def test_slices_without_rows_are_elsewhere():
     """TensorFlow makes them of `Elsewhere`."""
     shape = tf.constant([5, 2])
