@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from tensorflow.python.framework import ops  # noqa: E402
 
+from opensmp import _private  # noqa: E402
 from opensmp.runtime import bootstrap, world  # noqa: E402
 
 NUM_DEVICES = 4
@@ -40,6 +41,7 @@ def _forget_the_world() -> Iterator[None]:
     """No test sees what another one configured."""
     yield
     bootstrap.shutdown()
+    _private.take_pending_variables()  # of calls that failed
 
 
 @pytest.fixture(autouse=True)

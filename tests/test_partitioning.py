@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras import layers
 
 import opensmp as smp
+from opensmp import _private
 from opensmp.errors import PlanError
 from opensmp.plan import Plan
 
@@ -113,6 +114,40 @@ def test_empty_partition_is_logged_once(smp_init, caplog):
         model(tf.zeros([3, 16]), training=True)
     (record,) = [record for record in caplog.records if "empty" in record.message]
     assert "model 'mlp': partitions 0, 1, 3 are empty" in record.message
+
+
+# --- variables -----------------------------------------------------------------------------------
+
+
+class Failing(smp.DistributedModel):
+    """Its layers are built, and then it fails while `fails`."""
+
+    def __init__(self, tracked: bool):
+        super().__init__(name="failing")
+        dense = layers.Dense(3, kernel_initializer="ones")
+        self.fails, self.dense = True, dense if tracked else lambda x: dense(x)
+        self.kernel = lambda: dense.kernel
+
+    def call(self, x):
+        x = self.dense(x)
+        if self.fails:
+            raise KeyError("no such layer")
+        return x
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_weights_of_a_call_that_failed_get_their_memory_with_their_own_model(tracked, smp_init):
+    smp_init({"partitions": 2})
+    failing = Failing(tracked)
+    with pytest.raises(KeyError):
+        failing(tf.ones([1, 2]))
+    assert not _private.is_initialized(failing.kernel())
+    distributed()(tf.zeros([2, 16]))
+    assert not _private.is_initialized(failing.kernel())
+    failing.fails = False
+    assert failing(tf.ones([1, 2])).numpy().tolist() == [[2.0, 2.0, 2.0]]
+    assert _private.is_initialized(failing.kernel())
+    assert _private.take_pending_variables() == []
 
 
 # --- a plan from a file --------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
+from opensmp.graph.variables import is_keras
 from opensmp.plan import (
     PROCESSES,
     Plan,
@@ -59,13 +60,13 @@ class Partitioning:
             self._world, self._plans, self._homes, self._equal = world, [], {}, set()
         config = world.config
         restores = _private.HeldBackRestores()
-        with _private.lifted():
+        with _private.lifted(), _private.own_pending_variables():
             with restores.collecting():
                 traced = self._trace(args, kwargs)
             plan = self._plan(traced, config, world)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
-            variables = [*(() if model is None else model.variables), *traced.new_variables]
+            variables = _variables(model, traced)
             elsewhere = {
                 partition: world.mp_group[world.owner(partition)]
                 for partition in range(config.partitions)
@@ -135,6 +136,15 @@ class Partitioning:
             with _private.eager_builds():
                 build.get_concrete_function(*specs)
         return run()
+
+
+def _variables(model: Any, traced: TracedGraph) -> list[Any]:
+    """The variables of a model, with those of layers that it uses but does not track."""
+    read = [leaf.variable for leaf in traced.variables if is_keras(leaf.variable)]
+    waiting = [variable for variable in read if not _private.is_initialized(variable)]
+    tracked = () if model is None else model.variables
+    found = [*tracked, *traced.new_variables, *waiting]
+    return list({id(variable): variable for variable in found}.values())
 
 
 def _spec(leaf: Any) -> Any:

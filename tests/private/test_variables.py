@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import keras
@@ -43,6 +44,18 @@ def test_take_pending_variables():
     assert _private.take_pending_variables() == []
     keras.layers.Dense(1)(tf.ones([1, 1]))  # would initialise what it finds there
     assert not _private.is_initialized(first)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_own_pending_variables(fails):
+    earlier, placed = waiting_variable(), waiting_variable()
+    with contextlib.suppress(KeyError), _private.own_pending_variables():
+        assert _private.take_pending_variables() == []
+        made = waiting_variable()
+        _private.initialize_on(placed, "CPU:0")
+        if fails:
+            raise KeyError
+    assert [id(v) for v in _private.take_pending_variables()] == [id(earlier), id(made)]
 
 
 @pytest.mark.parametrize("in_function", [False, True])

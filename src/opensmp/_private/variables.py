@@ -43,6 +43,22 @@ def take_pending_variables() -> list[Any]:
     return taken
 
 
+@contextlib.contextmanager
+def own_pending_variables() -> Iterator[None]:
+    """Context in which the variables that wait are those made in it, and no others.
+
+    What a call that failed has left waiting belongs to another model. It waits on
+    afterwards, except for what got its memory meanwhile.
+    """
+    earlier = take_pending_variables()
+    try:
+        yield
+    finally:
+        made = take_pending_variables()
+        waiting = [variable for variable in [*earlier, *made] if not is_initialized(variable)]
+        global_state.set_global_attribute("uninitialized_variables", waiting)
+
+
 def outside_of_functions() -> Any:
     """Context in which a new variable is none of the `tf.function` being traced.
 
