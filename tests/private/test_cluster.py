@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from typing import Any
 
 import pytest
@@ -67,6 +68,32 @@ def two_servers(tmp_path_factory: Any) -> Any:
 
 def test_join_cluster(two_servers):
     assert [line.split()[0] for line in two_servers] == ["[3.]", "[3.]"]
+
+
+def test_without_interpreter_lock():
+    fresh = """
+    import threading
+    import time
+    import tensorflow as tf
+    from opensmp import _private
+    moments = []
+
+    def tick():
+        while True:
+            moments.append(time.monotonic())
+            time.sleep(0.05)
+
+    threading.Thread(target=tick, daemon=True).start()
+    try:
+        _private.join_cluster(
+            1, ["127.0.0.1:9", "127.0.0.1:0"], nccl=False, heartbeat_seconds=20, join_seconds=2
+        )
+    except tf.errors.OpError as error:
+        print(max(b - a for a, b in zip(moments, moments[1:])) < 1.5, error.error_code)
+    """
+    ran_on, code = output_of(textwrap.dedent(fresh)).splitlines()[-1].split()
+    assert ran_on == "True"
+    assert int(code) in (tf.errors.DEADLINE_EXCEEDED, tf.errors.UNAVAILABLE)
 
 
 def test_answers(two_servers):

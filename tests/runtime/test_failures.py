@@ -227,6 +227,45 @@ def test_absent_rank_is_named():
         assert "rank 1 of 3 did not call smp.init within 5 s" in results[rank].output
 
 
+# The others wait inside of TensorFlow for a rank that fails between meeting them and joining.
+FAILS_AS_IT_STARTS = """
+import os, signal, sys, time
+import opensmp as smp
+from opensmp import _private
+how, victim = sys.argv[1], int(sys.argv[2])
+
+def join_cluster(*args, **kwargs):
+    time.sleep(2)
+    print("AT", time.time(), flush=True)
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError("no device of this kind")
+
+if int(os.environ["OPENSMP_RUN_RANK"]) == victim:
+    _private.join_cluster = join_cluster
+smp.init()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "victim", "cause"),
+    [
+        ("kill", 1, "rank 1 failed: it ended without notice"),
+        ("kill", 0, "rank 0 failed: it ended without notice"),
+        ("exception", 2, "RuntimeError: no device of this kind"),
+    ],
+)
+def test_failure_of_a_rank_while_tensorflow_starts_ends_the_others(how, victim, cause):
+    results = run_ranks(FAILS_AS_IT_STARTS, 3, args=[how, victim], seconds=90)
+    began = next(float(line[3:]) for line in results[victim].lines if line.startswith("AT "))
+    assert results[victim].code == (-9 if how == "kill" else 1)
+    for survivor in results[:victim] + results[victim + 1 :]:
+        assert survivor.code == ENDED_BY_PEER, survivor.output
+        assert survivor.at - began < 15
+        assert f"opensmp: rank {survivor.rank} ends: rank {victim} failed: " in survivor.output
+        assert cause in survivor.output
+
+
 # A step in which all ranks wait, for ever unless a thread ends it.
 WAITING_STEP = f"""
 import sys, threading, time

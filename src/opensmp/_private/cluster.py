@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.core.protobuf import cluster_pb2, tensorflow_server_pb2
 from tensorflow.python.eager import context
+
+from opensmp._private.replacing import replaced
 
 
 def is_tensorflow_started() -> bool:
@@ -25,9 +30,9 @@ def join_cluster(
 ) -> None:
     """Starts TensorFlow's server and its multi-client collective runtime in this process.
 
-    Returns when all processes are there. The only public way in, `MultiWorkerMirroredStrategy`,
-    boots the same runtime but brings a strategy along, and leaves time limits and message
-    sizes to chance.
+    Returns when all processes are there; other threads run on meanwhile. The only public way
+    in, `MultiWorkerMirroredStrategy`, boots the same runtime but brings a strategy along, and
+    leaves time limits and message sizes to chance.
     """
     leader = "/job:worker/replica:0/task:0"
     state = context.context()
@@ -59,7 +64,45 @@ def join_cluster(
     # Without a limit large tensors travel in one piece, which was measured to be fastest.
     server.default_session_config.experimental.recv_buf_max_chunk = -1
     state.enable_collective_ops(server)
-    state.ensure_initialized()
+    with replaced(context.pywrap_tfe, "TFE_EnableCollectiveOps", without_interpreter_lock):
+        state.ensure_initialized()
+
+
+def without_interpreter_lock(enable_collective_ops: Callable[..., None]) -> Callable[..., None]:
+    """TensorFlow's function that waits for the other processes, and lets other threads run.
+
+    Its own Python binding stands on the interpreter's lock for the whole time, so that nothing
+    here could notice that another process has failed meanwhile. Where the C function is not
+    found, the binding is given back.
+    """
+    try:
+        folder = Path(tf.sysconfig.get_lib())
+        wait = ctypes.CDLL(str(folder / "libtensorflow_cc.so.2")).TFE_EnableCollectiveOps
+        library = ctypes.CDLL(str(folder / "libtensorflow_framework.so.2"))
+        make, code_of = library.TF_NewStatus, library.TF_GetCode
+        text_of, delete = library.TF_Message, library.TF_DeleteStatus
+    except (OSError, AttributeError):
+        return enable_collective_ops
+    pointer, size = ctypes.c_void_p, ctypes.c_size_t
+    capsule_to_pointer = ctypes.PYFUNCTYPE(pointer, ctypes.py_object, ctypes.c_char_p)
+    pointer_of = capsule_to_pointer(("PyCapsule_GetPointer", ctypes.pythonapi))
+    wait.argtypes, wait.restype = [pointer, ctypes.c_char_p, size, pointer], None
+    make.argtypes, make.restype = [], pointer
+    code_of.argtypes, code_of.restype = [pointer], ctypes.c_int
+    text_of.argtypes, text_of.restype = [pointer], ctypes.c_char_p
+    delete.argtypes, delete.restype = [pointer], None
+
+    def enable(handle: Any, server: bytes) -> None:
+        status = make()
+        try:
+            wait(pointer_of(handle, None), server, len(server), status)
+            code, text = code_of(status), text_of(status).decode(errors="replace")
+        finally:
+            delete(status)
+        if code:
+            raise tf.compat.v1.errors.exception_type_from_error_code(code)(None, None, text)
+
+    return enable
 
 
 def answers(rank: int, seconds: float) -> bool:
