@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from processes import launch
+from processes import check_ranks, launch
 
 from opensmp.runtime.cluster import bypass_proxies
 
@@ -22,3 +22,23 @@ def test_processes_meet_where_downloads_go_through_a_proxy():
     script = "import opensmp as smp\nsmp.init()\nprint(smp.allgather(smp.rank()))\n"
     result = launch(script, ["-n", "2"], environ=proxies)
     assert result.stdout.strip() == "[0] [0, 1]", result.stderr
+
+
+def test_program_that_a_rank_starts_is_told_at_once_that_it_is_no_rank():
+    script = """
+    import os
+    import subprocess
+    import sys
+    import opensmp as smp
+    smp.init()
+    if smp.rank() == 1:
+        for dropped in ([], ["-u", "OPENSMP_RUN_RANK"]):
+            child = [sys.executable, "-c", "import opensmp as smp; smp.init(); print(smp.size())"]
+            done = subprocess.run(["env", *dropped, *child], capture_output=True, text=True)
+            print(done.returncode, (done.stdout or done.stderr).strip().splitlines()[-1])
+    smp.barrier()
+    """
+    refused, alone = check_ranks(script, 2, seconds=50, join_seconds=60)[1].lines
+    assert refused.startswith("1 opensmp.errors.LaunchError: smp.init: process ")
+    assert "is rank 1 of this run already" in refused
+    assert alone == "0 1"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from opensmp.errors import LaunchError
-from opensmp.runtime.launched import ALONE, detect, first_host
+from opensmp.runtime.launched import ALONE, claim, detect, first_host
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -239,3 +239,27 @@ def test_runs_of_torchrun_are_told_apart():
     one, other = (detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": name}) for name in ("a", "b"))
     assert one.token != other.token
     assert detect(TORCHRUN).token == detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}).token
+
+
+@pytest.mark.parametrize(
+    ("environ", "variable"),
+    [
+        (TORCHRUN, "RANK"),
+        (OPEN_MPI | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}, "OMPI_COMM_WORLD_RANK"),
+    ],
+)
+def test_child_of_a_rank_is_not_that_rank(environ, variable):
+    inherited = dict(environ)
+    claim(detect(environ), inherited, 7)
+    claim(detect(inherited), inherited, 7)  # once more in the same process
+    with pytest.raises(LaunchError, match=f"process 7 is rank .*process 8.*env -u {variable} "):
+        claim(detect(inherited), inherited, 8)
+
+
+def test_child_of_a_rank_may_be_a_rank_of_another_run():
+    inherited = dict(TORCHRUN)
+    claim(detect(TORCHRUN), inherited, 7)
+    inherited["MASTER_PORT"] = "29600"
+    claim(detect(inherited), inherited, 8)
+    with pytest.raises(LaunchError, match="process 8 is rank 1 of this run already"):
+        claim(detect(inherited), inherited, 9)

@@ -106,6 +106,7 @@ def _alone(config: Config, num_gpus: int) -> world.World:
 
 def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.World:
     """The world of one of several processes, which are one cluster afterwards."""
+    launched.claim(launch, os.environ, os.getpid())
     processes = world.replica_size(launch.size, config.partitions, config.processes_per_replica)
     mp, dp = world.groups(launch.size, processes, config.placement_strategy)
     mp_group = next(group for group in mp if launch.rank in group)

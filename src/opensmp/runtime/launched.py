@@ -20,7 +20,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,16 @@ _OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in _OWN)
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 _SLURM = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "")
+
+_RANK_OF = {
+    "opensmp run": f"{PREFIX}RANK",
+    "TF_CONFIG": "TF_CONFIG",
+    "Open MPI": _OPEN_MPI[0],
+    "RANK and WORLD_SIZE": _TORCHRUN[0],
+    "MPICH": _MPICH[0],
+    "Slurm": _SLURM[0],
+}
+_CLAIM = f"{PREFIX}CLAIMED_BY"
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,36 @@ def detect(environ: Mapping[str, str]) -> Launch:
         if launch is not None:
             return launch if launch.size > 1 else ALONE
     return ALONE
+
+
+def claim(launch: Launch, environ: MutableMapping[str, str], process: int) -> None:
+    """Notes that a process is the rank that its variables name; what it starts inherits them.
+
+    Args:
+        launch: The result of `detect`.
+        environ: The environment, such as `os.environ`.
+        process: The id of this process.
+
+    Raises:
+        LaunchError: Another process is this rank already, and has started this one.
+
+    Example:
+        ```python
+        claim(detect(os.environ), os.environ, os.getpid())
+        ```
+    """
+    place = json.dumps([launch.source, launch.rank, launch.size, launch.meeting, launch.token])
+    owner, _, claimed = environ.get(_CLAIM, "").partition(" ")
+    if claimed == place and owner != str(process):
+        raise LaunchError(
+            f"smp.init: process {owner} is rank {launch.rank} of this run already; process "
+            f"{process}, which it has started, cannot be the same rank. Expected: smp.init in the "
+            "rank itself only. If multiprocessing runs the script anew in its workers, call "
+            'smp.init under `if __name__ == "__main__":`. A program of its own must be started '
+            f"without the variables of the launcher, such as `env -u {_RANK_OF[launch.source]} "
+            "python other.py`."
+        )
+    environ[_CLAIM] = f"{process} {place}"
 
 
 # ------------------------------------------------------------------------------ conventions
