@@ -372,10 +372,29 @@ def test_what_no_rank_could_begin_with_is_said_before(arguments, part, tmp_path,
 
 
 def test_join_seconds_may_come_from_the_environment():
-    script = "import opensmp as smp, sys\nif smp is None or sys.argv[1:]: pass\n"
-    script += "import os\nif os.environ['OPENSMP_RUN_RANK'] == '0': smp.init()\n"
-    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"})
+    script = "import os, time\nif os.environ['OPENSMP_RUN_RANK'] == '1': time.sleep(60)\n"
+    script += "import opensmp as smp\nsmp.init()\n"
+    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"}, seconds=50)
     assert result.code == 1
     assert "within 2 s of rank 0" in result.stderr
     assert "more time with --join-seconds" in result.stderr
-    assert "rank 1 had ended before, with exit code 0" in result.stderr
+
+
+@pytest.mark.parametrize("absent", [0, 1])
+def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent):
+    script = f"""
+    import os
+    import sys
+    if os.environ["OPENSMP_RUN_RANK"] == "{absent}":
+        sys.exit()
+    import opensmp as smp
+    smp.init()
+    """
+    result = launch(script, ["-n", "3", "-a"], seconds=50)
+    assert result.code == 1, result.stderr
+    told = f"LaunchError: opensmp run: rank {absent} of 3 ended, with exit code 0, before it called"
+    for rank in {0, 1, 2} - {absent}:
+        assert any(
+            line.startswith(f"[{rank}]") and told in line for line in result.stderr.splitlines()
+        )
+    assert f"rank {absent} had ended before, with exit code 0" in result.stderr

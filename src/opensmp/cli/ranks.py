@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
@@ -21,6 +21,7 @@ from opensmp.runtime.deadlock import listed
 from opensmp.runtime.failures import ENDED_BY_PEER
 
 _POLL_SECONDS = 0.05
+_LEFT_SECONDS = 1.0
 _GRACE_SECONDS = 2.0  # for ranks to end by themselves when one has failed
 _SIGNAL_GRACE_SECONDS = 20.0  # for ranks to end after a signal that was forwarded to them
 _TERM_SECONDS = 1.0
@@ -81,6 +82,7 @@ class Ranks:
         log_directory: Where the whole output of each rank is written; None for nowhere.
         appends: Whether what is written there already stays.
         cores: The cores of each rank; None to leave that to the system.
+        has_left: Told of ranks that have ended well, as long as others run.
 
     Example:
         ```python
@@ -96,12 +98,15 @@ class Ranks:
         log_directory: Path | None = None,
         appends: bool = False,
         cores: Sequence[set[int]] | None = None,
+        has_left: Callable[[int], None] | None = None,
     ) -> None:
         self._command = list(command)
         self._environments = environments
         self._shown = shown
         self._log_directory, self._appends = log_directory, appends
         self._cores = cores
+        self._has_left = has_left
+        self._left_told = 0.0
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
         self._received: list[int] = []
@@ -209,9 +214,19 @@ class Ranks:
                 forwarded = len(self._received)
                 # A second signal means that whoever sent it will not wait.
                 deadline = now + (_SIGNAL_GRACE_SECONDS if forwarded == 1 else 0)
+            self._tell_who_left(now)
             have_ended = all(rank.code is not None for rank in self._ranks)
             if have_ended or (deadline is not None and now > deadline):
                 return failed
+
+    def _tell_who_left(self, now: float) -> None:
+        if self._has_left is None or now < self._left_told + _LEFT_SECONDS:
+            return
+        self._left_told = now
+        left = [rank for rank in self._ranks if rank.code == 0]
+        if len(left) < len(self._ranks):
+            for rank in left:
+                self._has_left(rank.number)
 
     def _has_ended(self, rank: _Rank) -> bool:
         rank.code, rank.ended = rank.process.poll(), time.monotonic()

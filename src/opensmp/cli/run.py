@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.errors import LaunchError
 from opensmp.runtime import rendezvous, world
+from opensmp.runtime.absence import Absence
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
 # system each time costs more to get again than the message takes.
@@ -159,7 +161,9 @@ def run(
             ]
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
             appends = restart > 0
-            outcome = Ranks(command, environments, shown, log_dir, appends, cores).run()
+            with contextlib.closing(Absence(port, token, processes)) as absence:
+                ranks = Ranks(command, environments, shown, log_dir, appends, cores, absence.tell)
+                outcome = ranks.run()
             if not _again(outcome, restart, max_restarts):
                 break
     raise typer.Exit(outcome.exit_code)

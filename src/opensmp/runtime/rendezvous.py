@@ -197,6 +197,9 @@ class _Host:
         channel = Channel(connection, self._launch.token)
         try:
             row = channel.receive(_HANDSHAKE_SECONDS)
+            if row.get("kind") == "absent":
+                channel.close()
+                self._refuse_all(row["text"])
             rank, size = int(row["rank"]), int(row["size"])
         except (OSError, ValueError, KeyError):
             channel.close()  # a stranger, or one of another run
