@@ -25,6 +25,14 @@ if row == "absent" and int(os.environ["OPENSMP_RUN_RANK"]) == victim:
 import opensmp as smp
 if row == "absent":
     print("AT", time.time(), flush=True)
+if row == "kill at start" and int(os.environ["OPENSMP_RUN_RANK"]) == victim:
+    # The other one waits inside of TensorFlow.
+    from opensmp import _private
+    def join_cluster(*args, **kwargs):
+        time.sleep(1)
+        print("AT", time.time(), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    _private.join_cluster = join_cluster
 smp.init()
 for call in range(20):
     smp.barrier()
@@ -68,6 +76,8 @@ class Row(NamedTuple):
 ROWS = [
     Row("kill -9", 0, "rank 0 failed: it ended without notice"),
     Row("kill -9", 1, "rank 1 failed: it ended without notice"),
+    Row("kill at start", 0, "rank 0 failed: it ended without notice"),
+    Row("kill at start", 1, "rank 1 failed: it ended without notice"),
     Row("exception", 0, "rank 0 failed: ValueError: a bug of the user"),
     Row("exception", 1, "rank 1 failed: ValueError: a bug of the user"),
     Row("freeze", 0, "rank 0 failed: it is frozen", lost=True),
