@@ -50,6 +50,22 @@ def test_is_never_longer_than_interleaved_with_the_same_bound(
         assert simulation.makespan_seconds <= expected
 
 
+@pytest.mark.parametrize("partitions", [2, 3, 4, 8])
+@pytest.mark.parametrize("microbatches", [16, 32])
+def test_last_device_never_idles_once_it_has_begun(partitions: int, microbatches: int) -> None:
+    graph = split_chain(partitions, microbatches)
+    simulation = simulate(zero_bubble(graph, 2 * partitions + 2), graph)
+    assert simulation.makespan_seconds == 3 * microbatches + partitions - 1
+
+
+def test_only_as_many_weight_gradients_wait_as_fill_the_bubble() -> None:
+    graph = split_chain(2, 16)
+    orders = zero_bubble(graph, 4).orders[1]
+    follows = [orders[orders.index(Action("B", 1, m)) + 1] for m in range(16)]
+    assert follows[:12] == [Action("W", 1, m) for m in range(12)]
+    assert simulate(zero_bubble(graph, 4), graph).live_activations == (3, 3)
+
+
 def test_without_weight_gradients_it_is_interleaved() -> None:
     graph = TaskGraph.chain(num_partitions=3, num_microbatches=5)
     assert zero_bubble(graph, 3).orders == interleaved(graph, 3).orders

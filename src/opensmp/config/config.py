@@ -26,7 +26,7 @@ class Config:
         pipeline: `"interleaved"`: the backward pass of a microbatch goes first whenever it
             can (1F1B in steady state); `"simple"`: all forward passes, then all backward
             passes (GPipe); `"zero_bubble"`: as `"interleaved"`, and the gradients of weights,
-            for which nobody waits, are computed when there is nothing else to do.
+            for which nobody waits, fill the bubble at the end.
         optimize: What automatic partitioning balances, `"memory"` or `"speed"`. With `"speed"`
             gradients of weights may also be computed for several microbatches at once.
         placement_strategy: Which ranks form one model replica, `"cluster"` (neighbours) or

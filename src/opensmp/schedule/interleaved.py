@@ -53,7 +53,7 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
                 priority=priority,
                 active_microbatches=active_microbatches,
             )
-            for priority in (backward_first, by_turns(graph, weights_soon=True))
+            for priority in (backward_first, by_turns(graph))
         ],
     )
 

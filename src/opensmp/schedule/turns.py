@@ -12,7 +12,7 @@ from opensmp.schedule.simulate import simulate
 _TRANSFER_SHARE = 0.1
 
 
-def by_turns(graph: TaskGraph, *, weights_soon: bool = False) -> Priority:
+def by_turns(graph: TaskGraph) -> Priority:
     """Forward and backward passes take turns, microbatches in groups of one per device.
 
     The order of interleaved 1F1B: a group goes through the first segments of all devices, then
@@ -20,11 +20,10 @@ def by_turns(graph: TaskGraph, *, weights_soon: bool = False) -> Priority:
     busy, every forward pass is followed by a backward pass (Narayanan et al., "Efficient
     Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", SC 2021, section
     2.2). As a priority it is good for any graph: a device whose turn is not ready goes on
-    with the next that is.
+    with the next that is. Weight gradients go before all else.
 
     Args:
         graph: The tasks. Segments count by their order on their device.
-        weights_soon: Whether weight gradients go before all else that is ready, or after it.
     """
     group = graph.num_devices
     segments: dict[int, set[int]] = defaultdict(set)
@@ -38,7 +37,7 @@ def by_turns(graph: TaskGraph, *, weights_soon: bool = False) -> Priority:
 
     def priority(action: Action) -> tuple[int, ...]:
         if action.kind == "W":
-            return (-1 if weights_soon else 1, action.microbatch, action.segment)
+            return (-1, action.microbatch, action.segment)
         device = graph.device[action]
         count, position = len(segments[device]), chunk[device, action.segment]
         whole, rest = divmod(action.microbatch, group)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from opensmp.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.schedule.interleaved import backward_first
-from opensmp.schedule.listing import list_schedule
+from opensmp.schedule.listing import Priority, list_schedule
 from opensmp.schedule.turns import by_turns, quickest
+
+# With that many devices and more, only some of the possible lengths of the wait are tried.
+_DEVICES_PER_STRIDE = 9
 
 
 def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     """As `interleaved`, for backward passes in two halves, of which the second can wait.
 
     The gradients of a segment's inputs (B) are what the segments before wait for. Those of its
-    weights (W) are needed by nobody before the step ends, so a device computes them when there
+    weights (W) are needed by nobody before the step ends, so a device can compute them when there
     is nothing else to do (Qi et al., "Zero Bubble Pipeline Parallelism", 2024, schedule H1).
-    Waiting, a W keeps its activations: a microbatch counts as in flight until its last W has
-    run, so that `active_microbatches` bounds them too. Where that leaves little room, each W
-    goes before the next forward pass, if this is quicker; and forward and backward passes take
-    turns as in `by_turns`, if this is. Two devices, four microbatches; the
-    first segment has no inputs to differentiate, so that its B is whole:
+    Waiting, a W keeps its activations, and a microbatch counts as in flight until its last W has
+    run. So no more of them wait than fill the bubble at the end: those of the last few
+    microbatches, as many as give the shortest step. All others follow their B at once, while
+    what it gives is in the cache. Where a step is too short for a steady state, all may wait. Two
+    devices, four microbatches; the first segment has no inputs to differentiate, so that its B is
+    whole:
 
         device 0 | F0 F1 F2 B0--- F3 B1--- B2--- B3--- ..
-        device 1 | .. F0 B0 F1 B1 F2 B2 F3 B3 W0 W1 W2 W3
+        device 1 | .. F0 B0 W0 F1 B1 F2 B2 F3 B3 W1 W2 W3
         zero_bubble: makespan 13 s, bubble 7.7 %, one column 1 s
 
     Args:
@@ -31,8 +37,10 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     Raises:
         ScheduleError: If `active_microbatches` is below 1.
     """
-    turns = by_turns(graph), by_turns(graph, weights_soon=True)
-    orders = (_weights_late, _weights_soon, *turns)
+    turns = by_turns(graph)
+    deferred = sorted({action.microbatch for action in graph.device if action.kind == "W"})
+    orders = [backward_first, *(_waiting(turns, last) for last in _endings(deferred, graph))]
+    orders += [_waiting(backward_first, deferred)]
     schedules = [
         list_schedule(
             graph,
@@ -45,11 +53,20 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     return quickest(graph, schedules)
 
 
-def _weights_late(action: Action) -> tuple[int, ...]:
-    """Weight gradients when there is nothing else to do."""
-    return (int(action.kind == "W"), *backward_first(action))
+def _endings(microbatches: Sequence[int], graph: TaskGraph) -> Iterator[Sequence[int]]:
+    """None of them, some of the last, up to twice as many as devices, and all."""
+    most = min(len(microbatches), 2 * graph.num_devices + 1)
+    for count in range(0, most, 1 + graph.num_devices // _DEVICES_PER_STRIDE):
+        yield microbatches[len(microbatches) - count :]
+    yield microbatches
 
 
-def _weights_soon(action: Action) -> tuple[int, ...]:
-    """Weight gradients before forward passes: they leave room where few may be in flight."""
-    return (int(action.kind == "F"), *backward_first(action)[1:], int(action.kind == "W"))
+def _waiting(priority: Priority, microbatches: Sequence[int]) -> Priority:
+    """The weight gradients of these microbatches when there is nothing else to do."""
+    wait = frozenset(microbatches)
+
+    def late(action: Action) -> tuple[int, ...]:
+        waits = action.kind == "W" and action.microbatch in wait
+        return (int(waits), *priority(action))
+
+    return late
