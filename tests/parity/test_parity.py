@@ -13,11 +13,15 @@ from parity.records import compare, worst
 from parity.rotation import SWEEP, layouts_of_cases, rotating
 from parity.runs import reference, run_split
 
+# The graph optimizer makes one operation of a sum of so many microbatches in plain Keras, which
+# adds in another order (found: 4e-7 to 1.3e-6); without it such layouts have equal bits as well.
+REORDERED = 6
 
-def check(case: Case, layout: Layout) -> None:
+
+def check(case: Case, layout: Layout, *, exact: bool = False) -> None:
     """Fails with the first values in which the two runs differ by more than the bound."""
-    plain = reference(case, layout.microbatches)
-    differences = compare(plain, run_split(case, layout))
+    plain = reference(case, layout.microbatches, exact=exact)
+    differences = compare(plain, run_split(case, layout, exact=exact))
     record_result(case, layout, worst(differences))
     beyond = [d for d in differences if not d.relative <= case.bound.relative]
     listed = "\n".join(map(str, beyond[:10]))
@@ -66,7 +70,7 @@ def test_todays_part_of_the_sweep_gives_the_numbers_of_plain_keras(
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "layout"), named(SWEEP))
 def test_every_layout_gives_the_numbers_of_plain_keras(case: Case, layout: Layout) -> None:
-    check(case, layout)
+    check(case, layout, exact=layout.microbatches >= REORDERED)
 
 
 def test_case_names_are_unique() -> None:
