@@ -70,7 +70,7 @@ def test_join_cluster(two_servers):
     assert [line.split()[0] for line in two_servers] == ["[3.]", "[3.]"]
 
 
-def test_without_interpreter_lock():
+def test_join_cluster__lets_other_threads_run():
     fresh = """
     import threading
     import time

@@ -15,7 +15,7 @@ from opensmp import _private
 
 HERE = Path(__file__).parent
 # What one file of the package has for another.
-AMONG_THEMSELVES = {"know_slot", "outside_of_functions", "without_interpreter_lock"}
+AMONG_THEMSELVES = {"know_slot", "outside_of_functions"}
 
 
 def test_every_function_has_a_canary():

@@ -64,11 +64,11 @@ def join_cluster(
     # Without a limit large tensors travel in one piece, which was measured to be fastest.
     server.default_session_config.experimental.recv_buf_max_chunk = -1
     state.enable_collective_ops(server)
-    with replaced(context.pywrap_tfe, "TFE_EnableCollectiveOps", without_interpreter_lock):
+    with replaced(context.pywrap_tfe, "TFE_EnableCollectiveOps", _without_interpreter_lock):
         state.ensure_initialized()
 
 
-def without_interpreter_lock(enable_collective_ops: Callable[..., None]) -> Callable[..., None]:
+def _without_interpreter_lock(enable_collective_ops: Callable[..., None]) -> Callable[..., None]:
     """TensorFlow's function that waits for the other processes, and lets other threads run.
 
     Its own Python binding stands on the interpreter's lock for the whole time, so that nothing

@@ -10,6 +10,7 @@ import select
 import socket
 
 from opensmp.runtime.channel import Channel
+from opensmp.runtime.rendezvous import reserve_port
 
 _SECONDS = 0.5
 
@@ -60,12 +61,8 @@ class Absence:
     def _answer_instead(self, text: str) -> None:
         """Tells those who have come to rank 0."""
         if self._listener is None:
-            listener = socket.socket()
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # the launcher's own
-            listener.bind(("127.0.0.1", self._port))
-            listener.listen(self._size)
-            self._listener = listener
+            self._listener, _ = reserve_port("127.0.0.1", self._port)  # beside the launcher's
+            self._listener.listen(self._size)
         while select.select([self._listener], [], [], 0.0)[0]:
             connection, _ = self._listener.accept()
             with contextlib.closing(Channel(connection, self._token)) as channel:

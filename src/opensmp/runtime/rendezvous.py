@@ -60,8 +60,8 @@ class Meeting:
     reservation: socket.socket | None
 
 
-def reserve_port(host: str = "") -> tuple[socket.socket, int]:
-    """A free port, and the socket that keeps it.
+def reserve_port(host: str = "", port: int = 0) -> tuple[socket.socket, int]:
+    """A free port, or this one, and the socket that keeps it.
 
     The socket is bound but does not listen, and shares its port (`SO_REUSEPORT`), as
     TensorFlow's server and the listener below do: they can use the port, nobody else gets it.
@@ -74,7 +74,7 @@ def reserve_port(host: str = "") -> tuple[socket.socket, int]:
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     if everywhere:
         reservation.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    reservation.bind((host, 0))
+    reservation.bind((host, port))
     return reservation, int(reservation.getsockname()[1])
 
 

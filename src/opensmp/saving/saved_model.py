@@ -179,11 +179,11 @@ class SavedModelLayer(keras.layers.Layer):
 class _Value(keras.initializers.Initializer):
     """An initializer that gives one array."""
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    def __init__(self, array: Any) -> None:
+        self._array = array
 
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
-        return tf.convert_to_tensor(self._value, dtype=dtype)
+        return tf.convert_to_tensor(self._array, dtype=dtype)
 
     def clone(self) -> _Value:
         return self
