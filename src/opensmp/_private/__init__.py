@@ -49,6 +49,7 @@ from opensmp._private.graphs import (
     tag_of,
     tagged,
 )
+from opensmp._private.host_calls import host_call
 from opensmp._private.layers import (
     all_layers,
     eager_builds,
@@ -166,6 +167,7 @@ __all__ = [
     "hand_out_results",
     "has_custom_gradient",
     "has_registered_flops",
+    "host_call",
     "in_safe_mode",
     "in_stateless_scope",
     "in_symbolic_scope",

@@ -49,6 +49,7 @@ def place_updates_with_variables() -> None:
     _leave_out_what_is_elsewhere()
     _scale_by_a_variable()
     _check_finite_together()
+    _reduce_only_over_replicas()
 
 
 def _know_slots() -> None:
@@ -200,6 +201,25 @@ def _leave_out_what_is_elsewhere() -> None:
     owner._filter_empty_gradients = _filter_empty_gradients
     for base in (owner, keras_tf_optimizer.TFOptimizer):
         _overwrite_what_is_here(base)
+
+
+def _reduce_only_over_replicas() -> None:
+    """Makes optimizers all-reduce gradients only under a strategy with several replicas.
+
+    Without a strategy the sum is over one replica, and Keras asks for it by `tf.custom_gradient`,
+    which TensorFlow registers for the life of the process: with it the whole graph of a training
+    step would stay in memory after the model is gone.
+    """
+    owner = keras_tf_optimizer.TFOptimizer
+    reduce = owner._all_reduce_sum_gradients
+
+    def _all_reduce_sum_gradients(self: Any, grads_and_vars: Any) -> Any:
+        context = tf.distribute.get_replica_context()
+        if context is not None and not tf.distribute.has_strategy():
+            return list(grads_and_vars)
+        return reduce(self, grads_and_vars)
+
+    owner._all_reduce_sum_gradients = _all_reduce_sum_gradients
 
 
 def _overwrite_what_is_here(owner: Any) -> None:

@@ -97,8 +97,8 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
         # Dependencies of the user's code are none of these. Nor are they stateful: TensorFlow
         # would put the end before all that the user's code does behind it.
         with tf.control_dependencies(None), tf.device(host):
-            begin = tf.numpy_function(runs.begin, [not_constant(host)], tf.int64, stateful=False)
-            end = tf.numpy_function(runs.end, [begin], tf.int64, stateful=False)
+            begin = _private.host_call(runs.begin, [not_constant(host)], tf.int64, stateful=False)
+            end = _private.host_call(runs.end, [begin], tf.int64, stateful=False)
         _private.must_run(graph, [begin.op, end.op])
         known[ranks] = runs, begin.op, end.op
     runs, begin_op, end_op = known[ranks]

@@ -159,7 +159,7 @@ class Inbox:
 
         def take(counters: Tensor, position: Tensor, queue: Tensor, run: Tensor, *rest: Any) -> Any:
             def wait() -> Tensor:
-                asked = tf.numpy_function(self._ask, [position, run], tf.int64, stateful=False)
+                asked = _private.host_call(self._ask, [position, run], tf.int64, stateful=False)
                 with tf.control_dependencies([asked]):
                     came = tf.raw_ops.QueueDequeueV2(handle=queue, component_types=[tf.int64])
                 # TensorFlow drops a call of Python that counts as free of effects if nothing

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.errors import CommunicationError
 from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import failures
@@ -191,7 +192,7 @@ class _Runs:
         """
         with tf.device(_HOST):
             given = [not_constant(_HOST)]
-            number = tf.numpy_function(self._begin, given, tf.int64, stateful=False)
+            number = _private.host_call(self._begin, given, tf.int64, stateful=False)
         number.set_shape([])
         return number
 
@@ -205,7 +206,7 @@ class _Runs:
         """
         self._transport = transport
         with tf.device(_HOST), tf.control_dependencies(must_run):
-            tf.numpy_function(self._end, [run], [])
+            _private.host_call(self._end, [run], [])
 
     def _begin(self, _: Any) -> Any:
         if self._entered:

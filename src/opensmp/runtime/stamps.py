@@ -128,7 +128,7 @@ class Stamps:
         with tf.device("/device:CPU:0"):
             # Fetching the stamps of an action that does not run would make it run.
             seconds = tf.stack([tf.stack(self._times[action]) for action in actions])
-            tf.numpy_function(tell, [seconds], [])
+            _private.host_call(tell, [seconds], [])
 
     def _stamp(self) -> Tensor:
         # The number makes every stamp another one: TensorFlow merges operations that look
