@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from opensmp.runtime.owners import can_tell, is_loopback, owner
+from opensmp.runtime import owners
+from opensmp.runtime.owners import NOBODY, can_tell, is_loopback, owner
 
 CONNECT = """
 import os, socket, sys
@@ -20,6 +21,13 @@ if user != os.geteuid():
 with socket.create_connection((host, port), 10) as connection:
     print(connection.recv(1))
 """
+
+
+@pytest.fixture(autouse=True, params=["asked", "looked up"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the system is asked: for the connection, or for the table of all."""
+    assert owners._can_ask()
+    monkeypatch.setattr(owners, "_can_ask", lambda: request.param == "asked")
 
 
 @pytest.fixture(params=["127.0.0.1", "::1", "both"])
@@ -73,7 +81,7 @@ def test_a_connection_that_was_closed_belongs_to_nobody(listener):
     guest = socket.create_connection(({"::": "127.0.0.1"}.get(host, host), port), 10)
     with listener.accept()[0] as connection:
         guest.close()
-        assert owner(connection) == -1
+        assert owner(connection) == NOBODY
 
 
 def test_other_kinds_of_connections_say_nothing():

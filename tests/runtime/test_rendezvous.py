@@ -415,6 +415,20 @@ def test_an_answer_that_does_not_fit_is_none(launch, reply):
     assert "the answer makes no sense" in str(results[0])
 
 
+def test_another_program_at_the_port_is_named_as_what_it_is(launch):
+    guest = dataclasses.replace(launch, rank=1, join_seconds=1.0)
+    results: list[Any] = []
+    with socket.create_server(launch.meeting, reuse_port=True) as listener:
+        thread = threading.Thread(target=lambda: results.extend(meet_all(guest)))
+        thread.start()
+        listener.settimeout(0.1)
+        while thread.is_alive():
+            with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 5)
+        thread.join(30)
+    assert "what listens there is no rank 0 of opensmp" in str(results[0])
+
+
 def test_derived_port_that_is_taken_is_passed_over():
     with socket.create_server(("127.0.0.1", 0)) as other:
         launch = Launch(

@@ -24,8 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from opensmp.runtime.channel import Channel, Message, UnsignedError, parse
-from opensmp.runtime.owners import owner
+from opensmp.runtime.channel import Channel, Closed, Message, UnsignedError, parse
+from opensmp.runtime.owners import NOBODY, owner
 
 TOKEN_VARIABLE = "OPENSMP_RUN_TOKEN"
 
@@ -132,8 +132,12 @@ def introduce(
             raise StrangerError(difference(secret, answer))
         if not has(answer, number=str):
             raise StrangerError("the answer is not one to this process")
-        if not secret.is_secret and owner(connection) not in (None, os.geteuid()):
-            raise StrangerError(difference(secret, {"secret": False, "user": True}))
+        if not secret.is_secret:
+            user = owner(connection)
+            if user == NOBODY:
+                raise Closed("it has closed the connection")
+            if user not in (None, os.geteuid()):
+                raise StrangerError(difference(secret, {"secret": False, "user": True}))
     except BaseException:
         channel.close()
         raise
@@ -296,11 +300,10 @@ class Reception:
         if not _is_knock(knock):
             self._send_away(visit)
             return
-        if not self._secret.is_secret and owner(visit.channel.connection) not in (
-            None,
-            os.geteuid(),
-        ):
-            self._refuse(visit, knock, {"user": True})
+        user = None if self._secret.is_secret else owner(visit.channel.connection)
+        if user not in (None, os.geteuid()):
+            if user != NOBODY:
+                self._refuse(visit, knock, {"user": True})
             self._send_away(visit)
             return
         number = secrets.token_hex(16)

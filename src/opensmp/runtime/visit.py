@@ -46,7 +46,7 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
     """
     end = time.monotonic() + launch.join_seconds
     host, first = launch.meeting or ("", 0)
-    problem: Exception | None = None
+    problem: object = None
     refused_since: float | None = None
     while time.monotonic() < end:
         for port in range(first, first + launch.num_meeting_ports):
@@ -63,6 +63,8 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
                         f"what listens at {host}:{port} for other ranks: {error}. {SAME_TOKEN} "
                         "If it is another run, choose another port for this one."
                     ) from None
+            except PermissionError as error:
+                problem = f"what listens there is no rank 0 of opensmp: {error}"
             except OSError as error:
                 problem, refused_since = error, None
             except UnicodeError as error:  # of a name that can be none of a machine
