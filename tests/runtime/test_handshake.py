@@ -259,7 +259,6 @@ def test_the_reason_is_the_one_that_can_be_mended(own, other, reason):
         ({"rank": 1.0}, False),
         ({"rank": None}, False),
         ({}, False),
-        (None, False),
     ],
 )
 def test_fields_have_exactly_their_type(message, expected):

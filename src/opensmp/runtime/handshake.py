@@ -78,7 +78,7 @@ class _Visit:
     has_knocked: bool = False
 
 
-def has(message: Message | None, **types: type) -> bool:
+def has(message: Message, **types: type) -> bool:
     """Whether a message has fields of these types; a Boolean is no number.
 
     Example:
@@ -86,7 +86,7 @@ def has(message: Message | None, **types: type) -> bool:
         has({"rank": True}, rank=int)  # False
         ```
     """
-    return message is not None and all(type(message.get(k)) is t for k, t in types.items())
+    return all(type(message.get(k)) is t for k, t in types.items())
 
 
 def introduce(
@@ -120,9 +120,9 @@ def introduce(
     try:
         channel.send({**knock, "secret": secret.is_secret}, seconds)
         try:
-            answer: Message | None = channel.receive(seconds)
+            answer = channel.receive(seconds)
         except UnsignedError as error:
-            answer = parse(error.text)  # nobody knows whose it is: good for a message at most
+            answer = parse(error.text) or {}  # whose it is, is not known: good for an error only
             if has(answer, kind=str, to=str, secret=bool) and answer["to"] == number:
                 raise StrangerError(difference(secret, answer)) from None
             raise
