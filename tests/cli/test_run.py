@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import alive, descendants, launch
@@ -127,7 +128,7 @@ def test_failing_rank_ends_all_and_has_the_last_word(row, code, told):
     assert told in result.stderr
     if row == "seven":
         assert result.stderr.splitlines()[-1] == "[1] the reason"
-    assert len(left) >= 6  # three ranks, and a child of each
+    assert len(left) >= 7  # three ranks, a child of each, and their guardian
     assert [process for process in left if alive(process)] == []
 
 
@@ -136,7 +137,7 @@ def test_signals_are_forwarded_and_nothing_is_left(number, code):
     left: list[int] = []
 
     def interrupt(process: subprocess.Popen[str]) -> None:
-        while len(left) < 4:
+        while len(left) < 5:  # two ranks, a child of each, and their guardian
             left[:] = descendants(process.pid)
             time.sleep(0.05)
         process.send_signal(number)
@@ -147,21 +148,122 @@ def test_signals_are_forwarded_and_nothing_is_left(number, code):
     assert [process for process in left if alive(process)] == []
 
 
-def test_ranks_end_with_a_launcher_that_is_killed():
-    left: list[int] = []
+# What scripts start: workers that hear no SIGTERM, have a session of their own, or an environment.
+FAMILY = """
+import os, signal, subprocess, sys, time
+folder = sys.argv[1]
+deaf = (
+    "import os, signal, subprocess, sys, time\\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\\n"
+    "if sys.argv[2] == 'parent':\\n"
+    "    subprocess.Popen([sys.executable, '-c', sys.argv[3], sys.argv[1], 'child', ''])\\n"
+    "open(os.path.join(sys.argv[1], str(os.getpid())), 'w').close()\\n"
+    "time.sleep(600)\\n"
+)
+command = [sys.executable, "-c", deaf, folder, "parent", deaf]
+subprocess.Popen(command)
+subprocess.Popen(command, start_new_session=True)
+subprocess.Popen(command, process_group=0) if sys.version_info >= (3, 11) else None
+subprocess.Popen(command, env={})
+open(os.path.join(folder, str(os.getpid())), "w").close()
+time.sleep(600)
+"""
+
+
+def test_all_that_ranks_have_started_ends_with_a_launcher_that_is_killed(tmp_path):
+    count = 2 * (1 + 2 * (4 if sys.version_info >= (3, 11) else 3))
+    guardians: list[int] = []
 
     def kill(process: subprocess.Popen[str]) -> None:
-        while len(left) < 4:
-            left[:] = descendants(process.pid)
+        end = time.monotonic() + 90
+        while len(list(tmp_path.iterdir())) < count and time.monotonic() < end:
             time.sleep(0.05)
-        for child in left:  # their children have a session of their own, nobody ends them
-            if "sleep" in Path(f"/proc/{child}/cmdline").read_text():
-                os.kill(child, signal.SIGKILL)
+        guardians[:] = descendants(process.pid)
         process.kill()
 
-    launch(PLAIN, ["-n", "2"], args=["wait"], meanwhile=kill)
-    time.sleep(0.2)
-    assert [process for process in left if alive(process)] == []
+    launch(FAMILY, ["-n", "2"], args=[tmp_path], meanwhile=kill)
+    family = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(family) == count
+    end = time.monotonic() + 30
+    while any(map(alive, [*family, *guardians])) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [process for process in [*family, *guardians] if alive(process)] == []
+
+
+def test_a_launcher_that_ends_leaves_no_guardian():
+    left: list[int] = []
+
+    def look(process: subprocess.Popen[str]) -> None:
+        while process.poll() is None:
+            left[:] = list({*left, *descendants(process.pid)})
+            time.sleep(0.02)
+
+    assert launch("import time; time.sleep(0.5)\n", ["-n", "1"], meanwhile=look).code == 0
+    assert len(left) >= 2
+    assert not any(map(alive, left))
+
+
+# A script that hears SIGTERM, and takes its time.
+SAVING = """
+import os, signal, sys, time
+terms = []
+signal.signal(signal.SIGTERM, lambda *_: terms.append(time.time()))
+signal.signal(signal.SIGINT, lambda *_: terms.append(time.time()))
+print("up", os.environ["OPENSMP_RUN_GRACE_SECONDS"], flush=True)
+while not terms:
+    time.sleep(0.01)
+end = time.time() + float(sys.argv[1])
+while time.time() < end:
+    time.sleep(0.05)
+print("saved", flush=True)
+sys.exit(int(sys.argv[2]) if os.environ["OPENSMP_RUN_RANK"] == "1" else 0)
+"""
+
+
+def _ended_by(number: int, flags: list[str], args: list[str], environ: dict[str, str]) -> Any:
+    """How ranks ended that were sent a signal when all were up."""
+
+    def send(process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for _ in range(2):
+            assert "up" in process.stdout.readline()
+        process.send_signal(number)
+
+    return launch(SAVING, ["-n", "2", "-a", *flags], args=args, environ=environ, meanwhile=send)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_ends_well_after_a_signal_returns_0(number):
+    result = _ended_by(number, [], ["0.2", "0"], {})
+    assert sorted(result.stdout.splitlines()) == ["[0] saved", "[1] saved"]
+    assert result.code == 0, result.stderr
+
+
+def test_a_rank_that_fails_after_a_signal_makes_it_the_signals_code():
+    result = _ended_by(signal.SIGTERM, [], ["0.2", "3"], {})
+    assert result.code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "saved"),
+    [
+        (["--grace-seconds", "1"], {}, False),
+        (["--grace-seconds", "100"], {}, True),
+        ([], {"OPENSMP_RUN_GRACE_SECONDS": "1"}, False),
+        (["--grace-seconds", "100"], {"OPENSMP_RUN_GRACE_SECONDS": "1"}, True),
+    ],
+)
+def test_the_time_between_the_signal_and_the_end_is_an_option(flags, environ, saved):
+    result = _ended_by(signal.SIGTERM, flags, ["5" if saved else "600", "0"], environ)
+    assert ("[0] saved" in result.stdout) == saved
+    assert result.code == (0 if saved else 128 + signal.SIGTERM), result.stderr
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-1", "soon"])
+def test_seconds_are_numbers(seconds):
+    result = CliRunner().invoke(app, ["run", "--grace-seconds", seconds, __file__])
+    assert result.exit_code == 2
+    assert "--grace-seconds" in result.output
 
 
 def test_all_ranks_are_restarted_after_a_failure():
@@ -381,16 +483,23 @@ def test_join_seconds_may_come_from_the_environment():
 
 
 @pytest.mark.parametrize("absent", [0, 1])
-def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent):
+def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent, tmp_path):
     script = f"""
     import os
+    import pathlib
     import sys
+    import time
     if os.environ["OPENSMP_RUN_RANK"] == "{absent}":
         sys.exit()
     import opensmp as smp
+    smp.init  # imports TensorFlow, which may take one much longer than the other
+    folder = pathlib.Path("{tmp_path}")
+    (folder / os.environ["OPENSMP_RUN_RANK"]).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
     smp.init()
     """
-    result = launch(script, ["-n", "3", "-a"], seconds=50)
+    result = launch(script, ["-n", "3", "-a"], seconds=110)
     assert result.code == 1, result.stderr
     told = f"LaunchError: opensmp run: rank {absent} of 3 ended, with exit code 0, before it called"
     for rank in {0, 1, 2} - {absent}:

@@ -17,13 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from opensmp.cli.guardian import Guardian
+from opensmp.config import LAUNCHER_PREFIX
 from opensmp.runtime.deadlock import listed
 from opensmp.runtime.failures import ENDED_BY_PEER
 
+GRACE_SECONDS = 20.0
+"""How long ranks may go on after a signal, unless the user says otherwise."""
+
 _POLL_SECONDS = 0.05
 _LEFT_SECONDS = 1.0
-_GRACE_SECONDS = 2.0  # for ranks to end by themselves when one has failed
-_SIGNAL_GRACE_SECONDS = 20.0  # for ranks to end after a signal that was forwarded to them
+_FAILED_SECONDS = 2.0  # for ranks to end by themselves when one has failed
 _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 _TAIL_LINES = 40
@@ -41,8 +45,8 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        exit_code: 0, or the exit code of the rank that failed first; 128 + n if signal n ended
-            it, be it the rank or, forwarded, all.
+        exit_code: 0 if all ranks ended with it, also after a signal; or the exit code of the rank
+            that failed first; 128 + n if signal n ended it, be it the rank or, forwarded, all.
         failed_rank: The rank that failed first; None if none did.
         signal: The signal that the launcher received; None if it received none.
         seconds: How long the ranks ran.
@@ -83,6 +87,7 @@ class Ranks:
         appends: Whether what is written there already stays.
         cores: The cores of each rank; None to leave that to the system.
         has_left: Told of ranks that have ended well, as long as others run.
+        grace_seconds: How long ranks may go on after the first signal that was forwarded to them.
 
     Example:
         ```python
@@ -99,6 +104,7 @@ class Ranks:
         appends: bool = False,
         cores: Sequence[set[int]] | None = None,
         has_left: Callable[[int], None] | None = None,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._command = list(command)
         self._environments = environments
@@ -106,6 +112,7 @@ class Ranks:
         self._log_directory, self._appends = log_directory, appends
         self._cores = cores
         self._has_left = has_left
+        self._grace_seconds = grace_seconds
         self._left_told = 0.0
         self._ranks: list[_Rank] = []
         self._selector = selectors.DefaultSelector()
@@ -115,13 +122,15 @@ class Ranks:
         """Runs all ranks to their end; when it returns, none of their processes is left."""
         began = time.monotonic()
         _become_subreaper()
+        guardian = Guardian(self._environments[0].get(f"{LAUNCHER_PREFIX}TOKEN"), os.environ)
         others = _children()  # as a shell has left them that became this process
         with self._signals():
             try:
-                self._start()
+                self._start(guardian)
                 failed = self._watch()
             finally:
                 self._end_all(others)
+                guardian.dismiss()
                 self._drain_all()
                 self._selector.close()
                 for rank in self._ranks:
@@ -131,8 +140,9 @@ class Ranks:
             self._tell(failed)
         received = self._received[0] if self._received else None
         code = 0 if failed is None else _shell_code(failed.code)
+        ended_well = all(rank.code == 0 for rank in self._ranks)
         return Outcome(
-            exit_code=code if received is None else 128 + received,
+            exit_code=code if received is None or ended_well else 128 + received,
             failed_rank=None if failed is None else failed.number,
             signal=received,
             seconds=time.monotonic() - began,
@@ -140,7 +150,7 @@ class Ranks:
 
     # ------------------------------------------------------------------------------- start
 
-    def _start(self) -> None:
+    def _start(self, guardian: Guardian) -> None:
         for number, environment in enumerate(self._environments):
             process = subprocess.Popen(
                 self._command,
@@ -153,6 +163,7 @@ class Ranks:
             )
             if self._cores is not None:
                 os.sched_setaffinity(process.pid, self._cores[number])
+            guardian.watch(process.pid)
             rank = _Rank(number, process)
             self._ranks.append(rank)
             if self._received:  # while it was being started
@@ -207,13 +218,13 @@ class Ranks:
                 failed = next(iter(own or failures), failed)
             now = time.monotonic()
             if failures and deadline is None:
-                deadline = now + _GRACE_SECONDS
+                deadline = now + _FAILED_SECONDS
             if len(self._received) > forwarded:
                 number = self._received[-1]
                 _say(f"forwarding {signal.Signals(number).name} to all ranks")
                 forwarded = len(self._received)
                 # A second signal means that whoever sent it will not wait.
-                deadline = now + (_SIGNAL_GRACE_SECONDS if forwarded == 1 else 0)
+                deadline = now + (self._grace_seconds if forwarded == 1 else 0)
             self._tell_who_left(now)
             have_ended = all(rank.code is not None for rank in self._ranks)
             if have_ended or (deadline is not None and now > deadline):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opensmp.cli.ranks import Outcome, Ranks
+from opensmp.cli.ranks import GRACE_SECONDS, Outcome, Ranks
 from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.errors import LaunchError
@@ -107,6 +107,15 @@ def run(
             "0: for ever.",
         ),
     ] = None,
+    grace_seconds: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            envvar=f"{LAUNCHER_PREFIX}GRACE_SECONDS",
+            help="How long ranks may go on after SIGTERM or Ctrl-C, such as to save a checkpoint, "
+            "before they are killed.",
+        ),
+    ] = GRACE_SECONDS,
 ) -> None:
     """Starts a script once per rank on this machine.
 
@@ -156,13 +165,23 @@ def run(
                     restart=restart,
                     join_seconds=join_seconds,
                     idle_seconds=idle_seconds,
+                    grace_seconds=grace_seconds,
                 )
                 for rank in range(processes)
             ]
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
             appends = restart > 0
             with contextlib.closing(Absence(port, token, processes)) as absence:
-                ranks = Ranks(command, environments, shown, log_dir, appends, cores, absence.tell)
+                ranks = Ranks(
+                    command,
+                    environments,
+                    shown,
+                    log_dir,
+                    appends,
+                    cores,
+                    absence.tell,
+                    grace_seconds,
+                )
                 outcome = ranks.run()
             if not _again(outcome, restart, max_restarts):
                 break
@@ -215,6 +234,7 @@ def environment(
     restart: int = 0,
     join_seconds: float | None = None,
     idle_seconds: float | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> dict[str, str]:
     """The environment of one rank.
 
@@ -231,6 +251,7 @@ def environment(
         restart: How many times all ranks were started before.
         join_seconds: How long ranks wait for each other.
         idle_seconds: How long no rank may compute anything while all wait.
+        grace_seconds: How long ranks may go on after a signal.
     """
     own = {
         "RANK": rank,
@@ -241,6 +262,7 @@ def environment(
         "TOKEN": token,
         "FLAGS": json.dumps(dict(flags)),
         "RESTART": restart,
+        "GRACE_SECONDS": grace_seconds,  # a script may ask how long it has to save
     }
     if join_seconds is not None:
         own["JOIN_SECONDS"] = join_seconds

@@ -69,6 +69,7 @@ class Launch:
         num_meeting_ports: How many ports from that one on rank 0 may use. More than 1 where
             the port is derived and may be taken.
         token: Secret, or at least name, of the run; only processes that know it may join.
+        has_secret: Whether it is a secret.
         join_seconds: How long the processes wait for each other at the start.
         idle_seconds: How long no process may compute anything while all are in calls that need
             others, before the run is ended; 0: for ever.
@@ -83,6 +84,7 @@ class Launch:
     meeting: tuple[str, int] | None = None
     num_meeting_ports: int = 1
     token: str = ""
+    has_secret: bool = False
     join_seconds: float = _LOCAL_JOIN_SECONDS
     idle_seconds: float = DEFAULT_SECONDS
 
@@ -292,6 +294,7 @@ def _launch(
     if size == 1:
         return Launch(source)
     one_machine = local_size == size
+    secret = environ.get(f"{PREFIX}TOKEN", "").strip()
     ports = 1
     if meeting is None:
         where = "127.0.0.1" if one_machine and host is None else host
@@ -315,7 +318,8 @@ def _launch(
         addresses=addresses,
         meeting=meeting,
         num_meeting_ports=ports,
-        token=environ.get(f"{PREFIX}TOKEN") or job,
+        token=secret or job,
+        has_secret=bool(secret),
         join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
         idle_seconds=_idle_seconds(environ),
     )

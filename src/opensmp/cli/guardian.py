@@ -1,0 +1,152 @@
+"""Ends what the ranks of a run have started if the launcher cannot: when it was killed itself.
+
+A process of its own that does nothing but wait for the end of a pipe from the launcher. Ranks are
+ended by the system together with their launcher; the processes that they have started, such as
+workers that load data, would go on for ever. They are found by the token of the run in their
+environment, or by their session, which is that of a rank.
+
+`opensmp run` runs this file, which imports nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping
+
+_NAME = "OPENSMP_RUN_TOKEN"
+_PREFIX = "OPENSMP_RUN_"
+_DISMISSED = "end"
+_PAUSE_SECONDS = 0.05
+_MOST_SECONDS = 10.0
+_EMPTY_ROUNDS = 3
+
+
+class Guardian:
+    """The guardian of one run, as the launcher sees it.
+
+    Args:
+        token: The token of the run, which ranks and all that they start have in their
+            environment; None if they have none.
+        environ: The launcher's own environment.
+
+    Example:
+        ```python
+        guardian = Guardian(token, os.environ)
+        guardian.watch(process.pid)
+        guardian.dismiss()
+        ```
+    """
+
+    def __init__(self, token: str | None, environ: Mapping[str, str]) -> None:
+        # Not a process of a run within which this one may be, and not one of its group: it must
+        # outlive what ends those.
+        own = {name: value for name, value in environ.items() if not name.startswith(_PREFIX)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-IS", os.path.basename(__file__)],
+            cwd=os.path.dirname(os.path.abspath(__file__)),
+            env=own,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if token:
+            self._tell(f"token {token}")
+
+    def watch(self, process: int) -> None:
+        """Tells of a rank, which leads a session of its own."""
+        self._tell(f"session {process}")
+
+    def dismiss(self) -> None:
+        """Ends the guardian: the run has come to its end."""
+        self._tell(_DISMISSED)
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        try:
+            self._process.wait(_MOST_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _tell(self, line: str) -> None:
+        # If it was killed, nothing can be done about it.
+        with contextlib.suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.write(f"{line}\n".encode())
+
+
+def belonging(token: str | None, sessions: Collection[int]) -> list[int]:
+    """The processes of a run that still run.
+
+    Args:
+        token: The token of the run.
+        sessions: The sessions of its ranks.
+
+    Example:
+        ```python
+        belonging("3f7a...", {4711})  # [4711, 4720]
+        ```
+    """
+    numbers = (int(name) for name in os.listdir("/proc") if name.isdecimal())
+    return [number for number in numbers if _belongs(number, token, sessions)]
+
+
+def _belongs(process: int, token: str | None, sessions: Collection[int]) -> bool:
+    try:
+        with open(f"/proc/{process}/stat", "rb") as file:
+            state, _, _, session, *_ = file.read().rsplit(b")", 1)[1].split()
+        if state in (b"Z", b"X") or process == os.getpid():
+            return False
+        if int(session) in sessions:
+            return True
+        with open(f"/proc/{process}/environ", "rb") as file:
+            return token is not None and f"{_NAME}={token}".encode() in file.read().split(b"\0")
+    except (OSError, ValueError, IndexError):
+        return False  # it has ended, or belongs to another user
+
+
+def _end(process: int, token: str | None, sessions: Collection[int]) -> None:
+    """Ends exactly this process, even if it ends by itself and its number is used again."""
+    with contextlib.suppress(OSError):
+        handle = os.pidfd_open(process)
+        try:
+            if _belongs(process, token, sessions):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+
+
+def main() -> None:
+    """Waits for the end of the launcher; if it came without notice, ends what is left."""
+    os.chdir("/")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    token: str | None = None
+    sessions: set[int] = set()
+    for line in sys.stdin:
+        word, _, value = line.strip().partition(" ")
+        if word == _DISMISSED:
+            return
+        if word == "token":
+            token = value
+        elif word == "session":
+            sessions.add(int(value))
+    end = time.monotonic() + _MOST_SECONDS
+    empty = 0
+    while empty < _EMPTY_ROUNDS and time.monotonic() < end:
+        left = belonging(token, sessions)
+        for process in left:
+            _end(process, token, sessions)
+        empty = 0 if left else empty + 1
+        time.sleep(_PAUSE_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Which user a process belongs to that has connected from this machine.
+
+The system keeps it with every connection (Linux), so that it can be neither claimed nor guessed,
+and nothing has to be kept in a file. It is asked for this one connection (`man 7 sock_diag`), or,
+where it does not answer that, for the table of all (`/proc/net/tcp`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import ipaddress
+import os
+import socket
+import struct
+from pathlib import Path
+
+_TABLES = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
+_ESTABLISHED = 1
+NOBODY = -1
+"""Of this machine, but of no process: it has closed its end."""
+
+_NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLMSG_ERROR, _NLM_F_REQUEST = 4, 20, 2, 1
+_HEADER = struct.Struct("=IHHII")
+_REQUEST = struct.Struct("=BBBxI")
+_PORTS, _REST = struct.Struct("!HH"), struct.Struct("=III")
+_ANSWER = struct.Struct("=BBxx48x12xII")  # family, state, which connection, queues, user, inode
+_ANY = 0xFFFFFFFF
+
+_IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def owner(connection: socket.socket) -> int | None:
+    """The id of the user whose process is at the other end of a TCP connection.
+
+    Args:
+        connection: A connected socket.
+
+    Returns:
+        The user's id; `NOBODY` if the process is on this machine, but has closed its end or is in
+        another network namespace; None if it is on another machine, or if the system does not
+        say.
+
+    Example:
+        ```python
+        if owner(connection) != os.geteuid():
+            connection.close()
+        ```
+    """
+    try:
+        here, there = connection.getsockname(), connection.getpeername()
+    except OSError:
+        return NOBODY
+    if connection.family not in _TABLES:
+        return None
+    own, other = _address(here[0]), _address(there[0])
+    is_local = other.is_loopback or other == own
+    ask = _ask if _can_ask() else _look_up
+    try:
+        found = ask(other, there[1], own, here[1])
+    except OSError:
+        return None
+    if found is not None:
+        return found
+    return NOBODY if is_local else None
+
+
+def can_tell() -> bool:
+    """Whether this system says to whom a connection belongs."""
+    return _can_ask() or _TABLES[socket.AF_INET].exists()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by its name or address, is always the machine that one is on."""
+    if host == "localhost":
+        return True
+    try:
+        return _address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ask(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int | None:
+    """The user of the connection with these ends; None if there is none.
+
+    Raises:
+        OSError: The system does not answer that.
+    """
+    family = socket.AF_INET if local.version == 4 else socket.AF_INET6
+    # It also finds those that speak IPv4 by way of IPv6.
+    body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _PORTS.pack(local_port, remote_port)
+    body += (
+        local.packed.ljust(16, b"\0") + remote.packed.ljust(16, b"\0") + _REST.pack(0, _ANY, _ANY)
+    )
+    head = _HEADER.pack(_HEADER.size + len(body), _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 1, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_SOCK_DIAG) as system:
+        system.settimeout(1.0)
+        system.send(head + body)
+        answer = system.recv(1 << 16)
+    if len(answer) < _HEADER.size + 4:
+        raise OSError(errno.EPROTO, "a short answer")
+    if _HEADER.unpack_from(answer)[1] == _NLMSG_ERROR:
+        (code,) = struct.unpack_from("=i", answer, _HEADER.size)
+        if -code == errno.ENOENT:
+            return None
+        raise OSError(-code, os.strerror(-code))
+    _, state, user, inode = _ANSWER.unpack_from(answer, _HEADER.size)
+    # One that was closed belongs to no process, and shows as that of user 0.
+    return int(user) if state == _ESTABLISHED and inode else None
+
+
+@functools.cache
+def _can_ask() -> bool:
+    """Whether the system answers that; where it does not, its code is that of an absent one."""
+    address = ipaddress.ip_address("127.0.0.1")
+    with (
+        contextlib.suppress(OSError),
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.socket() as own,
+    ):
+        own.connect(listener.getsockname())
+        there = listener.getsockname()[1]
+        return _ask(address, own.getsockname()[1], address, there) is not None
+    return False
+
+
+def _look_up(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int | None:
+    for family, table in _TABLES.items():
+        if family == socket.AF_INET and local.version == 6:
+            continue
+        here, there = _hex(family, local, local_port), _hex(family, remote, remote_port)
+        found = _owner(table, here, there)
+        if found is not None:
+            return found
+    return None
+
+
+def _owner(table: Path, local: str, remote: str) -> int | None:
+    """The user of the connection in a table of the system; None if it is not there."""
+    if not table.exists():  # a system without IPv6
+        return None
+    with table.open() as lines:
+        for line in lines:
+            if local in line and remote in line:
+                _, here, there, state, _, _, _, user, _, inode, *_ = line.split()
+                # One that was closed belongs to no process, and shows as that of user 0.
+                is_open = int(state, 16) == _ESTABLISHED and inode != "0"
+                if (here, there) == (local, remote) and is_open:
+                    return int(user)
+    return None
+
+
+def _address(text: str) -> _IP:
+    address = ipaddress.ip_address(text.strip("[]").partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped if mapped is not None else address
+
+
+def _hex(family: int, address: _IP, port: int) -> str:
+    """Address and port as the table has them: words in the order of this processor."""
+    packed = address.packed
+    if family == socket.AF_INET6 and address.version == 4:
+        packed = ipaddress.IPv6Address(f"::ffff:{address}").packed
+    words = struct.unpack(f"!{len(packed) // 4}I", packed)
+    swapped = struct.unpack(f"={len(words)}I", struct.pack(f"!{len(words)}I", *words))
+    return f"{''.join(f'{word:08X}' for word in swapped)}:{port:04X}"
