@@ -27,6 +27,7 @@ import tensorflow as tf
 from opensmp import collectives
 from opensmp.errors import CommunicationError
 from opensmp.runtime import world
+from opensmp.runtime.scalars import scalar
 
 __all__ = [
     "Average",
@@ -176,5 +177,5 @@ def _one_times(tensor: Any, factor: float) -> Any:
         return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
     tensor = tf.convert_to_tensor(tensor)
     if tensor.dtype.is_integer:
-        return tf.cast(tf.cast(tensor, tf.float64) * factor, tensor.dtype)
-    return tensor * tf.cast(factor, tensor.dtype)
+        return tf.cast(tf.cast(tensor, tf.float64) * scalar(factor, tf.float64), tensor.dtype)
+    return tensor * scalar(factor, tensor.dtype)

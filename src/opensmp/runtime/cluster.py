@@ -46,10 +46,6 @@ class Cluster:
     local_rank: int
     local_size: int
 
-    def task(self, rank: int) -> str:
-        """The device name of a process, such as `"/job:worker/replica:0/task:1"`."""
-        return f"/job:worker/replica:0/task:{rank}"
-
     @property
     def rank(self) -> int:
         """Rank of this process in the world."""
@@ -58,10 +54,15 @@ class Cluster:
     @property
     def host(self) -> str:
         """The device of this process through which it talks to others."""
-        return f"{self.task(self.rank)}/device:CPU:0"
+        return f"{task_name(self.rank)}/device:CPU:0"
 
 
 _joined: Cluster | None = None
+
+
+def task_name(rank: int) -> str:
+    """TensorFlow's name of the process of a rank, such as `"/job:worker/replica:0/task:1"`."""
+    return f"/job:worker/replica:0/task:{rank}"
 
 
 def joined() -> Cluster | None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.runtime.reduction import sum_over
+from opensmp.runtime.scalars import scalar
 
 Gradient = Any
 Tensor = Any
@@ -63,7 +64,7 @@ def clip(own: Own, clip_norm: Any, norm: Tensor) -> list[Gradient]:
     """Scales gradients so that their norm is at most `clip_norm`; infinite norms give NaN."""
     # A number of Python's would be rounded to float32 by the cast.
     is_number = isinstance(clip_norm, (int, float))
-    limit = tf.constant(clip_norm, norm.dtype) if is_number else tf.cast(clip_norm, norm.dtype)
+    limit = scalar(clip_norm, norm.dtype) if is_number else tf.cast(clip_norm, norm.dtype)
     scale = limit * tf.minimum(1.0 / norm, 1.0 / limit)
     scale += norm - norm  # nothing, or NaN
     return [_scaled(gradient, scale) for gradient in own.gradients]

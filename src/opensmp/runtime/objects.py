@@ -1,9 +1,9 @@
 """Python objects between processes, over TensorFlow's collectives.
 
 An object is pickled and travels as 64-bit words, since collectives know no bytes. A collective
-has a fixed shape for ever, so that a first packet of 4 KiB carries the length and the
-beginning, and what is left follows in pieces of a power of two. Everything runs eagerly, also
-while a function is being traced, and returns when the object has arrived; all ranks of a group
+has a fixed shape for ever, so that a first packet of 4 KiB carries the length, the rank that sends
+it and the beginning, and what is left follows in pieces of a power of two. Everything runs eagerly,
+also while a function is being traced, and returns when the object has arrived; all ranks of a group
 must make the same calls. What cannot be pickled is told to the ranks that wait for it, whose calls
 fail as well: the next ones match again.
 
@@ -22,9 +22,11 @@ import tensorflow as tf
 
 from opensmp.errors import CommunicationError
 from opensmp.runtime import cluster, keys, waits
+from opensmp.runtime.gathering import gather_by_rank
 
 _HEAD_WORDS = 512
-_HEAD_BYTES = (_HEAD_WORDS - 1) * 8  # the first word is the length
+_LENGTH, _SENDER, _BEGINNING = 0, 1, 2  # places of words in the head
+_HEAD_BYTES = (_HEAD_WORDS - _BEGINNING) * 8
 _SMALLEST, _LARGEST = 10, 23  # powers of two, in words: pieces of 8 KiB to 64 MiB
 
 Ranks = Sequence[int]
@@ -52,15 +54,17 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
         return [obj]
     here, data = cluster.needed(name, members), _Pickled.of(obj)
     with tf.init_scope(), waits.entered(name, members), tf.device(here.host):
-        heads = _gather(_head(data), members).numpy().reshape(len(members), _HEAD_WORDS)
-        lengths = [abs(int(length)) for length in heads[:, 0]]
+        head = _head(data, here.rank)
+        heads = _gather(head, members).numpy().reshape(len(members), _HEAD_WORDS)
+        _check_senders(heads[:, _SENDER], members, name)
+        lengths = [abs(int(length)) for length in heads[:, _LENGTH]]
         texts = [_beginning(head) for head in heads]
         for begin, power in _pieces(max(lengths)):
             rows = _gather(_piece(data.text, begin, power), members).numpy()
             for row, (text, length) in enumerate(zip(texts, lengths, strict=True)):
                 piece = rows.reshape(len(members), -1)[row].view(np.uint8)
                 text += piece[: max(0, length - begin)].tobytes()
-    for member, text, length in zip(members, texts, heads[:, 0], strict=True):
+    for member, text, length in zip(members, texts, heads[:, _LENGTH], strict=True):
         _check_pickled(bytes(text), int(length), member, name)
     return [
         obj if member == here.rank else _loaded(bytes(text), member, name)
@@ -190,6 +194,18 @@ def _check_pickled(text: bytes, length: int, rank: int, name: str) -> None:
         )
 
 
+def _check_senders(found: Sequence[Any], expected: Ranks, name: str) -> None:
+    """Refuses objects that lie in the places of others: the order is a rule of TensorFlow's."""
+    senders = [int(rank) for rank in found]
+    if senders != list(expected):
+        raise CommunicationError(
+            f"{name}: TensorFlow delivered the objects of the ranks {senders} in this order. "
+            f"Expected: {list(expected)}. TensorFlow {tf.__version__} counts processes in another "
+            "way than opensmp knows. Use a version of TensorFlow that this version of opensmp "
+            "supports, or fewer than eleven processes."
+        )
+
+
 def _loaded(text: bytes, rank: int, name: str) -> Any:
     try:
         return pickle.loads(text)
@@ -230,16 +246,17 @@ def _transfer(
 ) -> bytes | None:
     """Head and pieces from the root, which has the data, to the others, which get it."""
     if data is not None:
-        _send(_head(data), members, root)
+        _send(_head(data, root), members, root)
         for begin, power in _pieces(len(data.text)):
             _send(_piece(data.text, begin, power), members, root)
         return None
     head = _receive(_HEAD_WORDS, members, root).numpy()
-    length, text = abs(int(head[0])), bytearray(_beginning(head))
+    _check_senders(head[_SENDER : _SENDER + 1], (root,), name)
+    length, text = abs(int(head[_LENGTH])), bytearray(_beginning(head))
     for begin, power in _pieces(length):
         piece = _receive(1 << power, members, root).numpy().view(np.uint8)
         text += piece[: length - begin].tobytes()
-    _check_pickled(bytes(text), int(head[0]), root, name)
+    _check_pickled(bytes(text), int(head[_LENGTH]), root, name)
     return bytes(text)
 
 
@@ -268,7 +285,8 @@ def _receive(words: int, members: tuple[int, ...], root: int) -> Any:
 
 def _gather(words: Words, members: tuple[int, ...]) -> Any:
     numbers = _keys(members, "gather", len(words), None)
-    return tf.raw_ops.CollectiveGatherV2(input=tf.constant(words), ordering_token=[], **numbers)
+    group, instance = numbers["group_key"], numbers["instance_key"]
+    return gather_by_rank(tf.constant(words), members, group=group, instance=instance)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -280,16 +298,18 @@ def _number(value: int) -> Any:
 # ------------------------------------------------------------------------------------- words
 
 
-def _head(data: _Pickled) -> Words:
+def _head(data: _Pickled, sender: int) -> Words:
     words = np.zeros(_HEAD_WORDS, np.int64)
-    words[0] = -len(data.text) if data.failed else len(data.text)
+    words[_LENGTH] = -len(data.text) if data.failed else len(data.text)
+    words[_SENDER] = sender
     beginning = np.frombuffer(data.text[:_HEAD_BYTES], np.uint8)
-    words[1:].view(np.uint8)[: len(beginning)] = beginning
+    words[_BEGINNING:].view(np.uint8)[: len(beginning)] = beginning
     return words
 
 
 def _beginning(head: Words) -> bytearray:
-    return bytearray(head[1:].view(np.uint8)[: abs(int(head[0]))].tobytes())
+    text = head[_BEGINNING:].view(np.uint8)
+    return bytearray(text[: abs(int(head[_LENGTH]))].tobytes())
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int]]:

@@ -28,6 +28,7 @@ from opensmp.errors import CommunicationError
 from opensmp.runtime import cluster, waits
 from opensmp.runtime.chunks import CHUNK_BYTES, chunk_sizes
 from opensmp.runtime.function_runs import noted
+from opensmp.runtime.gathering import gather_by_rank
 from opensmp.runtime.keys import instance_of_shape, registry
 
 Tensor = Any
@@ -109,13 +110,8 @@ def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather")
         return tensor
     with _call(name, members, [tensor]) as call:
         key = _Key.of(f"gather for {name}", tensor, members)
-        rows = tf.raw_ops.CollectiveGatherV2(
-            input=tensor,
-            group_size=len(members),
-            group_key=key.group,
-            instance_key=key.instance,
-            ordering_token=[key.token],
-            timeout_seconds=0,  # any other value leaves a thread behind
+        rows = gather_by_rank(
+            tensor, members, group=key.group, instance=key.instance, tokens=[key.token]
         )
         call.note(rows)
         return rows

@@ -26,6 +26,7 @@ from opensmp import _private
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.promptness import sleep_precisely, wake_promptly
+from opensmp.runtime.scalars import scalar
 from opensmp.runtime.shared_memory import PLACES, Array, Memory, Pair, Room, Slot
 from opensmp.runtime.transport import Received, Sent, Transport
 
@@ -221,7 +222,7 @@ class Inbox:
         """Tells of what has come."""
         counters = self._memory.counters
         for position in [p for p, asked in self._asked.items() if counters[p] >= asked.run]:
-            run = tf.constant(self._asked.pop(position).run, tf.int64)
+            run = scalar(self._asked.pop(position).run, tf.int64)
             queue = self._queues[position].queue_ref
             tf.raw_ops.QueueEnqueueV2(handle=queue, components=[run])
 

@@ -212,7 +212,7 @@ class _Last(keras.callbacks.Callback):
         rates = meet("compare learning rates", own)[0]
         for optimizer, rate, was in zip(_with_rates(self.model), rates, own, strict=True):
             if rate != was:
-                optimizer.learning_rate = rate
+                optimizer.learning_rate = np.array(rate)  # TensorFlow keeps each Python number
 
 
 def _with_rates(model: Model) -> list[Any]:
