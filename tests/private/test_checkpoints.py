@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import keras
 import tensorflow as tf
 
@@ -69,6 +72,22 @@ def test_before_late_restores(tmp_path):
     checkpoint.b = tf.Variable(0.0)
     assert seen == [(["b/.ATTRIBUTES/VARIABLE_VALUE"], checkpoint.b)]
     assert float(checkpoint.b) == 2.0
+
+
+def test_keep_with_restore(tmp_path):
+    class Thing:
+        pass
+
+    path = tf.train.Checkpoint(a=tf.Variable(1.0), b=tf.Variable(2.0)).write(str(tmp_path / "c"))
+    checkpoint, thing = tf.train.Checkpoint(a=tf.Variable(0.0)), Thing()
+    kept = weakref.ref(thing)
+    _private.keep_with_restore(checkpoint.read(path), thing)
+    del thing
+    gc.collect()
+    assert kept() is not None  # for b may still be made
+    del checkpoint
+    gc.collect()
+    assert kept() is None
 
 
 def test_iterator_state():

@@ -126,10 +126,10 @@ def test_files_of_the_checkpoint_that_goes_are_written_over(smp_init, tmp_path):
         assert set(reader.get_tensor("v/.ATTRIBUTES/VARIABLE_VALUE")) == {float(number)}
     assert manager.checkpoints == [path for path, _ in saved[3:]]
     hidden = [name for name in os.listdir(tmp_path) if name.startswith(".")]
-    assert hidden == [".ckpt.spare-0"]
+    assert sorted(hidden) == [".ckpt.lock", ".ckpt.spare-0"]
     foreground = smp.CheckpointManager(checkpoint, tmp_path, max_to_keep=2)
     foreground.save()  # needs none
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == [".ckpt.lock"]
 
 
 def test_a_disk_that_is_full_in_the_midst_of_large_values_is_told(smp_init, tmp_path, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_in_the_midst_of_large_values_is_told(smp_init, tmp_
         manager.wait()
     monkeypatch.undo()
     assert sorted(os.listdir(tmp_path)) == sorted(
-        ["checkpoint", *(f for f in os.listdir(tmp_path) if f.startswith("ckpt-1."))]
+        [".ckpt.lock", "checkpoint", *(f for f in os.listdir(tmp_path) if f.startswith("ckpt-1."))]
     )
     assert manager.restore() == good
     assert float(value[0]) == 0.0

@@ -155,12 +155,14 @@ def flip(path, position):
 
 
 @pytest.mark.parametrize("ending", ["data-00000-of-00001", "index"])
-@pytest.mark.parametrize("damage", ["one bit", "half"])
+@pytest.mark.parametrize("damage", ["one bit", "half", "object graph"])
 def test_a_damaged_file_is_left_out_with_a_warning(run, tmp_path, ending, damage):
     path = run.save(2)
     file = tmp_path / "run" / f"ckpt-2.{ending}"
     if damage == "half":
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    elif damage == "object graph" and ending != "index":
+        flip(file, file.read_bytes().find(b"save_counter"))
     else:
         flip(file, file.stat().st_size // 2)
     with pytest.warns(UserWarning, match=r"ckpt-2 is damaged and is left out"):
@@ -289,13 +291,6 @@ def test_an_iterator_of_another_dataset_is_told_and_nothing_is_restored(smp_init
     with pytest.raises(smp.CheckpointError, match=r"iterator at other cannot go on where it was"):
         smp.CheckpointManager(checkpoint, tmp_path).restore()
     assert (float(value), int(next(first))) == (2.0, 1)
-
-
-def test_all_faults_of_the_arguments_are_told_at_once():
-    with pytest.raises(smp.CheckpointError) as caught:
-        smp.CheckpointManager("model", 7, max_to_keep=0, checkpoint_name="a/b", background=1)
-    for word in ("checkpoint must", "directory must", "max_to_keep", "checkpoint_name", "backgr"):
-        assert word in str(caught.value)
 
 
 def test_options_of_tensorflow_are_refused(run):

@@ -11,7 +11,7 @@ from processes import environ_of_tests
 from turns import day, turn
 
 SCRIPT = str(pathlib.Path(__file__).with_name("kills.py"))
-CHANGES = 21  # changes of the file system that one save makes, or a few less
+CHANGES = 23  # changes of the file system that one save makes, or a few less
 
 
 def check(folder, programs, seed=None):

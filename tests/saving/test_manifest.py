@@ -6,13 +6,9 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from opensmp.saving.manifest import (
-    data_files,
-    fault,
-    index_path,
-    manifest_path,
-    write_manifest,
-)
+from opensmp.saving import manifest
+from opensmp.saving.manifest import History, fault, history_of, mark_preserved, write_manifest
+from opensmp.saving.names import data_files, index_path, manifest_path
 
 
 @pytest.fixture
@@ -20,11 +16,6 @@ def prefix(tmp_path):
     path = tf.train.Checkpoint(value=tf.Variable([1.0, 2.0])).write(str(tmp_path / "ckpt-[1]"))
     write_manifest(path)
     return path
-
-
-def test_files_of_a_checkpoint_are_found_by_their_prefix(prefix):
-    assert index_path(prefix).is_file()
-    assert [path.name for path in data_files(prefix)] == ["ckpt-[1].data-00000-of-00001"]
 
 
 def test_a_manifest_has_the_sizes_of_all_files(prefix):
@@ -94,3 +85,64 @@ def test_files_that_go_while_they_are_looked_at_are_missing(prefix, gone, monkey
         f"there is no file {Path(prefix).name}.index",
         f"{Path(prefix).name}.data-00000-of-00001 is missing",
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "null",
+        '"text"',
+        "[]",
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        '{"bytes": 1, "index": {"bytes": 1, "crc32": 1}}',
+        '{"bytes": {}, "index": {"bytes": 1, "crc32": 1}}',
+        '{"bytes": {"/../../etc/passwd": 1}, "index": {"bytes": 1, "crc32": 1}}',
+        '{"bytes": {".data-00000-of-00001": 1e400}, "index": {"bytes": 1, "crc32": 1}}',
+        '{"bytes": {".data-00000-of-00001": NaN}, "index": {"bytes": 1, "crc32": 1}}',
+        '{"bytes": {".data-00000-of-00001": ' + "9" * 10_000 + "}}",
+        '{"bytes": {".data-00000-of-00001": 1}, "index": 5}',
+        '{"bytes": {".data-00000-of-00001": 1}, "index": {"bytes": 1, "crc32": 1}, "history": 1}',
+        "\ud800",
+    ],
+)
+def test_a_manifest_of_any_content_is_at_most_unreadable(prefix, text):
+    manifest_path(prefix).write_bytes(text.encode(errors="surrogatepass"))
+    assert "ckpt-[1].manifest cannot be read" in fault(prefix)
+    assert history_of(prefix) is None
+
+
+def test_a_manifest_that_is_no_file_or_too_long_is_unreadable(prefix, monkeypatch):
+    text = manifest_path(prefix).read_text()
+    monkeypatch.setattr(manifest, "_LARGEST_BYTES", 1000)
+    manifest_path(prefix).write_text(text + " " * 1000)
+    assert "more than 1000 bytes" in fault(prefix)
+    manifest_path(prefix).unlink()
+    manifest_path(prefix).mkdir()
+    assert "IsADirectoryError" in fault(prefix)
+    assert history_of(prefix) is None
+
+
+def test_an_index_without_manifest_is_looked_at_before_tensorflow_does(prefix):
+    manifest_path(prefix).unlink()
+    content = bytearray(index_path(prefix).read_bytes())
+    content[-48:-40] = b"\xff" * 7 + b"\x7f"  # a block of 2 ** 56 bytes
+    index_path(prefix).write_bytes(content)
+    assert "has a block of" in fault(prefix) or "does not end" in fault(prefix)
+    index_path(prefix).write_bytes(b"")
+    assert "does not end as an index does" in fault(prefix)
+
+
+def test_a_manifest_tells_how_the_checkpoint_came_about(prefix, tmp_path):
+    assert history_of(prefix).after == ""  # as those of earlier versions do
+    history = History(12.5, "ckpt-3", 1.25)
+    write_manifest(prefix, history)
+    assert history_of(prefix) == history
+    assert fault(prefix) is None
+    (tmp_path / "scratch").mkdir()
+    mark_preserved(prefix, str(tmp_path / "scratch"))
+    assert history_of(prefix) == history._replace(preserved=True)
+    assert fault(prefix) is None
+    assert history_of(str(tmp_path / "nothing")) is None

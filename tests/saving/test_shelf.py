@@ -90,12 +90,15 @@ def test_a_replacement_that_was_cut_off_is_finished(shelf, monkeypatch, moved):
 
 def test_files_of_a_killed_process_go_and_those_of_others_stay(shelf, tmp_path):
     make(shelf, 1, 1.0)
-    (tmp_path / "ckpt-2.data-00000-of-00001").write_text("half")
+    for ending in ("data-00000-of-00001", "manifest"):
+        (tmp_path / f"ckpt-2.{ending}").write_text("it was being removed")
+    (tmp_path / "ckpt-3.data-00000-of-00001").write_text("of another program")
     (tmp_path / "other-2.data-00000-of-00001").write_text("mine")
     os.mkdir(shelf.staging)
     (tmp_path / ".ckpt.unfinished" / "part-0").write_text("half")
     shelf.prepare()
     assert os.listdir(shelf.staging) == []
-    assert not (tmp_path / "ckpt-2.data-00000-of-00001").exists()
+    assert not list(tmp_path.glob("ckpt-2.*"))
+    assert (tmp_path / "ckpt-3.data-00000-of-00001").exists()
     assert (tmp_path / "other-2.data-00000-of-00001").exists()
     assert names(shelf) == ["ckpt-1"]

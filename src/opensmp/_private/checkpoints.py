@@ -155,6 +155,16 @@ def before_late_restores(status: Any, check: Callable[[list[str], Any], None]) -
     setattr(status._checkpoint, _LATE, check)
 
 
+def keep_with_restore(status: Any, thing: Any) -> None:
+    """Keeps an object as long as values may be assigned that a restore has left for later.
+
+    Args:
+        status: What `tf.train.Checkpoint.restore` returned.
+        thing: The object.
+    """
+    status._checkpoint._smp_kept = thing
+
+
 @contextlib.contextmanager
 def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
     """Context in which restoring a checkpoint takes these values instead of reading them.

@@ -13,6 +13,7 @@ from opensmp.errors import CheckpointError
 from opensmp.saving.outcomes import Outcome, first_error, outcome_of
 
 _serial = itertools.count()  # the same in all processes, for all of them start every write
+_latest: dict[str, Flight] = {}  # the last one to each place
 
 
 class Flight:
@@ -29,6 +30,7 @@ class Flight:
         part: Writes the part of this process.
         whole: Makes the whole of the parts, given their outcomes; gives them back, with how it
             went with the whole. Called by rank 0.
+        place: Where the checkpoint is made. Only one may be made there at a time.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Flight:
         size: int,
         part: Callable[[], Outcome],
         whole: Callable[[Sequence[Outcome]], list[Outcome]],
+        place: str = "",
     ) -> None:
         self.path = path
         self.size = size
@@ -49,6 +52,12 @@ class Flight:
             target=self._run, args=(rank, size, part, whole), name="opensmp-checkpoint"
         )
         self._thread.start()
+        if place:
+            _latest[place] = self
+
+    def settled(self) -> None:
+        """Waits for the end of it here, without asking how it went."""
+        self._thread.join()
 
     def outcomes(self) -> list[Outcome]:
         """Waits for the end of it here; the outcomes of all processes on rank 0, else its own."""
@@ -80,6 +89,13 @@ class Flight:
         error = first_error(self.outcomes())
         if error is not None:
             raise CheckpointError(not_saved(self.path, error))
+
+
+def settle(place: str) -> None:
+    """Waits for the checkpoint that another manager of this process makes at a place."""
+    flight = _latest.pop(place, None)
+    if flight is not None:
+        flight.settled()
 
 
 def not_saved(path: str, error: str) -> str:

@@ -14,16 +14,13 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from opensmp.saving.atomic import to_disk
 from opensmp.saving.crc32c import crc32c, masked
-from opensmp.saving.manifest import index_path
+from opensmp.saving.names import index_path
+from opensmp.saving.table import table, varint
 
 PAGE_BYTES = 4096
 _WRITE_BYTES = 16 << 20
-_MAGIC = 0xDB4775248B80FB57
-_TRAILER_BYTES = 5  # of a block: how it is compressed, and a checksum
 _VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types of protocol buffers
 
 
@@ -122,47 +119,9 @@ def _records(entries: Sequence[Entry], sums: Sequence[int]) -> list[tuple[bytes,
 def _field(number: int, kind: int, value: Any) -> bytes:
     """A field of a protocol buffer."""
     if kind == _VARINT:
-        text = _varint(value)
+        text = varint(value)
     elif kind == _FIXED32:
         text = int(value).to_bytes(4, "little")
     else:
-        text = _varint(len(value)) + bytes(value)
-    return _varint(number << 3 | kind) + text
-
-
-def _varint(value: int) -> bytes:
-    """An integer in groups of seven bits, lowest first."""
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
-
-
-def table(records: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A table of one block.
-
-    Args:
-        records: Its keys and values, sorted by key; at least one.
-    """
-    data = _block(records)
-    other = _block([])
-    where = _varint(0) + _varint(len(data) - _TRAILER_BYTES)
-    index = _block([(records[-1][0], where)])
-    footer = _varint(len(data)) + _varint(len(other) - _TRAILER_BYTES)
-    footer += _varint(len(data) + len(other)) + _varint(len(index) - _TRAILER_BYTES)
-    return data + other + index + footer.ljust(40, b"\0") + _MAGIC.to_bytes(8, "little")
-
-
-def _block(records: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A block: its records, where each begins, how many there are, and a checksum."""
-    text = bytearray()
-    starts = []
-    for key, value in records:
-        starts.append(len(text))
-        text += _varint(0) + _varint(len(key)) + _varint(len(value)) + key + value
-    for number in (*(starts or [0]), len(starts or [0])):
-        text += number.to_bytes(4, "little")
-    text += b"\0"  # not compressed
-    return bytes(text) + masked(crc32c(np.frombuffer(text, np.uint8))).to_bytes(4, "little")
+        text = varint(len(value)) + bytes(value)
+    return varint(number << 3 | kind) + text

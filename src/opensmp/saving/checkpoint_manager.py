@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -12,17 +14,17 @@ from opensmp.errors import CheckpointError
 from opensmp.runtime import objects
 from opensmp.runtime.world import World, current
 from opensmp.saving import write
-from opensmp.saving.background import Flight
+from opensmp.saving.arguments import check_arguments
+from opensmp.saving.background import Flight, settle
+from opensmp.saving.interval import Interval
 from opensmp.saving.manifest import fault
-from opensmp.saving.outcomes import Outcome, gathered, outcome_of
-from opensmp.saving.restore import (
-    DamagedError,
-    is_eager,
-    restore_from,
-    warn_of_damage,
-)
+from opensmp.saving.names import LARGEST_NUMBER, index_path, without_ending
+from opensmp.saving.outcomes import DamagedError, Outcome, gathered, outcome_of
+from opensmp.saving.restore import is_eager, restore_from, warn_of_damage
 from opensmp.saving.shelf import Shelf
 from opensmp.saving.staging import Staging
+
+T = TypeVar("T")
 
 
 class CheckpointManager(tf.train.CheckpointManager):
@@ -34,16 +36,27 @@ class CheckpointManager(tf.train.CheckpointManager):
     reads only what it owns. All processes call `save` and `restore`.
 
     A crash at any moment leaves the checkpoints as they were; those that are damaged are
-    recognised.
+    recognised. Of the files in the directory only those are removed whose names are exactly
+    `checkpoint_name`, a number, and the endings of a checkpoint. With the first `save` the program
+    takes a lock of the directory for that name, which it holds as long as the manager lives.
 
     Args:
         checkpoint: A `tf.train.Checkpoint` of what is to be saved: models, optimizers,
             variables, iterators of datasets, lists of these. Of a metric or a
             `keras.random.SeedGenerator` give the variables: `accuracy=accuracy.variables`,
             `seed=generator.state`.
-        directory: Where checkpoints are; all processes must reach it.
+        directory: Where checkpoints are; all processes must reach it. `~` is the home directory.
         max_to_keep: How many are kept, None for all of them.
         checkpoint_name: What the names of the files begin with.
+        keep_checkpoint_every_n_hours: Of the checkpoints that `max_to_keep` would remove, one is
+            kept for good if it was saved at least so many hours after the last one that was.
+            These are not in `checkpoints` any more. None for none.
+        step_counter: A variable with the number of the step, for `checkpoint_interval`.
+        checkpoint_interval: The least number of steps between two checkpoints: calls of `save`
+            before that write none. None if each call writes one.
+        init_fn: Called by `restore_or_initialize` if there is no checkpoint.
+        last_checkpoint_step: The step from which `checkpoint_interval` counts; None if the first
+            call of `save` writes.
         background: Whether `save` returns when it has a hold on all values, and a thread copies
             and writes them while training goes on. There is one such write at a time; `wait`, and
             the next `save` or `restore`, wait for it and raise its error. A program that ends
@@ -71,12 +84,30 @@ class CheckpointManager(tf.train.CheckpointManager):
         max_to_keep: int | None = None,
         checkpoint_name: str = "ckpt",
         *,
+        keep_checkpoint_every_n_hours: float | None = None,
+        step_counter: Any = None,
+        checkpoint_interval: int | None = None,
+        init_fn: Callable[[], Any] | None = None,
+        last_checkpoint_step: int | None = None,
         background: bool = False,
     ) -> None:
-        _check(checkpoint, directory, max_to_keep, checkpoint_name, background)
+        check_arguments(
+            checkpoint,
+            directory,
+            max_to_keep,
+            checkpoint_name,
+            every_n_hours=keep_checkpoint_every_n_hours,
+            step_counter=step_counter,
+            checkpoint_interval=checkpoint_interval,
+            init_fn=init_fn,
+            background=background,
+        )
         self._kept_checkpoint = checkpoint
-        self._most = max_to_keep
-        self._shelf = Shelf(os.path.abspath(directory), checkpoint_name, spares=background)
+        self._most = None if max_to_keep is None else int(max_to_keep)
+        self._every_n_hours = keep_checkpoint_every_n_hours
+        self._interval = Interval(checkpoint_interval, step_counter, last_checkpoint_step)
+        self._initialize = init_fn
+        self._shelf = Shelf(_absolute(directory), checkpoint_name, spares=background)
         self._staging = Staging() if background else None
         self._flight: Flight | None = None
 
@@ -97,37 +128,48 @@ class CheckpointManager(tf.train.CheckpointManager):
 
     @property
     def checkpoints(self) -> list[str]:
-        """Paths of the checkpoints in the directory, oldest first."""
-        return [path for path, _ in self._shelf.checkpoints()]
+        """Paths of the checkpoints in the directory that `max_to_keep` counts, oldest first.
+
+        Raises:
+            CheckpointError: The directory is there and cannot be read.
+        """
+        return [path for path, _ in self._looked(self._shelf.checkpoints)]
 
     @property
     def latest_checkpoint(self) -> str | None:
-        """Path of the newest checkpoint, None if there is none."""
-        return next(reversed(self.checkpoints), None)
+        """Path of the newest checkpoint, None if there is none.
+
+        Raises:
+            CheckpointError: The directory is there and cannot be read.
+        """
+        return self._looked(self._shelf.newest)
 
     @property
-    def checkpoint_interval(self) -> None:
-        """None: each call of `save` writes a checkpoint."""
-        return None
+    def checkpoint_interval(self) -> int | None:
+        """The least number of steps between two checkpoints, None if each `save` writes one."""
+        return self._interval.steps
 
     def save(
         self, checkpoint_number: int | None = None, check_interval: bool = True, options: Any = None
-    ) -> str:
+    ) -> str | None:
         """Writes a new checkpoint. All processes call it.
 
         Args:
             checkpoint_number: Its number; the one after the newest by default. One that is there
                 already is replaced.
-            check_interval: No effect, for there is no interval: each call writes.
+            check_interval: Whether `checkpoint_interval` counts, if there is one. Otherwise a
+                checkpoint is written unless this step has one.
             options: None. `tf.train.CheckpointOptions` are for TensorFlow's own writer.
 
         Returns:
-            Its path, such as `"/opt/ml/checkpoints/ckpt-3"`.
+            Its path, such as `"/opt/ml/checkpoints/ckpt-3"`; None if `checkpoint_interval` has
+            not passed.
 
         Raises:
             NotInitializedError: Before `smp.init`.
-            CheckpointError: It could not be written; earlier ones are as they were. All
-                processes raise the same error. With `background=True` also: the one before could
+            CheckpointError: It could not be written, or another program writes checkpoints of
+                this name into the directory; earlier ones are as they were. All processes raise
+                the same error. With `background=True` also: the one before could
                 not be written; then this one was not begun.
 
         Example:
@@ -140,7 +182,11 @@ class CheckpointManager(tf.train.CheckpointManager):
         world = current(what)
         is_eager(what)
         _check_options(options)
+        is_due, step = self._due(world, check_interval)
+        if not is_due:
+            return None
         self.wait()
+        settle(self._shelf.staging)
         counter = self._kept_checkpoint.save_counter
         before = int(counter.numpy())
         number = self._prepare(world, checkpoint_number, before)
@@ -150,10 +196,17 @@ class CheckpointManager(tf.train.CheckpointManager):
             values = write.snapshot(self._kept_checkpoint, world, to_host=self._staging is not None)
             part = functools.partial(write.own_part, values, self._shelf, world, self._staging)
             whole = functools.partial(
-                write.whole, shelf=self._shelf, number=number, max_to_keep=self._most
+                write.whole,
+                shelf=self._shelf,
+                number=number,
+                max_to_keep=self._most,
+                every_n_hours=self._every_n_hours,
             )
             if self._staging is not None:
-                self._flight = Flight(path, world.rank, world.size, part, whole)
+                self._flight = Flight(
+                    path, world.rank, world.size, part, whole, place=self._shelf.staging
+                )
+                self._interval.last = step
                 return path
             outcomes = gathered(part(), range(world.size), what)
             outcomes = whole(outcomes) if world.rank == 0 else outcomes
@@ -164,6 +217,7 @@ class CheckpointManager(tf.train.CheckpointManager):
             if not world.rank:
                 self._shelf.discard()
             raise
+        self._interval.last = step
         return path
 
     def wait(self) -> None:
@@ -213,13 +267,14 @@ class CheckpointManager(tf.train.CheckpointManager):
                 the checkpoint not in the program. Shapes must fit in any case.
 
         Returns:
-            The path of the checkpoint; None if `save_path` is None and there is none.
+            The path of the checkpoint; None if `save_path` is None and the directory is not there
+            or has none.
 
         Raises:
             NotInitializedError: Before `smp.init`.
-            CheckpointError: There is no checkpoint at `save_path`, all are damaged, or it does
-                not fit: the message has the first variables that differ. Everything is as it
-                was before.
+            CheckpointError: There is no checkpoint at `save_path`, all are damaged, the directory
+                cannot be read, or it does not fit: the message has the first variables that
+                differ. Everything is as it was before.
 
         Example:
             ```python
@@ -246,6 +301,8 @@ class CheckpointManager(tf.train.CheckpointManager):
             if wrong is None:
                 try:
                     restore_from(path, self._kept_checkpoint, world, place, partial=partial)
+                    if world.rank == 0:
+                        self._interval.last = self._interval.now()
                     return path
                 except DamagedError as error:
                     wrong = str(error)
@@ -255,20 +312,51 @@ class CheckpointManager(tf.train.CheckpointManager):
         raise CheckpointError(self._nothing_good(candidates, save_path))
 
     def restore_or_initialize(self) -> str | None:
-        """As `restore()`."""
-        return self.restore()
+        """As `restore()`; if there is no checkpoint, `init_fn` is called."""
+        path = self.restore()
+        if path is None and self._initialize is not None:
+            self._initialize()
+        return path
 
     # --- helpers -----------------------------------------------------------------------
+
+    def _looked(self, look: Callable[[], T]) -> T:
+        try:
+            return look()
+        except OSError as error:
+            raise CheckpointError(_unreadable(error, self.directory)) from error
+
+    def _due(self, world: World, check: bool) -> tuple[bool, int | None]:
+        """Whether `save` is to write, the same in all processes, and at which step."""
+        if self._interval.steps is None:
+            return True, None
+        outcome: Outcome | None = None
+        if world.rank == 0:
+            try:
+                step = self._interval.now()
+                outcome = Outcome((self._interval.is_due(step, check), step))
+            except Exception as error:
+                outcome = outcome_of(error)
+        outcome = objects.broadcast_object(outcome, range(world.size), 0, "the step")
+        assert outcome is not None
+        write.raise_errors([outcome], self.directory)
+        is_due, step = outcome.value
+        return bool(is_due), step
 
     def _prepare(self, world: World, wanted: int | None, counter: int) -> int:
         """Makes room for a checkpoint; gives its number, the same in all processes."""
         outcome: Outcome | None = None
         if world.rank == 0:
             try:
-                newest = max(self._shelf.numbers(), default=0)
                 self._shelf.prepare()
-                outcome = Outcome(max(newest, counter) + 1 if wanted is None else int(wanted))
-            except (OSError, ValueError, TypeError) as error:
+                newest = max(self._shelf.numbers(), default=0)
+                number = max(newest, counter) + 1 if wanted is None else _whole(wanted)
+                if not 0 <= number <= LARGEST_NUMBER:
+                    raise CheckpointError(
+                        f"checkpoint_number must be from 0 to {LARGEST_NUMBER}; received {number}."
+                    )
+                outcome = Outcome(number)
+            except (OSError, ValueError, TypeError, CheckpointError) as error:
                 outcome = outcome_of(error, self.directory)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the number")
         assert outcome is not None
@@ -277,21 +365,22 @@ class CheckpointManager(tf.train.CheckpointManager):
 
     def _candidates(self, save_path: str | os.PathLike[str] | None) -> Outcome:
         """Paths of checkpoints, newest first, and what is wrong with each."""
+        shelf = self._shelf
+        if save_path is not None:
+            try:
+                path = without_ending(_absolute(save_path))
+            except TypeError:
+                return Outcome(error=f"Expected a path as save_path; received {save_path!r}.")
+            if index_path(path).is_file() or not os.path.isdir(path):
+                return Outcome([(path, fault(path))])
+            shelf = Shelf(path, self._shelf.name)
         try:
+            shelf.warn_of_state()
             if save_path is None:
-                if not self.checkpoints:
-                    self._shelf.recover()
-                paths = self.checkpoints[::-1]
-            elif os.path.isdir(save_path):
-                paths = [p for p, _ in Shelf(os.fspath(save_path), self._shelf.name).checkpoints()][
-                    ::-1
-                ]
-            else:
-                path = os.path.abspath(save_path)
-                paths = [path[: -len(".index")] if path.endswith(".index") else path]
-            return Outcome([(path, fault(path)) for path in paths])
+                shelf.recover()
+            return Outcome(shelf.candidates())
         except OSError as error:
-            return outcome_of(error)
+            return Outcome(error=_unreadable(error, shelf.directory))
 
     def _nothing_good(
         self, candidates: list[tuple[str, str | None]], save_path: str | os.PathLike[str] | None
@@ -305,9 +394,12 @@ class CheckpointManager(tf.train.CheckpointManager):
 
     def _offer(self, *tried: str) -> str:
         """Tells of the newest good checkpoint in the directory that was not tried."""
-        for path in reversed(self.checkpoints):
-            if path not in tried and fault(path) is None:
-                return f"\nThe newest good one here is {path}."
+        try:
+            for path, wrong in self._shelf.candidates():
+                if path not in tried and wrong is None:
+                    return f"\nThe newest good one here is {path}."
+        except OSError:
+            return ""
         return f"\nThere is no other good one in {self.directory}."
 
 
@@ -320,33 +412,28 @@ def _check_options(options: Any) -> None:
         )
 
 
-def _check(
-    checkpoint: Any, directory: Any, max_to_keep: Any, checkpoint_name: Any, background: Any
-) -> None:
-    """Raises one error for all faults of the arguments."""
-    faults = []
-    if not isinstance(background, bool):
-        faults.append(f"background must be True or False; received {background!r}")
-    if not isinstance(checkpoint, tf.train.Checkpoint):
-        faults.append(
-            "checkpoint must be a tf.train.Checkpoint, such as tf.train.Checkpoint(model=model, "
-            f"optimizer=optimizer); received {checkpoint!r} of type {type(checkpoint).__name__}"
-        )
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
+def _whole(number: Any) -> int:
+    """A number of a checkpoint, which may be a variable or tensor."""
     try:
-        if "://" in os.fspath(directory):
-            faults.append(
-                f"directory must be on a file system, for files are renamed there; received "
-                f"{directory!r}"
-            )
-    except TypeError:
-        faults.append(f"directory must be a path; received {directory!r}")
-    whole = isinstance(max_to_keep, int) and not isinstance(max_to_keep, bool)
-    if max_to_keep is not None and (not whole or max_to_keep < 1):
-        faults.append(f"max_to_keep must be None or 1 or more; received {max_to_keep!r}")
-    is_name = isinstance(checkpoint_name, str) and checkpoint_name
-    if not is_name or os.path.basename(checkpoint_name) != checkpoint_name:
-        faults.append(
-            f"checkpoint_name must be the beginning of a file name; received {checkpoint_name!r}"
-        )
-    if faults:
-        raise CheckpointError("smp.CheckpointManager: " + "; ".join(faults) + ".")
+        return operator.index(number.numpy() if hasattr(number, "numpy") else number)
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint_number must be a whole number; received {number!r}."
+        ) from error
+
+
+def _unreadable(error: OSError, directory: str) -> str:
+    """The message of a directory that is there and cannot be read."""
+    if isinstance(error, NotADirectoryError):
+        file = directory
+        while not os.path.lexists(file):
+            file = os.path.dirname(file)
+        return f"{file} is a file; expected a directory with checkpoints, or nothing, of this name."
+    return (
+        f"The directory {directory} cannot be read: {error.strerror or error}. Expected: a "
+        "directory that this process may list, or none. Mend its permissions, or choose another."
+    )

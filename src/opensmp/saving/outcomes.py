@@ -14,6 +14,19 @@ from opensmp.saving.atomic import advice
 
 DAMAGED = "damaged"
 OTHER = "other"
+# Errors of TensorFlow that say nothing of what the files contain.
+_NO_DAMAGE = (
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    tf.errors.CancelledError,
+    tf.errors.AbortedError,
+    tf.errors.DeadlineExceededError,
+)
+
+
+class DamagedError(CheckpointError):
+    """The files of a checkpoint are damaged; nothing was restored."""
 
 
 class Outcome(NamedTuple):
@@ -44,8 +57,10 @@ def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
         text = f"{type(error).__name__}: {error}"
     if directory is not None and isinstance(error, (OSError, tf.errors.OpError)):
         text = f"{text.rstrip('.')}. {_advice(error, Path(directory))}"
-    damaged = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError)
-    return Outcome(error=text, kind=DAMAGED if isinstance(error, damaged) else OTHER)
+    # TensorFlow's readers raise errors of many classes, and their base class, for what is damaged.
+    of_files = isinstance(error, tf.errors.OpError) and not isinstance(error, _NO_DAMAGE)
+    damaged = of_files or isinstance(error, DamagedError)
+    return Outcome(error=text, kind=DAMAGED if damaged else OTHER)
 
 
 def _advice(error: Exception, directory: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.saving.atomic import to_disk
-from opensmp.saving.manifest import data_files, index_path
+from opensmp.saving.names import data_files, index_path
 
 Tensor = Any
 

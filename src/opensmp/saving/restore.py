@@ -16,7 +16,14 @@ from opensmp.saving.contents import Place
 from opensmp.saving.files import Files
 from opensmp.saving.iterators import Iterators
 from opensmp.saving.matching import Matching, Stored, match
-from opensmp.saving.outcomes import DAMAGED, Outcome, first_error, gathered, outcome_of
+from opensmp.saving.outcomes import (
+    DAMAGED,
+    DamagedError,
+    Outcome,
+    first_error,
+    gathered,
+    outcome_of,
+)
 from opensmp.saving.parts import usable_threads
 
 Tensor = Any
@@ -24,28 +31,22 @@ Tensor = Any
 _WHAT = "smp.CheckpointManager.restore"
 
 
-class DamagedError(CheckpointError):
-    """The files of a checkpoint are damaged; nothing was restored."""
-
-
 class _Read(NamedTuple):
     """What a process has read.
 
     Attributes:
-        values: Values of variables by key in the files.
+        files: The files.
+        values: Values of variables by key in them.
         iterators: The iterators of datasets.
         states: Their states, by key in the files.
         matching: How the checkpoint fits.
-        object_graph: The graph of its objects.
-        stored: Shape and type of each of its values.
     """
 
+    files: Files
     values: dict[str, Tensor]
     iterators: Iterators
     states: dict[str, Tensor]
     matching: Matching
-    object_graph: bytes
-    stored: Mapping[str, Stored]
 
 
 def restore_from(
@@ -86,13 +87,14 @@ def restore_from(
     read.values.clear()  # each value goes as soon as it is assigned
     _private.restore_where_values_are()
     with _private.values_at_hand(at_hand):
-        status = checkpoint.restore(prefix).expect_partial()
+        status = checkpoint.restore(read.files.path).expect_partial()
+    _private.keep_with_restore(status, read.files)
     deferred.note(
         checkpoint,
         status,
         prefix,
-        read.object_graph,
-        read.stored,
+        read.files.object_graph,
+        read.files.stored,
         waits=bool(read.matching.waiting),
         partial=partial,
     )
@@ -130,7 +132,7 @@ def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: boo
     # Each process checks a part of what has to wait: later there is no going back.
     files.check(matching.waiting[world.rank :: world.size])
     states = {key: values.pop(key) for key in iterators.sources}
-    return _Read(values, iterators, states, matching, files.object_graph, files.stored)
+    return _Read(files, values, iterators, states, matching)
 
 
 def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:

@@ -90,7 +90,11 @@ def own_part(
 
 
 def whole(
-    outcomes: Sequence[Outcome], shelf: Shelf, number: int, max_to_keep: int | None
+    outcomes: Sequence[Outcome],
+    shelf: Shelf,
+    number: int,
+    max_to_keep: int | None,
+    every_n_hours: float | None = None,
 ) -> list[Outcome]:
     """Makes the checkpoint of all parts and puts it in its place; rank 0 calls it.
 
@@ -99,6 +103,7 @@ def whole(
         shelf: Where checkpoints are.
         number: Number of the checkpoint.
         max_to_keep: How many are kept.
+        every_n_hours: How many hours are between those that are kept for good.
 
     Returns:
         The outcomes, in that of rank 0 also how it went with the whole.
@@ -107,7 +112,7 @@ def whole(
         if first_error(outcomes) is None:
             prefixes = [prefix for outcome in outcomes for prefix in outcome.value]
             merge_parts(prefixes, os.path.join(shelf.staging, f"{shelf.name}-{number}"))
-            shelf.commit(number, max_to_keep)
+            shelf.commit(number, max_to_keep, every_n_hours)
         return list(outcomes)
     except Exception as error:
         return [outcome_of(error, shelf.directory), *outcomes[1:]]
