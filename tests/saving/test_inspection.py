@@ -316,6 +316,27 @@ def test_load_weights_of_a_distributed_model_looks_first(smp_init, files, tmp_pa
     model.load_weights(files / name)
 
 
+def test_weights_in_several_files_are_looked_at_each(smp_init, files, tmp_path):
+    smp_init({"partitions": 2, "microbatches": 2})
+    model = smp.DistributedModel.from_keras(functional())
+    path = tmp_path / "model.weights.json"
+    model.save_weights(path, max_shard_size=2e-7)
+    shards = sorted(tmp_path.glob("*.weights.h5"))
+    assert len(shards) > 1
+    model.load_weights(path)
+    with h5py.File(shards[-1], "r+") as file:
+        file["more"] = h5py.ExternalLink(str(files / "secret.h5"), "/values")
+    with pytest.raises(SavingError, match=f"{shards[-1].name} is not read: 'more' in it leads to"):
+        model.load_weights(path)
+    text = path.read_text()
+    path.write_text(text.replace(shards[-1].name, "../" + shards[-1].name))
+    with pytest.raises(SavingError, match=r"names '\.\./.*' as a file of its weights"):
+        model.load_weights(path)
+    path.write_text("7")
+    with pytest.raises(SavingError, match="int, where an object"):
+        model.load_weights(path)
+
+
 def test_a_class_that_is_not_given_is_an_error_of_opensmp_with_the_words_of_keras(tmp_path):
     class Mine(keras.layers.Layer):
         def call(self, x):

@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from opensmp.errors import SavingError
 from opensmp.saving import archives
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.damage import explained
 from opensmp.saving.formats import Format
-from opensmp.saving.json_text import configuration_of
+from opensmp.saving.json_text import configuration_of, object_of
 from opensmp.saving.safe_hdf5 import Shape, opened
 
 PathLike = str | os.PathLike[str]
@@ -68,14 +69,37 @@ def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -
 
 
 def check_weights(path: PathLike, what: str) -> None:
-    """Refuses a file of weights, a `.keras` or HDF5 file, that could do harm; others pass."""
+    """Refuses a file of weights, in one file or several, that could do harm; others pass."""
     name = os.fspath(path)
     if is_remote(name) or not Path(name).is_file():
         return
+    if name.endswith(".weights.json"):
+        for shard in _shards(Path(name), what):
+            inspected(shard, Format.WEIGHTS, what)
     if name.endswith(".keras") and zipfile.is_zipfile(name):
         inspected(name, Format.KERAS, what)
     elif name.endswith((".h5", ".hdf5")):
         inspected(name, Format.WEIGHTS, what)
+
+
+def _shards(path: Path, what: str) -> list[Path]:
+    """The files that a list of contents names; all are beside it."""
+    with explained(path, what):
+        contents = object_of(path.read_bytes(), os.fspath(path), what)
+        pending, names = [contents.get("weight_map")], set()
+        while pending:
+            value = pending.pop()
+            if isinstance(value, str):
+                names.add(value)
+            elif isinstance(value, (list, dict)):
+                pending += value.values() if isinstance(value, dict) else value
+        for name in sorted(names):
+            if Path(name).name != name:
+                raise SavingError(
+                    f"{what}: {path} is not read: it names {name!r} as a file of its weights, and "
+                    "those are beside it. Ask for another one, from somebody you trust."
+                )
+        return [path.parent / name for name in sorted(names)]
 
 
 def _of_archive(path: PathLike, what: str, whole: bool) -> Sizes:
