@@ -21,6 +21,7 @@ from opensmp.runtime.current import Runner, current_runner
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
+from opensmp.saving.inspection import check_weights
 from opensmp.saving.keras_copy import to_keras
 from opensmp.saving.plain import calls_are_plain, note_inputs
 from opensmp.training.leading import everywhere
@@ -352,7 +353,12 @@ class DistributedModel(Trainer, keras.Model):
 
     @everywhere
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """As `keras.Model.load_weights`: each process takes the weights of its partitions."""
+        """As `keras.Model.load_weights`: each process takes the weights of its partitions.
+
+        Raises:
+            SavingError: The file is damaged, or has values in other files.
+        """
+        check_weights(filepath, "model.load_weights")
         with assigning_own():
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
 

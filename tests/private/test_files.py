@@ -55,3 +55,17 @@ def test_inlined():
     kinds = {node.op for node in _private.inlined(graph.as_graph_def(), tensors).node}
     assert {"AddV2", "Mul"} <= kinds
     assert not any(kind.endswith("PartitionedCall") for kind in kinds)
+
+
+def test_operation_modules(tmp_path):
+    modules = _private.operation_modules()
+    x = keras.Input((3,))
+    outputs = keras.ops.relu(x) + keras.ops.logsumexp(x, keepdims=True) * keras.ops.cast(
+        x != 0, "float32"
+    )
+    model = keras.Model(x, outputs)
+    kinds = {type(op) for op in model.operations if not isinstance(op, keras.Layer)}
+    assert {kind.__name__: kind.__module__ for kind in kinds}.items() <= modules.items()
+    assert "Dense" not in modules
+    config = keras.saving.serialize_keras_object(next(iter(model.operations[1:])))
+    assert modules[config["class_name"]] == config["module"]

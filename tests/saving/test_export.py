@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import pathlib
+import resource
 
 import keras
 import numpy as np
@@ -12,6 +15,7 @@ from saving.models import Plain, Split, X, Y, functional, same, sequential
 
 import opensmp as smp
 from opensmp.errors import SavingError
+from opensmp.saving import export
 
 TWO = {"partitions": 2, "microbatches": 2}
 MANUAL = {**TWO, "auto_partition": False, "default_partition": 0}
@@ -222,3 +226,118 @@ class TestRefusals:
         model.save(tmp_path / "model.keras")
         with pytest.raises(SavingError, match="exists already"):
             model.save(tmp_path / "model.keras", overwrite=False)
+
+
+def contents(folder):
+    """All that is in a directory, byte by byte."""
+    return {
+        path.relative_to(folder): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.fixture
+def no_room():
+    """A context in which no file may be larger than some KiB, as on a disk that is full."""
+
+    @contextlib.contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+def network(width):
+    keras.utils.set_random_seed(width)
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(width), keras.layers.Dense(3)])
+    model.compile("adam", "mse")
+    return model
+
+
+def unzipped(model, path):
+    export.save(model, path, True, False)
+
+
+def sharded(model, path):
+    export.save_weights(model, path, True, 0.1)
+
+
+WRITERS = {
+    "m.keras": smp.save_model,
+    "m.h5": smp.save_model,
+    "m.weights.h5": smp.save_model,
+    "m.json": smp.save_model,
+    "m.ckpt": smp.save_model,
+    "served": smp.save_model,
+    "unzipped": unzipped,
+    "shards.weights.json": sharded,
+}
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "again"])
+@pytest.mark.parametrize("name", WRITERS)
+def test_no_room_leaves_all_as_it_was_and_a_second_try_works(tmp_path, no_room, name, earlier):
+    small, large = network(2), network(1500)
+    (tmp_path / "mine.txt").write_text("mine")
+    path = tmp_path / ("" if earlier else "deep/er") / name
+    if earlier:
+        WRITERS[name](small, path)
+    before = contents(tmp_path)
+    with (
+        pytest.raises(SavingError, match=r"could not be written: .*What was there.*MiB are free"),
+        no_room(),
+    ):
+        WRITERS[name](large, path)
+    gc.collect()
+    assert contents(tmp_path) == before
+    WRITERS[name](large, path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert not [file for file in tmp_path.rglob("*") if file.name.startswith(".saving")]
+    if name == "shards.weights.json":
+        again = network(1500)
+        again.set_weights([np.zeros_like(w) for w in again.get_weights()])
+        again.load_weights(path)
+    else:
+        again = smp.load_model(path, lambda: network(1500))
+    same(again.weights, large.weights)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_in_the_way_of_a_directory_and_the_reverse(tmp_path, name):
+    model = network(2)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SavingError, match=r"could not be written: (Not a directory|File exists)"):
+        WRITERS[name](model, tmp_path / "file" / name)
+    if WRITERS[name] is unzipped or name == "served":
+        (tmp_path / name).write_text("mine")
+    else:
+        endings = [".index"] if name == "m.ckpt" else [""]
+        for ending in endings:
+            (tmp_path / f"{name}{ending}").mkdir()
+            (tmp_path / f"{name}{ending}" / "mine.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(SavingError, match=r"expected the name of a (file|directory) to write"):
+        WRITERS[name](model, tmp_path / name)
+    assert contents(tmp_path) == before
+
+
+def test_a_configuration_and_its_weights_are_written_both_or_not_at_all(tmp_path, monkeypatch):
+    smp.save_model(network(2), tmp_path / "m.json")
+    before = contents(tmp_path)
+    replace = pathlib.Path.rename
+
+    def fails(self, target):
+        if pathlib.Path(target).name == "m.json" and "replaced" not in str(self):
+            raise OSError(5, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", fails)
+    with pytest.raises(SavingError, match="Input/output error"):
+        smp.save_model(network(3), tmp_path / "m.json")
+    monkeypatch.undo()
+    assert contents(tmp_path) == before

@@ -96,3 +96,15 @@ class TestCudnnWeight:
         value = np.arange(16.0).reshape(2, 8)
         found = cudnn_weight(value, "recurrent_kernel", "LSTM")
         np.testing.assert_array_equal(found[:, 2:4], value[:, 2:4].T)
+
+
+def test_a_model_that_was_compiled_and_never_trained_begins_anew_without_a_warning(tmp_path):
+    model = functional()
+    model.optimizer.learning_rate = 0.25
+    model.save(tmp_path / "model.h5")
+    loaded = load(tmp_path / "model.h5")  # warnings are errors here
+    assert int(loaded.optimizer.iterations) == 0
+    assert float(loaded.optimizer.learning_rate) == 0.25
+    for each in (model, loaded):
+        each.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
+    same(loaded.weights, model.weights)

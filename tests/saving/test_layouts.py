@@ -26,7 +26,7 @@ def test_the_optimizer_is_no_weight(tmp_path):
     model.fit(X, Y, verbose=0)
     for name in ("m.weights.h5", "m.keras"):
         getattr(model, "save" if name.endswith("keras") else "save_weights")(tmp_path / name)
-        pairs = layouts.of_weights_file(model, tmp_path / name)
+        pairs = layouts.of_weights_file(model, tmp_path / name, "smp.load_model")
         assert {pair.mine for pair in pairs} >= {v.path for v in model.weights}
         assert all(pair.my_shape == pair.their_shape for pair in pairs)
-        assert layouts.has_optimizer(tmp_path / name)
+        assert layouts.has_optimizer(tmp_path / name, "smp.load_model")

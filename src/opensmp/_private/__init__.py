@@ -24,10 +24,12 @@ from opensmp._private.checkpoints import (
     values_at_hand,
 )
 from opensmp._private.cluster import answers, fetch, is_tensorflow_started, join_cluster, post
+from opensmp._private.creation import before_variables
 from opensmp._private.files import (
     compilation_kept,
     in_safe_mode,
     inlined,
+    operation_modules,
     silence_deprecations,
     weights_layout,
 )
@@ -142,6 +144,7 @@ __all__ = [
     "automatic_control_dependencies",
     "averages_of_own",
     "before_late_restores",
+    "before_variables",
     "build_loss",
     "build_metrics",
     "call_attributes",
@@ -194,6 +197,7 @@ __all__ = [
     "must_run",
     "new_graph",
     "new_nodes",
+    "operation_modules",
     "order_losses",
     "overrides",
     "own_losses",

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras.src.saving import saving_lib, serialization_lib
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
@@ -75,6 +76,28 @@ def compilation_kept(model: Any) -> Iterator[None]:
 def in_safe_mode() -> bool:
     """Whether Keras must not make objects now that may run code of whoever wrote the file."""
     return serialization_lib.in_safe_mode() is not False
+
+
+_OPERATIONS = ("keras.src.ops.", "keras.src.activations.")
+
+
+def operation_modules() -> dict[str, str]:
+    """The module of each operation of Keras that is no layer, by the name of its class.
+
+    Such as `NotEqual`, which `x != 0` is in a Functional model. Their classes are not public:
+    `.keras` files name them by these modules.
+    """
+    found: dict[str, str] = {}
+    pending: list[Any] = [keras.Operation]
+    while pending:
+        for kind in pending.pop().__subclasses__():
+            if issubclass(kind, keras.Layer):
+                continue
+            pending.append(kind)
+            if kind.__module__.startswith(_OPERATIONS) and not kind.__name__.startswith("_"):
+                found[kind.__name__] = kind.__module__
+    found.pop("Function", None)  # a graph of operations, which no file has as one of them
+    return found
 
 
 def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:

@@ -7,7 +7,9 @@ that a crash, a full disk or an error leaves what was there before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from opensmp.errors import SavingError
+from opensmp.saving.hdf5_writes import failing_late
 
 _PREFIX = ".saving-"
 
@@ -32,6 +35,9 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
     Args:
         path: The file to make or to replace; directories above it are made.
 
+    Raises:
+        SavingError: It cannot be written; what was there before is still there.
+
     Example:
         ```python
         with new_file("model.keras") as name:  # ".saving-1f0c-model.keras"
@@ -39,14 +45,14 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
         ```
     """
     target = Path(path)
-    with _explained(target):
+    with explained(target), _parents_of(target):
         if target.is_dir():
             raise SavingError(f"{target} is a directory; expected the name of a file to write.")
-        target.parent.mkdir(parents=True, exist_ok=True)
         # The name ends alike, for Keras takes the format from it.
         temporary = target.parent / f"{_PREFIX}{secrets.token_hex(4)}-{target.name}"
         try:
-            yield str(temporary)
+            with failing_late():
+                yield str(temporary)
             to_disk(temporary)
             temporary.replace(target)
         finally:
@@ -62,17 +68,25 @@ def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
         last: The ending of the file that readers look for; it gets its name last.
     """
     target = Path(prefix)
-    with _explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with explained(target), _parents_of(target):
         begin = f"{_PREFIX}{secrets.token_hex(4)}-{target.name}"
         try:
             yield str(target.parent / begin)
-            written = list(target.parent.glob(f"{begin}*"))
-            for file in sorted(written, key=lambda file: file.name.endswith(last)):
+            written = sorted(
+                _beginning_with(target.parent, begin), key=lambda file: file.name.endswith(last)
+            )
+            places = [target.parent / f"{target.name}{f.name.removeprefix(begin)}" for f in written]
+            for place in places:
+                if place.is_dir():
+                    raise SavingError(
+                        f"{place} is a directory; expected the name of a file to write."
+                    )
+            for file in written:
                 to_disk(file)
-                file.replace(target.parent / f"{target.name}{file.name.removeprefix(begin)}")
+            for file, place in zip(written, places, strict=True):
+                file.replace(place)
         finally:
-            for file in target.parent.glob(f"{begin}*"):
+            for file in _beginning_with(target.parent, begin):
                 _remove(file)
 
 
@@ -81,22 +95,24 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
     """As `new_file`, for a directory that may have other contents.
 
     A new or empty directory comes into being by one rename. In one that has contents, which may
-    be a mount, the new entries replace those of the same name; meanwhile `entry` is missing, so
-    that readers never take old and new parts together.
+    be a mount, the new files replace those of the same name, and no other; meanwhile `entry` is
+    missing, so that readers never take old and new parts together.
 
     Args:
         path: The directory.
         entry: Name of the file in it without which it cannot be read, such as `saved_model.pb`.
     """
     target = Path(path)
-    with _explained(target):
+    with explained(target), _parents_of(target):
         if target.exists() and not target.is_dir():
             raise SavingError(f"{target} is a file; expected the name of a directory to write.")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        full = target.is_dir() and (any(target.iterdir()) or os.path.ismount(target))
+        full = target.is_dir() and (
+            any(target.iterdir()) or os.path.ismount(target) or target.is_symlink()
+        )
         temporary = (target if full else target.parent) / f"{_PREFIX}{secrets.token_hex(4)}"
         try:
-            yield str(temporary)
+            with failing_late():
+                yield str(temporary)
             for file in temporary.rglob("*"):
                 if file.is_file():
                     to_disk(file)
@@ -108,26 +124,77 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def new_files(folder: str | os.PathLike[str], entry: str) -> Iterator[str]:
+    """As `new_directory`, for some files in a directory that is there or is made.
+
+    Args:
+        folder: The directory.
+        entry: Name of the file that the others belong to; it gets its name last.
+
+    Yields:
+        A directory to write the files in, under the names that they are to have.
+    """
+    target = Path(folder)
+    with explained(target / entry), _parents_of(target / entry):
+        if (target / entry).is_dir():
+            raise SavingError(
+                f"{target / entry} is a directory; expected the name of a file to write."
+            )
+        temporary = target / f"{_PREFIX}{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir()
+            with failing_late():
+                yield str(temporary)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    to_disk(file)
+            _exchange(temporary, target, entry)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _exchange(new: Path, target: Path, entry: str) -> None:
-    """Moves all entries of `new` into `target`, that of the name `entry` last."""
+    """Moves all files of `new` into `target`, the one of the name `entry` last."""
+    found = [file.relative_to(new) for file in sorted(new.rglob("*"))]
+    names = sorted(
+        (name for name in found if not (new / name).is_dir()), key=lambda name: name == Path(entry)
+    )
+    in_the_way = [
+        place
+        for place in [target / name for name in found]
+        if place.exists() and place.is_dir() != (new / place.relative_to(target)).is_dir()
+    ]
+    if in_the_way:
+        raise SavingError(
+            f"{target} has other things of the names that are to be written: "
+            f"{', '.join(map(str, in_the_way))}. Give another path, or take them away."
+        )
     old = new / "replaced"
-    names = sorted((file.name for file in new.iterdir()), key=lambda name: name == entry)
-    old.mkdir()
-    taken: list[str] = []
-    given: list[str] = []
+    taken: list[Path] = []
+    given: list[Path] = []
+    made: list[Path] = []
     try:
+        for name in found:
+            if (new / name).is_dir() and not (target / name).exists():
+                (target / name).mkdir()
+                made.append(target / name)
         for name in reversed(names):  # `entry` first
-            if (target / name).exists():
+            if (target / name).exists() or (target / name).is_symlink():
+                (old / name).parent.mkdir(parents=True, exist_ok=True)
                 (target / name).rename(old / name)
                 taken.append(name)
         for name in names:
             (new / name).rename(target / name)
             given.append(name)
-    except OSError:
+    except BaseException:
         for name in given:
             (target / name).rename(new / name)
         for name in reversed(taken):
             (old / name).rename(target / name)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
 
 
@@ -143,20 +210,65 @@ def to_disk(path: str | os.PathLike[str]) -> None:
         os.close(number)
 
 
+def _beginning_with(folder: Path, begin: str) -> list[Path]:
+    return [file for file in folder.iterdir() if file.name.startswith(begin)]
+
+
 def _remove(file: Path) -> None:
+    if file.is_dir() and not file.is_symlink():
+        shutil.rmtree(file, ignore_errors=True)
     with contextlib.suppress(OSError):
         file.unlink()
 
 
 @contextlib.contextmanager
-def _explained(target: Path) -> Iterator[None]:
+def _parents_of(target: Path) -> Iterator[None]:
+    """Context in which the directories above a path are there; after an error new ones go."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:  # the innermost first
+            with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Context in which errors of the file system become a `SavingError` that says what to do.
+
+    Args:
+        target: What is written in it.
+    """
     try:
         yield
-    except OSError as error:
+    except SavingError:
+        raise
+    except (OSError, tf.errors.OpError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OF_HDF5.search(str(error)):
+            raise
         raise SavingError(
-            f"{target} could not be written: {error.strerror or error}. What was there before is "
-            f"still there. {advice(error, target)}"
+            f"{target} could not be written: {_reason(error)}. What was there before is still "
+            f"there. {advice(error, target)}"
         ) from error
+
+
+# HDF5 closes a file that it could not write with an error that is none of the system's.
+_OF_HDF5 = re.compile(r"errno = \d+, error message = '([^']*)'")
+
+
+def _reason(error: Exception) -> str:
+    of_hdf5 = _OF_HDF5.search(str(error))
+    if of_hdf5:
+        return of_hdf5.group(1)
+    if isinstance(error, OSError):
+        return str(error.strerror or error)
+    # "{{function_node ...}} name of the file; No space left on device [Op:SaveV2]"
+    text = str(getattr(error, "message", error))
+    text = re.sub(r"\s*\[Op:\w+\].*", "", re.sub(r"^\{\{.*?\}\}\s*", "", text), flags=re.DOTALL)
+    return text.rpartition("; ")[2].strip()[:300] or type(error).__name__
 
 
 def advice(error: Exception, target: Path) -> str:
@@ -169,7 +281,10 @@ def advice(error: Exception, target: Path) -> str:
     where = next((p for p in (target, *target.parents) if p.exists()), Path("/"))
     if isinstance(error, (PermissionError, tf.errors.PermissionDeniedError)):
         return f"This process may not write to {where}; choose another place."
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return f"The file system of {where} is read-only; choose another place."
     with contextlib.suppress(OSError):
+        where = where if where.is_dir() else where.parent
         free = shutil.disk_usage(where).free
-        return f"{free / 2**20:,.0f} MiB are free at {where}."
+        return f"{free / 2**20:,.0f} MiB are free at {where}; free some, or choose another place."
     return f"The nearest directory that exists is {where}."

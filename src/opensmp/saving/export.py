@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import SavingError
@@ -48,7 +49,11 @@ def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
 
 
 def write_saved_model(
-    model: Model, path: PathLike, input_signature: Any = None, what: str = "model.save_model"
+    model: Model,
+    path: PathLike,
+    input_signature: Any = None,
+    what: str = "model.save_model",
+    **kwargs: Any,
 ) -> None:
     """Writes a whole model as a TensorFlow SavedModel that knows nothing of partitions.
 
@@ -62,19 +67,27 @@ def write_saved_model(
         input_signature: As in `keras.Model.export`; by default, the shapes and types that the
             model was called with.
         what: What is done, for messages.
+        **kwargs: More for `keras.Model.export`.
 
     Raises:
         SavingError: It cannot be written.
     """
+    name = os.fspath(path)
 
     def work(plain: Any) -> None:
-        with atomic.new_directory(path, _ENTRY) as name:
-            plain.export(
-                name,
-                format="tf_saved_model",
-                verbose=False,
-                input_signature=input_signature or _signature(model),
-            )
+        if atomic.is_remote(name):
+            write_one(plain, name)
+            return
+        with atomic.new_directory(name, _ENTRY) as temporary:
+            write_one(plain, temporary)
+
+    def write_one(plain: Any, target: str) -> None:
+        plain.export(
+            target,
+            format="tf_saved_model",
+            input_signature=input_signature or _signature(model),
+            **{"verbose": False, **kwargs},
+        )
 
     write(model, what, work)
 
@@ -109,24 +122,88 @@ def save_weights(
     _check_overwrite(what, name, overwrite)
 
     def work(plain: Any) -> None:
-        if atomic.is_remote(name) or max_shard_size is not None:  # shards know their name
+        if atomic.is_remote(name):
             plain.save_weights(name, max_shard_size=max_shard_size, **kwargs)
-        else:
+        elif max_shard_size is None:
             with atomic.new_file(name) as temporary:
                 plain.save_weights(temporary, **kwargs)
+        else:  # several files, and one of their names, which are taken from its own
+            target = Path(name)
+            with atomic.new_files(target.parent, target.name) as folder:
+                plain.save_weights(
+                    os.path.join(folder, target.name), max_shard_size=max_shard_size, **kwargs
+                )
+
+    write(model, what, work)
+
+
+def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> None:
+    """Writes the configuration of a model, and its weights beside it: both, or none.
+
+    Args:
+        model: A built Keras model.
+        path: The file for the configuration.
+        weights: That for the weights, `x.weights.h5` in the same directory.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: They cannot be written.
+    """
+    target = Path(path)
+
+    def work(plain: Any) -> None:
+        with atomic.new_files(target.parent, target.name) as folder:
+            plain.save_weights(os.path.join(folder, Path(weights).name))
+            Path(folder, target.name).write_text(plain.to_json(indent=1), encoding="utf-8")
+
+    write(model, what, work)
+
+
+def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
+    """Writes a TensorFlow checkpoint of a model and of its optimizer.
+
+    Args:
+        model: A built Keras model.
+        path: The prefix of its files.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: It cannot be written.
+    """
+    name = os.fspath(path)
+
+    def work(plain: Any) -> None:
+        objects = {"model": plain}
+        if getattr(plain, "optimizer", None) is not None:
+            objects["optimizer"] = plain.optimizer
+        if atomic.is_remote(name):
+            tf.train.Checkpoint(**objects).write(name)
+            return
+        with atomic.new_prefix(name, ".index") as prefix:
+            tf.train.Checkpoint(**objects).write(prefix)
 
     write(model, what, work)
 
 
 def export(model: Model, path: PathLike, format: str, input_signature: Any, **kwargs: Any) -> None:
     """As `keras.Model.export`; see `write`."""
-    if format == "tf_saved_model" and not kwargs and not atomic.is_remote(os.fspath(path)):
-        write_saved_model(model, path, input_signature, "model.export")
+    name = os.fspath(path)
+    if format == "tf_saved_model":
+        write_saved_model(model, name, input_signature, "model.export", **kwargs)
         return
 
     def work(plain: Any) -> None:
+        if atomic.is_remote(name):
+            write_one(plain, name)
+            return
+        target = Path(name)
+        with atomic.new_files(target.parent, target.name) as folder:
+            write_one(plain, os.path.join(folder, target.name))
+
+    def write_one(plain: Any, place: str) -> None:
         signature = input_signature or _signature(model)
-        plain.export(path, format=format, verbose=False, input_signature=signature, **kwargs)
+        given = {"verbose": False, **kwargs}
+        plain.export(place, format=format, input_signature=signature, **given)
 
     write(model, "model.export", work)
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-import h5py
-
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
+from opensmp.saving.damage import half
+from opensmp.saving.safe_hdf5 import opened
 
 _ZIP, _HDF5 = b"PK", b"\x89HDF\r\n\x1a\n"
 _INDEX = ".index"
@@ -173,25 +173,13 @@ def _of_contents(target: Path, begin: bytes, what: str) -> Format:
 
 
 def _of_hdf5(target: Path, what: str) -> Format:
-    try:
-        with h5py.File(target, "r") as file:
-            if "model_config" in file.attrs:
-                return Format.H5
-            if "layer_names" in file.attrs or "layer_names0" in file.attrs:
-                return Format.H5_WEIGHTS
-            if "model_weights" in file:
-                return Format.H5_WEIGHTS
-            return Format.WEIGHTS
-    except OSError as error:
-        raise SavingError(half(target, what, str(error))) from error
-
-
-def half(target: Path | str, what: str, why: str) -> str:
-    """The message for a file that is damaged or not complete."""
-    return (
-        f"{what}: {target} is damaged or half a file: {why}. Copy or write it again; nothing was "
-        "changed by loading it."
-    )
+    with opened(target, target, what) as file:
+        attributes = file.root.attrs
+        if "model_config" in attributes:
+            return Format.H5
+        if "layer_names" in attributes or "layer_names0" in attributes:
+            return Format.H5_WEIGHTS
+        return Format.H5_WEIGHTS if "model_weights" in file.root else Format.WEIGHTS
 
 
 def _alike(target: Path) -> str:

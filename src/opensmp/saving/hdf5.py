@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ import h5py
 import keras
 import numpy as np
 
-from opensmp.errors import SavingError
 from opensmp.saving.formats import named
 from opensmp.saving.gather import assigning_own
 from opensmp.saving.keras2_layers import upgraded
 from opensmp.saving.keras2_training import compile_arguments, optimizer_values
+from opensmp.saving.operation_nodes import name_operations
+from opensmp.saving.safe_hdf5 import Hdf5, opened
 
 Model = Any
 
@@ -51,34 +52,41 @@ def load_hdf5(
         SavingError: Keras 3 cannot make the model.
         ValueError: What Keras raises, such as for a Lambda layer in safe mode.
     """
-    with _readable(path, what) as readable:
+    custom = (*(custom_objects or {}), *keras.saving.get_custom_objects())
+    with _readable(path, what, custom) as readable:
         model = keras.saving.load_model(
             readable, custom_objects=custom_objects, compile=False, safe_mode=safe_mode
         )
-    with h5py.File(path, "r") as file:
-        config = _json(file, "training_config") if compile else None
-        saved = _optimizer_weights(file)
+    with opened(path, path, what) as file:
+        config = file.json("training_config") if compile else None
     if config is not None and config.get("optimizer_config"):
         with keras.saving.custom_object_scope(dict(custom_objects or {})):
             model.compile(**compile_arguments(config))
-        if saved:
-            _give_state(model, saved, path)
+        restore_optimizer(model, path, what)
     return model
 
 
-def restore_optimizer(model: Model, path: str | os.PathLike[str]) -> None:
+def restore_optimizer(model: Model, path: str | os.PathLike[str], what: str) -> None:
     """Gives a compiled model's optimizer the state that a `.h5` file has, if it has one."""
-    with h5py.File(path, "r") as file:
-        saved = _optimizer_weights(file)
-    if saved and getattr(model, "optimizer", None) is not None:
-        _give_state(model, saved, path)
-
-
-def _give_state(model: Model, saved: list[tuple[str, Any]], path: str | os.PathLike[str]) -> None:
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:
+        return
+    with opened(path, path, what) as file:
+        has_state = "optimizer_weights" in file.root
+    if not has_state:
+        return
     optimizer.build(model.trainable_variables)
     variables = list(optimizer.variables)
-    values = optimizer_values(saved, variables, model.trainable_variables)
+    values: list[Any] | None = None
+    with opened(path, path, what) as file:
+        saved = _optimizer_weights(file)
+        found = optimizer_values(saved, variables, model.trainable_variables)
+        if found is not None:
+            # All are read before any is assigned; those that do not fit are not read at all.
+            values = [
+                None if dataset is None else file.array(dataset, tuple(variable.shape))
+                for variable, dataset in zip(variables, found, strict=True)
+            ]
     if values is None:
         warnings.warn(
             f"smp.load_model: the state of the optimizer in {path}, {len(saved)} arrays, does not "
@@ -90,31 +98,35 @@ def _give_state(model: Model, saved: list[tuple[str, Any]], path: str | os.PathL
     with assigning_own():
         for variable, value in zip(variables, values, strict=True):
             if value is not None:
-                variable.assign(np.asarray(value))
+                variable.assign(value)
 
 
 @contextlib.contextmanager
-def _readable(path: str | os.PathLike[str], what: str) -> Iterator[str]:
+def _readable(
+    path: str | os.PathLike[str], what: str, custom: Collection[str] = ()
+) -> Iterator[str]:
     """The name of a file that Keras 3 reads: this one, or a copy in which something is changed."""
-    with h5py.File(path, "r") as file:
-        version = _text(file.attrs.get("keras_version", "2"))
-        config = _json(file, "model_config")
-    if config is None or version.split(".")[0] not in ("1", "2"):
-        with named(path, ".h5") as name:
-            yield name
-        return
-    new = upgraded(config, what)
-    if not new.changed:
+    with opened(path, path, what) as file:
+        config = file.configuration("model_config")
+        version = file.text("keras_version") or "2"
+    cudnn: dict[str, str] = {}
+    changed = False
+    if config is not None and version.split(".")[0] in ("1", "2"):
+        new = upgraded(config, what)
+        config, changed, cudnn = new.config, new.changed, new.cudnn
+    elif config is not None:
+        changed = name_operations(config, custom)
+    if not changed:
         with named(path, ".h5") as name:
             yield name
         return
     with tempfile.TemporaryDirectory() as folder:
         name = str(Path(folder, "model.h5"))
         shutil.copyfile(path, name)
-        with h5py.File(name, "r+") as file:
-            file.attrs["model_config"] = json.dumps(new.config)
-            if new.cudnn:
-                _convert_cudnn(file["model_weights"], new.cudnn)
+        with opened(name, path, what, "r+") as file:
+            file.root.attrs["model_config"] = json.dumps(config)
+            if cudnn:
+                _convert_cudnn(file.group("model_weights"), cudnn)
         yield name
 
 
@@ -161,34 +173,9 @@ def cudnn_weight(value: Any, role: str, kind: str) -> Any:
     return np.concatenate([gate.T.reshape(gate.shape, order="F") for gate in gates], axis=1)
 
 
-def _optimizer_weights(file: Any) -> list[tuple[str, Any]]:
-    group = file.get("optimizer_weights")
-    if group is None:
+def _optimizer_weights(file: Hdf5) -> list[tuple[str, Any]]:
+    """Names and datasets, none of them read yet."""
+    if "optimizer_weights" not in file.root:
         return []
-    names: list[Any] = []
-    if "weight_names" in group.attrs:
-        names = list(group.attrs["weight_names"])
-    else:
-        chunk = 0
-        while f"weight_names{chunk}" in group.attrs:
-            names += list(group.attrs[f"weight_names{chunk}"])
-            chunk += 1
-    return [(_text(name), np.asarray(group[_text(name)])) for name in names]
-
-
-def _json(file: Any, name: str) -> dict[str, Any] | None:
-    text = file.attrs.get(name)
-    if text is None:
-        return None
-    try:
-        found: dict[str, Any] = json.loads(_text(text))
-    except json.JSONDecodeError as error:
-        raise SavingError(
-            f"smp.load_model: {name} in {file.filename} is not JSON ({error}); the file is "
-            "damaged. Write it again."
-        ) from error
-    return found
-
-
-def _text(value: Any) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    group = file.group("optimizer_weights")
+    return [(name, file.dataset(name, group)) for name in file.names(group, "weight_names")]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -19,9 +18,12 @@ from opensmp.errors import CheckpointError, SavingError
 from opensmp.runtime import world
 from opensmp.saving import layouts
 from opensmp.saving.checkpoint_manager import CheckpointManager
+from opensmp.saving.damage import explained
 from opensmp.saving.formats import Format, checkpoint_prefix, named
 from opensmp.saving.gather import assigning_own
 from opensmp.saving.hdf5 import restore_optimizer
+from opensmp.saving.inspection import inspected
+from opensmp.saving.safe_hdf5 import opened
 
 Model = Any
 PathLike = str | os.PathLike[str]
@@ -38,14 +40,16 @@ def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: b
         state: Whether the optimizer gets its state, with its learning rate.
 
     Raises:
-        SavingError: The file has the weights of another model; none was assigned.
+        SavingError: The file is damaged, has values in other files, or has the weights of another
+            model; none was assigned.
     """
     if not model.built:
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "
             "not known. Call it with one batch first."
         )
-    with _scope_of(model):
+    with explained(path, what), _scope_of(model):
+        inspected(path, kind, what)
         _BY_KIND[kind](model, path, what, state)
 
 
@@ -58,8 +62,8 @@ def _scope_of(model: Model) -> Any:
 
 
 def _weights_file(model: Model, path: PathLike, what: str, state: bool) -> None:
-    layouts.check(layouts.of_weights_file(model, path), path, what)
-    if state and layouts.has_optimizer(path):
+    layouts.check(layouts.of_weights_file(model, path, what), path, what)
+    if state and layouts.has_optimizer(path, what):
         build_optimizer(model)
     optimizer = None if state else getattr(model, "optimizer", None)
     kept = [] if optimizer is None else [(v, np.asarray(v)) for v in optimizer.variables]
@@ -77,13 +81,13 @@ def _directory(model: Model, path: PathLike, what: str, state: bool) -> None:
 
 
 def _layers_file(model: Model, path: PathLike, what: str, state: bool) -> None:
-    with h5py.File(path, "r") as file:
-        group = file.get("model_weights", file)
-        layouts.check(layouts.of_layers(model, group), path, what)
+    with opened(path, path, what) as file:
+        within = file.group("model_weights") if "model_weights" in file.root else file.root
+        layouts.check(layouts.of_layers(model, file, within), path, what)
     with named(path, ".h5") as name:
         model.load_weights(name)
     if state:
-        restore_optimizer(model, path)
+        restore_optimizer(model, path, what)
 
 
 def _saved_model(model: Model, path: PathLike, what: str, state: bool) -> None:
@@ -114,7 +118,7 @@ def _checkpoint(model: Model, path: PathLike, what: str, state: bool) -> None:
 
 def _restore(model: Model, prefix: str, keys: Sequence[str], optimizer: Any, what: str) -> None:
     is_child = any(key.startswith("model/") for key in keys)
-    with_optimizer = optimizer is not None and any(key.startswith("optimizer/") for key in keys)
+    with_optimizer = optimizer is not None and any(map(_is_slot, keys))
     if with_optimizer:
         build_optimizer(model)
     if not is_child and not any(key.startswith("optimizer/") for key in keys):
@@ -123,14 +127,33 @@ def _restore(model: Model, prefix: str, keys: Sequence[str], optimizer: Any, wha
         checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
     else:
         checkpoint = tf.train.Checkpoint(model=model)
+    _restore_with(model, checkpoint, prefix, optimizer is None or not with_optimizer, what)
+    if optimizer is None or with_optimizer:
+        return
+    for name, attribute in _SCALARS.items():
+        key = f"optimizer/{name}/.ATTRIBUTES/VARIABLE_VALUE"
+        variable: Any = getattr(optimizer, attribute, None)
+        if key in keys and hasattr(variable, "assign"):
+            variable.assign(tf.train.load_variable(prefix, key))
+
+
+def _restore_with(model: Model, checkpoint: Any, prefix: str, partial: bool, what: str) -> None:
     if world.is_initialized():
         manager = CheckpointManager(checkpoint, Path(prefix).absolute().parent)
         try:
-            manager.restore(prefix, partial=optimizer is None)
+            manager.restore(prefix, partial=partial)
         except CheckpointError as error:
             raise SavingError(f"{what}: {error}") from error
         return
     _restore_plainly(model, checkpoint, prefix, what)
+
+
+_SCALARS = {"_iterations": "iterations", "_learning_rate": "learning_rate"}
+
+
+def _is_slot(key: str) -> bool:
+    """Whether a key is of an optimizer that was built: one that has never run has but scalars."""
+    return key.startswith("optimizer/") and key.split("/")[1] not in _SCALARS
 
 
 def _restore_plainly(model: Model, checkpoint: Any, prefix: str, what: str) -> None:

@@ -140,6 +140,9 @@ def optimizer_values(
     targets = [tuple(variable.shape) for variable in variables]
     if shapes == targets:
         return [value for _, value in saved]
+    if len(shapes) < len(targets) and targets[: len(shapes)] == shapes == [()] * len(shapes):
+        # Of a model that was compiled and never trained, Keras 3 writes what is there by then.
+        return [*(value for _, value in saved), *[None] * (len(targets) - len(shapes))]
     if not saved or shapes[0] != ():
         return None
     own = [i for i, v in enumerate(variables) if v.path.endswith("learning_rate")]

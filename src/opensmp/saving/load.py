@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,16 @@ from opensmp.errors import SavingError
 from opensmp.model import DistributedModel
 from opensmp.runtime import world
 from opensmp.saving import atomic, export
-from opensmp.saving.formats import Format, format_of, half, named, weights_beside
+from opensmp.saving.damage import explained
+from opensmp.saving.formats import Format, format_of, named, weights_beside
 from opensmp.saving.gather import together
 from opensmp.saving.hdf5 import load_hdf5
+from opensmp.saving.inspection import inspected
 from opensmp.saving.into import build_optimizer, load_into
+from opensmp.saving.json_text import object_of
 from opensmp.saving.same_file import check_same_file
 from opensmp.saving.saved_model import saved_model_as_keras
+from opensmp.saving.variable_bound import variables_bounded
 
 Model = Any
 PathLike = str | os.PathLike[str]
@@ -66,10 +68,10 @@ def load_model(
         The model.
 
     Raises:
-        SavingError: The path is missing, may not be read, is damaged, of an unknown format, or
-            has the weights of another model; nothing was changed. In several processes all
-            raise.
-        ValueError: What Keras raises, such as for a Lambda layer in safe mode.
+        SavingError: The path is missing, may not be read, is damaged, of an unknown format, has
+            values in other files, needs consent or classes that were not given, or has the
+            weights of another model; nothing was changed. It is a `ValueError`, its text has
+            that of Keras, and its cause is what Keras raised. In several processes all raise.
 
     Example:
         ```python
@@ -120,10 +122,9 @@ def save_model(model: Model, path: PathLike, *, overwrite: bool = True) -> None:
             f"smp.save_model: {name} exists already. Give another path, or overwrite=True."
         )
     elif name.endswith(".json"):
-        export.write(model, "smp.save_model", lambda plain: _write_json(plain, name))
-        export.save_weights(model, weights_beside(name), True, None)
+        export.write_json(model, name, weights_beside(name), "smp.save_model")
     elif name.endswith(".ckpt"):
-        export.write(model, "smp.save_model", lambda plain: _write_checkpoint(plain, name))
+        export.write_checkpoint(model, name, "smp.save_model")
     elif Path(name).suffix and not Path(name).suffix[1:].isdigit():
         raise SavingError(
             f"smp.save_model: {name} does not say the format. Expected: a name that ends with "
@@ -157,7 +158,7 @@ def _load(
             f"{_WHAT}: weights alone are not read from another machine, {os.fspath(path)}. Copy "
             "the file to this machine first, or load the whole model."
         )
-    with _explained(path):
+    with explained(path, _WHAT):
         if kind is Format.JSON:
             return _load_json(path, model, compile, custom_objects, safe_mode)
         if model is not None:
@@ -169,17 +170,19 @@ def _load(
                 "Give the model it belongs to, or a function that makes it: "
                 "smp.load_model(path, model)."
             )
-        if kind is Format.H5:
-            return load_hdf5(
-                path,
-                _WHAT,
-                compile=compile,
-                custom_objects=custom_objects,
-                safe_mode=safe_mode,
-            )
         if kind is Format.SAVED_MODEL:
             return saved_model_as_keras(path)
-        with _as_keras_names_it(path, kind) as name:
+        sizes = inspected(path, kind, _WHAT, whole=True)
+        if kind is Format.H5:
+            with variables_bounded(sizes, path, _WHAT):
+                return load_hdf5(
+                    path,
+                    _WHAT,
+                    compile=compile,
+                    custom_objects=custom_objects,
+                    safe_mode=safe_mode,
+                )
+        with variables_bounded(sizes, path, _WHAT), _as_keras_names_it(path, kind) as name:
             return keras.saving.load_model(
                 name, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
             )
@@ -191,32 +194,6 @@ def _as_keras_names_it(path: PathLike, kind: Format) -> Any:
     return named(path, ".keras")
 
 
-@contextlib.contextmanager
-def _explained(path: PathLike) -> Iterator[None]:
-    """Context in which errors of damaged files say that they are."""
-    try:
-        yield
-    except PermissionError as error:
-        raise SavingError(
-            f"{_WHAT}: this process may not read {os.fspath(path)}: {error.strerror}."
-        ) from error
-    except (zipfile.BadZipFile, EOFError, OSError, tf.errors.DataLossError) as error:
-        raise SavingError(half(Path(path), _WHAT, str(error))) from error
-
-
-def _write_json(plain: Model, name: str) -> None:
-    with atomic.new_file(name) as temporary:
-        Path(temporary).write_text(plain.to_json(indent=1))
-
-
-def _write_checkpoint(plain: Model, name: str) -> None:
-    objects_of = {"model": plain}
-    if getattr(plain, "optimizer", None) is not None:
-        objects_of["optimizer"] = plain.optimizer
-    with atomic.new_prefix(name, ".index") as prefix:
-        tf.train.Checkpoint(**objects_of).write(prefix)
-
-
 def _load_json(
     path: PathLike,
     model: Model | None,
@@ -226,11 +203,7 @@ def _load_json(
 ) -> Model:
     name = os.fspath(path)
     weights = weights_beside(name)
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-        config = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SavingError(half(Path(name), _WHAT, str(error))) from error
+    config = object_of(Path(name).read_bytes(), name, _WHAT)
     if "weight_map" in config:
         raise SavingError(
             f"{_WHAT}: {name} is the list of contents of weights in several files, and no "
@@ -245,10 +218,11 @@ def _load_json(
             )
         if not compile:
             config.pop("compile_config", None)
-        model = keras.saving.deserialize_keras_object(
-            config, custom_objects=dict(custom_objects or {}), safe_mode=safe_mode
-        )
-        if compile:
-            build_optimizer(model)
+        with variables_bounded(inspected(weights, kind, _WHAT), path, _WHAT):
+            model = keras.saving.deserialize_keras_object(
+                config, custom_objects=dict(custom_objects or {}), safe_mode=safe_mode
+            )
+            if compile:
+                build_optimizer(model)
     load_into(model, weights, kind, _WHAT)
     return model

@@ -1,0 +1,80 @@
+"""What is said of files that cannot be read: one error of opensmp for whatever went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow as tf
+
+from opensmp.errors import SavingError, SmpError
+
+PathLike = str | os.PathLike[str]
+
+_SHOWN = 1200  # characters at either end of an error's text; Keras quotes whole configurations
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    OSError,
+    tf.errors.DataLossError,
+)
+
+
+def half(target: PathLike, what: str, why: str) -> str:
+    """The message for a file that is damaged or not complete."""
+    return (
+        f"{what}: {os.fspath(target)} is damaged or half a file: {why}. Copy or write it again; "
+        "nothing was changed by loading it."
+    )
+
+
+@contextlib.contextmanager
+def explained(path: PathLike, what: str) -> Iterator[None]:
+    """Context in which every error of reading a file becomes one that names the file.
+
+    Args:
+        path: The file.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: In place of any other exception; those of opensmp pass.
+
+    Example:
+        ```python
+        with explained("model.keras", "smp.load_model"):
+            keras.saving.load_model("model.keras")
+        ```
+    """
+    name = os.fspath(path)
+    try:
+        yield
+    except SmpError:
+        raise
+    except PermissionError as error:
+        raise SavingError(f"{what}: this process may not read {name}: {error.strerror}.") from error
+    except RecursionError as error:
+        raise SavingError(
+            f"{what}: {name} cannot be loaded: its configuration is nested too deeply. Expected: "
+            "fewer than some hundred levels of models in models."
+        ) from error
+    except _UNREADABLE as error:
+        raise SavingError(half(Path(path), what, _text(error))) from error
+    except Exception as error:
+        raise SavingError(
+            f"{what}: {name} cannot be loaded: its contents are damaged, or need something that is "
+            f"not there. {type(error).__name__}: {_text(error)}"
+        ) from error
+
+
+def _text(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    if len(text) <= 2 * _SHOWN:
+        return text
+    return f"{text[:_SHOWN]} [...] {text[-_SHOWN:]}"
