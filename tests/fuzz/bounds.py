@@ -42,7 +42,8 @@ MOST_BYTES = 200 << 20
 """Memory that the process holds during one case, beyond what it held before."""
 
 _MOST_MESSAGE = 20_000  # characters: what nobody could read is no message
-_STANDSTILL_SECONDS = 120.0  # of the clock, for a case that waits or never ends
+_STANDSTILL_SECONDS = 60.0  # of the clock, for a case that waits
+_ENDED_AT = 5  # times the processor time that a case may take, for one that never ends
 _FEW_CASES = 150
 _RESET_PEAK = "5"  # see proc(5), clear_refs
 
@@ -137,10 +138,11 @@ def taken(
             assert Config.resolve(result.value.to_dict()) == result.value
         ```
     """
-    result, seconds, size = _measured(call, refusals)
+    longest = _ENDED_AT * most_seconds
+    result, seconds, size = _measured(call, refusals, longest)
     if seconds > most_seconds:
         gc.collect()
-        result, again, size = _measured(call, refusals)
+        result, again, size = _measured(call, refusals, longest)
         seconds = min(seconds, again)
     name = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     tally = tallies.setdefault(name, Tally())
@@ -157,16 +159,19 @@ def taken(
 
 
 def _measured(
-    call: Callable[[], Any], refusals: tuple[type[BaseException], ...]
+    call: Callable[[], Any], refusals: tuple[type[BaseException], ...], longest: float
 ) -> tuple[Result, float, int]:
     before = _resident_bytes()
     earlier_peak = _reset_peak()
     started = time.process_time()
     try:
-        with _ended_at_a_standstill():
+        with _ended_at_a_standstill(longest):
             result = _result(call, refusals)
     except _Standstill:
-        raise Fault(f"the case did not end within {_STANDSTILL_SECONDS:g} s") from None
+        raise Fault(
+            f"the case did not end within {_STANDSTILL_SECONDS:g} s, or {longest:g} s of processor "
+            "time"
+        ) from None
     seconds = time.process_time() - started
     peak = _peak_bytes()
     return result, seconds, peak - before if peak > earlier_peak else 0
@@ -187,8 +192,8 @@ def _result(call: Callable[[], Any], refusals: tuple[type[BaseException], ...]) 
 
 
 @contextmanager
-def _ended_at_a_standstill() -> Iterator[None]:
-    """Ends what takes too long by the clock; other threads than the main one cannot be ended."""
+def _ended_at_a_standstill(longest: float) -> Iterator[None]:
+    """Ends what takes far too long; other threads than the main one cannot be ended."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -196,13 +201,19 @@ def _ended_at_a_standstill() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise _Standstill
 
-    handler = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, _STANDSTILL_SECONDS)
+    timers = (
+        (signal.ITIMER_REAL, signal.SIGALRM, _STANDSTILL_SECONDS),
+        (signal.ITIMER_PROF, signal.SIGPROF, longest),
+    )
+    handlers = [signal.signal(number, end) for _, number, _ in timers]
+    for timer, _, seconds in timers:
+        signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        for (timer, number, _), handler in zip(timers, handlers, strict=True):
+            signal.setitimer(timer, 0)
+            signal.signal(number, handler)
 
 
 # ------------------------------------------------------------------------------------ memory

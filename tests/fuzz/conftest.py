@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 from fuzz.bounds import tallies
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A failing case may be long to print, which hypothesis warns of."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(
+                pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
+            )
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -77,6 +77,15 @@ def test_a_case_that_stands_still_is_ended(monkeypatch):
         taken(wait)
 
 
+def test_a_case_that_computes_for_ever_is_ended():
+    def compute() -> None:
+        while True:
+            sum(range(1000))
+
+    with pytest.raises(Fault, match="did not end"):
+        taken(compute, most_seconds=0.05)
+
+
 def test_the_number_of_cases_is_chosen_from_outside(monkeypatch):
     monkeypatch.delenv("FUZZ_CASES", raising=False)
     few = bounds.cases()
