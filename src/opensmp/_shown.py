@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ MOST_FAULTS = 50
 """Faults that one message lists; that there are more is said."""
 
 _DEEPEST = 6
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 _MOST_NAMES = 2_000
 _LONGEST_NAME = 100
 _BRACKETS: dict[type, tuple[str, str]] = {
@@ -40,6 +42,12 @@ def shown(value: Any, most: int = 80) -> str:
         if len(text) > most:
             return text[: most - 3] + "..."
     return text
+
+
+def plain(name: Any) -> str:
+    """A name without quotes if it is one, for messages; a key of a dict may be anything."""
+    is_name = isinstance(name, str) and _PLAIN_NAME.fullmatch(name)
+    return str(name) if is_name else shown(name, 60)
 
 
 def _pieces(value: Any, most: int, deepest: int) -> Iterator[str]:

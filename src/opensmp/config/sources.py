@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,9 +24,6 @@ ALIASES: Mapping[str, str] = {"pipeline_parallel_degree": "partitions"}
 """Second names of keys."""
 
 
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
-
-
 class Given(NamedTuple):
     """A value as one source gave it. `text` marks one that still has to be read."""
 
@@ -42,7 +38,7 @@ class Given(NamedTuple):
         return ALIASES.get(self.name, self.name)
 
     def __str__(self) -> str:
-        return f"{_plain(self.name)} ({self.source}): received {shown(self.value)}"
+        return f"{_shown.plain(self.name)} ({self.source}): received {shown(self.value)}"
 
 
 def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
@@ -61,7 +57,7 @@ def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
 def from_variables(environ: Mapping[str, str]) -> list[Given]:
     """What the variables `OPENSMP_<KEY>` say."""
     return [
-        Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, _plain(variable), text=True)
+        Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, _shown.plain(variable), text=True)
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
@@ -92,12 +88,6 @@ def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
         Given(name, value, SERVICE_VARIABLE, text=isinstance(value, str))
         for name, value in values.items()
     ]
-
-
-def _plain(name: Any) -> str:
-    """A name, for messages: a key of a dict may be anything."""
-    plain = isinstance(name, str) and _PLAIN_NAME.fullmatch(name)
-    return str(name) if plain else _shown.shown(name, 60)
 
 
 def shown(value: Any) -> str:
