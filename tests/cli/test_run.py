@@ -381,16 +381,23 @@ def test_join_seconds_may_come_from_the_environment():
 
 
 @pytest.mark.parametrize("absent", [0, 1])
-def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent):
+def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent, tmp_path):
     script = f"""
     import os
+    import pathlib
     import sys
+    import time
     if os.environ["OPENSMP_RUN_RANK"] == "{absent}":
         sys.exit()
     import opensmp as smp
+    smp.init  # imports TensorFlow, which may take one much longer than the other
+    folder = pathlib.Path("{tmp_path}")
+    (folder / os.environ["OPENSMP_RUN_RANK"]).touch()
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.02)
     smp.init()
     """
-    result = launch(script, ["-n", "3", "-a"], seconds=50)
+    result = launch(script, ["-n", "3", "-a"], seconds=110)
     assert result.code == 1, result.stderr
     told = f"LaunchError: opensmp run: rank {absent} of 3 ended, with exit code 0, before it called"
     for rank in {0, 1, 2} - {absent}:

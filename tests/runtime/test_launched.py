@@ -69,6 +69,7 @@ def test_own_launcher():
     assert (launch.local_rank, launch.local_size) == (1, 2)
     assert (launch.meeting, launch.num_meeting_ports) == (("127.0.0.1", 4711), 1)
     assert (launch.token, launch.join_seconds, launch.addresses) == ("secret", 7.5, None)
+    assert launch.has_secret
     assert launch.idle_seconds == 9
 
 
@@ -306,3 +307,11 @@ def test_child_of_a_rank_may_be_a_rank_of_another_run():
     claim(detect(inherited), inherited, 8)
     with pytest.raises(LaunchError, match="process 8 is rank 1 of this run already"):
         claim(detect(inherited), inherited, 9)
+
+
+@pytest.mark.parametrize("token", ["", " ", None])
+def test_the_name_of_a_run_is_no_secret(token):
+    launch = detect({**TORCHRUN, **({} if token is None else {"OPENSMP_RUN_TOKEN": token})})
+    assert (launch.token, launch.has_secret) == (detect(TORCHRUN).token, False)
+    secret = detect({**TORCHRUN, "OPENSMP_RUN_TOKEN": " 3f7a\n"})
+    assert (secret.token, secret.has_secret) == ("3f7a", True)

@@ -6,13 +6,14 @@ Whoever waits there cannot know it: only the launcher sees a process end that ne
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
+import time
 
-from opensmp.runtime.channel import Channel
+from opensmp.runtime.handshake import Reception, Secret, introduce
 from opensmp.runtime.rendezvous import reserve_port
 
 _SECONDS = 0.5
+_TURN_SECONDS = 0.02  # in which a guest that is here goes on
 
 
 class Absence:
@@ -31,8 +32,10 @@ class Absence:
     """
 
     def __init__(self, port: int, token: str, size: int) -> None:
-        self._port, self._token, self._size = port, token, size
+        self._port, self._size = port, size
+        self._secret = Secret(token, is_secret=True)
         self._listener: socket.socket | None = None
+        self._reception: Reception | None = None
 
     def tell(self, rank: int) -> None:
         """Ends the waiting of those who wait now for a rank that has ended."""
@@ -49,22 +52,30 @@ class Absence:
 
     def close(self) -> None:
         """Leaves the port to the next run."""
+        if self._reception is not None:
+            self._reception.close()
         if self._listener is not None:
             self._listener.close()
 
     def _visit(self, text: str) -> None:
         """Tells rank 0, which tells the others; if nobody listens, nobody waits."""
         connection = socket.create_connection(("127.0.0.1", self._port), _SECONDS)
-        with contextlib.closing(Channel(connection, self._token)) as channel:
+        channel = introduce(connection, self._secret, -1, self._size, _SECONDS)
+        with contextlib.closing(channel):
             channel.send({"kind": "absent", "text": text}, _SECONDS)
 
     def _answer_instead(self, text: str) -> None:
         """Tells those who have come to rank 0."""
         if self._listener is None:
             self._listener, _ = reserve_port("127.0.0.1", self._port)  # beside the launcher's
-            self._listener.listen(self._size)
-        while select.select([self._listener], [], [], 0.0)[0]:
-            connection, _ = self._listener.accept()
-            with contextlib.closing(Channel(connection, self._token)) as channel:
-                nonce = channel.receive(_SECONDS)["nonce"]
-                channel.send({"kind": "refused", "nonce": nonce, "text": text}, _SECONDS)
+            self._listener.listen(max(self._size, 128))
+        if self._reception is None:
+            self._reception = Reception(self._listener, self._secret)
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            guests = self._reception.wait(_TURN_SECONDS)
+            for guest in guests:
+                with contextlib.closing(guest.channel), contextlib.suppress(OSError):
+                    guest.channel.send({"kind": "refused", "text": text}, _SECONDS)
+            if not guests and not self._reception.num_visits:
+                return

@@ -8,6 +8,7 @@ the process ends.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 from opensmp import _private
 from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
 from opensmp.runtime import rendezvous
+from opensmp.runtime.confinement import confined
 from opensmp.runtime.launched import Launch
 
 _logger = logging.getLogger("opensmp")
@@ -135,14 +137,19 @@ def start(cluster: Cluster, nccl: bool) -> None:
     launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
     began = time.monotonic()
     bypass_proxies(address.rsplit(":", 1)[0] for address in addresses)
+    ports = [int(address.rsplit(":", 1)[1]) for address in addresses]
+    is_here = _is_here(cluster.meeting)
+    if is_here:  # a server that is confined to this machine is found at no other address
+        addresses = [f"127.0.0.1:{port}" for port in ports]
     try:
-        _private.join_cluster(
-            launch.rank,
-            addresses,
-            nccl=nccl,
-            heartbeat_seconds=_HEARTBEAT_SECONDS,
-            join_seconds=launch.join_seconds,
-        )
+        with confined(ports[launch.rank]) if is_here else contextlib.nullcontext():
+            _private.join_cluster(
+                launch.rank,
+                addresses,
+                nccl=nccl,
+                heartbeat_seconds=_HEARTBEAT_SECONDS,
+                join_seconds=launch.join_seconds,
+            )
     except Exception as error:
         raise LaunchError(
             f"{launch.source}: rank {launch.rank} of {launch.size} could not start TensorFlow's "
@@ -161,6 +168,12 @@ def start(cluster: Cluster, nccl: bool) -> None:
         time.monotonic() - began,
         ", ".join(addresses),
     )
+
+
+def _is_here(meeting: rendezvous.Meeting) -> bool:
+    """Whether all processes reach each other without leaving this machine."""
+    # Containers may have the name of their machine, and still a network of their own.
+    return len({(peer.machine, peer.network) for peer in meeting.peers}) == 1
 
 
 def bypass_proxies(hosts: Iterable[str]) -> None:

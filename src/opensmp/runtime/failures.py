@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from opensmp.runtime import deadlock
-from opensmp.runtime.channel import Channel, Message
+from opensmp.runtime.channel import Channel, Message, readable
 from opensmp.runtime.idleness import DEFAULT_SECONDS, Idleness, computes
 from opensmp.runtime.waits import FINISHED, Report, Waits, waits
 
@@ -207,15 +206,14 @@ class Watch:
                     neighbour.channel.send(message)
 
     def _receive(self, seconds: float) -> None:
-        by_number = {n.channel.fileno(): n for n in self._neighbours.values() if not n.gone}
-        if not by_number:
+        by_channel = {n.channel: n for n in self._neighbours.values() if not n.gone}
+        if not by_channel:
             time.sleep(seconds)
             return
-        ready, _, _ = select.select(list(by_number), [], [], seconds)
-        for number in ready:
-            neighbour = by_number[number]
+        for channel in readable(by_channel, seconds):
+            neighbour = by_channel[channel]
             try:
-                message = neighbour.channel.receive(5.0)
+                message = channel.receive(5.0)
             except OSError:
                 neighbour.gone = True
                 if not self._together.is_set():

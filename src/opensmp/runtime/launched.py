@@ -35,7 +35,8 @@ from opensmp.runtime.variables import Variables, first_host
 _PORTS_TO_TRY = 8
 _FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
 _LOCAL_JOIN_SECONDS, _REMOTE_JOIN_SECONDS = 60.0, 300.0
-_LONGEST_JOIN_SECONDS = 1_000_000  # TensorFlow counts milliseconds in 32 bits
+LONGEST_JOIN_SECONDS = 1_000_000
+"""TensorFlow counts milliseconds in 32 bits."""
 
 # The variables of rank, size, and of both on the machine.
 _OWN = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
@@ -71,6 +72,7 @@ class Launch:
         num_meeting_ports: How many ports from that one on rank 0 may use. More than 1 where
             the port is derived and may be taken.
         token: Secret, or at least name, of the run; only processes that know it may join.
+        has_secret: Whether it is a secret.
         join_seconds: How long the processes wait for each other at the start.
         idle_seconds: How long no process may compute anything while all are in calls that need
             others, before the run is ended; 0: for ever.
@@ -85,6 +87,7 @@ class Launch:
     meeting: tuple[str, int] | None = None
     num_meeting_ports: int = 1
     token: str = ""
+    has_secret: bool = False
     join_seconds: float = _LOCAL_JOIN_SECONDS
     idle_seconds: float = DEFAULT_SECONDS
 
@@ -284,6 +287,7 @@ def _launch(
     if size == 1:
         return Launch(source)
     one_machine = local_size == size
+    secret = variables.text(f"{PREFIX}TOKEN")
     ports = 1
     if meeting is None:
         where = "127.0.0.1" if one_machine and host is None else host
@@ -308,7 +312,8 @@ def _launch(
         addresses=addresses,
         meeting=meeting,
         num_meeting_ports=ports,
-        token=_encodable(variables.text(f"{PREFIX}TOKEN") or job),
+        token=_encodable(secret or job),
+        has_secret=bool(secret),
         join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
         idle_seconds=idle_seconds,
     )
@@ -355,8 +360,8 @@ def _join_seconds(variables: Variables) -> float | None:
     return variables.seconds(
         f"{PREFIX}JOIN_SECONDS",
         "how long processes wait for each other at the start",
-        f"above 0 and at most {_LONGEST_JOIN_SECONDS}",
-        lambda seconds: 0 < seconds <= _LONGEST_JOIN_SECONDS,
+        f"above 0 and at most {LONGEST_JOIN_SECONDS}",
+        lambda seconds: 0 < seconds <= LONGEST_JOIN_SECONDS,
     )
 
 

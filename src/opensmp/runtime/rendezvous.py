@@ -1,27 +1,32 @@
 """Where the processes of a run meet and tell each other who and where they are.
 
 Rank 0 listens, everyone else comes to it; when all are there, everyone gets the same table.
-The connections stay open: `opensmp.runtime.failures` uses them to notice who is gone. They
+Only who knows the token of the run is heard (`opensmp.runtime.handshake`). The connections stay
+open: `opensmp.runtime.failures` uses them to notice who is gone. They
 form a star around rank 0, which holds `size - 1` of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
-import select
+import dataclasses
+import os
+import resource
 import socket
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from opensmp.errors import LaunchError
 from opensmp.runtime.channel import Channel, Message
+from opensmp.runtime.handshake import TOKEN_VARIABLE, Guest, Reception, Secret, has
 from opensmp.runtime.launched import Launch
+from opensmp.runtime.owners import can_tell, is_loopback
+from opensmp.runtime.visit import ROW, SAME_TOKEN, more_time, visit
 
-_HANDSHAKE_SECONDS = 5.0
-_PAUSE_SECONDS = 0.1
+_MOST_WARNINGS = 3
 
 
 @dataclass(frozen=True)
@@ -33,14 +38,14 @@ class Peer:
         address: `host:port` of its TensorFlow server.
         machine: Name of the machine it runs on, equal for processes of one machine.
         process: Its process id there.
-        facts: What it said about itself; compared by `agree`.
+        network: Name of the network namespace of that machine in which it is.
     """
 
     rank: int
     address: str
     machine: str
     process: int
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    network: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,8 @@ def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -
         ```
     """
     assert launch.meeting is not None
+    if launch.local_size == launch.size:  # all are here, whatever name this machine has elsewhere
+        launch = dataclasses.replace(launch, meeting=("127.0.0.1", launch.meeting[1]))
     reservation: socket.socket | None = None
     if launch.addresses is None:
         reservation, port = reserve_port()
@@ -106,26 +113,35 @@ def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -
         port = int(launch.addresses[launch.rank].rsplit(":", 1)[1])
     hello = {
         "kind": "hello",
-        "nonce": secrets.token_hex(8),
         "rank": launch.rank,
         "size": launch.size,
         "port": port,
         "machine": machine,
         "process": process,
+        "network": _network(),
         "facts": dict(facts),
     }
     try:
         if launch.rank == 0:
             rows, channels = _Host(launch, hello).gather()
         else:
-            rows, channels = _visit(launch, hello)
+            rows, channels = visit(launch, hello)
     except BaseException:
         if reservation is not None:
             reservation.close()
         raise
-    peers = tuple(Peer(row["rank"], row["address"], row["machine"], row["process"], row["facts"])
-                  for row in rows)  # fmt: skip
+    peers = tuple(Peer(*(row[name] for name in ROW)) for row in rows)
     return Meeting(peers, channels, reservation)
+
+
+_HELLO = {"rank": int, "size": int, "port": int, "machine": str, "process": int, "network": str}
+
+
+def _network() -> str:
+    try:
+        return os.readlink("/proc/self/ns/net")
+    except OSError:
+        return ""
 
 
 def disagreement(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
@@ -161,85 +177,137 @@ class _Host:
         self._launch = launch
         self._rows: dict[int, Message] = {0: hello}
         self._channels: dict[int, Channel] = {}
+        self._ranks: dict[Channel, int] = {}
+        self._strangers: dict[tuple[str, int], str] = {}
 
     def gather(self) -> tuple[list[Message], dict[int, Channel]]:
         launch = self._launch
         end = time.monotonic() + launch.join_seconds
-        listener = _listen(launch)
-        try:
-            while len(self._rows) < launch.size:
-                if time.monotonic() > end:
-                    self._refuse_all(_absent(launch, self._rows.keys()))
-                waiting = {channel.fileno(): rank for rank, channel in self._channels.items()}
-                ready, _, _ = select.select([listener.fileno(), *waiting], [], [], 0.2)
-                for item in ready:
-                    if item == listener.fileno():
-                        self._admit(listener)
-                    else:
-                        self._forget(waiting[item])
-        finally:
-            listener.close()
+        with _listen(launch) as listener:
+            _warn_of_strangers(launch, listener)
+            secret = Secret(launch.token, launch.has_secret)
+            with contextlib.closing(Reception(listener, secret, self._turn_away)) as reception:
+                self._reception = reception
+                while len(self._rows) < launch.size:
+                    if time.monotonic() > end:
+                        turned_away = self._strangers.values()
+                        self._refuse_all(_absent(launch, self._rows.keys(), turned_away))
+                    try:
+                        guests = reception.wait(0.2, self._forget)
+                    except OSError as error:
+                        self._refuse_all(_too_many_files(launch, error))
+                    for guest in guests:
+                        self._take(guest)
         difference = disagreement({rank: row["facts"] for rank, row in self._rows.items()})
         if difference is not None:
             self._refuse_all(
                 f"The processes do not agree: {difference}. Expected: the same program and the "
                 "same configuration in every process."
             )
-        rows = [self._rows[rank] for rank in range(launch.size)]
+        rows: list[Message] = [self._rows[rank] for rank in range(launch.size)]
         for row in rows:
             row["address"] = _address(launch, row, self._rows[0]["machine"])
-        for rank, channel in self._channels.items():
-            channel.send({"kind": "table", "nonce": self._rows[rank]["nonce"], "rows": rows})
+        rows = [{name: row[name] for name in ROW} for row in rows]
+        for channel in self._channels.values():
+            # One that has left meanwhile is noticed by `opensmp.runtime.failures`, as later.
+            with contextlib.suppress(OSError):
+                channel.send({"kind": "table", "rows": rows})
         return rows, self._channels
 
-    def _admit(self, listener: socket.socket) -> None:
-        connection, address = listener.accept()
-        channel = Channel(connection, self._launch.token)
-        try:
-            row = channel.receive(_HANDSHAKE_SECONDS)
-            if row.get("kind") == "absent":
-                channel.close()
-                self._refuse_all(row["text"])
-            rank, size = int(row["rank"]), int(row["size"])
-        except (OSError, ValueError, KeyError):
-            channel.close()  # a stranger, or one of another run
+    def _take(self, guest: Guest) -> None:
+        launch, row, channel = self._launch, guest.hello, guest.channel
+        if row.get("kind") == "absent" and has(row, text=str) and launch.has_secret:
+            channel.close()
+            self._refuse_all(row["text"])
+        if not _is_hello(row):
+            channel.close()
             return
-        if size != self._launch.size or not 0 < rank < size or rank in self._rows:
+        rank, size = row["rank"], row["size"]
+        if rank in self._channels:
+            self._forget(self._channels[rank])  # if it has left, this one is in its place
+        if size != launch.size or not 0 < rank < size or rank in self._rows:
             fault = (
                 f"there are two processes of rank {rank}"
-                if size == self._launch.size
-                else f"rank {rank} was started as one of {size}, rank 0 as one of "
-                f"{self._launch.size}"
+                if size == launch.size
+                else f"rank {rank} was started as one of {size}, rank 0 as one of {launch.size}"
             )
             with contextlib.suppress(OSError):
-                channel.send({"kind": "refused", "nonce": row.get("nonce"), "text": fault})
+                channel.send({"kind": "refused", "text": fault})
             channel.close()
             self._refuse_all(f"The processes do not fit together: {fault}.")
         with contextlib.suppress(OSError):  # if it is gone already, `gather` will notice
-            channel.send({"kind": "welcome", "nonce": row["nonce"]})
-        row["host"] = address[0].removeprefix("::ffff:")
-        self._rows[rank], self._channels[rank] = row, channel
+            channel.send({"kind": "welcome"})
+        self._reception.watch(channel)
+        self._rows[rank], self._channels[rank] = {**row, "host": guest.host}, channel
+        self._ranks[channel] = rank
 
-    def _forget(self, rank: int) -> None:
-        """Someone left before the others came; started anew, it may come again."""
-        self._channels.pop(rank).close()
-        del self._rows[rank]
+    def _forget(self, channel: Channel) -> None:
+        """If someone left before the others came: started anew, it may come again."""
+        try:
+            if channel.receive_now() is None:
+                return
+        except OSError:
+            pass
+        rank = self._ranks.pop(channel)
+        self._reception.forget(channel)
+        channel.close()
+        del self._channels[rank], self._rows[rank]
 
-    def _refuse_all(self, text: str) -> None:
-        for rank, channel in self._channels.items():
+    def _turn_away(self, knock: Message, reason: str) -> None:
+        """Says soon that someone seems to be one of the run, but does not know its secret."""
+        key = (knock["host"], knock["rank"])
+        if key in self._strangers or len(self._strangers) == _MOST_WARNINGS:
+            return
+        self._strangers[key] = (
+            f"a process at {knock['host']} that calls itself rank {knock['rank']} of "
+            f"{knock['size']} was turned away: {reason}"
+        )
+        _warn(f"{self._strangers[key]}. {SAME_TOKEN}")
+
+    def _refuse_all(self, text: str) -> NoReturn:
+        for channel in self._channels.values():
             with contextlib.suppress(OSError):
-                channel.send({"kind": "refused", "nonce": self._rows[rank]["nonce"], "text": text})
+                channel.send({"kind": "refused", "text": text})
             channel.close()
         raise LaunchError(text)
 
 
+def _is_hello(row: Message) -> bool:
+    return (
+        row.get("kind") == "hello"
+        and has(row, facts=dict, **_HELLO)
+        and 0 < row["port"] < 65536
+        and max(len(row["machine"]), len(row["network"])) <= 512
+    )
+
+
+def _warn(text: str) -> None:
+    print(f"opensmp: rank 0 warns: {text}", file=sys.stderr, flush=True)
+
+
+def _warn_of_strangers(launch: Launch, listener: socket.socket) -> None:
+    """Says who can join or end this run if there is no secret."""
+    host, port, *_ = listener.getsockname()
+    if launch.has_secret or (is_loopback(host) and can_tell()):
+        return
+    who = "any user of this machine" if is_loopback(host) else "anyone who can reach this machine"
+    _warn(
+        f"the processes of this run have no secret in common, so that {who} at port {port} can "
+        f"join it or end it. Set the same {TOKEN_VARIABLE} in every process, such as by `export "
+        f"{TOKEN_VARIABLE}=$(openssl rand -hex 16)` before `srun`, or with `mpirun -x "
+        f"{TOKEN_VARIABLE}`."
+    )
+
+
 def _listen(launch: Launch) -> socket.socket:
     host, first = launch.meeting or ("", 0)
-    local = host in ("127.0.0.1", "localhost")
+    local = is_loopback(host)
+    place = "" if not local else "::1" if host.strip("[]") == "::1" else "127.0.0.1"
     problem: OSError | None = None
     for port in range(first, first + launch.num_meeting_ports):
         dual = not local and socket.has_dualstack_ipv6()
-        listener = socket.socket(socket.AF_INET6 if dual else socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if dual or place == "::1" else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
         if dual:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -247,8 +315,8 @@ def _listen(launch: Launch) -> socket.socket:
             # The launcher holds this port. Elsewhere sharing would let two runs split it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            listener.bind(("127.0.0.1" if local else "", port))  # "" is every interface
-            listener.listen(launch.size)
+            listener.bind((place, port))  # "" is every interface
+            listener.listen(max(launch.size, 128))
         except OSError as error:
             problem = error
             listener.close()
@@ -271,57 +339,45 @@ def _address(launch: Launch, row: Message, first_machine: str) -> str:
     return f"[{host}]:{row['port']}" if ":" in host else f"{host}:{row['port']}"
 
 
-def _absent(launch: Launch, there: Any) -> str:
-    missing = [rank for rank in range(launch.size) if rank not in there]
+def _absent(launch: Launch, there: Iterable[int], turned_away: Iterable[str]) -> str:
+    missing = sorted(set(range(launch.size)) - set(there))
     several = len(missing) != 1
-    return (
+    text = (
         f"{launch.source}: rank{'s' * several} {', '.join(map(str, missing))} of {launch.size} did "
         f"not call smp.init within {launch.join_seconds:g} s of rank 0. Expected: every process "
         "calls smp.init at the top of the script. Look at what the missing ones were doing, or "
-        f"give them more time with {_more_time(launch)}."
+        f"give them more time with {more_time(launch)}."
     )
+    strangers = "; ".join(turned_away)
+    if strangers:
+        text += f" {strangers[0].upper()}{strangers[1:]}. {SAME_TOKEN}"
+    host, port = launch.meeting or ("", 0)
+    if launch.source != "opensmp run" and not _is_here(host):
+        text += (
+            f" They look for rank 0 at {host}:{port}, which is no address of this machine, on "
+            "which rank 0 runs: check MASTER_ADDR."
+        )
+    return text
 
 
-def _more_time(launch: Launch) -> str:
-    return "--join-seconds" if launch.source == "opensmp run" else "OPENSMP_RUN_JOIN_SECONDS"
+def _is_here(host: str) -> bool:
+    """Whether an address of that host is one of this machine."""
+    with contextlib.suppress(OSError, UnicodeError):
+        for family, kind, number, _, address in socket.getaddrinfo(host, 0, type=_STREAM):
+            with contextlib.suppress(OSError), socket.socket(family, kind, number) as probe:
+                probe.bind(address)
+                return True
+    return False
 
 
-# ------------------------------------------------------------------------------- the others
+_STREAM = socket.SOCK_STREAM
 
 
-def _visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Channel]]:
-    end = time.monotonic() + launch.join_seconds
-    host, first = launch.meeting or ("", 0)
-    problem: Exception | None = None
-    while time.monotonic() < end:
-        for port in range(first, first + launch.num_meeting_ports):
-            try:
-                channel = Channel(socket.create_connection((host, port), 2.0), launch.token)
-            except OSError as error:
-                problem = error
-                continue
-            try:
-                channel.send(hello)
-                # Whoever else may listen on a derived port does not know how to answer.
-                reply = channel.receive(_HANDSHAKE_SECONDS)
-                if reply.get("nonce") == hello["nonce"] and reply.get("kind") == "welcome":
-                    # All may be there late, since the time of rank 0 may have begun later.
-                    reply = channel.receive(launch.join_seconds + _HANDSHAKE_SECONDS)
-                if reply.get("nonce") != hello["nonce"]:
-                    raise PermissionError("the answer is not one to this process")
-            except (PermissionError, TimeoutError, ValueError, OSError) as error:
-                problem = error
-                channel.close()
-                continue
-            if reply.get("kind") == "refused":
-                channel.close()
-                raise LaunchError(reply["text"])
-            return reply["rows"], {0: channel}
-        time.sleep(_PAUSE_SECONDS)
-    raise LaunchError(
-        f"{launch.source}: rank {launch.rank} of {launch.size} did not find rank 0 at "
-        f"{host}:{first} within {launch.join_seconds:g} s ({problem}). Expected: rank 0 calls "
-        "smp.init in this time, on a machine of that name, behind a port that is open to this "
-        "one. Look at what rank 0 was doing, or give it more time with "
-        f"{_more_time(launch)}."
+def _too_many_files(launch: Launch, error: OSError) -> str:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return (
+        f"{launch.source}: rank 0 cannot take the connections of {launch.size - 1} other ranks: "
+        f"{error}. Expected: one open file for each, beside those of the program itself; a process "
+        f"may have {most}. Raise that before the start, such as by `ulimit -n "
+        f"{max(2 * most, 2 * launch.size)}`."
     )
