@@ -44,7 +44,7 @@ MOST_BYTES = 200 << 20
 _MOST_MESSAGE = 20_000  # characters: what nobody could read is no message
 _STANDSTILL_SECONDS = 60.0  # of the clock, for a case that waits
 _ENDED_AT = 5  # times the processor time that a case may take, for one that never ends
-_FEW_CASES = 150
+_FEW_CASES = 100
 _RESET_PEAK = "5"  # see proc(5), clear_refs
 
 

@@ -128,7 +128,7 @@ def mutated(draw: st.DrawFn, whole: Strategy, odd: Strategy | None = None) -> An
         odd: What may be put in; `json_values()` if not given.
     """
     value = copy.deepcopy(draw(whole))
-    odd = json_values() if odd is None else odd
+    odd = _ODD_JSON if odd is None else odd
     for _ in range(draw(st.integers(0, 3))):
         places = [*_places(value)]
         if not places:
@@ -226,3 +226,6 @@ def json_texts(draw: st.DrawFn, value: Strategy) -> str:
 def either(draw: st.DrawFn, right: Strategy, odd: Strategy) -> Any:
     """Mostly the right thing, sometimes an odd one: a case with ten faults tries only one."""
     return draw(odd if draw(st.integers(0, 5)) == 0 else right)
+
+
+_ODD_JSON = json_values()  # made once, since hypothesis looks at a strategy before it draws

@@ -53,9 +53,10 @@ class IntegerKind(NamedTuple):
         # bool is an int to Python; NumPy's integers are not, but are meant as such.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError
-        if not self.minimum <= value <= self.maximum:
+        number = int(value)
+        if not self.minimum <= number <= self.maximum:
             raise ValueError
-        return int(value)
+        return number
 
     def read(self, text: str) -> int:
         """See `Kind`."""

@@ -67,13 +67,14 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
             kind.check(value)
         except ValueError:
             faults.append(f"settings: {name} is {shown(value, 60)}; expected {kind.accepted}")
-    _check_machine(machine, faults)
+    check_machine(machine, faults)
     if len(faults) > count:
         return PlanSettings()
     return PlanSettings(**{**data, "machine": Machine(**machine)})
 
 
-def _check_machine(machine: Mapping[str, Any], faults: list[str]) -> None:
+def check_machine(machine: Mapping[str, Any], faults: list[str]) -> None:
+    """Adds to `faults` what is wrong with the fields of a `Machine`; some may be left out."""
     known = [field.name for field in fields(Machine)]
     for name, value in machine.items():
         if name not in known:
@@ -116,12 +117,12 @@ def read_costs(
         The units; None if there are faults.
     """
     found: list[str] = []
-    names = data.get("names")
+    names: Any = data.get("names")
     if not _are_texts(names):
         found.append(f"names: expected a list of texts; received {shown(names, 60)}")
         names = []
     count = len(names)
-    layers = data.get("layers")
+    layers: Any = data.get("layers")
     if not _are_texts(layers) or len(layers) != count:
         found.append(f"layers: expected {count} texts, one per unit; received {shown(layers, 60)}")
     arrays = {
@@ -211,7 +212,8 @@ def _is_run(run: Any, count: int) -> bool:
 
 def _tensors(rows: Any, count: int, faults: list[str]) -> tuple[CutTensor, ...]:
     found = []
-    for row in rows if isinstance(rows, list) else [None]:
+    listed: list[Any] = rows if isinstance(rows, list) else [None]
+    for row in listed:
         fits = isinstance(row, list) and len(row) in (4, 5)
         if not fits or not (
             _is_whole(row[0], 0, count - 1)
@@ -229,7 +231,8 @@ def _tensors(rows: Any, count: int, faults: list[str]) -> tuple[CutTensor, ...]:
 
 def _shared(rows: Any, count: int, faults: list[str]) -> tuple[SharedVariable, ...]:
     found = []
-    for row in rows if isinstance(rows, list) else [None]:
+    listed: list[Any] = rows if isinstance(rows, list) else [None]
+    for row in listed:
         fits = isinstance(row, list) and len(row) in (3, 4)
         if not fits or not (_are_units(row[0], 0, count) and _are_sizes_and_name(row[1:])):
             faults.append(
