@@ -346,7 +346,11 @@ MISUSES = [
         {"OPENSMP_PARTITIONS": "many"},
         ["(OPENSMP_PARTITIONS)", "'many' (str)"],
     ),
-    ({}, {"SM_HP_MP_PARAMETERS": "{broken"}, ["SM_HP_MP_PARAMETERS", "not JSON", "character 1"]),
+    (
+        {},
+        {"SM_HP_MP_PARAMETERS": "{broken"},
+        ["SM_HP_MP_PARAMETERS", "not JSON", "line 1, column 2"],
+    ),
     ({}, {"SM_HP_MP_PARAMETERS": "[1, 2]"}, ["SM_HP_MP_PARAMETERS", "(list)", "a JSON object"]),
     (
         {},
@@ -435,8 +439,8 @@ def test_processes_per_replica_is_automatic_unless_given():
             3,
             "every process owns the same number of them; accepted: 1, 2, 4",
         ),
-        (0, "accepted: an integer >= 1, or None to choose automatically"),
-        ("two", "accepted: an integer >= 1, or None"),
+        (0, "accepted: an integer >= 1 and <= 100000, or None to choose automatically"),
+        ("two", "accepted: an integer >= 1 and <= 100000, or None"),
     ],
 )
 def test_processes_per_replica_must_divide_the_partitions(value, part):

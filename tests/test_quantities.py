@@ -92,3 +92,14 @@ def test_shortened_name_keeps_its_end_within_the_length(name, longest):
     short = shortened(name, longest)
     assert len(short) <= max(longest, 0) or short == name
     assert short == name or (len(short) == longest and name.endswith(short.rpartition("…")[2]))
+
+
+@pytest.mark.parametrize("text", ["9" * 400, "1." + "9" * 99 + "ZB", "\u0663", "2e18", "0.4"])
+def test_amount_that_no_device_has_is_refused(text):
+    with pytest.raises(ConfigError, match="which is no amount of memory") as caught:
+        parse_bytes(text)
+    assert len(str(caught.value)) < 300
+
+
+def test_largest_amount_is_an_amount():
+    assert parse_bytes("1048576 TiB") == 2**60

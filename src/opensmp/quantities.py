@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from opensmp._shown import shown
 from opensmp.errors import ConfigError
 
 _BYTES = {
@@ -19,6 +20,7 @@ _BYTES = {
     "TIB": 2**40,
 }
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+_MOST_BYTES = 2**60
 _SPELLED = {"KIB": "KiB", "MIB": "MiB", "GIB": "GiB", "TIB": "TiB", "KB": "kB"}
 
 
@@ -42,20 +44,20 @@ def parse_bytes(text: str, what: str = "size") -> int:
     if match:
         number, unit = match.group(1), match.group(2).upper() or "B"
         if unit in _BYTES:
-            size = round(float(number) * _BYTES[unit])
-            if size > 0:
-                return size
-            hint = "it must be at least one byte"
+            size = float(number) * _BYTES[unit]
+            if 0.5 < size <= _MOST_BYTES:
+                return round(size)
+            hint = "it must be at least one byte" if size < 1 else "no device has as much"
         elif f"{unit}B" in _BYTES and f"{unit}IB" in _BYTES:
             binary, decimal = _unit(f"{unit}IB"), _unit(f"{unit}B")
             hint = (
-                f"'{match.group(2)}' may mean two things: write {number}{binary} "
-                f"({1024:d}s) or {number}{decimal} (1000s)"
+                f"'{match.group(2)}' may mean two things: write {number[:30]}{binary} "
+                f"({1024:d}s) or {number[:30]}{decimal} (1000s)"
             )
         else:
             known = ", ".join(map(_unit, _BYTES))
-            hint = f"the unit '{match.group(2)}' is not known; use one of {known}"
-    raise ConfigError(f"{what}: received {text!r}, which is no amount of memory; {hint}.")
+            hint = f"the unit {shown(match.group(2), 30)} is not known; use one of {known}"
+    raise ConfigError(f"{what}: received {shown(text)}, which is no amount of memory; {hint}.")
 
 
 def _unit(name: str) -> str:

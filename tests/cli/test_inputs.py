@@ -4,6 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
+from opensmp._shown import shown
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.errors import PlanError
 
@@ -40,6 +41,20 @@ def test_input_that_cannot_be_read_says_what_to_write(text):
 def test_unknown_element_type_is_named():
     with pytest.raises(PlanError, match="'int33' is no element type; use float32, int32"):
         parse_input("3/int33")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("\u0663", "9" * 5000, "1x" * 400_000, "0", "8x0", "9" * 18, "x".join(["9" * 9] * 5)),
+        *("x".join(["1"] * 255), "8/float32_ref", "8/resource", "8/variant"),
+    ],
+    ids=shown,
+)
+def test_input_that_no_tensor_can_be_is_refused(text):
+    with pytest.raises(PlanError, match="--input: received") as caught:
+        parse_input(text)
+    assert len(str(caught.value)) < 500
 
 
 def test_model_that_knows_its_inputs_needs_nothing():

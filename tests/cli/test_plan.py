@@ -187,7 +187,7 @@ MISUSES = [
         ["--batch 30", "--microbatches 4", "choose 3 or 5 microbatches", "a batch of 32"],
     ),
     ("cli_models:mlp --batch 8 --device-memory 16G", ["--device-memory", "16GiB", "16GB"]),
-    ("cli_models:mlp --batch 8 --device-flops -1", ["--device-flops", "above 0"]),
+    ("cli_models:mlp --batch 8 --device-flops -1", ["--device-flops", "from 1 to 1e+24"]),
     ("cli_models:mlp --batch 8 --pipeline simpel", ["pipeline", "did you mean 'simple'?"]),
     ("cli_models:mlp --batch 8 --optimize size", ["optimize", "'memory' or 'speed'"]),
     ("cli_models:mlp --batch 8 --picture plan.gif", ["plan.gif", ".svg, .png, .pdf"]),
@@ -221,11 +221,19 @@ def test_misuse_gets_a_message_without_a_traceback(line, parts, run):
 
 def test_faults_of_the_options_come_at_once(run):
     status, _, err = run(
-        "plan cli_models:mlp --partitions 2 --batch 7 --microbatches 2 --pipeline x --picture a.b"
+        "plan cli_models:mlp --partitions 2 --batch 7 --microbatches 2 --pipeline x --picture a.b "
+        "--device-memory 3 --device-flops nan --link-bandwidth fast --input 3x --input 0 --arg x"
     )
     assert status == 1
-    for part in ("--batch 7", "pipeline", "--picture a.b"):
+    options = ("--batch 7", "pipeline", "--picture 'a.b'", "--device-flops: received nan")
+    for part in (*options, "--link-bandwidth: received 'fast'", "'3x'", "'0'", "--arg: expected"):
         assert part in err
+
+
+def test_large_batch_that_the_microbatches_do_not_divide_is_refused_at_once(run):
+    status, _, err = run("plan cli_models:mlp --partitions 2 --batch 999999937 --microbatches 1000")
+    assert status == 1
+    assert "choose 1 or 999999937 microbatches" in err
 
 
 def test_model_with_an_optimizer_is_planned_with_its_memory(run):

@@ -70,6 +70,30 @@ def test_wrong_flags_are_told_before_anything_is_started(flags, part):
     assert part in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["a" * 5000], "there is no file"),
+        (["--join-seconds", "inf", __file__], "--join-seconds inf"),
+        (["--join-seconds", "1e7", __file__], "--join-seconds 1e+07"),
+        (["--idle-seconds", "inf", __file__], "--idle-seconds inf"),
+        (["--log-dir", "a" * 5000, __file__], "cannot be made or is no directory"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_words_that_no_run_can_begin_with_are_refused(words, part):
+    result = CliRunner().invoke(app, ["run", *words])
+    assert isinstance(result.exception, LaunchError)
+    assert part in str(result.exception)
+    assert len(str(result.exception)) < 1000
+
+
+def test_number_of_ranks_is_bounded():
+    result = CliRunner().invoke(app, ["run", "-n", str(10**18), "--partitions", "3", __file__])
+    assert result.exit_code == 2
+    assert "4096" in result.output
+
+
 # -------------------------------------------------------------------------------- with ranks
 
 # Without smp: the launcher alone is tested, and fast.

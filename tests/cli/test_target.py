@@ -5,6 +5,7 @@ import sys
 import keras
 import pytest
 
+from opensmp._shown import shown
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.errors import PlanError
 
@@ -79,3 +80,64 @@ def test_arguments_are_json_or_text():
 def test_arguments_without_a_name_are_refused_all_at_once():
     with pytest.raises(PlanError, match=r"expected name=value.*received 'weights', '=3', '1x=2'"):
         parse_arguments(["weights", "=3", "1x=2", "classes=10"])
+
+
+@pytest.mark.parametrize(
+    ("target", "part"),
+    [
+        ("a" * 5000 + ".py:build", "There is no file"),
+        ("a\0b.py:build", "There is no file"),
+        (".target_models:build", "is no name of a module"),
+        ("target models:build", "is no name of a module"),
+        ("..:build", "is no name of a module"),
+        ("target_models:", "names no model factory"),
+        ("target_models:" + "a" * 100_000, "has no attribute"),
+        ("a" * 100_000, "names no model factory"),
+    ],
+    ids=shown,
+)
+def test_target_that_no_module_can_have_is_refused(target, part):
+    with pytest.raises(PlanError) as caught:
+        load_target(target)
+    assert part in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("import sys\nsys.exit(3)\n", "failed while it was imported: SystemExit: 3"),
+        ("raise ModuleNotFoundError('none')\n", "There is no module"),
+        ("def __getattr__(name):\n    raise OSError('gone')\n", "looked up: OSError: gone"),
+    ],
+)
+def test_module_that_does_what_it_likes_is_named(text, part, tmp_path):
+    (tmp_path / "target_odd.py").write_text(text)
+    with pytest.raises(PlanError) as caught:
+        load_target("target_odd:build")
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "part"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "nested too deeply"),
+        ("9" * 5000, "too many digits"),
+        ("1e999", "1e999 is too large"),
+        ('{"a": 1, "a": 2}', "'a' comes twice"),
+    ],
+    ids=shown,
+)
+def test_argument_that_is_json_but_cannot_be_used_is_refused(value, part):
+    with pytest.raises(PlanError, match="whose value cannot be used") as caught:
+        parse_arguments([f"x={value}", "y=1"])
+    assert part in str(caught.value)
+
+
+def test_argument_that_is_given_twice_is_refused():
+    with pytest.raises(PlanError, match="'x' a second time"):
+        parse_arguments(["x=1", "x=2"])
+
+
+def test_argument_that_is_no_number_of_json_is_a_text():
+    assert parse_arguments(["a=NaN", "b=Infinity"]) == {"a": "NaN", "b": "Infinity"}

@@ -106,3 +106,10 @@ def test_stem_has_no_running_numbers(name, expected):
 
 def test_equal_stems_are_counted():
     assert numbered_stems(["a", "a_1", "b", "a_7"]) == [("a", 0), ("a", 1), ("b", 0), ("a", 2)]
+
+
+def test_stem_of_a_long_name_takes_no_longer_than_its_length():
+    name = "dense" + "_1" * 500_000 + "x"  # minutes, if each number is a place to begin
+    assert stem(name) == name
+    assert stem(name + "_2") == name
+    assert stem("a" + "_1" * 500_000) == "a"

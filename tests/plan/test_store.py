@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plan.hand_made import chain, plan_of
 
+from opensmp._shown import shown
 from opensmp.errors import PlanError
 from opensmp.plan import Plan
 from opensmp.plan.calls import LayerCall, Piece
@@ -214,3 +215,64 @@ def test_binary_file_is_refused(tmp_path):
 def test_json_of_something_else_is_refused():
     with pytest.raises(PlanError, match="received 'list'"):
         from_json([1, 2], "plan.json")
+
+
+# --- what nobody writes by hand -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "too many digits"),
+        ('{"format": "opensmp plan", "version": 1, "version": 1}', "'version' comes twice"),
+        ('{"partitions": NaN}', "NaN is no JSON number"),
+    ],
+    ids=shown,
+)
+def test_file_that_python_reads_otherwise_is_refused(text, part, tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanError) as caught:
+        Plan.load(path)
+    assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a" * 5000, ".", "/dev/zero", ""], ids=shown)
+def test_path_of_no_file_is_refused(path):
+    with pytest.raises(PlanError, match="cannot be read"):
+        Plan.load(path)
+
+
+def test_file_that_is_larger_than_any_plan_is_not_read(tmp_path):
+    path = tmp_path / "plan.json"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # holds nothing on the disk
+    with pytest.raises(PlanError, match="more than a plan has"):
+        Plan.load(path)
+
+
+@pytest.mark.parametrize("version", [True, 1.0, "1", [1], 10**5000], ids=shown)
+def test_version_of_another_type_is_another_version(version):
+    assert "reads version 1" in broken(version=version)
+
+
+@pytest.mark.parametrize("partitions", [10**9, 10**5000], ids=shown)
+def test_partitions_beyond_all_bounds_are_refused(partitions):
+    assert "expected an integer >= 1 and <= 100000" in broken(partitions=partitions)
+
+
+def test_operation_that_comes_twice_is_named():
+    assert "'op' is in 'a' and in 'a'" in broken(operations={"a": {"x": ["op"], "y": ["op"]}})
+
+
+@pytest.mark.parametrize("label", ["a/" * 1000, "a" * 100_000], ids=shown)
+def test_label_that_no_layer_has_is_refused(label):
+    assert "no layer is nested as deeply as" in broken(operations={label: {"x": ["op"]}})
+
+
+def test_of_very_many_faults_the_first_are_listed():
+    message = broken(layers={f"dense_{number}x": 0 for number in range(20_000)})
+    assert "has 20000 faults" in message
+    assert "and 19950 more." in message
+    assert len(message) < 20_000

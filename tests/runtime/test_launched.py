@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from opensmp._shown import shown
 from opensmp.errors import LaunchError
-from opensmp.runtime.launched import ALONE, claim, detect, first_host
+from opensmp.runtime.launched import ALONE, claim, detect
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -159,20 +160,6 @@ def test_slurm_step_meets_on_its_first_node():
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"),
-    [
-        ("node[07-09,12],login", "node07"),
-        ("a,b", "a"),
-        ("gpu-1", "gpu-1"),
-        ("r[1,3]c[02-04]", "r1c02"),
-        ("n[003]", "n003"),
-    ],
-)
-def test_first_host_of_a_short_list(nodes, first):
-    assert first_host(nodes) == first
-
-
-@pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"RANK": "2"}, "rank 2 of 2 processes"),
@@ -211,6 +198,62 @@ def test_broken_variables_are_named(environ, parts, monkeypatch):
         detect(environ)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"RANK": "9" * 5000},
+        {"WORLD_SIZE": "1" + "0" * 9},
+        {"RANK": "\u0661"},
+        {"MASTER_PORT": "9" * 5000},
+        {"MASTER_ADDR": "a..b"},
+        {"MASTER_ADDR": "\udcff"},
+        {"OPENSMP_IDLE_SECONDS": "inf"},
+        {"LOCAL_RANK": "2"},
+        {"LOCAL_WORLD_SIZE": "3"},
+        {"LOCAL_WORLD_SIZE": "0"},
+    ],
+    ids=shown,
+)
+def test_odd_texts_of_variables_are_refused(change):
+    with pytest.raises(LaunchError):
+        detect({**TORCHRUN, **change})
+
+
+def test_all_faults_of_an_environment_come_at_once():
+    faulty = {
+        "RANK": "one",
+        "WORLD_SIZE": "-2",
+        "MASTER_PORT": "x",
+        "MASTER_ADDR": "a b",
+        "OPENSMP_RUN_JOIN_SECONDS": "soon",
+        "OPENSMP_IDLE_SECONDS": "never",
+    }
+    with pytest.raises(LaunchError, match="the variables have 6 faults") as caught:
+        detect({**TORCHRUN, **faulty})
+    for name in faulty:
+        assert f". {name} is " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "hosts", ["[" * 100_000, '{"a": 1}', "[1, 2]", '["a b", "c"]', "algo-1"], ids=shown
+)
+def test_hosts_of_the_service_that_are_none_are_named(hosts):
+    with pytest.raises(LaunchError, match="SM_HOSTS is"):
+        detect({**OPEN_MPI, "SM_HOSTS": hosts})
+
+
+def test_bytes_that_are_no_text_do_not_keep_a_run_from_its_name():
+    launch = detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": "\udcff"})
+    assert launch.token.encode()
+    assert launch.token != detect({**TORCHRUN, "TORCHELASTIC_RUN_ID": "\udcfe"}).token
+
+
+def test_node_list_of_slurm_that_is_none_is_named():
+    slurm = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}
+    with pytest.raises(LaunchError, match=r"SLURM_JOB_NODELIST is .*brackets do not fit"):
+        detect({**slurm, "SLURM_JOB_NODELIST": "[" * 50_000})
 
 
 def test_variables_of_two_launchers_must_agree():

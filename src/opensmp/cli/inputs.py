@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp._shown import shown
 from opensmp.errors import PlanError
 
-_INPUT = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<shape>\d+(?:[x,]\d+)*)?(?:/(?P<dtype>\w+))?")
+_SIZES = r"[0-9]{1,18}(?:[x,][0-9]{1,18})*"
+_INPUT = re.compile(rf"(?:(?P<name>[\w.-]+)=)?(?P<shape>{_SIZES})?(?:/(?P<dtype>\w+))?")
+_MOST_ELEMENTS = 2**40  # of one example: TensorFlow counts bytes in 63 bits
+_MOST_RANK = 254
+_LONGEST = 1_000  # characters
 _EXAMPLES = "224x224x3, 128/int32, token_ids=128/int32, or /float32 for one number per example"
 
 
@@ -41,23 +47,37 @@ def parse_input(text: str) -> GivenInput:
         >>> parse_input("token_ids=128/int32")
         GivenInput(name='token_ids', shape=(128,), dtype=tf.int32, text='token_ids=128/int32')
     """
-    match = _INPUT.fullmatch(text.strip())
+    match = _INPUT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or not text.strip():
         raise PlanError(
-            f"--input: received {text!r}; expected [name=]shape[/dtype] of one example, without "
-            f"the batch: {_EXAMPLES}."
+            f"--input: received {shown(text)}; expected [name=]shape[/dtype] of one example, "
+            f"without the batch: {_EXAMPLES}."
         )
     dtype = None
     if match["dtype"]:
-        try:
-            dtype = tf.as_dtype(match["dtype"])
-        except TypeError:
+        dtype = _dtype(match["dtype"])
+        if dtype is None:
             raise PlanError(
-                f"--input: received {text!r}, but {match['dtype']!r} is no element type; use "
-                "float32, int32, bool, string or another of TensorFlow's names."
-            ) from None
+                f"--input: received {shown(text)}, but {shown(match['dtype'])} is no element "
+                "type; use float32, int32, bool, string or another of TensorFlow's names."
+            )
     shape = tuple(int(size) for size in re.split("[x,]", match["shape"])) if match["shape"] else ()
+    if len(shape) > _MOST_RANK or not 0 < math.prod(shape) <= _MOST_ELEMENTS:
+        raise PlanError(
+            f"--input: received {shown(text)}, but an example has from 1 to {_MOST_ELEMENTS} "
+            f"elements in up to {_MOST_RANK} dimensions."
+        )
     return GivenInput(match["name"], shape, dtype, text)
+
+
+def _dtype(name: str) -> Any | None:
+    """The element type of this name, None if there is none that an input can have."""
+    try:
+        dtype = tf.as_dtype(name)
+    except TypeError:
+        return None
+    # References are of the graphs of TensorFlow 1; handles are no data.
+    return None if name.endswith("_ref") or dtype in (tf.resource, tf.variant) else dtype
 
 
 def input_specs(symbolic: Any | None, given: Sequence[GivenInput], microbatch: int) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +13,12 @@ import tensorflow as tf
 import typer
 from rich.console import Console
 
+from opensmp._divisors import nearest_divisors
+from opensmp._shown import shown
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.config import Config
-from opensmp.errors import ConfigError, PlanError
+from opensmp.errors import ConfigError, PlanError, SmpError
 from opensmp.graph import TracedGraph
 from opensmp.plan.auto import plan_units
 from opensmp.plan.coarse import CoarseGraph, Machine
@@ -32,6 +35,8 @@ from opensmp.runtime import world
 
 _PICTURES = (".svg", ".png", ".pdf")
 _NUM_SHOWN = 12
+_MOST_FLOPS = 1e24
+_MOST_BATCH = 1_000_000_000
 
 
 def plan(
@@ -46,7 +51,7 @@ def plan(
     partitions: Annotated[
         int, typer.Option(min=1, help="Number of partitions; with --recommend, of devices.")
     ],
-    batch: Annotated[int, typer.Option(min=1, help="Examples per step.")],
+    batch: Annotated[int, typer.Option(min=1, max=_MOST_BATCH, help="Examples per step.")],
     microbatches: Annotated[
         int, typer.Option(min=1, help="Microbatches per step; it must divide the batch.")
     ] = 1,
@@ -115,7 +120,8 @@ def plan(
     Nothing is run and nothing is allocated: a model that no machine at hand could hold is
     planned as well.
     """
-    machine = _machine(device_memory, device_flops, device_bandwidth, link_bandwidth)
+    faults: list[str] = []
+    machine = _machine(device_memory, device_flops, device_bandwidth, link_bandwidth, faults)
     settings = PlanSettings(
         microbatches=microbatches,
         pipeline=pipeline,
@@ -124,11 +130,12 @@ def plan(
         contiguous=contiguous,
         machine=machine,
     )
-    given = [parse_input(text) for text in inputs or ()]
-    _check(partitions, batch, settings, recommend, output, picture)
+    given = [i for text in inputs or () if (i := _read(faults, parse_input, text)) is not None]
+    arguments = _read(faults, parse_arguments, arg or ()) or {}
+    _check(partitions, batch, settings, recommend, output, picture, faults)
     _hide_gpus()
     _enter_world(partitions, settings)
-    model = _model(target, parse_arguments(arg or ()), allocate)
+    model = _model(target, arguments, allocate)
     symbolic = symbolic_inputs(model)
 
     def traced_for(count: int) -> TracedGraph:
@@ -161,28 +168,45 @@ def _check(
     recommend: bool,
     output: Path | None,
     picture: Path | None,
+    faults: list[str],
 ) -> None:
-    """Refuses what cannot be, before any time is spent on the model."""
-    faults = []
+    """Refuses what cannot be, before any time is spent on the model; `faults` are known already."""
     if not recommend and batch % settings.microbatches:
-        near = [m for m in range(1, batch + 1) if batch % m == 0]
-        near.sort(key=lambda m: (abs(m - settings.microbatches), m))
+        near = nearest_divisors(batch, settings.microbatches, 2)
         faults.append(
             f"--batch {batch} cannot be divided into --microbatches {settings.microbatches} of "
-            f"equal size; choose {' or '.join(map(str, sorted(near[:2])))} microbatches, or a "
+            f"equal size; choose {' or '.join(map(str, near))} microbatches, or a "
             f"batch of {-(-batch // settings.microbatches) * settings.microbatches}"
         )
     if picture is not None and picture.suffix.lower() not in _PICTURES:
-        faults.append(f"--picture {picture}: the suffix must be one of {', '.join(_PICTURES)}")
+        suffixes = ", ".join(_PICTURES)
+        faults.append(f"--picture {shown(str(picture))}: the suffix must be one of {suffixes}")
     for option, path in (("--output", output), ("--picture", picture)):
-        if path is not None and not path.absolute().parent.is_dir():
-            faults.append(f"{option} {path}: there is no directory {path.absolute().parent}")
+        if path is not None and not _is_directory(path.absolute().parent):
+            parent = shown(str(path.absolute().parent), 200)
+            faults.append(f"{option} {shown(str(path))}: there is no directory {parent}")
     try:
         _config(partitions, settings)
     except ConfigError as error:
         faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
     if faults:
         raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
+def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | None:
+    """What an option says; None, and a fault, if it cannot be read."""
+    try:
+        return read(given)
+    except SmpError as error:
+        faults.append(str(error).removesuffix("."))
+        return None
 
 
 def _config(partitions: int, settings: PlanSettings) -> Config:
@@ -197,19 +221,28 @@ def _config(partitions: int, settings: PlanSettings) -> Config:
 
 
 def _machine(
-    memory: str | None, flops: float | None, bandwidth: str | None, link: str | None
+    memory: str | None,
+    flops: float | None,
+    bandwidth: str | None,
+    link: str | None,
+    faults: list[str],
 ) -> Machine:
     given: dict[str, Any] = {}
-    if memory is not None:
-        given["memory_bytes"] = parse_bytes(memory, "--device-memory")
-    if bandwidth is not None:
-        given["bytes_per_second"] = parse_bytes(bandwidth, "--device-bandwidth")
-    if link is not None:
-        given["transfer_bytes_per_second"] = parse_bytes(link, "--link-bandwidth")
+    for key, option, text in (
+        ("memory_bytes", "--device-memory", memory),
+        ("bytes_per_second", "--device-bandwidth", bandwidth),
+        ("transfer_bytes_per_second", "--link-bandwidth", link),
+    ):
+        size = None if text is None else _read(faults, partial(parse_bytes, what=option), text)
+        if size is not None:
+            given[key] = size
     if flops is not None:
-        if not flops > 0:
-            raise ConfigError(f"--device-flops: received {flops:g}; give a number above 0.")
-        given["flops_per_second"] = flops
+        if 1 <= flops <= _MOST_FLOPS:
+            given["flops_per_second"] = flops
+        else:
+            faults.append(
+                f"--device-flops: received {flops:g}; give a number from 1 to {_MOST_FLOPS:g}"
+            )
     return Machine(**given)
 
 
@@ -234,8 +267,8 @@ def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Mode
         return factory  # made when its module was imported
     if not callable(factory):
         raise PlanError(
-            f"'{target}' is a value of type {type(factory).__name__}. Expected: a function that "
-            "returns a keras.Model, or a class that is one."
+            f"{shown(target)} is a value of type {type(factory).__name__}. Expected: a function "
+            "that returns a keras.Model, or a class that is one."
         )
     if allocate:
         return checked_model(factory(**arguments), target)

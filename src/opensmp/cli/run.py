@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import secrets
 import sys
@@ -13,12 +14,14 @@ from typing import Annotated, Any
 
 import typer
 
+from opensmp._shown import shown
 from opensmp.cli.ranks import GRACE_SECONDS, Outcome, Ranks
 from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.errors import LaunchError
 from opensmp.runtime import rendezvous, world
 from opensmp.runtime.absence import Absence
+from opensmp.runtime.launched import LONGEST_JOIN_SECONDS
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
 # system each time costs more to get again than the message takes.
@@ -28,6 +31,8 @@ _MALLOC = {
     "MALLOC_TOP_PAD_": str(16 << 20),
 }
 
+_MOST_RANKS = 4096  # of one machine
+
 
 def run(
     script: Annotated[
@@ -36,7 +41,10 @@ def run(
     ],
     arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     processes: Annotated[
-        int, typer.Option("-n", "--processes", min=1, help="Number of ranks to start here.")
+        int,
+        typer.Option(
+            "-n", "--processes", min=1, max=_MOST_RANKS, help="Number of ranks to start here."
+        ),
     ] = 1,
     module: Annotated[
         bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")
@@ -140,6 +148,7 @@ def run(
     flags = {key: value for key, value in given.items() if value is not None}
     check_flags(flags, processes, os.environ)
     _check_files(script, module, log_dir)
+    _check_seconds(join_seconds, idle_seconds)
     if show_rank >= processes:
         raise LaunchError(
             f"--show-rank {show_rank}: there is no such rank. Expected: 0 to {processes - 1}."
@@ -207,18 +216,42 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
     """Reports what no rank could begin with."""
     faults = []
     path = Path(script)
-    if not module and not path.exists():
+    if not module and not _exists(path):
         faults.append(
-            f"there is no file '{script}' in {Path.cwd()}; give the path of a Python script, or -m "
-            "and the name of a module"
+            f"there is no file {shown(script)} in {Path.cwd()}; give the path of a Python script, "
+            "or -m and the name of a module"
         )
     elif not module and path.is_dir() and not (path / "__main__.py").exists():
-        faults.append(f"the directory '{script}' has no __main__.py; name a script in it")
+        faults.append(f"the directory {shown(script)} has no __main__.py; name a script in it")
     if log_dir is not None:
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            faults.append(f"--log-dir {log_dir} cannot be made or is no directory ({error})")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            faults.append(
+                f"--log-dir {shown(str(log_dir))} cannot be made or is no directory ({reason})"
+            )
+    if faults:
+        raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
+def _check_seconds(join_seconds: float | None, idle_seconds: float | None) -> None:
+    """Reports times that no rank would take."""
+    faults = []
+    if join_seconds is not None and not join_seconds <= LONGEST_JOIN_SECONDS:
+        faults.append(
+            f"--join-seconds {join_seconds:g}; expected at least 1 and at most "
+            f"{LONGEST_JOIN_SECONDS}"
+        )
+    if idle_seconds is not None and not idle_seconds < math.inf:
+        faults.append(f"--idle-seconds {idle_seconds:g}; expected at least 0; 0 means for ever")
     if faults:
         raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from opensmp._json import JsonFault, NotJson, parse_json
+from opensmp._shown import MOST_FAULTS, did_you_mean, shown
 from opensmp.errors import PlanError
 
 
@@ -31,46 +31,68 @@ def load_target(target: str) -> Any:
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
         raise PlanError(
-            f"'{target}' names no model factory. Expected: module:factory, such as "
+            f"{shown(target)} names no model factory. Expected: module:factory, such as "
             "keras.applications:ResNet50, my_models:build or path/to/my_models.py:build."
         )
-    module = _import(module_name)
-    value: Any = module
+    value: Any = _import(module_name)
     for part in attribute.split("."):
-        if not hasattr(value, part):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
             names = [name for name in dir(value) if not name.startswith("_")]
-            near = difflib.get_close_matches(part, names, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"there are: {_some(names)}."
-            raise PlanError(f"'{module_name}' has no attribute '{attribute}'; {hint}")
-        value = getattr(value, part)
+            hint = did_you_mean(part, names) or f"there are: {_some(names)}."
+            raise PlanError(
+                f"{shown(module_name)} has no attribute {shown(attribute)}; {hint}"
+            ) from None
+        except Exception as error:  # a module may make its attributes when they are asked for
+            raise PlanError(
+                f"{shown(target)} failed when it was looked up: {_told(error)}"
+            ) from error
     return value
 
 
 def _import(name: str) -> Any:
     path = Path(name)
     if path.suffix == ".py":
-        if not path.is_file():
-            raise PlanError(f"There is no file '{name}' (in {Path.cwd()}).")
+        if not _is_file(path):
+            raise PlanError(f"There is no file {shown(name)} (in {Path.cwd()}).")
         folder, name = str(path.resolve().parent), path.stem
     else:
         folder = str(Path.cwd())
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise PlanError(
+                f"{shown(name)} is no name of a module. Expected: names with dots between them, "
+                "such as package.module, or the path of a file that ends in .py."
+            )
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name != name and not name.startswith(f"{error.name}."):
+        if error.name is not None and error.name != name and not name.startswith(f"{error.name}."):
             raise PlanError(
-                f"Module '{name}' needs the module '{error.name}', which is not installed."
+                f"Module {shown(name)} needs the module {shown(error.name)}, which is not "
+                "installed."
             ) from error
         raise PlanError(
-            f"There is no module '{name}': looked in {folder} and where Python looks. Give its "
-            "full name with dots, the path of its file, or run from the directory it is in."
+            f"There is no module {shown(name)}: looked in {folder} and where Python looks. Give "
+            "its full name with dots, the path of its file, or run from the directory it is in."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PlanError(
-            f"Module '{name}' failed while it was imported: {type(error).__name__}: {error}"
+            f"Module {shown(name)} failed while it was imported: {_told(error)}"
         ) from error
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # such as a name that is too long
+        return False
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:1000]}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -92,14 +114,18 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            faults.append(repr(text))
-            continue
-        try:
-            arguments[name] = json.loads(value)
-        except json.JSONDecodeError:
-            arguments[name] = value
+            faults.append(shown(text))
+        elif name in arguments:
+            faults.append(f"{shown(name)} a second time")
+        else:
+            try:
+                arguments[name] = parse_json(value)
+            except NotJson:
+                arguments[name] = value
+            except JsonFault as error:
+                faults.append(f"{shown(text)}, whose value cannot be used ({error})")
     if faults:
-        raise PlanError(
-            f"--arg: expected name=value, such as weights=null; received {', '.join(faults)}."
-        )
+        more = len(faults) - MOST_FAULTS
+        listed = ", ".join(faults[:MOST_FAULTS]) + (f" and {more} more" if more > 0 else "")
+        raise PlanError(f"--arg: expected name=value, such as weights=null; received {listed}.")
     return arguments

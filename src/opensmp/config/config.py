@@ -86,7 +86,7 @@ class Config:
         given = {
             field.name: Given(field.name, getattr(self, field.name), source)
             for field in fields(self)
-            if not (field.name == "active_microbatches" and self.active_microbatches == 0)
+            if not (field.name == "active_microbatches" and self._leaves_active_open())
         }
         values, faults = check_all(given.values())
         faults += contradictions({key: given[key]._replace(value=values[key]) for key in values})
@@ -95,6 +95,10 @@ class Config:
             values["active_microbatches"] = _default_active_microbatches(**values)
         for key, value in values.items():
             object.__setattr__(self, key, value)
+
+    def _leaves_active_open(self) -> bool:
+        active = self.active_microbatches  # of any type so far
+        return isinstance(active, int) and not isinstance(active, bool) and active == 0
 
     @classmethod
     def resolve(

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from opensmp.config.kinds import KINDS, did_you_mean
+from opensmp._divisors import nearest_divisors
+from opensmp._shown import did_you_mean, numbered
+from opensmp.config.kinds import KINDS
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
+
+_MOST_DIVISORS = 12
 
 
 def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
@@ -16,9 +20,9 @@ def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
     for given in layer:
         if given.key not in KINDS:
             names = [*KINDS, *ALIASES]
-            hint = did_you_mean(given.name, names) or f"known keys: {', '.join(names)}"
+            hint = did_you_mean(given.name, names, faults) or f"known keys: {', '.join(names)}"
             faults.append(f"{given}; this key is unknown; {hint}")
-        elif given.key in known and known[given.key].value != given.value:
+        elif given.key in known and not _same(known[given.key].value, given.value):
             other = known[given.key]
             faults.append(
                 f"{given}, but {other.name} ({other.source}) is {shown(other.value)}; both name "
@@ -27,6 +31,14 @@ def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
         else:
             known[given.key] = given
     return known
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values that are not checked yet, and may be of any type, are equal."""
+    try:
+        return bool(one == other)
+    except Exception:
+        return False
 
 
 def check_all(layer: Iterable[Given]) -> tuple[dict[str, Any], list[str]]:
@@ -64,10 +76,10 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
             )
     processes = given.get("processes_per_replica")
     if partitions and processes and processes.value and partitions.value % processes.value:
-        divisors = [n for n in range(1, partitions.value + 1) if partitions.value % n == 0]
+        accepted = nearest_divisors(partitions.value, processes.value, _MOST_DIVISORS)
         faults.append(
             f"{processes}, but partitions is {partitions.value}, and every process owns the same "
-            f"number of them; accepted: {', '.join(map(str, divisors))}"
+            f"number of them; accepted: {', '.join(map(str, accepted))}"
         )
     plan = given.get("plan")
     auto = given.get("auto_partition")
@@ -111,5 +123,4 @@ def raise_all(faults: Sequence[str]) -> None:
     if not faults:
         return
     count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-    lines = [f"  {number}. {fault}" for number, fault in enumerate(faults, start=1)]
-    raise ConfigError("\n".join([f"Config: the configuration has {count}.", *lines]))
+    raise ConfigError("\n".join([f"Config: the configuration has {count}.", *numbered(faults)]))

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
-_DEVICE_NAME = re.compile(r"(?:/?device:)?(CPU|GPU):(\d+)", re.IGNORECASE)
+from opensmp._json import JsonFault, parse_json
+from opensmp._shown import did_you_mean, shown
+
+MOST_PARTITIONS = 100_000
+"""More than that is a slip of the finger, and nothing that counts them would ever end."""
+
+MOST_MICROBATCHES = 1_000_000
+"""The same of microbatches."""
+
+_DEVICE_NAME = re.compile(r"(?:/?device:)?(CPU|GPU):([0-9]{1,9})", re.IGNORECASE | re.ASCII)
+_INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _TRUE = frozenset({"true", "1", "yes", "on"})
 _FALSE = frozenset({"false", "0", "no", "off"})
 
@@ -29,26 +37,36 @@ class Kind(Protocol):
         """The value that a text of the environment stands for, still to be checked."""
 
 
-class _IntegerKind(NamedTuple):
+class IntegerKind(NamedTuple):
+    """An integer from `minimum` to `maximum`."""
+
     minimum: int
-    accepted: str
+    maximum: int
+
+    @property
+    def accepted(self) -> str:
+        """See `Kind`."""
+        return f"an integer >= {self.minimum} and <= {self.maximum}"
 
     def check(self, value: Any) -> int:
+        """See `Kind`."""
         # bool is an int to Python; NumPy's integers are not, but are meant as such.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError
-        if value < self.minimum:
+        number = int(value)
+        if not self.minimum <= number <= self.maximum:
             raise ValueError
-        return int(value)
+        return number
 
     def read(self, text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text.strip()):
+        """See `Kind`."""
+        if not _INTEGER.fullmatch(text.strip()):
             raise ValueError
         return int(text)
 
 
 class _OptionalIntegerKind(NamedTuple):
-    integer: _IntegerKind
+    integer: IntegerKind
 
     @property
     def accepted(self) -> str:
@@ -108,8 +126,13 @@ class _DevicesKind(NamedTuple):
             if value.lower() not in ("cpu", "gpu"):
                 raise ValueError
             return value.lower()
-        if not isinstance(value, Sequence) or not value:
+        # Bytes and ranges are sequences as well, but never of names.
+        if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | range):
             raise ValueError
+        if not value:
+            raise ValueError
+        if len(value) > MOST_PARTITIONS:
+            raise ValueError(f"these are {len(value)}, more than {MOST_PARTITIONS} partitions")
         names = tuple(_device_name(item) for item in value)
         if len(set(names)) < len(names):
             raise ValueError("a device cannot hold two partitions")
@@ -130,7 +153,7 @@ class _PlanKind(NamedTuple):
     def check(self, value: Any) -> str | tuple[tuple[str, str], ...] | None:
         if value is None:
             return None
-        if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+        if isinstance(value, tuple) and all(map(_is_named_path, value)):
             value = dict(value)
         if not isinstance(value, Mapping):
             return _path(value)
@@ -144,16 +167,20 @@ class _PlanKind(NamedTuple):
         if not word.startswith("{"):
             return word
         try:
-            return json.loads(word)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"it is not JSON ({error.msg})") from None
+            return parse_json(word)
+        except JsonFault as error:
+            raise ValueError(f"it is not JSON that can be used ({error})") from None
+
+
+def _is_named_path(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
 def _path(value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError
     path = os.fspath(value)
-    if not isinstance(path, str) or not path.strip():
+    if not isinstance(path, str) or not path.strip() or "\0" in path:
         raise ValueError
     return path
 
@@ -161,30 +188,27 @@ def _path(value: Any) -> str:
 def _device_name(item: Any) -> str:
     match = _DEVICE_NAME.fullmatch(item.strip()) if isinstance(item, str) else None
     if match is None:
-        raise ValueError(f"{item!r} is not a logical device")
+        raise ValueError(f"{shown(item, 40)} is not a logical device")
     return f"{match[1].upper()}:{int(match[2])}"
 
 
+_PARTITIONS = IntegerKind(1, MOST_PARTITIONS)
+_MICROBATCHES = IntegerKind(1, MOST_MICROBATCHES)
+
 KINDS: Mapping[str, Kind] = {
-    "partitions": _IntegerKind(1, "an integer >= 1"),
-    "microbatches": _IntegerKind(1, "an integer >= 1"),
+    "partitions": _PARTITIONS,
+    "microbatches": _MICROBATCHES,
     "pipeline": _ChoiceKind(("interleaved", "simple", "zero_bubble")),
     "optimize": _ChoiceKind(("memory", "speed")),
     "placement_strategy": _ChoiceKind(("cluster", "spread")),
     "auto_partition": _BooleanKind(),
-    "default_partition": _IntegerKind(0, "an integer >= 0 and below partitions"),
+    "default_partition": IntegerKind(0, MOST_PARTITIONS - 1),
     "contiguous": _BooleanKind(),
     "horovod": _BooleanKind(),
-    "active_microbatches": _IntegerKind(1, "an integer >= 1"),
+    "active_microbatches": _MICROBATCHES,
     "devices": _DevicesKind(),
     "plan": _PlanKind(),
-    "processes_per_replica": _OptionalIntegerKind(_IntegerKind(1, "an integer >= 1")),
+    "processes_per_replica": _OptionalIntegerKind(_PARTITIONS),
     "transport": _ChoiceKind(("auto", "collective")),
-    "pieces_per_partition": _IntegerKind(1, "an integer >= 1"),
+    "pieces_per_partition": _PARTITIONS,
 }
-
-
-def did_you_mean(name: Any, known: Sequence[str]) -> str:
-    """A question for the nearest known name; empty if none is near."""
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else ""

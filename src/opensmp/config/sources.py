@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from opensmp import _shown
+from opensmp._json import JsonFault, NotJson, parse_json
 
 ENVIRONMENT_PREFIX = "OPENSMP_"
 """`OPENSMP_PARTITIONS=2` sets the key `partitions`; an empty value counts as not set."""
@@ -36,7 +38,7 @@ class Given(NamedTuple):
         return ALIASES.get(self.name, self.name)
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.source}): received {shown(self.value)}"
+        return f"{_shown.plain(self.name)} ({self.source}): received {shown(self.value)}"
 
 
 def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
@@ -55,7 +57,7 @@ def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
 def from_variables(environ: Mapping[str, str]) -> list[Given]:
     """What the variables `OPENSMP_<KEY>` say."""
     return [
-        Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, variable, text=True)
+        Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, _shown.plain(variable), text=True)
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
@@ -71,11 +73,12 @@ def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
         return []
     accepted = 'a JSON object such as {"partitions": 2, "microbatches": 4}'
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
+        values = parse_json(text)
+    except JsonFault as error:
+        what = "not JSON" if isinstance(error, NotJson) else "not JSON that can be used"
         faults.append(
-            f"{SERVICE_VARIABLE}: received {shown(text)}, which is not JSON "
-            f"({error.msg} at character {error.pos}); accepted: {accepted}"
+            f"{SERVICE_VARIABLE}: received {shown(text)}, which is {what} ({error}); accepted: "
+            f"{accepted}"
         )
         return []
     if not isinstance(values, dict):
@@ -89,5 +92,4 @@ def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
 
 def shown(value: Any) -> str:
     """A value and its type, for messages."""
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+    return f"{_shown.shown(value)} ({type(value).__name__})"

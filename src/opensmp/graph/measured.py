@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp._json import parse_json
 from opensmp.graph.costs import UNKNOWN_SIZE, trainable_placeholders
 from opensmp.graph.stopwatch import seconds_of, segment_seconds
 from opensmp.graph.trace import TracedGraph
@@ -25,6 +26,7 @@ from opensmp.graph.wiring import Wiring
 from opensmp.plan.coarse import CoarseGraph, Machine
 from opensmp.plan.coarsen import place
 from opensmp.plan.plan import Plan
+from opensmp.plan.stored import check_machine
 from opensmp.program.program import lower
 
 Tensor = Any
@@ -93,7 +95,7 @@ def calibrate(
     path = Path(cache or cache_folder()) / "machines.json"
     known = _read(path)
     key = device_key(device)
-    if refresh or key not in known:
+    if refresh or not _is_machine(known.get(key)):
         known[key] = dataclasses.asdict(_measure_machine(device))
         _write(path, known)
     return Machine(**known[key])
@@ -135,7 +137,7 @@ def measure(
     path = Path(cache or cache_folder()) / "units" / f"{name}.json"
     known = _read(path)
     key = device_key(device)
-    if refresh or len(known.get(key, ())) != len(graph):
+    if refresh or not _are_pairs(known.get(key), len(graph)):
         known[key] = _measure_units(traced, graph, device, wanted, unknown_size)
         _write(path, known)
     predicted = zip(graph.forward_seconds, graph.backward_seconds, strict=True)
@@ -277,13 +279,38 @@ def _measure_units(
 def _read(path: Path) -> dict[str, Any]:
     """The contents of a file of measurements; empty if there is none, or a broken one."""
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
+        contents = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     if not isinstance(contents, dict) or contents.get("format") != _FORMAT:
         return {}
     devices = contents.get("devices")
     return devices if isinstance(devices, dict) else {}
+
+
+def _is_machine(entry: Any) -> bool:
+    """Whether an entry of a file, which may be of any kind, is a machine."""
+    faults: list[str] = []
+    if isinstance(entry, dict):
+        check_machine(entry, faults)
+    return isinstance(entry, dict) and not faults
+
+
+def _are_pairs(entry: Any, count: int) -> bool:
+    """Whether an entry of a file is the times of so many units; None stands for none."""
+    return (
+        isinstance(entry, list)
+        and len(entry) == count
+        and all(
+            pair is None
+            or (isinstance(pair, list) and len(pair) == 2 and all(map(_are_seconds, pair)))
+            for pair in entry
+        )
+    )
+
+
+def _are_seconds(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _write(path: Path, devices: dict[str, Any]) -> None:

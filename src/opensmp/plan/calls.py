@@ -19,7 +19,9 @@ MODEL = "*"
 
 # Keras and TensorFlow number names in the order in which a process makes them, so the same
 # model gets other numbers where something else was made before.
-_NUMBERS = re.compile(r"(_\d+)+(?=/|#|$)|#\d+(?=/|$)")
+# The pattern is that of the name read backwards, where each match begins at an end: forwards, a
+# long row of numbers in the middle of a name would be tried from each of them on.
+_NUMBERS = re.compile(r"(?:^|(?<=[/#]))(?:[0-9]+_)+|(?:^|(?<=/))[0-9]+#")
 
 
 class Piece(NamedTuple):
@@ -125,7 +127,7 @@ def stem(name: str) -> str:
         >>> stem("sequential_1/dense_2_1/MatMul_3"), stem("encoder/dense_4#2")
         ('sequential/dense/MatMul', 'encoder/dense')
     """
-    return _NUMBERS.sub("", name)
+    return _NUMBERS.sub("", name[::-1])[::-1]
 
 
 def numbered_stems(operations: Iterable[str]) -> list[tuple[str, int]]:

@@ -18,33 +18,29 @@ A file has these parts:
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from opensmp._json import NotJson, parse_json
+from opensmp._shown import did_you_mean, numbered, shown
+from opensmp.config.kinds import KINDS
 from opensmp.errors import PlanError
 from opensmp.plan.calls import MODEL, LayerCall, Piece
-from opensmp.plan.coarse import CoarseGraph, CutTensor, Machine, SharedVariable
+from opensmp.plan.coarse import CoarseGraph
 from opensmp.plan.plan import Plan
-from opensmp.plan.settings import PlanSettings
+from opensmp.plan.stored import BYTES, FLOPS, SECONDS, read_costs, read_settings
 
 FORMAT = "opensmp plan"
 VERSION = 1
 
-_ARRAYS = {
-    "forward_seconds": np.float64,
-    "backward_seconds": np.float64,
-    "parameter_bytes": np.int64,
-    "state_bytes": np.int64,
-    "residual_bytes": np.int64,
-}
-_OPTIONAL_ARRAYS = ("forward_flops", "backward_flops")
+_MOST_BYTES = 256 << 20  # of a file; those of the largest models have some MB
+_LONGEST_LABEL = 10_000
+_DEEPEST_LABEL = 200  # layers inside each other
 _MAKE_NEW = (
     "Mend the file, or write a new one with `opensmp plan ... --output` or model.plan.save(path)."
 )
@@ -118,14 +114,14 @@ def _costs_to_json(graph: CoarseGraph, calls: Iterable[LayerCall]) -> dict[str, 
             _runs(sorted(index[name] for name in operations if name in index))
             for operations in graph.operations
         ],
-        **{name: getattr(graph, name).tolist() for name in _ARRAYS},
+        **{name: getattr(graph, name).tolist() for name in (*SECONDS, *BYTES)},
         **{
             name: getattr(graph, name).tolist()
-            for name in _OPTIONAL_ARRAYS
+            for name in FLOPS
             if getattr(graph, name) is not None
         },
-        "tensors": [list(tensor) for tensor in graph.tensors],
-        "shared": [list(variable) for variable in graph.shared],
+        "tensors": [[t.producer, list(t.consumers), *t[2:]] for t in graph.tensors],
+        "shared": [[list(variable.units), *variable[1:]] for variable in graph.shared],
     }
 
 
@@ -154,21 +150,35 @@ def load(path: str | os.PathLike[str]) -> Plan:
     """
     name = os.fspath(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        text = _text(path)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PlanError(
-            f"Plan file '{name}' cannot be read: {reason}. Give the path of a file written by "
-            "`opensmp plan ... --output` or model.plan.save(path)."
+            f"Plan file {shown(name, 200)} cannot be read: {reason}. Give the path of a file "
+            "written by `opensmp plan ... --output` or model.plan.save(path)."
         ) from error
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise PlanError(
-            f"Plan file '{name}' is no JSON: {error.msg} in line {error.lineno}, column "
-            f"{error.colno}. {_MAKE_NEW}"
-        ) from error
+        data = parse_json(text)
+    except ValueError as error:
+        what = "is no JSON" if isinstance(error, NotJson) else "cannot be used"
+        raise PlanError(f"Plan file '{name}' {what}: {error}. {_MAKE_NEW}") from error
     return from_json(data, name)
+
+
+def _text(path: str | os.PathLike[str]) -> str:
+    """The text of a file; `OSError` or `ValueError` if it is none, or is no plan by its size."""
+    found = os.stat(path)
+    # Reading a pipe or a device may never end.
+    if stat.S_ISDIR(found.st_mode):
+        raise ValueError("it is a directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    if found.st_size > _MOST_BYTES:
+        raise ValueError(f"it has {found.st_size} bytes, more than a plan has")
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("it is no UTF-8 text") from None
 
 
 def from_json(data: Any, source: str = "") -> Plan:
@@ -185,32 +195,37 @@ def from_json(data: Any, source: str = "") -> Plan:
         received = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise PlanError(
             f"Plan file '{source}' is no plan: expected a JSON object with \"format\": "
-            f'"{FORMAT}", received {received!r}. {_MAKE_NEW}'
+            f'"{FORMAT}", received {shown(received)}. {_MAKE_NEW}'
         )
-    if data.get("version") != VERSION:
+    version = data.get("version")
+    if type(version) is not int or version != VERSION:
         raise PlanError(
-            f"Plan file '{source}' has version {data.get('version')!r} of the format; this "
+            f"Plan file '{source}' has version {shown(version)} of the format; this "
             f"opensmp reads version {VERSION}. Write a new one with `opensmp plan`, or use the "
             "opensmp it was written with."
         )
     faults: list[str] = []
     model = _expect(data, "model", str, "", faults)
     partitions = _expect(data, "partitions", int, 1, faults)
-    if partitions < 1:
-        faults.append(f"partitions: received {partitions}; expected an integer >= 1")
+    try:
+        KINDS["partitions"].check(partitions)
+    except ValueError:
+        accepted = KINDS["partitions"].accepted
+        faults.append(f"partitions: received {shown(partitions)}; expected {accepted}")
     calls = _read_calls(_expect(data, "operations", dict, {}, faults), faults)
     layers = _expect(data, "layers", dict, {}, faults)
     partition_of: dict[str, int] = {}
     if not faults:
         partition_of = _read_layers(layers, calls, partitions, faults)
-    settings = _read_settings(_expect(data, "settings", dict, {}, faults), faults)
+    settings = read_settings(_expect(data, "settings", dict, {}, faults), faults)
     graph = None
     if "costs" in data and not faults:
-        graph = _read_costs(_expect(data, "costs", dict, {}, faults), calls, faults)
+        costs = _expect(data, "costs", dict, {}, faults)
+        graph = read_costs(costs, calls, settings, faults)
     if faults:
         count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
-        lines = [f"  {number}. {fault}" for number, fault in enumerate(faults, start=1)]
-        raise PlanError("\n".join([f"Plan file '{source}' has {count}.", *lines, _MAKE_NEW]))
+        lines = [f"Plan file '{source}' has {count}.", *numbered(faults), _MAKE_NEW]
+        raise PlanError("\n".join(lines))
     return Plan(model, partitions, partition_of, calls, settings, source, graph)
 
 
@@ -218,7 +233,7 @@ def _expect(data: Mapping[str, Any], key: str, kind: type, default: Any, faults:
     value = data.get(key)
     if isinstance(value, kind) and not isinstance(value, bool):
         return value
-    received = f"received {value!r:.60}" if key in data else "it is missing"
+    received = f"received {shown(value, 60)}" if key in data else "it is missing"
     expected = {str: "a text", int: "an integer", dict: "an object"}[kind]
     faults.append(f"{key}: expected {expected}; {received}")
     return default
@@ -230,14 +245,20 @@ def _read_calls(operations: Mapping[str, Any], faults: list[str]) -> tuple[Layer
     for label, pieces in operations.items():
         if not isinstance(pieces, dict) or not all(map(_is_names, pieces.values())):
             faults.append(
-                f"operations: expected an object of lists of names for {label!r}; received "
-                f"{pieces!r:.60}"
+                f"operations: expected an object of lists of names for {shown(label)}; received "
+                f"{shown(pieces, 60)}"
             )
+            continue
+        if len(label) > _LONGEST_LABEL or label.count("/") > _DEEPEST_LABEL:
+            faults.append(f"operations: no layer is nested as deeply as {shown(label)}")
             continue
         call = LayerCall(label, tuple(Piece(name, tuple(ops)) for name, ops in pieces.items()))
         for name in call.operations:
-            if seen.setdefault(name, label) != label:
-                faults.append(f"operations: {name!r} is in {seen[name]!r} and in {label!r}")
+            if name in seen:
+                faults.append(
+                    f"operations: {shown(name)} is in {shown(seen[name])} and in {shown(label)}"
+                )
+            seen[name] = label
         calls.append(call)
     return tuple(calls)
 
@@ -253,18 +274,21 @@ def _read_layers(
     pieces_of = {call.label: {piece.name for piece in call.pieces} for call in calls}
     for label, entry in layers.items():
         if label not in pieces_of:
-            faults.append(f"layers: {label!r} is no layer of the plan{_near(label, pieces_of)}")
+            near = _near(label, pieces_of, faults)
+            faults.append(f"layers: {shown(label)} is no layer of the plan{near}")
         for piece, partition in entry.items() if isinstance(entry, dict) else [("", entry)]:
-            where = f"{label!r}, piece {piece!r}," if isinstance(entry, dict) else f"{label!r}"
+            where = shown(label)
+            if isinstance(entry, dict):
+                where += f", piece {shown(piece)},"
             whole = isinstance(partition, int) and not isinstance(partition, bool)
             if not whole or not 0 <= partition < partitions:
                 faults.append(
-                    f"layers: {where} has partition {partition!r:.60}; expected an integer from 0 "
-                    f"to {partitions - 1}"
+                    f"layers: {where} has partition {shown(partition, 60)}; expected an integer "
+                    f"from 0 to {partitions - 1}"
                 )
             if isinstance(entry, dict) and piece not in pieces_of.get(label, {piece}):
-                known = pieces_of[label]
-                faults.append(f"layers: {where} is no piece of that layer{_near(piece, known)}")
+                near = _near(piece, pieces_of[label], faults)
+                faults.append(f"layers: {where} is no piece of that layer{near}")
     if faults:
         return {}
     partition_of: dict[str, int] = {}
@@ -281,7 +305,7 @@ def _read_layers(
                 partition_of.update(dict.fromkeys(piece.operations, place))
     for label in dict.fromkeys(uncovered):
         faults.append(
-            f"layers: no entry contains the operations of {label!r}; add one for it, or "
+            f"layers: no entry contains the operations of {shown(label)}; add one for it, or "
             f'"{MODEL}" for all that has none'
         )
     return partition_of
@@ -296,42 +320,6 @@ def _around(label: str, layers: Mapping[str, Any]) -> int | None:
     return default if isinstance(default, int) else None
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
-    try:
-        machine = Machine(**data.get("machine", {}))
-        return PlanSettings(**{**data, "machine": machine})
-    except TypeError:
-        known = ", ".join(field.name for field in fields(PlanSettings))
-        faults.append(f"settings: expected an object with {known}; received {data!r:.80}")
-        return PlanSettings()
-
-
-def _read_costs(
-    data: Mapping[str, Any], calls: Iterable[LayerCall], faults: list[str]
-) -> CoarseGraph | None:
-    names = [name for call in calls for name in call.operations]
-    try:
-        num_units = len(data["names"])
-        arrays: dict[str, Any] = {n: np.array(data[n], dtype) for n, dtype in _ARRAYS.items()}
-        arrays |= {name: np.array(data[name], float) for name in _OPTIONAL_ARRAYS if name in data}
-        if {len(array) for array in arrays.values()} != {num_units}:
-            raise ValueError
-        return CoarseGraph(
-            names=tuple(data["names"]),
-            layers=tuple(data["layers"]),
-            operations=tuple(
-                tuple(names[i] for first, last in runs for i in range(first, last + 1))
-                for runs in data["operations"]
-            ),
-            tensors=tuple(CutTensor(p, tuple(c), *rest) for p, c, *rest in data["tensors"]),
-            shared=tuple(SharedVariable(tuple(u), *rest) for u, *rest in data["shared"]),
-            **arrays,
-        )
-    except (KeyError, TypeError, ValueError, IndexError):
-        faults.append("costs: this part is broken; take it out, or write a new file")
-        return None
+def _near(name: str, known: Iterable[str], faults: list[str]) -> str:
+    question = did_you_mean(name, known, faults)
+    return f"; {question}" if question else ""

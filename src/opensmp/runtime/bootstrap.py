@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private, hooks
+from opensmp._json import JsonFault, parse_json
+from opensmp._shown import shown
 from opensmp.compat import finder
 from opensmp.config import LAUNCHER_PREFIX, Config
 from opensmp.errors import AlreadyInitializedError, LaunchError
@@ -166,8 +167,21 @@ def _facts(config: Config) -> dict[str, Any]:
 
 def _flags(environ: Mapping[str, str]) -> dict[str, Any] | None:
     """The keys that were given to the launcher as flags."""
-    text = environ.get(f"{LAUNCHER_PREFIX}FLAGS", "")
-    return dict(json.loads(text)) if text else None
+    variable = f"{LAUNCHER_PREFIX}FLAGS"
+    text = environ.get(variable, "")
+    if not text:
+        return None
+    try:
+        given = parse_json(text)
+        if not isinstance(given, dict):
+            raise JsonFault("it is no JSON object")
+    except JsonFault as error:
+        raise LaunchError(
+            f"{variable} is what `opensmp run` tells its ranks; it cannot be read: {error}. "
+            f"Expected: a JSON object. Received: {shown(text)}. Remove the variable from the "
+            "environment, or start the script with `opensmp run`."
+        ) from None
+    return given
 
 
 def shutdown() -> None:

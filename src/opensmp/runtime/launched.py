@@ -18,22 +18,25 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import zlib
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opensmp._shown import plain, shown
 from opensmp.config import IDLE_VARIABLE
 from opensmp.config import LAUNCHER_PREFIX as PREFIX
 from opensmp.errors import LaunchError
 from opensmp.runtime.idleness import DEFAULT_SECONDS
+from opensmp.runtime.tf_config import read_tf_config
+from opensmp.runtime.variables import Variables, first_host
 
 _PORTS_TO_TRY = 8
 _FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
 _LOCAL_JOIN_SECONDS, _REMOTE_JOIN_SECONDS = 60.0, 300.0
-_LONGEST_JOIN_SECONDS = 1_000_000  # TensorFlow counts milliseconds in 32 bits
+LONGEST_JOIN_SECONDS = 1_000_000
+"""TensorFlow counts milliseconds in 32 bits."""
 
 # The variables of rank, size, and of both on the machine.
 _OWN = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
@@ -117,9 +120,9 @@ def detect(environ: Mapping[str, str]) -> Launch:
         ```
     """
     if f"{PREFIX}RANK" not in environ:
-        _check_agreement(environ)
+        _check_agreement(Variables(environ))
     for read in (_own, _tf_config, _open_mpi, _torchrun, _mpich, _slurm):
-        launch = read(environ)
+        launch = read(Variables(environ))
         if launch is not None:
             return launch if launch.size > 1 else ALONE
     return ALONE
@@ -158,116 +161,97 @@ def claim(launch: Launch, environ: MutableMapping[str, str], process: int) -> No
 # ------------------------------------------------------------------------------ conventions
 
 
-def _own(environ: Mapping[str, str]) -> Launch | None:
-    if f"{PREFIX}RANK" not in environ:
+def _own(variables: Variables) -> Launch | None:
+    if f"{PREFIX}RANK" not in variables:
         return None
-    variable = f"{PREFIX}MEETING"
     return _launch(
         "opensmp run",
-        environ,
-        **_numbers("opensmp run", environ, *(f"{PREFIX}{name}" for name in _OWN)),
-        meeting=_address(variable, environ.get(variable, "")),
+        variables,
+        **_numbers(variables, *(f"{PREFIX}{name}" for name in _OWN)),
+        meeting=variables.address(f"{PREFIX}MEETING"),
     )
 
 
-def _tf_config(environ: Mapping[str, str]) -> Launch | None:
-    text = environ.get("TF_CONFIG", "")
-    if not text.strip():
+def _tf_config(variables: Variables) -> Launch | None:
+    place = read_tf_config(variables.text("TF_CONFIG"))
+    if place is None:
         return None
-    try:
-        given = json.loads(text)
-        cluster, task = given.get("cluster", {}), given.get("task", {})
-        jobs = [job for job in ("chief", "master", "worker") if cluster.get(job)]
-        if not all(isinstance(cluster[job], list) for job in jobs):
-            raise TypeError("the addresses of a job are no list")
-        tasks = [(job, index) for job in jobs for index in range(len(cluster[job]))]
-        addresses = tuple(str(address) for job in jobs for address in cluster[job])
-        if len(tasks) <= 1 and (not tasks or task.get("type") in (None, *jobs)):
-            return None
-        rank = tasks.index((str(task["type"]), int(task["index"])))
-        host, *_ = [_address("an address", address)[0] for address in addresses]
-    except (ValueError, KeyError, TypeError, AttributeError, LaunchError) as error:
-        raise LaunchError(
-            f"TF_CONFIG names no rank for this process ({type(error).__name__}: {error}). "
-            "Expected: a JSON object with a cluster of chief and worker addresses and a task "
-            'among them, such as {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": {"type": '
-            f'"worker", "index": 0}}}}. Received: {text[:300]}. Parameter servers and evaluators '
-            "take no part in a pipeline: do not start this script in them."
-        ) from None
     return _launch(
         "TF_CONFIG",
-        environ,
-        rank=rank,
-        size=len(tasks),
-        addresses=addresses,
-        job="TF_CONFIG" + json.dumps(cluster, sort_keys=True),
-        host=host,
+        variables,
+        rank=place.rank,
+        size=len(place.addresses),
+        addresses=place.addresses,
+        job=f"TF_CONFIG{place.jobs}",
+        host=place.hosts[0],
     )
 
 
-def _open_mpi(environ: Mapping[str, str]) -> Launch | None:
-    if "OMPI_COMM_WORLD_RANK" not in environ:
+def _open_mpi(variables: Variables) -> Launch | None:
+    if "OMPI_COMM_WORLD_RANK" not in variables:
         return None
     return _launch(
         "Open MPI",
-        environ,
-        **_numbers("Open MPI", environ, *_OPEN_MPI),
-        meeting=_master(environ),
-        job=environ.get("PMIX_NAMESPACE") or _common_ancestor("orted", "prted", "mpirun"),
-        host=_service_host(environ),
+        variables,
+        **_numbers(variables, *_OPEN_MPI),
+        meeting=_master(variables),
+        job=variables.text("PMIX_NAMESPACE") or _common_ancestor("orted", "prted", "mpirun"),
+        host=_service_host(variables),
     )
 
 
-def _torchrun(environ: Mapping[str, str]) -> Launch | None:
-    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+def _torchrun(variables: Variables) -> Launch | None:
+    if "RANK" not in variables or "WORLD_SIZE" not in variables:
         return None
-    run = environ.get("TORCHELASTIC_RUN_ID", "")
-    if _master(environ) is None and environ["WORLD_SIZE"].strip() != "1":
-        raise LaunchError(
-            f"RANK={environ['RANK']} and WORLD_SIZE={environ['WORLD_SIZE']} say that there are "
-            "other processes, but not where. Expected: MASTER_ADDR and MASTER_PORT as well, the "
-            "host of rank 0 and a free port on it."
+    run = variables.text("TORCHELASTIC_RUN_ID")
+    meeting = _master(variables)
+    if meeting is None and not variables.faults and variables.text("WORLD_SIZE") != "1":
+        variables.faults.append(
+            f"RANK={plain(variables.text('RANK'))} and "
+            f"WORLD_SIZE={plain(variables.text('WORLD_SIZE'))} say that there are other "
+            "processes, but not where. Expected: MASTER_ADDR and MASTER_PORT as well, the host "
+            "of rank 0 and a free port on it"
         )
     return _launch(
         "RANK and WORLD_SIZE",
-        environ,
-        **_numbers("RANK and WORLD_SIZE", environ, *_TORCHRUN),
-        meeting=_master(environ),
+        variables,
+        **_numbers(variables, *_TORCHRUN),
+        meeting=meeting,
         job="" if run in ("", "none") else f"torchrun {run}",
     )
 
 
-def _mpich(environ: Mapping[str, str]) -> Launch | None:
-    if "PMI_RANK" not in environ or "PMI_SIZE" not in environ:
+def _mpich(variables: Variables) -> Launch | None:
+    if "PMI_RANK" not in variables or "PMI_SIZE" not in variables:
         return None
-    numbers = _pair(environ, *_MPICH[:2])
-    if numbers is not None and numbers == _pair(environ, *_SLURM[:2]):
+    numbers = variables.pair(*_MPICH[:2])
+    if numbers is not None and numbers == variables.pair(*_SLURM[:2]):
         return None  # srun gives MPICH's numbers to all tasks, if it is set up for it
-    host = _service_host(environ)
+    host = _service_host(variables)
+    hosts = variables.text("SM_HOSTS")
     return _launch(
         "MPICH",
-        environ,
-        **_numbers("MPICH", environ, *_MPICH),
-        meeting=_master(environ),
+        variables,
+        **_numbers(variables, *_MPICH),
+        meeting=_master(variables),
         # It has no number for the run; on one machine its proxy is above all ranks.
-        job=f"service {environ.get('SM_HOSTS')}" if host else _common_ancestor("hydra", "mpiexec"),
+        job=f"service {hosts}" if host else _common_ancestor("hydra", "mpiexec"),
         host=host,
     )
 
 
-def _slurm(environ: Mapping[str, str]) -> Launch | None:
+def _slurm(variables: Variables) -> Launch | None:
     # A batch script has SLURM_PROCID as well, but is one process: only srun makes steps.
-    if "SLURM_PROCID" not in environ or "SLURM_STEP_NUM_TASKS" not in environ:
+    if "SLURM_PROCID" not in variables or "SLURM_STEP_NUM_TASKS" not in variables:
         return None
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
-    job = f"{environ.get('SLURM_JOB_ID', '0')}.{environ.get('SLURM_STEP_ID', '0')}"
+    job = f"{variables.text('SLURM_JOB_ID') or 0}.{variables.text('SLURM_STEP_ID') or 0}"
     return _launch(
         "Slurm",
-        environ,
-        **_numbers("Slurm", environ, *_SLURM),
-        meeting=_master(environ),
+        variables,
+        **_numbers(variables, *_SLURM),
+        meeting=_master(variables),
         job=f"slurm {job}",
-        host=first_host(nodes) if nodes else None,
+        host=_first_node(variables),
     )
 
 
@@ -276,10 +260,10 @@ def _slurm(environ: Mapping[str, str]) -> Launch | None:
 
 def _launch(
     source: str,
-    environ: Mapping[str, str],
+    variables: Variables,
     *,
-    rank: int,
-    size: int,
+    rank: int | None,
+    size: int | None,
     local_rank: int | None = None,
     local_size: int | None = None,
     addresses: tuple[str, ...] | None = None,
@@ -288,13 +272,22 @@ def _launch(
     host: str | None = None,
 ) -> Launch:
     """Checks; derives the meeting from `job` and `host` where it is not given."""
-    if not 0 <= rank < size:
-        raise LaunchError(f"{source}: rank {rank} of {size} processes is not possible.")
-    join_seconds = _join_seconds(environ)
+    join_seconds, idle_seconds = _join_seconds(variables), _idle_seconds(variables)
+    faults = variables.faults
+    if rank is not None and size is not None and not rank < size:
+        faults.append(f"rank {rank} of {size} processes is not possible")
+    if local_size is not None and size is not None and not 0 < local_size <= size:
+        faults.append(f"{local_size} of {size} processes cannot be on this machine")
+    most = size if local_size is None else local_size
+    if local_rank is not None and most is not None and not local_rank < most:
+        faults.append(f"local rank {local_rank} of {most} processes is not possible")
+    variables.raise_faults(source)
+    assert rank is not None  # otherwise there was a fault
+    assert size is not None
     if size == 1:
         return Launch(source)
     one_machine = local_size == size
-    secret = environ.get(f"{PREFIX}TOKEN", "").strip()
+    secret = variables.text(f"{PREFIX}TOKEN")
     ports = 1
     if meeting is None:
         where = "127.0.0.1" if one_machine and host is None else host
@@ -306,7 +299,8 @@ def _launch(
                 "0 and a free port on it, in every process, such as `mpirun -x "
                 "MASTER_ADDR=node0 -x MASTER_PORT=29400 ...`."
             )
-        meeting = (where, _FIRST_PORT + zlib.crc32(job.encode()) % (_NUM_PORTS - _PORTS_TO_TRY))
+        name = zlib.crc32(_encodable(job).encode())
+        meeting = (where, _FIRST_PORT + name % (_NUM_PORTS - _PORTS_TO_TRY))
         ports = _PORTS_TO_TRY
     local = one_machine or meeting[0] in ("127.0.0.1", "localhost", "::1")
     return Launch(
@@ -318,22 +312,27 @@ def _launch(
         addresses=addresses,
         meeting=meeting,
         num_meeting_ports=ports,
-        token=secret or job,
+        token=_encodable(secret or job),
         has_secret=bool(secret),
         join_seconds=join_seconds or (_LOCAL_JOIN_SECONDS if local else _REMOTE_JOIN_SECONDS),
-        idle_seconds=_idle_seconds(environ),
+        idle_seconds=idle_seconds,
     )
 
 
-def _check_agreement(environ: Mapping[str, str]) -> None:
+def _encodable(text: str) -> str:
+    """The text without what UTF-8 cannot say, such as bytes that were none in a variable."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_agreement(variables: Variables) -> None:
     """Refuses variables of several launchers that do not mean the same processes."""
     pairs = {
-        "Open MPI": _pair(environ, *_OPEN_MPI[:2]),
-        "MPICH": _pair(environ, *_MPICH[:2]),
-        "RANK and WORLD_SIZE": _pair(environ, *_TORCHRUN[:2]),
+        "Open MPI": variables.pair(*_OPEN_MPI[:2]),
+        "MPICH": variables.pair(*_MPICH[:2]),
+        "RANK and WORLD_SIZE": variables.pair(*_TORCHRUN[:2]),
     }
-    if environ.get("TF_CONFIG", "").strip() and any(pairs.values()):
-        launch = _tf_config(environ)
+    if variables.text("TF_CONFIG") and any(pairs.values()):
+        launch = _tf_config(variables)
         pairs["TF_CONFIG"] = None if launch is None else (launch.rank, launch.size)
     said = {source: pair for source, pair in pairs.items() if pair is not None and pair[1] > 1}
     if len(set(said.values())) > 1:
@@ -345,108 +344,65 @@ def _check_agreement(environ: Mapping[str, str]) -> None:
         )
 
 
-def _pair(environ: Mapping[str, str], rank: str, size: str) -> tuple[int, int] | None:
-    """Rank and size, if both are numbers."""
-    texts = environ.get(rank, "").strip(), environ.get(size, "").strip()
-    return (int(texts[0]), int(texts[1])) if all(text.isdecimal() for text in texts) else None
-
-
 def _numbers(
-    source: str,
-    environ: Mapping[str, str],
-    rank: str,
-    size: str,
-    local_rank: str,
-    local_size: str,
+    variables: Variables, rank: str, size: str, local_rank: str, local_size: str
 ) -> dict[str, Any]:
     """The numbers that variables of these names have; those of the machine may be missing."""
-    names = {"rank": rank, "size": size, "local_rank": local_rank, "local_size": local_size}
-    found: dict[str, int | None] = {}
-    faults = []
-    for key, name in names.items():
-        text = environ.get(name, "").strip()
-        if text.isdecimal():
-            found[key] = int(text)
-        elif text or key in ("rank", "size"):
-            faults.append(f"{name} is {text!r}" if text else f"{name} is not set")
-        else:
-            found[key] = None
-    if faults:
-        raise LaunchError(
-            f"{source}: {'; '.join(faults)}. Expected: a whole number, as the launcher sets it."
-        )
-    return found
+    return {
+        "rank": variables.whole(rank, required=True),
+        "size": variables.whole(size, required=True),
+        "local_rank": variables.whole(local_rank) if local_rank else None,
+        "local_size": variables.whole(local_size) if local_size else None,
+    }
 
 
-def _address(name: str, text: Any) -> tuple[str, int]:
-    """Host and port of `host:port`."""
-    host, _, port = str(text).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise LaunchError(f"{name} is {text!r}. Expected: host:port, such as node0:2222.")
-    return host, int(port)
-
-
-def _join_seconds(environ: Mapping[str, str]) -> float | None:
-    return _seconds(
-        environ,
+def _join_seconds(variables: Variables) -> float | None:
+    return variables.seconds(
         f"{PREFIX}JOIN_SECONDS",
         "how long processes wait for each other at the start",
-        f"above 0 and at most {_LONGEST_JOIN_SECONDS}",
-        lambda seconds: 0 < seconds <= _LONGEST_JOIN_SECONDS,
+        f"above 0 and at most {LONGEST_JOIN_SECONDS}",
+        lambda seconds: 0 < seconds <= LONGEST_JOIN_SECONDS,
     )
 
 
-def _idle_seconds(environ: Mapping[str, str]) -> float:
-    seconds = _seconds(
-        environ,
+def _idle_seconds(variables: Variables) -> float:
+    seconds = variables.seconds(
         IDLE_VARIABLE,
         "how long all ranks may compute nothing before the run is ended",
         "at least 0; 0 means for ever",
-        lambda seconds: seconds >= 0,
+        lambda seconds: 0 <= seconds < math.inf,
     )
     return DEFAULT_SECONDS if seconds is None else seconds
 
 
-def _seconds(
-    environ: Mapping[str, str],
-    name: str,
-    meaning: str,
-    accepted: str,
-    fits: Callable[[float], bool],
-) -> float | None:
-    """The seconds that a variable says, None if it is not set."""
-    text = environ.get(name, "").strip()
-    if not text:
+def _master(variables: Variables) -> tuple[str, int] | None:
+    meeting = variables.host_and_port("MASTER_ADDR", "MASTER_PORT")
+    if meeting is None:
         return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not fits(seconds):
-        raise LaunchError(f"{name} is {meaning}. Expected: seconds, {accepted}. Received: {text}.")
-    return seconds
-
-
-def _master(environ: Mapping[str, str]) -> tuple[str, int] | None:
-    host, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "").strip()
-    if not host or not port:
-        return None
-    if not port.isdecimal() or not 0 < int(port) < 65535:
-        raise LaunchError(
-            f"MASTER_PORT is {port!r}. Expected: a free port on the host of rank 0, such as 29400."
-        )
+    host, port = meeting
     # The agent of torchrun listens on the port itself; its neighbour is free by custom.
-    taken = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return host, int(port) + taken
+    return host, port + (variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
-def _service_host(environ: Mapping[str, str]) -> str | None:
+def _service_host(variables: Variables) -> str | None:
     """The first host of the vendor's service, on which it starts rank 0."""
-    try:
-        hosts = json.loads(environ.get("SM_HOSTS", "") or "[]")
-    except ValueError:
-        return None
-    return str(hosts[0]) if isinstance(hosts, list) and len(hosts) > 1 else None
+    hosts = variables.hosts("SM_HOSTS")
+    return hosts[0] if len(hosts) > 1 else None
+
+
+def _first_node(variables: Variables) -> str | None:
+    for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"):
+        nodes = variables.text(name)
+        if nodes:
+            try:
+                return first_host(nodes)
+            except ValueError as error:
+                variables.faults.append(
+                    f"{name} is {shown(nodes)}; expected a list of nodes as Slurm writes it, such "
+                    f"as node[07-09,12]; {error}"
+                )
+                return None
+    return None
 
 
 def _common_ancestor(*names: str) -> str:
@@ -457,7 +413,7 @@ def _common_ancestor(*names: str) -> str:
     process = os.getppid()
     while process > 1:
         try:
-            stat = Path(f"/proc/{process}/stat").read_text()
+            stat = Path(f"/proc/{process}/stat").read_text(errors="replace")
         except OSError:
             break
         name, rest = stat.split("(", 1)[1].rsplit(")", 1)
@@ -465,16 +421,3 @@ def _common_ancestor(*names: str) -> str:
             return f"process {process}"
         process = int(rest.split()[1])
     return f"process {os.getppid()}"
-
-
-def first_host(nodes: str) -> str:
-    """The first host of a list in Slurm's short form.
-
-    Example:
-        ```python
-        first_host("node[07-09,12],login")  # "node07"
-        ```
-    """
-    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes.strip())
-    name = first.group(0) if first else nodes.strip()
-    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", name)
