@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
+
+from opensmp import _versions
 
 _BACKEND_MENDING = (
     "Set it before Keras is imported for the first time: `KERAS_BACKEND=tensorflow` in the "
@@ -17,8 +20,8 @@ def require_installed() -> None:
     """Checks what can be known of TensorFlow and Keras without importing them.
 
     Raises:
-        ImportError: TensorFlow or Keras is missing, or the environment asks for another backend
-            or for Keras 2. The message says how to mend it.
+        ImportError: TensorFlow or Keras is missing or too old, or the environment asks for
+            another backend or for Keras 2. The message says how to mend it.
 
     Example:
         ```python
@@ -39,9 +42,10 @@ def require_installed() -> None:
     asked = os.environ.get("KERAS_BACKEND")
     if "keras" not in sys.modules and asked and asked != "tensorflow":
         raise ImportError(_wrong_backend(f"KERAS_BACKEND={asked}"))
-    for package in ("tensorflow", "keras"):
-        if package not in sys.modules:
-            _require_package(package)
+    found = {package: _installed(package) for package in _versions.OLDEST}
+    too_old = _versions.too_old(found)
+    if too_old is not None:
+        raise ImportError(too_old)
 
 
 def require_tensorflow() -> None:
@@ -63,21 +67,38 @@ def require_tensorflow() -> None:
         import keras
     except ImportError as error:
         raise ImportError(_not_importable(error)) from error
-    if int(keras.__version__.split(".")[0]) < 3:
-        raise ImportError(
-            f"opensmp needs Keras 3, but Keras {keras.__version__} is installed. Run: "
-            'pip install --upgrade "keras>=3.5".'
-        )
+    # Of what was built from source, or copied, there may be no metadata to ask before.
+    too_old = _versions.too_old({name: _loaded(name) for name in _versions.OLDEST})
+    if too_old is not None:
+        raise ImportError(too_old)
     if keras.backend.backend() != "tensorflow":
         raise ImportError(_wrong_backend(f"Keras uses the backend {keras.backend.backend()!r}"))
 
 
-def _require_package(name: str) -> None:
+def _installed(package: str) -> dict[str, str]:
+    """The version that is said of a package, by distribution; what is loaded counts itself."""
+    if package in sys.modules:
+        return _loaded(package)
     try:
-        if importlib.util.find_spec(name) is None:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     except ImportError as error:
         raise ImportError(_not_importable(error)) from error
+    if spec.origin is None:
+        return {}
+    return _versions.installed(package, Path(spec.origin).parent.parent)
+
+
+def _loaded(package: str) -> dict[str, str]:
+    """The version of a package that is imported, under the name that it was installed by."""
+    module = sys.modules[package]
+    version = getattr(module, "__version__", None)  # none yet if its import is under way
+    origin = getattr(module, "__file__", None)
+    if not isinstance(version, str):
+        return {}
+    names = _versions.installed(package, Path(origin).parent.parent) if origin else {}
+    return {next(iter(names), package): version}
 
 
 def _not_importable(error: ImportError) -> str:
@@ -87,7 +108,7 @@ def _not_importable(error: ImportError) -> str:
     if missing == "keras":
         return (
             f"opensmp needs Keras 3, which could not be imported ({error}). Install it with: "
-            'pip install "keras>=3.5".'
+            f'pip install "keras>={_versions.oldest("keras")}".'
         )
     return (
         f"opensmp needs TensorFlow, which could not be imported ({error}). Install it with one "

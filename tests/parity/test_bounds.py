@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from parity.bounds import REASSOCIATED, REASSOCIATED_DOUBLE, SEVERAL_USES, Bound
@@ -14,6 +15,8 @@ from parity.layout import with_policy
 from parity.records import compare, worst
 from parity.runs import run_plain, run_split
 from turns import in_turn
+
+from opensmp import _versions
 
 
 def having(*bounds: Bound) -> list[Any]:
@@ -36,6 +39,8 @@ def test_sums_in_another_order_differ_by_rounding_only(case: Case) -> None:
     double = dataclasses.replace(
         case, parts=lambda make: with_policy("float64", case.parts, make), batch=batch
     )
+    if case.name == "add_loss, regularizers" and _versions.release(keras.__version__) < (3, 14):
+        pytest.skip("plain Keras takes no float64 in regularizers.L1 before 3.14")
     for layout in case.layouts:
         plain = run_plain(double, layout.microbatches)
         assert worst(compare(plain, run_split(double, layout))) <= 1e-12

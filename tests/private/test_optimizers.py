@@ -128,6 +128,10 @@ class TestPlaceUpdatesOfOtherOptimizers:
         _private.give_up(variable, "another rank")
         assert all(map(_private.is_elsewhere, slots))
 
+    @pytest.mark.skipif(
+        not hasattr(keras.optimizers, "ScheduleFreeAdamW"),
+        reason="Keras has ScheduleFreeAdamW since 3.14",
+    )
     def test_average_of_schedule_free_begins_at_the_weights(self):
         _private.place_updates_with_variables()
         here, away = keras.Variable(3.0), keras.Variable(4.0)

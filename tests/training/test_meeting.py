@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 from processes import check_ranks
 from turns import turn
 
@@ -98,11 +99,12 @@ MISUSE = """
         lambda: model().fit(x, y, callbacks=keras.callbacks.CallbackList([]), **fit),
         "a list of callbacks",
     )
-    orbax = keras.callbacks.OrbaxCheckpoint.__new__(keras.callbacks.OrbaxCheckpoint)
-    check(
-        "OrbaxCheckpoint", lambda: model().fit(x, y, callbacks=[orbax], **fit),
-        "smp.CheckpointManager",
-    )
+    if hasattr(keras.callbacks, "OrbaxCheckpoint"):  # Keras 3.13 and later
+        orbax = keras.callbacks.OrbaxCheckpoint.__new__(keras.callbacks.OrbaxCheckpoint)
+        check(
+            "OrbaxCheckpoint", lambda: model().fit(x, y, callbacks=[orbax], **fit),
+            "smp.CheckpointManager",
+        )
 
 
     class Fails(keras.callbacks.ModelCheckpoint):
@@ -154,5 +156,5 @@ def test_processes_with_other_data_or_other_calls_are_all_told():
     results = check_ranks(MISUSE, 2, {"partitions": 2, "microbatches": 2})
     for result in results:
         refused = [line for line in result.lines if line.startswith("refused")]
-        assert len(refused) == 13
+        assert len(refused) == 12 + hasattr(keras.callbacks, "OrbaxCheckpoint")
         assert result.lines[-1] == "all well"

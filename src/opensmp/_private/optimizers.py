@@ -16,6 +16,7 @@ from keras.src.backend.tensorflow import optimizer as keras_tf_optimizer
 from keras.src.optimizers import base_optimizer
 from tensorflow.python.distribute import distribute_lib
 
+from opensmp import _versions
 from opensmp._private.variables import is_elsewhere, know_slot, outside_of_functions
 
 Tensor = Any
@@ -102,8 +103,13 @@ def _know_factors() -> None:
 
 
 def _average_what_is_here() -> None:
-    """Lets ScheduleFreeAdamW begin at the weights that this process has; it copies all."""
-    owner = keras.optimizers.ScheduleFreeAdamW
+    """Lets ScheduleFreeAdamW begin at the weights that this process has; it copies all.
+
+    Keras has this optimizer since 3.14.
+    """
+    owner = getattr(keras.optimizers, "ScheduleFreeAdamW", None)
+    if owner is None:
+        return
     build = owner.build
 
     def build_here(self: Any, var_list: Any) -> None:
@@ -333,6 +339,8 @@ def _update_nothing(optimizer: Any) -> None:
         # The public `iterations` counts updates, this counts calls.
         is_update_step = (optimizer._iterations + 1) % steps == 0
         keras.ops.cond(is_update_step, take_part, lambda: None)
+    if _versions.release(keras.__version__) == (3, 9):
+        optimizer._iterations.assign_add(1)  # later ones count calls without gradients too
 
 
 @contextlib.contextmanager
