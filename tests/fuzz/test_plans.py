@@ -56,8 +56,8 @@ def checked(result: Any) -> None:
     assert again.error is None
     assert again.value.partition_of == plan.partition_of
     assert again.value.layers == plan.layers
-    if plan.num_partitions > 50:
-        return  # a table of that many rows takes its time
+    if plan.num_partitions > 50 or (plan.has_costs and len(plan.costs.tensors) > 1000):
+        return  # a table of that many rows, and the costs of so many tensors, take their time
     assert taken(lambda: str(plan)).value
     if plan.has_costs:
         prediction = plan.prediction
