@@ -184,7 +184,7 @@ JSON = {
     "a long number": ("1" * 10_000, "not JSON|int, where an object"),
     "half": ('{"class_name": "Func', r"not JSON \("),
     "deep": (DEEP, "nested too deeply"),
-    "not UTF-8": (b'{"class_name": "\xff"}', "not UTF-8"),
+    "not UTF-8": (b'{"class_name": "\xff"}', "no UTF-8 text"),
 }
 
 

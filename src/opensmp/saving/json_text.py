@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from opensmp._json import JsonFault, NotJson, parse_json
 from opensmp.errors import SavingError
 
 
@@ -25,14 +25,11 @@ def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
         ```
     """
     try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        found = json.loads(decoded)
-    except UnicodeDecodeError as error:
-        raise SavingError(_damaged(where, what, f"not UTF-8 ({error.reason})")) from error
-    except RecursionError as error:
-        raise SavingError(_damaged(where, what, "JSON that is nested too deeply")) from error
-    except ValueError as error:  # also a number with too many digits
+        found = parse_json(text, nonfinite=True)  # which Keras writes
+    except NotJson as error:
         raise SavingError(_damaged(where, what, f"not JSON ({error})")) from error
+    except JsonFault as error:
+        raise SavingError(_damaged(where, what, f"JSON that cannot be read ({error})")) from error
     if not isinstance(found, dict):
         kind = "null" if found is None else type(found).__name__
         raise SavingError(_damaged(where, what, f"{kind}, where an object, {{...}}, is expected"))
