@@ -29,6 +29,7 @@ def test_objects_come_as_text_or_as_bytes():
         ("[" * 10**6, "nested too deeply"),
         ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested too deeply"),
     ],
+    ids=["number", "list", "null", "nothing", "other bytes", "brackets", "objects"],
 )
 def test_what_is_no_object_says_what_it_is(text, message):
     assert message in refused(object_of, text)
