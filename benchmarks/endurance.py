@@ -72,7 +72,8 @@ ROWS = [
     Row("fit, 2 replicas", "fit", 2, ONE),
     Row("smp.barrier, 2 ranks", "barrier", 2),
     Row("smp.allgather, 2 ranks", "allgather", 2),
-    Row("evaluate and predict, 2 ranks", "look", 2, times=1000, most_bytes=400),
+    # Plain Keras leaves some 1,700 bytes with each call of evaluate.
+    Row("evaluate and predict, 2 ranks", "look", 2, times=1000, most_bytes=6000),
     Row("CheckpointManager.save, 2 ranks", "save", 2, times=300, most_bytes=400),
 ]
 
