@@ -351,6 +351,15 @@ def test_a_damaged_state_file_is_a_warning_and_the_directory_is_searched(
     assert tf.train.latest_checkpoint(tmp_path) == str(tmp_path / "ckpt-13")
 
 
+def test_warnings_that_are_errors_are_those_of_the_call_in_all_processes(tmp_path):
+    Run(tmp_path).save(1)
+    (tmp_path / "checkpoint").write_bytes(b"")
+    run = Run(tmp_path)
+    for call in (run.manager.restore, run.manager.save):
+        with pytest.raises(smp.CheckpointError, match=r"UserWarning: .*cannot be used"):
+            call()
+
+
 def test_a_missing_state_file_is_no_fault(tmp_path):
     Run(tmp_path).save(1, 2)
     (tmp_path / "checkpoint").unlink()

@@ -356,7 +356,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                         f"checkpoint_number must be from 0 to {LARGEST_NUMBER}; received {number}."
                     )
                 outcome = Outcome(number)
-            except (OSError, ValueError, TypeError, CheckpointError) as error:
+            except Exception as error:  # also a warning that is an error: the others wait
                 outcome = outcome_of(error, self.directory)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the number")
         assert outcome is not None
@@ -381,6 +381,8 @@ class CheckpointManager(tf.train.CheckpointManager):
             return Outcome(shelf.candidates())
         except OSError as error:
             return Outcome(error=_unreadable(error, shelf.directory))
+        except Exception as error:  # a warning that is an error: the other processes wait
+            return outcome_of(error)
 
     def _nothing_good(
         self, candidates: list[tuple[str, str | None]], save_path: str | os.PathLike[str] | None
