@@ -21,7 +21,7 @@ def test_json_is_read():
         ("[1", "line 1"),
         ("NaN", "NaN is no JSON number"),
         ("[-Infinity]", "-Infinity is no JSON number"),
-        (b"\xff", "no UTF-8 text"),
+        (b"\xff", "not UTF-8"),
     ],
 )
 def test_what_is_not_json_says_where(text, part):

@@ -55,7 +55,7 @@ def parse_json(text: str | bytes, *, nonfinite: bool = False) -> Any:
         where = f"line {error.lineno}, column {error.colno}"
         raise NotJson(f"{error.msg} in {where}") from None
     except UnicodeDecodeError:
-        raise NotJson("it is no UTF-8 text") from None
+        raise NotJson("it is not UTF-8") from None
     except RecursionError:
         raise JsonFault("it is nested too deeply") from None
     except ValueError:  # Python reads no integers of more than some thousand digits

@@ -208,7 +208,7 @@ def test_file_that_is_no_json_says_where(tmp_path):
 def test_binary_file_is_refused(tmp_path):
     path = tmp_path / "plan.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PlanError, match="cannot be read: it is no UTF-8 text"):
+    with pytest.raises(PlanError, match="cannot be read: it is not UTF-8"):
         Plan.load(path)
 
 

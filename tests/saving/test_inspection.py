@@ -181,10 +181,10 @@ JSON = {
     "a list": ("[1, 2]", "list, where an object"),
     "null": ("null", "null, where an object"),
     "another object": ('{"layers": 1}', "no configuration of a model, but an object with 'layers'"),
-    "a long number": ("1" * 10_000, "not JSON|int, where an object"),
+    "a long number": ("1" * 10_000, "too many digits"),
     "half": ('{"class_name": "Func', r"not JSON \("),
     "deep": (DEEP, "nested too deeply"),
-    "not UTF-8": (b'{"class_name": "\xff"}', "no UTF-8 text"),
+    "not UTF-8": (b'{"class_name": "\xff"}', "not UTF-8"),
 }
 
 

@@ -25,7 +25,7 @@ def test_objects_come_as_text_or_as_bytes():
         ("[]", "list, where an object"),
         ("null", "null, where an object"),
         ("", "not JSON"),
-        (b"\xff\xfe", "no UTF-8 text"),
+        (b"\xff\xfe", "not UTF-8"),
         ("[" * 10**6, "nested too deeply"),
         ('{"a": 1, "a": 2}', "the key 'a' comes twice"),
         ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested too deeply"),

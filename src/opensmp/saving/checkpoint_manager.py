@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from opensmp.errors import CheckpointError
 from opensmp.runtime import objects
+from opensmp.runtime.scalars import scalar
 from opensmp.runtime.world import World, current
 from opensmp.saving import write
 from opensmp.saving.arguments import check_arguments
@@ -191,7 +192,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         before = int(counter.numpy())
         number = self._prepare(world, checkpoint_number, before)
         path = self._shelf.prefix(number)
-        counter.assign(number)
+        counter.assign(scalar(number, tf.int64))
         try:
             values = write.snapshot(self._kept_checkpoint, world, to_host=self._staging is not None)
             part = functools.partial(write.own_part, values, self._shelf, world, self._staging)
@@ -213,7 +214,7 @@ class CheckpointManager(tf.train.CheckpointManager):
             outcomes = objects.broadcast_object(outcomes, range(world.size), 0, what)
             write.raise_errors(outcomes, path)
         except BaseException:
-            counter.assign(before)
+            counter.assign(scalar(before, tf.int64))
             if not world.rank:
                 self._shelf.discard()
             raise
