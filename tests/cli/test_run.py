@@ -498,9 +498,9 @@ def test_what_no_rank_could_begin_with_is_said_before(arguments, part, tmp_path,
 
 
 def test_join_seconds_may_come_from_the_environment():
-    script = "import os, time\nif os.environ['OPENSMP_RUN_RANK'] == '1': time.sleep(60)\n"
+    script = "import os, time\nif os.environ['OPENSMP_RUN_RANK'] == '1': time.sleep(600)\n"
     script += "import opensmp as smp\nsmp.init()\n"
-    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"}, seconds=50)
+    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"}, seconds=110)
     assert result.code == 1
     assert "within 2 s of rank 0" in result.stderr
     assert "more time with --join-seconds" in result.stderr
