@@ -11,7 +11,7 @@ import keras
 
 from opensmp import _private
 from opensmp.errors import SavingError
-from opensmp.saving import atomic
+from opensmp.saving import atomic, beside
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.plain import input_specs, plain_calls, plain_class, plain_face
 
@@ -114,6 +114,7 @@ def save_weights(
         else:
             with atomic.new_file(name) as temporary:
                 plain.save_weights(temporary, **kwargs)
+                beside.write(model, name, temporary)
 
     write(model, what, work)
 
