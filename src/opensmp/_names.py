@@ -82,3 +82,7 @@ from opensmp.sharding import shard  # noqa: E402
 from opensmp.step_function import step  # noqa: E402
 from opensmp.step_output import StepOutput  # noqa: E402
 from opensmp.training.callbacks import OnRankZero  # noqa: E402
+from opensmp.training.preemption import (  # noqa: E402
+    CheckpointOnPreemption,
+    checkpoint_on_preemption,
+)

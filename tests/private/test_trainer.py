@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from opensmp import _private
@@ -142,3 +143,73 @@ def test_set_initial_epoch():
     _private.set_initial_epoch(model, 2)
     history = model.fit(np.ones((2, 2)), np.ones((2, 1)), epochs=3, verbose=0)
     assert (_private.initial_epoch(model), history.epoch) == (2, [2])
+
+
+def test_epochs_begun_by():
+    """Of three batches the first is passed over."""
+    model = compiled_model()
+    seen = []
+
+    def begin(epoch, make):
+        for begin_step, end_step, data in make():
+            seen.append((begin_step, end_step, epoch.num_batches))
+            if begin_step == 0:
+                next(data)
+            else:
+                yield begin_step, end_step, data
+
+    with _private.epochs_begun_by(begin):
+        model.fit(np.ones((6, 2)), np.ones((6, 1)), batch_size=2, verbose=0)
+    assert seen == [(0, 0, 3), (1, 1, 3), (2, 2, 3)]
+    assert int(model.optimizer.iterations) == 2
+
+
+def orders_of(dataset, epochs, passed=0, **options):
+    """What `fit` trains on in the epochs after the first `passed` of them."""
+    seen = []
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.train_step = lambda data: (
+        seen.append(data[0][:, 0].numpy().tolist()) or {"loss": tf.zeros([])}
+    )
+    left = [passed]
+
+    def begin(epoch, make):
+        while left[0]:
+            left[0] -= 1
+            _private.pass_over_epoch(epoch, make(), 1, 4)
+        yield from make()
+
+    with _private.epochs_begun_by(begin):
+        model.fit(dataset, epochs=epochs, initial_epoch=passed, verbose=0, **options)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["known", "unknown", "endless"])
+def test_pass_over_epoch(kind):
+    def make():
+        x = np.arange(6.0, dtype="float32")[:, None]
+        dataset = tf.data.Dataset.from_tensor_slices((x, x)).shuffle(6, seed=3).batch(2)
+        if kind == "unknown":
+            return dataset.filter(lambda x, y: True)
+        return dataset.repeat() if kind == "endless" else dataset
+
+    options = {"steps_per_epoch": 2} if kind == "endless" else {}
+    whole = orders_of(make(), 4, **options)
+    each = len(whole) // 4
+    assert orders_of(make(), 4, passed=2, **options) == whole[2 * each :]
+    assert whole[:each] != whole[each : 2 * each]
+
+
+def test_global_seed_state():
+    keras.utils.set_random_seed(3)
+    before = np.asarray(_private.global_seed_state(make=True))
+    keras.random.normal((1,))
+    assert np.asarray(_private.global_seed_state()).tolist() != before.tolist()
+
+
+def test_backup_path(tmp_path):
+    backup = keras.callbacks.BackupAndRestore(str(tmp_path / "backup"), delete_checkpoint=False)
+    compiled_model().fit(np.ones((2, 2)), np.ones((2, 1)), callbacks=[backup], verbose=0)
+    assert _private.backup_path(backup) == str(tmp_path / "backup" / "latest.weights.h5")
+    assert (tmp_path / "backup" / "latest.weights.h5").exists()

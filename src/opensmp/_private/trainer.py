@@ -10,7 +10,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src import backend as keras_backend
-from keras.src.trainers import compile_utils
+from keras.src.backend.common import global_state
+from keras.src.random import seed_generator
+from keras.src.trainers import compile_utils, epoch_iterator
 from tensorflow.python.eager import context
 
 from opensmp._private.layers import get_logits, get_mask, set_logits, set_mask
@@ -168,3 +170,74 @@ def initial_epoch(model: Any) -> int | None:
 def set_initial_epoch(model: Any, epoch: int | None) -> None:
     """See `initial_epoch`."""
     model._initial_epoch = epoch
+
+
+@contextlib.contextmanager
+def epochs_begun_by(
+    begin: Callable[[Any, Callable[[], Iterator[Any]]], Iterator[Any]],
+) -> Iterator[None]:
+    """Context in which a function says with which batches of an epoch `fit` goes on.
+
+    Keras can begin with another epoch than the first, but only at its first batch, and with data
+    that know nothing of the epochs before.
+
+    Args:
+        begin: Gets what makes the batches of an epoch, and a function that gives an iterator of
+            what `fit` is to do next: numbers of the first and last batch, and an iterator of data.
+    """
+
+    def make(original: Any) -> Any:
+        def enumerate_iterator(self: Any) -> Iterator[Any]:
+            return begin(self, lambda: original(self))
+
+        return enumerate_iterator
+
+    with replaced(epoch_iterator.EpochIterator, "_enumerate_iterator", make):
+        yield
+
+
+def pass_over_epoch(
+    epoch: Any, steps: Iterator[Any], execution: int, num_batches: int | None
+) -> None:
+    """Brings data to the end of an epoch that was trained before.
+
+    Data that begin anew with each epoch need only be begun, as often as Keras does: that is when
+    they are shuffled.
+
+    Args:
+        epoch: What makes the batches of an epoch; see `epochs_begun_by`.
+        steps: What `fit` would do.
+        execution: Batches of one of these steps.
+        num_batches: What Keras takes for their number, where it is not known beforehand.
+    """
+    if epoch.steps_per_epoch is not None:
+        with epoch.catch_stop_iteration():
+            for _, _, data in steps:
+                for _ in range(execution):
+                    next(data)
+        return
+    is_unknown = epoch.data_adapter.num_batches is None
+    for number, (_, _, data) in enumerate(steps):
+        if number == 0:
+            next(data, None)
+        if is_unknown:  # Keras learns that the data have ended by asking for more
+            epoch._num_batches, epoch._current_iterator = num_batches, None
+            epoch.data_adapter.on_epoch_end()
+            return
+
+
+def global_seed_state(make: bool = False) -> Any | None:
+    """The variable that Keras' random functions without a seed use; None if they have not yet.
+
+    Args:
+        make: Whether to make it.
+    """
+    known = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    if known is None and make:
+        known = seed_generator.global_seed_generator()
+    return None if known is None else known.state
+
+
+def backup_path(callback: Any) -> str:
+    """The file into which a BackupAndRestore writes the weights."""
+    return str(callback._weights_path)

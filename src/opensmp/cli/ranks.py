@@ -20,7 +20,7 @@ from typing import IO, Any, TextIO
 from opensmp.cli.guardian import Guardian
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.runtime.deadlock import listed
-from opensmp.runtime.failures import ENDED_BY_PEER
+from opensmp.runtime.failures import ENDED_BY_PEER, PREEMPTED
 
 GRACE_SECONDS = 20.0
 """How long ranks may go on after a signal, unless the user says otherwise."""
@@ -50,12 +50,15 @@ class Outcome:
         failed_rank: The rank that failed first; None if none did.
         signal: The signal that the launcher received; None if it received none.
         seconds: How long the ranks ran.
+        lost: Ranks that SIGKILL ended before the launcher ended any, and the first that failed if
+            it was by another signal that asks for nothing, such as SIGBUS.
     """
 
     exit_code: int
     failed_rank: int | None
     signal: int | None
     seconds: float
+    lost: tuple[int, ...] = ()
 
 
 @dataclass
@@ -128,6 +131,7 @@ class Ranks:
             try:
                 self._start(guardian)
                 failed = self._watch()
+                lost = tuple(rank.number for rank in self._ranks if _is_lost(rank, failed))
             finally:
                 self._end_all(others)
                 guardian.dismiss()
@@ -146,6 +150,7 @@ class Ranks:
             failed_rank=None if failed is None else failed.number,
             signal=received,
             seconds=time.monotonic() - began,
+            lost=lost,
         )
 
     # ------------------------------------------------------------------------------- start
@@ -218,7 +223,8 @@ class Ranks:
                 failed = next(iter(own or failures), failed)
             now = time.monotonic()
             if failures and deadline is None:
-                deadline = now + _FAILED_SECONDS
+                together = failures[0].code == PREEMPTED  # the others have saved as well
+                deadline = now + (self._grace_seconds if together else _FAILED_SECONDS)
             if len(self._received) > forwarded:
                 number = self._received[-1]
                 _say(f"forwarding {signal.Signals(number).name} to all ranks")
@@ -318,6 +324,9 @@ class Ranks:
     def _tell(self, failed: _Rank) -> None:
         """The failing rank's error, after everything else."""
         code = failed.code or 0
+        if code == PREEMPTED:
+            _say(f"rank {failed.number} ended with exit code {code}: it was asked to, start again")
+            return
         if code == ENDED_BY_PEER:
             how = "ended because of another rank"
         elif code < 0:
@@ -353,6 +362,13 @@ def _shell_code(code: int | None) -> int:
     if code is None:
         return 1
     return 128 - code if code < 0 else code
+
+
+def _is_lost(rank: _Rank, failed: _Rank | None) -> bool:
+    """Whether the system has taken a rank; others may crash in consequence of the first."""
+    if rank.code is None or rank.code >= 0 or -rank.code in _FORWARDED:
+        return False
+    return rank is failed or -rank.code == signal.SIGKILL
 
 
 def _signal_group(rank: _Rank, number: int) -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import secrets
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,13 +16,15 @@ from typing import Annotated, Any
 import typer
 
 from opensmp._shown import shown
-from opensmp.cli.ranks import GRACE_SECONDS, Outcome, Ranks
+from opensmp.cli.ranks import GRACE_SECONDS, Ranks
+from opensmp.cli.restarts import Restarts, known_layout
 from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.errors import LaunchError
 from opensmp.runtime import rendezvous, world
 from opensmp.runtime.absence import Absence
 from opensmp.runtime.launched import LONGEST_JOIN_SECONDS
+from opensmp.runtime.marks import clear_marks, read_marks
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
 # system each time costs more to get again than the message takes.
@@ -96,6 +99,15 @@ def run(
             "from its last checkpoint.",
         ),
     ] = 0,
+    min_procs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="With --max-restarts: go on with fewer ranks where some are lost, killed by the "
+            "system or without a machine, but with K at least.",
+        ),
+    ] = None,
     bind_cores: Annotated[
         bool, typer.Option("--bind-cores", help="Give each rank cores of its own.")
     ] = False,
@@ -149,6 +161,12 @@ def run(
     check_flags(flags, processes, os.environ)
     _check_files(script, module, log_dir)
     _check_seconds(join_seconds, idle_seconds)
+    if min_procs is not None and (min_procs > processes or not max_restarts):
+        raise LaunchError(
+            f"--min-procs {min_procs} with -n {processes} and --max-restarts {max_restarts}. "
+            "Expected: no more than -n says, and how often ranks may be started again, such as "
+            "--max-restarts 10."
+        )
     if show_rank >= processes:
         raise LaunchError(
             f"--show-rank {show_rank}: there is no such rank. Expected: 0 to {processes - 1}."
@@ -157,11 +175,15 @@ def run(
     # script could set variables for it.
     command = [sys.executable, finder.__file__, *(["-m"] if module else [])]
     command += [script, *(arguments or [])]
-    shown = set(range(processes)) if all_output else {show_rank}
+    to_show = set(range(processes)) if all_output else {show_rank}
+    restarts = Restarts(max_restarts, processes, min_procs, known_layout(flags))
     # Held as long as ranks are started, so that restarts meet at the same place.
     reservation, port = rendezvous.reserve_port("127.0.0.1")
-    with reservation:
-        for restart in range(max_restarts + 1):
+    with reservation, tempfile.TemporaryDirectory(prefix="opensmp-run-") as marks:
+        while True:
+            processes = restarts.size
+            restart = restarts.number
+            clear_marks(marks)
             token = secrets.token_hex(16)  # what is left of an earlier run cannot join
             environments = [
                 environment(
@@ -175,16 +197,19 @@ def run(
                     join_seconds=join_seconds,
                     idle_seconds=idle_seconds,
                     grace_seconds=grace_seconds,
+                    marks=marks,
                 )
                 for rank in range(processes)
             ]
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
             appends = restart > 0
             with contextlib.closing(Absence(port, token, processes)) as absence:
+                # With fewer ranks than there were, the one to be shown may be gone.
+                seen = {rank if rank < processes else 0 for rank in to_show}
                 ranks = Ranks(
                     command,
                     environments,
-                    shown,
+                    seen,
                     log_dir,
                     appends,
                     cores,
@@ -192,7 +217,7 @@ def run(
                     grace_seconds,
                 )
                 outcome = ranks.run()
-            if not _again(outcome, restart, max_restarts):
+            if not restarts.again(outcome, read_marks(marks)):
                 break
     raise typer.Exit(outcome.exit_code)
 
@@ -268,6 +293,7 @@ def environment(
     join_seconds: float | None = None,
     idle_seconds: float | None = None,
     grace_seconds: float = GRACE_SECONDS,
+    marks: str | None = None,
 ) -> dict[str, str]:
     """The environment of one rank.
 
@@ -285,6 +311,7 @@ def environment(
         join_seconds: How long ranks wait for each other.
         idle_seconds: How long no rank may compute anything while all wait.
         grace_seconds: How long ranks may go on after a signal.
+        marks: The directory in which ranks note that they have called `smp.init`.
     """
     own = {
         "RANK": rank,
@@ -299,6 +326,8 @@ def environment(
     }
     if join_seconds is not None:
         own["JOIN_SECONDS"] = join_seconds
+    if marks is not None:
+        own["MARKS"] = marks
     inherited = {k: v for k, v in environ.items() if not k.startswith(LAUNCHER_PREFIX)}
     return {
         **_MALLOC,
@@ -324,14 +353,3 @@ def share_of_cores(cores: set[int], size: int) -> list[set[int]]:
         {ordered[(rank * each + index) % len(ordered)] for index in range(each)}
         for rank in range(size)
     ]
-
-
-def _again(outcome: Outcome, restart: int, max_restarts: int) -> bool:
-    if outcome.failed_rank is None or outcome.signal is not None or restart == max_restarts:
-        return False
-    print(
-        f"opensmp run: restart {restart + 1} of {max_restarts}: all ranks are started again",
-        file=sys.stderr,
-        flush=True,
-    )
-    return True

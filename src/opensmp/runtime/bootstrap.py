@@ -24,7 +24,9 @@ from opensmp.runtime import (
     endings,
     failures,
     launched,
+    marks,
     norms,
+    preemption,
     rendezvous,
     world,
 )
@@ -108,6 +110,8 @@ def _alone(config: Config, num_gpus: int) -> world.World:
 def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.World:
     """The world of one of several processes, which are one cluster afterwards."""
     launched.claim(launch, os.environ, os.getpid())
+    layout = marks.Layout(config.partitions, config.processes_per_replica)
+    marks.mark(os.environ, launch.rank, layout)
     processes = world.replica_size(launch.size, config.partitions, config.processes_per_replica)
     mp, dp = world.groups(launch.size, processes, config.placement_strategy)
     mp_group = next(group for group in mp if launch.rank in group)
@@ -117,6 +121,7 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
     if members is None:
         members = cluster.meet(launch, _facts(config))
         watch = failures.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
+        preemption.attach(watch, launch.rank, launch.size)
         endings.install(watch)
         assigned = _prepare(config, num_gpus, own, members)
         restore_sigterm = endings.keep_sigterm()

@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.runtime import preemption
 from opensmp.runtime.failures import Watch
 from opensmp.runtime.waits import waits
 
@@ -136,7 +137,7 @@ def _end(watch: Watch, process: int) -> None:
     try:
         if error is not None:
             _fail_by(watch, error)
-        if code:
+        if code and not preemption.is_over():  # or all end, as they were asked to
             watch.fail(f"its program ended with exit code {code}", code=code)
         watch.finish()
     except KeyboardInterrupt:

@@ -36,6 +36,9 @@ from opensmp.runtime.waits import FINISHED, Report, Waits, waits
 ENDED_BY_PEER = 75
 """Exit code of a process that ends because another one failed (`EX_TEMPFAIL`: try again)."""
 
+PREEMPTED = 143
+"""Exit code after a signal that takes the machine away (128 + SIGTERM): start again."""
+
 _BEAT_SECONDS = 0.5
 _SILENT_SECONDS = 4.0  # without a sign of life, before a process is asked
 _ANSWER_SECONDS = 3.0
@@ -132,6 +135,8 @@ class Watch:
         self._leaving = threading.Lock()
         self._process = os.getpid()
         self.answers = answers
+        # What it does with messages that are about something else than failures.
+        self.hears: Callable[[int, Message], None] | None = None
 
     def start(self) -> None:
         """Begins to watch, on a thread of its own."""
@@ -158,6 +163,13 @@ class Watch:
                 )
         self._decided.wait(_VERDICT_SECONDS)
         self._end(None, code)
+
+    def send(self, rank: int, message: Message) -> None:
+        """Sends a message to a process that this one has a connection to, for its `hears`."""
+        neighbour = self._neighbours[rank]
+        if not neighbour.gone:  # which `_receive` notices otherwise
+            with contextlib.suppress(OSError):
+                neighbour.channel.send(message)
 
     def finish(self) -> None:
         """Waits until the programs of all processes have ended well.
@@ -237,6 +249,8 @@ class Watch:
             self._warn(message["text"])
         elif kind == "together":
             self._together.set()
+        elif self.hears is not None:
+            self.hears(neighbour.rank, message)
 
     def _look_for_silence(self) -> None:
         for neighbour in self._neighbours.values():

@@ -71,7 +71,7 @@ def check(made: Any) -> None:
         CheckpointError: They do not fit; no value was assigned.
     """
     for checkpoint, deferred in list(_deferred.items()):
-        if not _reaches(checkpoint, made):
+        if not reaches(checkpoint, made):
             continue
         matching = match(checkpoint, deferred.object_graph, deferred.stored, made)
         fault = matching.fault(deferred.partial)
@@ -104,7 +104,7 @@ def _check_one(prefix: str, stored: Mapping[str, Stored], keys: Sequence[str], o
                 )
 
 
-def _reaches(checkpoint: Any, made: Any) -> bool:
+def reaches(checkpoint: Any, made: Any) -> bool:
     """Whether an object belongs to a `tf.train.Checkpoint`."""
     root, attached = _private.checkpoint_root(checkpoint)
     return any(

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import SavingError
-from opensmp.saving import atomic
+from opensmp.saving import atomic, beside
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.plain import input_specs, plain_calls, plain_class, plain_face
 
@@ -127,6 +127,7 @@ def save_weights(
         elif max_shard_size is None:
             with atomic.new_file(name) as temporary:
                 plain.save_weights(temporary, **kwargs)
+                beside.write(model, name, temporary)
         else:  # several files, and one of their names, which are taken from its own
             target = Path(name)
             with atomic.new_files(target.parent, target.name) as folder:

@@ -20,9 +20,11 @@ WRITER = 0
 
 
 def state_of(model: Any) -> list[Variable]:
-    """All variables of a model and of its optimizer."""
+    """All variables of a model and of its optimizer, and Keras' own seed."""
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.variables, *(getattr(optimizer, "variables", None) or ())]
+    seed = _private.global_seed_state()
+    variables += [] if seed is None else [seed]
     return list({id(variable): variable for variable in variables}.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from opensmp.runtime import world
 from opensmp.training.meeting import meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
+from opensmp.training.progress import Progress, progress_of
 
 _numbers = itertools.count()
 
@@ -60,36 +62,67 @@ class StepFunction:
             outputs = [self._run(batch) for batch in data]
             return outputs[0] if len(outputs) == 1 else tf.nest.map_structure(_concat, *outputs)
         self._rows_known = _rows_known(data)
-        return self._last_of(itertools.islice(iter(data), int(self._model.steps_per_execution)))
+        progress = progress_of(self._model)
+        if progress is not None:
+            progress.at_boundary()
+        batches = itertools.islice(iter(data), int(self._model.steps_per_execution))
+        if progress is None or self._name != "train":
+            return self._last_of(batches)[0]
+        if progress.is_replaying:
+            return self._replay(batches, progress)
+        logs, count = self._last_of(batches)
+        progress.ran(count, logs)
+        return logs
 
-    def _last_of(self, batches: Iterator[Any]) -> Any:
-        logs = None
+    def _last_of(self, batches: Iterator[Any]) -> tuple[Any, int]:
+        logs, count = None, 0
         for batch in batches:
             logs = self._run(batch)
-        if logs is None:
+            count += 1
+        if not count:
             raise StopIteration
-        return logs
+        return logs, count
+
+    def _replay(self, batches: Iterator[Any], progress: Progress) -> Any:
+        """Does not train on batches that were trained before, but makes what trains."""
+        for batch in map(_without_optionals, batches):
+            function = self._function_for(batch)
+            with self._staying():
+                function.get_concrete_function(batch)
+        progress.set_metrics()
+        progress.is_replaying = False
+        return progress.logs
 
     def _run(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
-        data = tf.nest.map_structure(
-            lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
-        )
+        data = _without_optionals(data)
         meet_at_batch(self._name, data)
         if self._run_eagerly:
             self._refuse_to_run_eagerly(here)
+            progress = progress_of(self._model)
+            if self._name == "train" and progress is not None and progress.metrics_are_awaited:
+                self._function_for(data).get_concrete_function(data)
             with calls_are("plain"):
                 return self._step(data)
+        function = self._function_for(data)
+        with self._staying():
+            return function(data)
+
+    def _function_for(self, data: Any) -> Any:
+        here = world.current(f"{self._name}ing a DistributedModel")
         if self._world is not here:
             self._world = here
             self.forget()
-        rows = num_rows(data)
-        key = rows, self._rows_known
+        key = num_rows(data), self._rows_known
         if key not in self._functions:
             self._functions[key] = self._compile(self._rows_known)
+        return self._functions[key]
+
+    @contextlib.contextmanager
+    def _staying(self) -> Iterator[None]:
         functions = {name: getattr(self._model, name) for name in NAMES}
         try:
-            return self._functions[key](data)
+            yield
         finally:
             self._bring_back(functions)
 
@@ -105,12 +138,21 @@ class StepFunction:
     def _compile(self, rows_known: bool) -> Any:
         def step(data: Any) -> Any:
             with calls_are("whole"), _private.rows_count(rows_known):
-                return self._step(data)
+                result = self._step(data)
+            self._go_on_counting()
+            return result
 
         step.__name__ = f"smp_{self._name}_step"
         # TensorFlow warns of code that is traced too often: each of these is traced once or twice.
         step.__code__ = step.__code__.replace(co_name=f"{step.__name__}_{next(_numbers)}")
         return tf.function(step, autograph=False, reduce_retracing=True)
+
+    def _go_on_counting(self) -> None:
+        """Gives metrics that have just been made what they had counted in an earlier program."""
+        progress = progress_of(self._model) if self._name == "train" else None
+        if progress is not None:
+            with tf.init_scope():
+                progress.set_metrics()
 
     def _step(self, data: Any) -> Any:
         return self._model._smp_step(self._name)(data)
@@ -122,6 +164,12 @@ class StepFunction:
                 if function is not self:
                     function.forget()
                 setattr(self._model, name, function)
+
+
+def _without_optionals(data: Any) -> Any:
+    return tf.nest.map_structure(
+        lambda leaf: None if isinstance(leaf, tf.experimental.Optional) else leaf, data
+    )
 
 
 def _rows_known(data: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -21,6 +22,8 @@ from opensmp.training.leading import everywhere
 from opensmp.training.meeting import is_shared
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import current_mode
+from opensmp.training.progress import progress_of
+from opensmp.training.resuming import is_resumable, resumable
 from opensmp.training.separate import NotSeparable, kind_of_model, loss_and_gradients
 from opensmp.training.weighting import Kind
 
@@ -95,10 +98,21 @@ class Trainer:
         self, name: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Calls a method of Keras' trainer, with arguments that fit several processes."""
-        if not is_shared():
-            return run(*args, **kwargs)
-        given = named_arguments(run, name, args, kwargs)
-        with shared_call(self, name, given) as arguments:
+        progress = progress_of(self)
+        with contextlib.ExitStack() as stack:
+            if progress is not None:  # a call of evaluate or predict while fit goes on
+                stack.enter_context(progress.paused())
+            if not is_shared() and name != "fit":
+                return run(*args, **kwargs)
+            given = named_arguments(run, name, args, kwargs)
+            resumes = name == "fit" and is_resumable(given)
+            if not is_shared() and not resumes:
+                return run(*args, **kwargs)
+            arguments = given
+            if is_shared():
+                arguments = stack.enter_context(shared_call(self, name, arguments))
+            if resumes:
+                arguments = stack.enter_context(resumable(self, given, arguments))
             return run(**_accepted(run, arguments))
 
     def _smp_step(self, name: str) -> Callable[[Any], Any]:
