@@ -24,7 +24,9 @@ from opensmp.runtime import (
     failures,
     launched,
     norms,
+    recovery,
     rendezvous,
+    waits,
     world,
 )
 from opensmp.runtime.objects import allgather_objects
@@ -117,6 +119,7 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         members = cluster.meet(launch, _facts(config))
         watch = failures.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
         endings.install(watch)
+        _recover(launch, watch)
         assigned = _prepare(config, num_gpus, own, members)
         restore_sigterm = endings.keep_sigterm()
         cluster.start(members, nccl=any("GPU" in name for name in assigned))
@@ -146,6 +149,22 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         sums_early=len(dp_group) > 1
         and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
     )
+
+
+def _recover(launch: launched.Launch, watch: failures.Watch) -> None:
+    """Lets the ranks go on together after errors that their programs catch."""
+    made = recovery.Recovery(
+        launch.rank,
+        launch.size,
+        watch.tell,
+        waits.waits,
+        is_consequence=endings.is_consequence,
+        interrupt=_private.interrupt_collectives,
+        renew=_private.renew_collectives,
+    )
+    watch.hear = made.hear
+    recovery.install(made)
+    _private.call_functions_by(made.call)
 
 
 def _prepare(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from opensmp.errors import CommunicationError
 from opensmp.graph.variables import is_keras, tf_variable
-from opensmp.runtime import failures
+from opensmp.runtime import failures, recovery
 from opensmp.runtime.agreement import agree
 from opensmp.runtime.cluster import needed
 from opensmp.runtime.elsewhere import KeptBy
@@ -182,6 +182,7 @@ class _Runs:
         self._number = 0
         self._entered: list[Wait] = []
         self._transport: Transport | None = None
+        recovery.interruptible.add(self)
 
     def begin(self) -> Tensor:
         """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1.
@@ -207,7 +208,20 @@ class _Runs:
         with tf.device(_HOST), tf.control_dependencies(must_run):
             tf.numpy_function(self._end, [run], [])
 
+    def interrupt(self) -> None:
+        """See `recovery.Interruptible`."""
+        if self._transport is not None:
+            self._transport.interrupt()
+
+    def restart(self, generation: int) -> None:
+        """See `recovery.Interruptible`; runs are numbered anew, since not all ranks began one."""
+        self._entered.clear()
+        self._number = generation << recovery.GENERATION_BITS
+        if self._transport is not None:
+            self._transport.restart(self._number)
+
     def _begin(self, _: Any) -> Any:
+        recovery.begin_run()
         if self._entered:
             # What was on its way then would be taken for what this run waits for.
             raise CommunicationError(

@@ -53,6 +53,16 @@ class Transport(Protocol):
     def end_run(self) -> None:
         """To be called in each run of the step, when all has been sent and received."""
 
+    def interrupt(self) -> None:
+        """Makes a run that waits fail, and those that follow, until `restart`."""
+
+    def restart(self, number: int) -> None:
+        """Makes it as new, in all processes of the step at once and while none runs it.
+
+        Args:
+            number: Of the last run before the next one, above all before.
+        """
+
 
 class Sent(NamedTuple):
     """The sending end of a transfer.
@@ -173,6 +183,12 @@ class CollectiveTransport:
         """See `Transport`: there is nothing to do."""
 
     def end_run(self) -> None:
+        """See `Transport`: there is nothing to do."""
+
+    def interrupt(self) -> None:
+        """See `Transport`: all collectives of the process are interrupted at once."""
+
+    def restart(self, number: int) -> None:
         """See `Transport`: there is nothing to do."""
 
     # --- keys ---------------------------------------------------------------------------

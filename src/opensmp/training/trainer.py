@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
-from opensmp.runtime import world
+from opensmp.runtime import recovery, world
 from opensmp.saving import own_weights
 from opensmp.saving.gather import assigning_own
 from opensmp.training.callbacks import shared_call
@@ -98,7 +98,7 @@ class Trainer:
         if not is_shared():
             return run(*args, **kwargs)
         given = named_arguments(run, name, args, kwargs)
-        with shared_call(self, name, given) as arguments:
+        with recovery.guard(), shared_call(self, name, given) as arguments:
             return run(**_accepted(run, arguments))
 
     def _smp_step(self, name: str) -> Callable[[Any], Any]:
