@@ -26,6 +26,7 @@ from opensmp.runtime import (
     norms,
     recovery,
     rendezvous,
+    root_cause,
     waits,
     world,
 )
@@ -91,6 +92,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _check_plans(resolved)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
+    if launch.size == 1:
+        _private.call_functions_by(lambda function, work: root_cause.call(work, again=True))
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))
@@ -164,7 +167,12 @@ def _recover(launch: launched.Launch, watch: failures.Watch) -> None:
     )
     watch.hear = made.hear
     recovery.install(made)
-    _private.call_functions_by(made.call)
+    _private.call_functions_by(
+        lambda function, work: made.call(
+            function,
+            lambda: root_cause.call(work, again=False),
+        )
+    )
 
 
 def _prepare(
