@@ -342,8 +342,10 @@ class SharedMemoryTransport:
 
     def interrupt(self) -> None:
         """See `Transport`."""
-        for each in (*self._outboxes.values(), *self._inboxes.values()):
-            each.interrupt()
+        for outbox in self._outboxes.values():
+            outbox.interrupt()
+        for inbox in self._inboxes.values():
+            inbox.interrupt()
         self._rest.interrupt()
 
     def restart(self, number: int) -> None:
