@@ -246,7 +246,6 @@ REPLICAS = (
 tell("function", lambda: custom(True, True))
 tell("trace", lambda: custom(False, True, "trace" if RANK == 1 else None))
 tell("good", lambda: custom(False, True))
-tell("eager", lambda: custom(True, False))
 tell("fit", lambda: fitted(True))
 tell("good", lambda: custom(False, False))
 """
