@@ -22,7 +22,7 @@ from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
 from opensmp.model import some_wait_for_partitions
-from opensmp.runtime import world
+from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
 from opensmp.runtime.pipeline import Pipeline
@@ -148,6 +148,11 @@ class Step:
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the step on a whole batch."""
+        with recovery.guard():
+            return self._call(args, kwargs)
+
+    @tf.autograph.experimental.do_not_convert
+    def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return self._function()(*freeze_sets(args), **freeze_sets(kwargs))
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:

@@ -106,3 +106,42 @@ def test_post(two_servers):
 
 def test_fetch(two_servers):
     assert two_servers[1].split()[2] == "hello-0"
+
+
+INTERRUPTED = """
+    import threading
+    import tensorflow as tf
+    import opensmp as smp
+    from opensmp import _private
+    smp.init()
+    rank = smp.rank()
+
+    @tf.function
+    def reduce(x):
+        return smp.allreduce(x, op="sum", group=smp.WORLD)
+
+    for number in (1, 2):
+        print(reduce(tf.constant(1.0)).numpy(), flush=True)
+        if rank:
+            threading.Timer(1, _private.interrupt_collectives, ("a reason",)).start()
+            with tf.device(f"/job:worker/replica:0/task:1/device:CPU:0"):
+                try:
+                    tf.raw_ops.CollectiveReduceV2(
+                        input=tf.constant([1.0]), group_size=2, group_key=77, instance_key=1,
+                        ordering_token=[], merge_op="Add", final_op="Id", timeout_seconds=0,
+                    )
+                except tf.errors.AbortedError as error:
+                    print("a reason" in str(error), flush=True)
+        _private.post(f"{number} from {rank}", "here")
+        _private.fetch(f"{number} from {1 - rank}")
+        _private.renew_collectives()
+        _private.post(f"{number} renewed by {rank}", "here")
+        _private.fetch(f"{number} renewed by {1 - rank}")
+    print(reduce(tf.constant(1.0)).numpy(), smp.allgather(rank), flush=True)
+"""
+
+
+def test_interrupt_collectives__and_renew_collectives():
+    zero, one = check_ranks(INTERRUPTED, 2)
+    assert zero.lines[-3:] == ["2.0", "2.0", "2.0 [0, 1]"]
+    assert one.lines[-5:] == ["2.0", "True", "2.0", "True", "2.0 [0, 1]"]

@@ -12,6 +12,7 @@ from sharing import HERE, LARGE, share_in_two_threads, transfer
 from small import STEP_OF_TWO
 
 from opensmp import _private
+from opensmp.errors import CommunicationError
 from opensmp.runtime.failures import ENDED_BY_PEER
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.shared_memory import rooms
@@ -322,3 +323,48 @@ def test_words_about_the_order_are_sent_in_each_step():
     # A tensor and its number for each microbatch; four times nothing but a number.
     assert first.lines[-2:] == ["64.0", "16"]
     assert second.lines[-2:] == ["64.0", "20"]
+
+
+def test_an_interrupted_run_fails_and_the_next_one_after_a_restart_gets_its_own_tensor():
+    ends = TwoEnds(np.ones([2, 3], np.float32))
+
+    def fails():
+        with pytest.raises(tf.errors.OpError):
+            ends.receive(1)
+        return True
+
+    thread, failed = in_thread(fails)
+    time.sleep(0.3)
+    ends.transports[1].interrupt()
+    thread.join(30)
+    assert failed == [True]
+    with pytest.raises(tf.errors.OpError):  # also what begins to wait later
+        ends.receive(1)
+    for process in (0, 1):
+        ends.transports[process].restart(1 << 32)
+    for run in (1, 2, 3):
+        value = np.full([2, 3], run, np.float32)
+        thread, received = in_thread(ends.receive, (1 << 32) + run)
+        ends.send((1 << 32) + run, value)
+        thread.join(30)
+        np.testing.assert_array_equal(received[0][0], value)
+        ends.end_run()
+
+
+def test_a_sender_that_waits_for_room_is_interrupted():
+    ends = TwoEnds(np.ones([2], np.float32))
+    sender = ends.transports[0]
+
+    def waits():
+        with pytest.raises(CommunicationError):
+            sender.begin_run(5)
+        return True
+
+    thread, failed = in_thread(waits)
+    time.sleep(0.2)
+    sender.interrupt()
+    thread.join(30)
+    assert failed == [True]
+    sender.restart(1 << 32)
+    ends.transports[1].restart(1 << 32)
+    sender.begin_run((1 << 32) + 1)  # at once

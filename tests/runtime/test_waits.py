@@ -98,3 +98,21 @@ def test_a_run_that_an_error_has_ended_is_forgotten_at_the_next_call():
     assert record.report().state == WAITING
     record.leave(record.enter("smp.barrier", (0, 1)))
     assert record.report().state == RUNNING
+
+
+def test_runs_that_have_ended_by_an_error_are_forgotten():
+    record = Waits()
+    record.enter("the step", (0, 1), computes=True)
+    record.forget_runs()
+    assert record.report().state == "running"
+
+
+def test_counting_begins_anew_in_groups_of_its_own():
+    record = Waits()
+    record.enter("smp.barrier", (0, 1))
+    record.begin_anew(1)
+    assert record.report().entered == {}
+    with record.entered("smp.barrier", (0, 1)):
+        (group,) = record.report().entered
+    assert group != Group((0, 1))
+    assert record.report().entered[group].number == 1

@@ -23,7 +23,15 @@ from opensmp._private.checkpoints import (
     track_all_variables,
     values_at_hand,
 )
-from opensmp._private.cluster import answers, fetch, is_tensorflow_started, join_cluster, post
+from opensmp._private.cluster import (
+    answers,
+    fetch,
+    interrupt_collectives,
+    is_tensorflow_started,
+    join_cluster,
+    post,
+    renew_collectives,
+)
 from opensmp._private.creation import before_variables
 from opensmp._private.files import (
     compilation_kept,
@@ -34,6 +42,7 @@ from opensmp._private.files import (
     weights_layout,
 )
 from opensmp._private.flops import has_registered_flops, registered_flops
+from opensmp._private.function_calls import call_functions_by
 from opensmp._private.graphs import (
     add_control_input,
     automatic_control_dependencies,
@@ -153,6 +162,7 @@ __all__ = [
     "build_loss",
     "build_metrics",
     "call_attributes",
+    "call_functions_by",
     "call_in_training",
     "captures",
     "checkpoint_nodes",
@@ -185,6 +195,7 @@ __all__ = [
     "initial_epoch",
     "initialize_on",
     "inlined",
+    "interrupt_collectives",
     "is_bridge",
     "is_elsewhere",
     "is_initialized",
@@ -216,6 +227,7 @@ __all__ = [
     "recording",
     "registered_flops",
     "regularization_losses",
+    "renew_collectives",
     "replace_input",
     "replaced",
     "restore_where_values_are",

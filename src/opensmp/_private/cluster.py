@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.core.protobuf import cluster_pb2, tensorflow_server_pb2
 from tensorflow.python.eager import context
+from tensorflow.python.framework import errors
 
 from opensmp._private.replacing import replaced
 
@@ -118,6 +119,31 @@ def answers(rank: int, seconds: float) -> bool:
     except tf.errors.OpError:
         return False
     return True
+
+
+def interrupt_collectives(text: str) -> None:
+    """Makes all collectives of this process fail, now and until `renew_collectives`.
+
+    Nothing public ends an operation that waits for another process. Any thread may call it.
+
+    Args:
+        text: Why, for the error.
+    """
+    state = context.context()
+    if state._context_handle is not None and state._collective_ops_server_def is not None:
+        state.abort_collective_ops(errors.ABORTED, text)
+
+
+def renew_collectives() -> None:
+    """Makes collectives usable again that were interrupted.
+
+    To be called in all processes while none runs or waits in any; afterwards keys are as never
+    used. TensorFlow makes what its collectives know of each other anew whenever it is told again
+    of the cluster, even if that is the same; the servers and their connections stay.
+    """
+    state = context.context()
+    server = state._collective_ops_server_def.SerializeToString()
+    context.pywrap_tfe.TFE_EnableCollectiveOps(state._handle, server)
 
 
 def post(key: str, text: str) -> None:

@@ -36,22 +36,28 @@ def call_attributes(one_thread: bool = False) -> dict[str, Any]:
     return attributes
 
 
+_conditions: list[Callable[[], bool]] = []
+
+
 def trace_apart_while(condition: Callable[[], bool]) -> None:
     """Lets `tf.function` keep other traces while `condition()` holds; idempotent.
 
     What a trace depends on besides its arguments is a key of TensorFlow's own making;
     without an addition to it, a function traced before would not be traced again.
     """
+    if condition not in _conditions:
+        _conditions.append(condition)
     original = function_context.make_function_context
-    if getattr(original, "_smp_condition", None) is condition:
+    if hasattr(original, "_smp_conditions"):
         return
 
     @functools.wraps(original)
     def make_function_context(*args: Any, **kwargs: Any) -> Any:
         context = original(*args, **kwargs)
-        return context._replace(context=(context.context, condition)) if condition() else context
+        held = tuple(each for each in _conditions if each())
+        return context._replace(context=(context.context, held)) if held else context
 
-    make_function_context._smp_condition = condition  # type: ignore[attr-defined]
+    make_function_context._smp_conditions = _conditions  # type: ignore[attr-defined]
     function_context.make_function_context = make_function_context
 
 

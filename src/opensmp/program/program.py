@@ -65,6 +65,7 @@ class Program:
         self._split_backward = split_backward
         self._joins = joins
         self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
+        self._layers: dict[int, tuple[str, ...]] = {}
         self._open: dict[Backward, ConcreteFunction] = {}
         self._captured = frozenset(id(inner) for _, inner in traced.captures)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
@@ -120,6 +121,18 @@ class Program:
             self._refuse_second_draw(segment, gradient, feeds)
             self._recompute[key] = self._extract("R", segment, gradient, feeds)
         return self._recompute[key]
+
+    def layers(self, segment: Segment) -> tuple[str, ...]:
+        """Names of the innermost layers that a segment's operations belong to, in order."""
+        if segment.index not in self._layers:
+            spans = sorted(self.traced.spans, key=lambda span: span.depth)
+            of: dict[int, str] = {}
+            for span in spans:  # inner ones replace those around them
+                of.update(dict.fromkeys(range(span.start, span.stop), span.layer.name))
+            number = {op: i for i, op in enumerate(self.traced.graph.get_operations())}
+            names = (of.get(number[op]) for op in segment.operations)
+            self._layers[segment.index] = tuple(dict.fromkeys(filter(None, names)))
+        return self._layers[segment.index]
 
     def open(self, backward: Backward) -> ConcreteFunction:
         """A backward pass whose calls give each result as soon as it is there.

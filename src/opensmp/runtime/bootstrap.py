@@ -27,7 +27,10 @@ from opensmp.runtime import (
     marks,
     norms,
     preemption,
+    recovery,
     rendezvous,
+    root_cause,
+    waits,
     world,
 )
 from opensmp.runtime.objects import allgather_objects
@@ -92,6 +95,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _check_plans(resolved)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
+    if launch.size == 1:
+        _private.call_functions_by(lambda function, work: root_cause.call(work, again=True))
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))
@@ -123,6 +128,7 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         watch = failures.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
         preemption.attach(watch, launch.rank, launch.size)
         endings.install(watch)
+        _recover(launch, watch)
         assigned = _prepare(config, num_gpus, own, members)
         restore_sigterm = endings.keep_sigterm()
         cluster.start(members, nccl=any("GPU" in name for name in assigned))
@@ -151,6 +157,27 @@ def _together(config: Config, num_gpus: int, launch: launched.Launch) -> world.W
         one_core_each=devices.have_one_core_each(own_devices),
         sums_early=len(dp_group) > 1
         and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
+    )
+
+
+def _recover(launch: launched.Launch, watch: failures.Watch) -> None:
+    """Lets the ranks go on together after errors that their programs catch."""
+    made = recovery.Recovery(
+        launch.rank,
+        launch.size,
+        watch.tell,
+        waits.waits,
+        is_consequence=endings.is_consequence,
+        interrupt=_private.interrupt_collectives,
+        renew=_private.renew_collectives,
+    )
+    watch.hear = made.hear
+    recovery.install(made)
+    _private.call_functions_by(
+        lambda function, work: made.call(
+            function,
+            lambda: root_cause.call(work, again=False),
+        )
     )
 
 

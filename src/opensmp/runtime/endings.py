@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -19,8 +20,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.runtime import preemption
+from opensmp.runtime import preemption, recovery
 from opensmp.runtime.failures import Watch
+from opensmp.runtime.rank_error import is_from_elsewhere
 from opensmp.runtime.waits import waits
 
 _INTERRUPT_SECONDS = 2.0
@@ -60,7 +62,7 @@ def is_consequence(error: BaseException | None) -> bool:
         ```
     """
     while error is not None:
-        if isinstance(error, _CONSEQUENCES):
+        if isinstance(error, _CONSEQUENCES) or is_from_elsewhere(error):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -130,18 +132,30 @@ def _end(watch: Watch, process: int) -> None:
     code = _last_exit()
     if os.getpid() != process:
         # A child that was forked: TensorFlow's teardown would wait for its parent's threads.
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(1 if error is not None else code)
+        _leave_at_once(1 if error is not None else code)
     try:
         if error is not None:
             _fail_by(watch, error)
         if code and not preemption.is_over():  # or all end, as they were asked to
             watch.fail(f"its program ended with exit code {code}", code=code)
         watch.finish()
+        if recovery.has_interrupted():
+            _leave_at_once(code)
     except KeyboardInterrupt:
         watch.fail("it was interrupted", code=_INTERRUPTED)
+
+
+def _leave_at_once(code: int) -> None:
+    """Ends the process without TensorFlow's teardown.
+
+    That waits now and then for ever where operations were interrupted (seen with datasets of
+    generators).
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
 
 
 def _last_exit() -> int:

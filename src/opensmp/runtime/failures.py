@@ -31,6 +31,7 @@ from typing import NamedTuple
 from opensmp.runtime import deadlock
 from opensmp.runtime.channel import Channel, Message, readable
 from opensmp.runtime.idleness import DEFAULT_SECONDS, Idleness, computes
+from opensmp.runtime.rounds import Outcome, Rounds
 from opensmp.runtime.waits import FINISHED, Report, Waits, waits
 
 ENDED_BY_PEER = 75
@@ -133,6 +134,9 @@ class Watch:
         self._idleness = Idleness(len(channels) + 1, idle_seconds)
         self._failing = False  # this process is about to end with an error of its own
         self._leaving = threading.Lock()
+        self._rounds = Rounds(len(channels) + 1)
+        self._in_round = threading.Lock()
+        self.hear: Callable[[Message], None] = lambda message: None
         self._process = os.getpid()
         self.answers = answers
         # What it does with messages that are about something else than failures.
@@ -170,6 +174,14 @@ class Watch:
         if not neighbour.gone:  # which `_receive` notices otherwise
             with contextlib.suppress(OSError):
                 neighbour.channel.send(message)
+
+    def tell(self, message: Message) -> None:
+        """Tells rank 0 of an error that the ranks may survive; see `opensmp.runtime.rounds`."""
+        if self._rank == 0:
+            self._take_round(0, message)
+        else:
+            with contextlib.suppress(OSError):
+                self._neighbours[0].channel.send(message)
 
     def finish(self) -> None:
         """Waits until the programs of all processes have ended well.
@@ -249,8 +261,23 @@ class Watch:
             self._warn(message["text"])
         elif kind == "together":
             self._together.set()
+        elif kind in ("fault", "settle", "ready"):
+            self._take_round(neighbour.rank, message)
+        elif kind in ("halt", "renew", "go"):
+            self.hear(message)
         elif self.hears is not None:
             self.hears(neighbour.rank, message)
+
+    def _take_round(self, rank: int, message: Message) -> None:
+        with self._in_round:
+            self._carry_out(self._rounds.take(rank, message, time.monotonic()))
+
+    def _carry_out(self, outcome: Outcome) -> None:
+        for message in outcome.tell:
+            self._tell(message)
+            self.hear(message)
+        if outcome.lost is not None:
+            self._decide(Verdict(*outcome.lost))
 
     def _look_for_silence(self) -> None:
         for neighbour in self._neighbours.values():
@@ -285,6 +312,8 @@ class Watch:
         if self._consequence is not None and now - self._consequence[0] > _CAUSE_SECONDS:
             self._decide(self._consequence[1])
             return
+        with self._in_round:
+            self._carry_out(self._rounds.due(now))
         reports = {n.rank: n.report for n in self._neighbours.values() if n.report is not None}
         reports[0] = self._record.report()
         self._idleness.hear(0, reports[0], now)

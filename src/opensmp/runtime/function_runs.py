@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.runtime import recovery
 from opensmp.runtime.waits import Wait, waits
 
 Op = Any
@@ -41,6 +42,7 @@ class FunctionRuns:
         self._function, self._ranks = function, ranks
         self._calls: list[str] = []
         self._open: deque[Wait] = deque()
+        recovery.interruptible.add(self)
 
     def add(self, call: str) -> None:
         """Notes a call of the function, in words that are the same on all ranks."""
@@ -64,6 +66,7 @@ class FunctionRuns:
 
     def begin(self, _: Any) -> Any:
         """Notes that a run begins."""
+        recovery.begin_run()
         self._open.append(waits.enter(self.name, self._ranks, self.lane, computes=True))
         return np.int64(0)
 
@@ -71,6 +74,13 @@ class FunctionRuns:
         """Notes that a run has ended."""
         waits.leave(self._open.popleft())
         return np.int64(0)
+
+    def interrupt(self) -> None:
+        """See `recovery.Interruptible`: nothing waits here."""
+
+    def restart(self, generation: int) -> None:
+        """See `recovery.Interruptible`."""
+        self._open.clear()
 
 
 @contextlib.contextmanager
@@ -103,6 +113,7 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
         known[ranks] = runs, begin.op, end.op
     runs, begin_op, end_op = known[ranks]
     runs.add(call)
+    recovery.touch()
     waiting: list[Op] = []
     with tf.control_dependencies([begin_op]):
         yield waiting

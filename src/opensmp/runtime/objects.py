@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp.errors import CommunicationError
-from opensmp.runtime import cluster, keys, waits
+from opensmp.runtime import cluster, keys, recovery
 from opensmp.runtime.gathering import gather_by_rank
 
 _HEAD_WORDS = 512
@@ -53,7 +53,7 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
     if len(members) == 1:
         return [obj]
     here, data = cluster.needed(name, members), _Pickled.of(obj)
-    with tf.init_scope(), waits.entered(name, members), tf.device(here.host):
+    with tf.init_scope(), recovery.entered(name, members), tf.device(here.host):
         head = _head(data, here.rank)
         heads = _gather(head, members).numpy().reshape(len(members), _HEAD_WORDS)
         _check_senders(heads[:, _SENDER], members, name)
@@ -97,7 +97,7 @@ def broadcast_object(
     here = cluster.needed(name, members)
     data = _Pickled.of(obj) if here.rank == root else None
     what = f"{name} from rank {root}"
-    with tf.init_scope(), waits.entered(what, members), tf.device(here.host):
+    with tf.init_scope(), recovery.entered(what, members), tf.device(here.host):
         received = _transfer(data, members, root, name)
     return obj if received is None else _loaded(received, root, name)
 
@@ -148,7 +148,7 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
         return
     here = cluster.needed(name, members)
     group = keys.group_key(members)
-    with tf.init_scope(), waits.entered(name, members), tf.device(here.host):
+    with tf.init_scope(), recovery.entered(name, members), tf.device(here.host):
         tf.raw_ops.CollectiveReduceV2(
             input=tf.zeros([1], tf.int32),
             group_size=_number(len(members)),
@@ -237,7 +237,7 @@ def _message(
         )
     members = (min(begin, end), max(begin, end))
     name = f"a message from rank {begin} to rank {end}"
-    with tf.init_scope(), waits.entered(name, members, f"{begin}>{end}"), tf.device(here.host):
+    with tf.init_scope(), recovery.entered(name, members, f"{begin}>{end}"), tf.device(here.host):
         return _transfer(data, members, begin, call)
 
 

@@ -24,6 +24,7 @@ from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.joining import Joined, SecondHalf, Sums, group_size, joinable
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
 from opensmp.runtime.own_part import without_bridges
+from opensmp.runtime.root_cause import Place, is_careful, note
 from opensmp.runtime.spread import Traced, spread
 from opensmp.runtime.stamps import Stamps
 from opensmp.runtime.world import World
@@ -104,6 +105,13 @@ class Pipeline:
         """Whether calls are to be ordered or timed; else TensorFlow may optimise across them."""
         num_partitions = len(self._world.devices)
         return num_partitions > 1 or self._num_microbatches > 1 or self._stamps is not None
+
+    def _device(self, partition: int) -> str:
+        """Where the calls of a partition run; all in one place if the cause of an error is sought.
+
+        Between devices, errors of those that wait may be reported before their cause.
+        """
+        return self._world.devices[0 if is_careful() else partition]
 
     @property
     def _wants_halves(self) -> bool:
@@ -240,6 +248,10 @@ class Pipeline:
             if isinstance(what, Backward) and self._is_open(action):
                 function = program.open(what)
             results = self._emit(action, segment.partition, function, args)
+            note(
+                self._tasks[action].last.name,
+                Place(kind, segment.partition, microbatch, program.layers(segment)),
+            )
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
             elif kind == "W":
@@ -249,7 +261,7 @@ class Pipeline:
 
         forward = program.forward(segment)
         args = [values[id(t)] for t in forward.feeds]
-        with tf.device(self._world.devices[segment.partition]):
+        with tf.device(self._device(segment.partition)):
             if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
                 results = differentiable_call(
                     program, segment, args, emit, self._late.append, self._note_gradient
@@ -290,8 +302,9 @@ class Pipeline:
         args: Sequence[Tensor],
         microbatches: tuple[int, ...] = (),
     ) -> list[Tensor]:
-        with tf.device(self._world.devices[partition]):
+        with tf.device(self._device(partition)):
             one_thread = self._world.one_core_each and not self._is_open(action)
+            one_thread = one_thread or is_careful()
             emit = functools.partial(emit_call, function, args, f"smp_{action.text}", one_thread)
             if self._stamps is None:
                 call, results = emit()
@@ -418,7 +431,7 @@ class Pipeline:
 
     def _read(self, partition: int, done: Tensor) -> Op:
         """Reads the zero that a call with side effects ends with, so that it is not dropped."""
-        with tf.device(self._world.devices[partition]):
+        with tf.device(self._device(partition)):
             return tf.raw_ops.Assert(condition=tf.equal(done, 0), data=[done])
 
     def finish_nest(self, nest: Any) -> Any:

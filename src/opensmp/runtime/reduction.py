@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.errors import CommunicationError
-from opensmp.runtime import cluster, waits
+from opensmp.runtime import cluster, recovery
 from opensmp.runtime.chunks import CHUNK_BYTES, chunk_sizes
 from opensmp.runtime.function_runs import noted
 from opensmp.runtime.gathering import gather_by_rank
@@ -168,7 +168,7 @@ def _call(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Ite
     what = f"{name} of {_looks(tensors)}"
     with tf.device(here.host):
         if tf.executing_eagerly():
-            with waits.entered(what, members):
+            with recovery.entered(what, members):
                 yield _Call(name, members, [])
         else:
             with noted(what, members, here.host) as waiting:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.errors import CommunicationError
 from opensmp.runtime import failures
 from opensmp.runtime.localise import Transfer
 from opensmp.runtime.promptness import sleep_precisely, wake_promptly
@@ -35,6 +36,7 @@ Tensor = Any
 
 _SHORTEST_SLEEP_SECONDS = 20e-6
 _LONGEST_SLEEP_SECONDS = 0.1
+_NOWHERE = -1  # no place of a tensor
 _SHARE_OF_WAIT = 0.01  # how late one may be found that was waited for
 
 
@@ -80,14 +82,29 @@ class Outbox:
     def __init__(self, memory: Memory, device: str) -> None:
         self._memory = memory
         self._device = device
+        self._is_interrupted = False
         with tf.device(device):
             self._counters = _in_place(memory.counters)
 
     def wait_for_room(self, run: int) -> None:
-        """Waits until the receiver needs nothing any more of what this run writes over."""
+        """Waits until the receiver needs nothing any more of what this run writes over.
+
+        Raises:
+            CommunicationError: It was interrupted.
+        """
         begun = time.monotonic()
         while self._memory.ended[0] < run - PLACES:
+            if self._is_interrupted:
+                raise CommunicationError("Another rank has failed.")
             time.sleep(_pause(time.monotonic() - begun))
+
+    def interrupt(self) -> None:
+        """See `Transport`."""
+        self._is_interrupted = True
+
+    def restart(self) -> None:
+        """See `Transport`; the receiver makes the memory as new."""
+        self._is_interrupted = False
 
     def put(self, slot: Slot, transfer: Transfer, run: Tensor) -> Op:
         """Emits what sends the tensor of a transfer, in a run with this number."""
@@ -119,6 +136,7 @@ class Inbox:
         self._memory = memory
         self._device = device
         self._closed = False
+        self._is_interrupted = False
         self._changed = threading.Condition()
         self._asked: dict[int, _Asked] = {}  # by position of a slot
         self._queues: dict[int, Any] = {}
@@ -165,14 +183,15 @@ class Inbox:
                     came = tf.raw_ops.QueueDequeueV2(handle=queue, component_types=[tf.int64])
                 # TensorFlow drops a call of Python that counts as free of effects if nothing
                 # reads what it gives.
-                return tf.reshape(tf.maximum(came, asked), [])
+                return tf.reshape(tf.minimum(came, asked), [])
 
             is_there = tf.gather(counters, position) >= run
             came = tf.cond(is_there, lambda: tf.identity(run), wait)
             if shape is None:
-                return came
-            with tf.control_dependencies([came]):
-                words = tf.gather(*rest, tf.cast(run % PLACES, tf.int32))
+                return tf.gather(counters, tf.where(came >= run, position, int(_NOWHERE)))
+            # Another number than that of the run: it was interrupted, and fails here.
+            place = tf.where(came >= run, run % PLACES, _NOWHERE)
+            words = tf.gather(*rest, tf.cast(place, tf.int32))
             return _from_words(words, shape, dtype)
 
         specs = [tf.TensorSpec(self._counters.shape, tf.int64)]
@@ -192,6 +211,22 @@ class Inbox:
     def end_run(self) -> None:
         """To be called when a run of the step has ended."""
         self._memory.ended[0] += 1
+
+    def interrupt(self) -> None:
+        """See `Transport`."""
+        with self._changed:
+            self._is_interrupted = True
+            self._changed.notify()
+
+    def restart(self, run: int) -> None:
+        """See `Transport`."""
+        with self._changed, tf.init_scope(), tf.device(self._device):
+            self._is_interrupted = False
+            self._asked.clear()
+            for queue in self._queues.values():
+                while int(queue.size()):
+                    queue.dequeue()
+            self._memory.ended[0] = run
 
     def close(self) -> None:
         """Ends the thread."""
@@ -221,6 +256,11 @@ class Inbox:
     def _tell(self) -> None:
         """Tells of what has come."""
         counters = self._memory.counters
+        if self._is_interrupted:
+            for position in [p for p, asked in self._asked.items() if counters[p] < asked.run]:
+                del self._asked[position]
+                queue = self._queues[position].queue_ref
+                tf.raw_ops.QueueEnqueueV2(handle=queue, components=[tf.constant(-1, tf.int64)])
         for position in [p for p, asked in self._asked.items() if counters[p] >= asked.run]:
             run = scalar(self._asked.pop(position).run, tf.int64)
             queue = self._queues[position].queue_ref
@@ -284,6 +324,11 @@ class SharedMemoryTransport:
         # waits, TensorFlow may report that this one was cancelled, and not why.
         return Received(value, [value.op], early=False)
 
+    @property
+    def is_used(self) -> bool:
+        """See `Transport`."""
+        return self._rest.is_used
+
     def begin_run(self, number: int) -> None:
         """See `Transport`."""
         for outbox in self._outboxes.values():
@@ -295,3 +340,19 @@ class SharedMemoryTransport:
         for inbox in self._inboxes.values():
             inbox.end_run()
         self._rest.end_run()
+
+    def interrupt(self) -> None:
+        """See `Transport`."""
+        for outbox in self._outboxes.values():
+            outbox.interrupt()
+        for inbox in self._inboxes.values():
+            inbox.interrupt()
+        self._rest.interrupt()
+
+    def restart(self, number: int) -> None:
+        """See `Transport`."""
+        for outbox in self._outboxes.values():
+            outbox.restart()
+        for inbox in self._inboxes.values():
+            inbox.restart(number)
+        self._rest.restart(number)

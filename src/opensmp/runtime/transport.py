@@ -43,6 +43,10 @@ class Transport(Protocol):
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end."""
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anything of this process's part goes by collectives."""
+
     def begin_run(self, number: int) -> None:
         """To be called in each run of the step, before anything is sent.
 
@@ -52,6 +56,16 @@ class Transport(Protocol):
 
     def end_run(self) -> None:
         """To be called in each run of the step, when all has been sent and received."""
+
+    def interrupt(self) -> None:
+        """Makes a run that waits fail, and those that follow, until `restart`."""
+
+    def restart(self, number: int) -> None:
+        """Makes it as new, in all processes of the step at once and while none runs it.
+
+        Args:
+            number: Of the last run before the next one, above all before.
+        """
 
 
 class Sent(NamedTuple):
@@ -89,12 +103,16 @@ class CollectiveTransport:
         device: Host device of this process, through which everything travels.
         trace: Number of this trace, the same in both processes and never used before: what
             the keys stand for must not change in the life of the processes.
+
+    Attributes:
+        is_used: Whether it has emitted any collective operation.
     """
 
     def __init__(self, ranks: Sequence[int], device: str, trace: int) -> None:
         self._ranks = tuple(ranks)
         self._device = device
         self._trace = trace
+        self.is_used = False
 
     def send(self, transfer: Transfer, number: int) -> Sent:
         """Emits the sending end; see `Transport`."""
@@ -175,6 +193,12 @@ class CollectiveTransport:
     def end_run(self) -> None:
         """See `Transport`: there is nothing to do."""
 
+    def interrupt(self) -> None:
+        """See `Transport`: all collectives of the process are interrupted at once."""
+
+    def restart(self, number: int) -> None:
+        """See `Transport`: there is nothing to do."""
+
     # --- keys ---------------------------------------------------------------------------
 
     def _pair(self, transfer: Transfer) -> tuple[int, int]:
@@ -196,6 +220,7 @@ class CollectiveTransport:
 
     def _send(self, tensor: Tensor, transfer: Transfer, key: tuple[int, Any]) -> Tensor:
         group, instance = key
+        self.is_used = True
         return tf.raw_ops.CollectiveBcastSendV2(
             input=tensor,
             group_size=2,
@@ -208,6 +233,7 @@ class CollectiveTransport:
         self, shape: Tensor, dtype: Any, transfer: Transfer, key: tuple[int, Any]
     ) -> Tensor:
         group, instance = key
+        self.is_used = True
         return tf.raw_ops.CollectiveBcastRecvV2(
             group_size=2,
             group_key=group,

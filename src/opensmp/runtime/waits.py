@@ -155,6 +155,7 @@ class Waits:
         self._names: dict[Group, deque[str]] = {}
         self._open: list[Wait] = []  # of the main thread, innermost last
         self._aside: list[Wait] = []  # of other threads
+        self._generation = 0
 
     def enter(
         self, name: str, ranks: tuple[int, ...], lane: str = "", *, computes: bool = False
@@ -171,9 +172,9 @@ class Waits:
         Returns:
             What `leave` needs.
         """
-        group = Group(ranks, lane)
         with self._lock:
             self._moment += 1
+            group = Group(ranks, f"{lane}#{self._generation}" if self._generation else lane)
             number = self._counts[group] = self._counts.get(group, 0) + 1
             self._names.setdefault(group, deque(maxlen=_NAMES_KEPT)).append(name)
             wait = Wait(group, number, name, computes)
@@ -201,6 +202,26 @@ class Waits:
         finally:
             self.leave(wait)
 
+    def forget_runs(self) -> None:
+        """Notes that no run of a function lasts any more: they have ended by an error."""
+        with self._lock:
+            self._moment += 1
+            self._open = [each for each in self._open if not each.computes]
+
+    def begin_anew(self, generation: int) -> None:
+        """Begins to count anew: after an error, ranks have entered other calls.
+
+        Args:
+            generation: Grows each time, the same on all ranks. What was counted before is of
+                other groups.
+        """
+        with self._lock:
+            self._moment += 1
+            self._generation = generation
+            self._counts.clear()
+            self._names.clear()
+            self._open.clear()
+
     def progress(self) -> None:
         """Notes that a training step has ended."""
         with self._lock:
@@ -214,7 +235,7 @@ class Waits:
 
     def report(self) -> Report:
         """What there is to say now; for a thread that does nothing else."""
-        worked, faults = _used_by_others()
+        worked, faults = used_by_others()
         with self._lock:
             wait = self._open[-1] if self._open else None
             state = FINISHED if self._finished else WAITING if wait else RUNNING
@@ -233,7 +254,7 @@ class Waits:
             )
 
 
-def _used_by_others() -> tuple[float, int]:
+def used_by_others() -> tuple[float, int]:
     """Processor seconds and major page faults of all threads but this one."""
     own = resource.getrusage(resource.RUSAGE_THREAD)
     all_ = resource.getrusage(resource.RUSAGE_SELF)

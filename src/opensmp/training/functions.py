@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
-from opensmp.runtime import world
+from opensmp.runtime import recovery, world
 from opensmp.training.meeting import meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
@@ -93,6 +93,7 @@ class StepFunction:
         progress.is_replaying = False
         return progress.logs
 
+    @recovery.guarded
     def _run(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
         data = _without_optionals(data)

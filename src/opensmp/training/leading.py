@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from opensmp.errors import StepError
 from opensmp.runtime import objects, world
+from opensmp.runtime.rank_error import from_rank
 from opensmp.saving.gather import WRITER, gathered, state_of, together
 from opensmp.saving.plain import calls_are_plain, plain_calls
 
@@ -104,7 +105,7 @@ def _follow(model: Model, what: str, weights: bool) -> None:
             together(f"model.{name}", work)
     _, failure, stops = request
     if failure is not None:
-        raise StepError(f"{what} failed in rank 0: {failure}")
+        raise from_rank(StepError(f"{what} failed in rank 0: {failure}"), WRITER)
     if stops:
         model.stop_training = True
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
-from opensmp.runtime import world
+from opensmp.runtime import recovery, world
 from opensmp.saving import own_weights
 from opensmp.saving.gather import assigning_own
 from opensmp.training.callbacks import shared_call
@@ -110,6 +110,7 @@ class Trainer:
                 return run(*args, **kwargs)
             arguments = given
             if is_shared():
+                stack.enter_context(recovery.guard())
                 arguments = stack.enter_context(shared_call(self, name, arguments))
             if resumes:
                 arguments = stack.enter_context(resumable(self, given, arguments))
