@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,17 @@ def main() -> int:
     checks = ["smoke"] if arguments.quick else ["smoke", "canaries"]
     if not arguments.quick and not arguments.without_parity:
         checks.append("parity")
+
+    def keep(result: dict[str, Any]) -> None:
+        if not arguments.quick:
+            record(arguments.record, result, [each.name for each in rows])
+            made_part.write(arguments.page, "matrix", table(load(arguments.record)))
+
     good = True
     for row in rows:
         if row.name in wanted:
-            result = run(row, arguments.cache, checks, arguments.fresh)
+            result = run(row, arguments.cache, checks, arguments.fresh, keep)
             good &= all(result[check]["good"] for check in checks)
-            if not arguments.quick:
-                record(arguments.record, result, [each.name for each in rows])
-                made_part.write(arguments.page, "matrix", table(load(arguments.record)))
     return int(not good)
 
 
@@ -215,8 +218,21 @@ def planned(index: Any, quick: bool = False) -> list[Row]:
     return rows
 
 
-def run(row: Row, cache: Path, checks: Sequence[str], fresh: bool) -> dict[str, Any]:
+def run(
+    row: Row,
+    cache: Path,
+    checks: Sequence[str],
+    fresh: bool,
+    keep: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
     """Makes the environment of a row if need be, and runs checks in it.
+
+    Args:
+        row: The row.
+        cache: Where environments are.
+        checks: Names of checks.
+        fresh: Whether the environment is made anew.
+        keep: Gets what is there so far after each check, which may take an hour.
 
     Returns:
         Name, date and versions of the row, and by check whether it was good, and a text.
@@ -236,6 +252,7 @@ def run(row: Row, cache: Path, checks: Sequence[str], fresh: bool) -> dict[str, 
         result[check] = {"good": good, "text": text}
         seconds = time.monotonic() - started
         print(f"matrix: {row.name}: {check}: {text}, {seconds:.0f} s", flush=True)
+        keep(result)
     return result
 
 
@@ -315,6 +332,7 @@ def counted(report: Any, status: int) -> tuple[bool, str]:
     parts = [f"{passed} passed"]
     parts += [f"{count['skipped']} skipped"] if count["skipped"] else []
     parts += [f"{failed} failed"] if failed else []
+    parts += ["stopped early"] if status and not failed else []
     return status == 0 and passed > 0 and not failed, ", ".join(parts)
 
 

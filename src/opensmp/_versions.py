@@ -10,7 +10,7 @@ from pathlib import Path
 OLDEST: Mapping[str, tuple[int, int]] = {"tensorflow": (2, 19), "keras": (3, 9)}
 """Module to the oldest release it may be of.
 
-All tests of `scripts/matrix.sh` have run with these. pyproject.toml and the documentation name
+`scripts/matrix.sh` runs its tests with these. pyproject.toml and the documentation name
 the same; a test compares them.
 """
 
