@@ -30,7 +30,7 @@ def test_objects_come_as_text_or_as_bytes():
         ('{"a": 1, "a": 2}', "the key 'a' comes twice"),
         ('{"a":' * 10**5 + "1" + "}" * 10**5, "nested too deeply"),
     ],
-    ids=["number", "list", "null", "nothing", "other bytes", "brackets", "objects"],
+    ids=["number", "list", "null", "nothing", "other bytes", "brackets", "a key twice", "objects"],
 )
 def test_what_is_no_object_says_what_it_is(text, message):
     assert message in refused(object_of, text)
