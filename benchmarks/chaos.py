@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import os
 import random
 import shutil
@@ -102,14 +103,20 @@ def chain(
     return hits, faults
 
 
+def shares(number: int, kinds: list[Kind]) -> list[int]:
+    """How many of the kills each kind gets: fewer where there are more ranks to start."""
+    weights = [1 / kind.ranks for kind in kinds]
+    bounds = [round(number * sum(weights[:i]) / sum(weights)) for i in range(len(kinds) + 1)]
+    return [end - begin for begin, end in itertools.pairwise(bounds)]
+
+
 def kills(kinds: list[Kind], number: int, seed: int, per_chain: int) -> bool:
     """The table of kills; whether all of them were survived."""
     print(f"{number} kills at random moments, {per_chain} in one program, seed {seed}\n")
     print(f"{'':20}" + "".join(f"{phase:>10}" for phase in PHASES) + f"{'same bits':>14}")
     good = True
-    for position, kind in enumerate(kinds):
+    for kind, share in zip(kinds, shares(number, kinds), strict=True):
         digest, spans = undisturbed(kind)
-        share = number // len(kinds) + (position < number % len(kinds))
         hits: Counter[str] = Counter()
         survived, attempt, faults = 0, 0, []
         while sum(hits.values()) < share and attempt < 4 * share:
@@ -177,8 +184,10 @@ def break_once(fault: Fault, digest: str) -> list[str]:
         work, shared = folder / "work", Path("/dev/shm")
         try:
             if fault.name in ("full disk", "read-only"):
-                mount_size = "size=24k" if fault.name == "full disk" else "size=64m"
-                chaos_ranks.mount(work, mount_size)
+                chaos_ranks.mount(work, "size=24k" if fault.name == "full disk" else "size=64m")
+            if fault.name == "read-only":  # after it has saved, as nothing may be open then
+                run(kind, folder, fault="exit with code 3", victim=1)
+                chaos_ranks.mount(work, "", again=True, read_only=True)
             if fault.name == "/dev/shm is full":
                 chaos_ranks.mount(shared, "size=4k")
                 with contextlib.suppress(OSError):

@@ -76,9 +76,7 @@ def _model() -> tuple[Any, Any]:
         keras.layers.Dense(24, activation="relu"),
         keras.layers.Dropout(0.3, seed=3),
         keras.layers.BatchNormalization(),
-        keras.layers.Dense(24, activation="gelu"),
-        keras.layers.Dropout(0.2, seed=5),
-        keras.layers.Dense(16),
+        keras.layers.Dense(16, activation="gelu"),
         keras.layers.Dense(4),
     ]
     model = smp.DistributedModel.from_keras(keras.Sequential([keras.Input((12,)), *layers]))
@@ -231,8 +229,6 @@ def _break(task: Task, number: int) -> None:
         np.ones(1 << 26)
     elif fault == "directory removed":
         shutil.rmtree(task.work)
-    elif fault == "read-only":
-        mount(task.work, "", again=True, read_only=True)
 
 
 def own_mounts() -> bool:
