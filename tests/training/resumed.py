@@ -56,7 +56,8 @@ class Cut(keras.callbacks.Callback):
                 self.send()
 
     def send(self) -> None:
-        print(f"SENT {self.name} {self.where} by rank {smp.rank()}", flush=True)
+        with open(os.path.join(sys.argv[1], "sent.txt"), "a") as file:
+            print(self.name, self.where, "by rank", smp.rank(), file=file)
         for _ in range(self.times):
             os.kill(os.getpid(), signal.Signals[f"SIG{self.name}"])
 
@@ -115,13 +116,16 @@ def make_model() -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
+generator: Any = None  # Keras' own, which fit saves
+
+
 class Noise(keras.layers.Layer):
-    """Draws from Keras' global generator, whose state no layer has."""
+    """Draws from a generator whose state no layer has."""
 
     def call(self, x: Any, training: bool = False) -> Any:
         if cut.has_begun and not tf.executing_eagerly():
             cut.count("trace")
-        return x + 0.1 * keras.random.normal((1, 1)) if training else x
+        return x + 0.1 * keras.random.normal((1, 1), seed=generator) if training else x
 
 
 def data(kind: str) -> dict[str, Any]:
@@ -185,13 +189,17 @@ def train_by_fit(folder: str, mode: str) -> str:
 
 
 def train_by_loop(folder: str) -> str:
+    global generator
+    generator = keras.random.SeedGenerator(3)
     model = smp.DistributedModel.from_keras(make_model())
     optimizer = keras.optimizers.Adam(0.02)
     optimizer.build(model.trainable_variables)
     given = data("dataset")["x"]
     batches = iter(smp.shard(given.repeat()) if smp.dp_size() > 1 else given.repeat())
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, batches=batches)
+    checkpoint = tf.train.Checkpoint(
+        model=model, optimizer=optimizer, batches=batches, noise=generator.state
+    )
     manager = smp.CheckpointManager(
         checkpoint, folder, max_to_keep=2, background=os.environ.get("BACKGROUND") == "1"
     )

@@ -150,47 +150,35 @@ def test_ten_signals_at_all_moments_leave_the_bits_of_one_process(mode, tmp_path
         seconds=1200,
     )
     assert result.code == 0, result.stderr
-    sent = [line.partition("SENT ")[2] for line in result.stdout.splitlines() if "SENT" in line]
+    sent = (tmp_path / "sent.txt").read_text().splitlines()
     assert len(sent) == sum(2 if "@01" in cut else 1 for cut in TEN[mode]), sent
     assert result.stderr.count("restart ") == 10, result.stderr
     assert result_of(result.stdout) == undisturbed(mode, environ)
 
 
-FEWER = {
-    "replicas": ({"MODEL": "dense"}, {"PARTITIONS": "2", "MODEL": "dense"}),
-    "partitions": ({"MODEL": "dense"}, {"PARTITIONS": "4", "MODEL": "dense"}),
-}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", FEWER)
-def test_two_of_four_ranks_train_on_after_one_is_lost(kind, tmp_path):
-    """Two replicas become one, or two partitions of four come to each rank."""
-    alone, environ = FEWER[kind]
-    kept = {}
-    for folder, given in (("alone", alone), ("fewer", environ)):
-        if folder == "alone":
-            done = program(tmp_path / folder, "plain", "never", given)
-            assert done.returncode == 0, done.stderr
-            expected = result_of(done.stdout)
-        else:
-            result = launch(
-                str(PROGRAM),
-                ["-n", "4", "--max-restarts", "3", "--min-procs", "2"],
-                args=[tmp_path / folder, "fit", "KILL:train:9@3"],
-                environ={**given, "FREQ": "3"},
-                seconds=600,
-            )
-            assert result.code == 0, result.stderr
-            assert "rank 3 lost: 2 of 4 ranks are started again" in result.stderr
-            found = result_of(result.stdout)
-        with np.load(tmp_path / folder / "weights.npz") as weights:
-            kept[folder] = [weights[name] for name in weights.files]
-    # The sum over the examples of a batch is one of two sums in two replicas.
-    for mine, theirs in zip(kept["fewer"], kept["alone"], strict=True):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
-    print(kind, found, expected)
+@pytest.mark.parametrize("partitions", ["2", "4"], ids=["replicas", "partitions"])
+def test_two_of_four_ranks_train_on_after_one_is_lost(partitions, tmp_path):
+    """Two replicas become one, or four partitions come to lie in two ranks."""
+    environ = {"MODEL": "dense", "PARTITIONS": partitions, "FREQ": "3"}
+    done = program(tmp_path / "alone", "plain", "never", environ)
+    assert done.returncode == 0, done.stderr
+    result = launch(
+        str(PROGRAM),
+        ["-n", "4", "--max-restarts", "3", "--min-procs", "2"],
+        args=[tmp_path / "four", "fit", "KILL:train:9@3"],
+        environ=environ,
+        seconds=600,
+    )
+    assert result.code == 0, result.stderr
+    assert "rank 3 lost: 2 of 4 ranks are started again" in result.stderr
+    found, expected = (np.load(tmp_path / folder / "weights.npz") for folder in ("four", "alone"))
+    assert len(found.files) == len(expected.files) == 8
+    apart = max(np.abs(found[name] - expected[name]).max() for name in found.files)
+    print(f"largest difference {apart:.1e}\n{result_of(result.stdout)}\n{result_of(done.stdout)}")
+    # Two replicas add up the examples of a batch in another order; Adam makes more of it.
+    assert apart < 1e-5 if partitions == "2" else apart == 0.0
 
 
 STUCK = """
@@ -229,6 +217,24 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         assert part in str(caught.value)
     with pytest.raises(CheckpointError, match=r"smp\.checkpoint_on_preemption: manager must be"):
         smp.checkpoint_on_preemption(None)
+
+
+def test_a_checkpoint_is_saved_though_its_interval_has_not_passed(manager, tmp_path, monkeypatch):
+    smp.shutdown()
+    smp.init({"partitions": 1})
+    step = tf.Variable(7, dtype=tf.int64)
+    sparing = smp.CheckpointManager(
+        tf.train.Checkpoint(step=step), str(tmp_path), step_counter=step, checkpoint_interval=100
+    )
+    assert sparing.save() is not None
+    assert sparing.save() is None
+    stopping = preemption.Preemption()
+    monkeypatch.setattr(stopping, "arrive", lambda: "SIGTERM")
+    monkeypatch.setattr(preemption, "_preemption", stopping)
+    with pytest.raises(SystemExit) as ended:
+        smp.checkpoint_on_preemption(sparing)
+    assert ended.value.code == PREEMPTED
+    assert len(sparing.checkpoints) == 2
 
 
 def test_it_is_refused_in_a_function_that_is_traced(manager):

@@ -42,7 +42,7 @@ def checkpoint_on_preemption(
     signal no longer ends the program: the next call, in which all ranks are after the same step,
     saves and ends it with exit code 143, which means: start again. `opensmp run --max-restarts`
     does so. The signal may reach one rank, or all at different steps. Without a signal a call
-    takes about a microsecond. Before the first call, while the program starts and the first step is
+    takes a few microseconds. Before the first call, while the program starts and the first step is
     traced, the signal ends it as ever, and nothing is lost: no step has been done.
 
     All ranks call it equally often, at the same places of the program, where everything that
