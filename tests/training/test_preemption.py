@@ -119,8 +119,8 @@ TEN = {
         "TERM:epoch_end:1@1",  # between epochs
         "TERM:epoch:1",
         "TERM:trained:1@1",
-        "TERM:test:2@1",
         "TERM:during:2@01",
+        "TERM:test:2@1",
     ],
     "loop": [
         "TERM:trace:1@1",
