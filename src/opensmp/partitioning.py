@@ -26,7 +26,7 @@ from opensmp.plan import (
     warn_of_empty,
 )
 from opensmp.runtime.current import Prepared
-from opensmp.runtime.placement import place
+from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
 from opensmp.saving import deferred
 
@@ -75,6 +75,7 @@ class Partitioning:
             default = config.default_partition
             if place(variables, self._homes, world.devices, default, elsewhere):
                 _private.forget_compiled_functions(model)
+            mark_copies([leaf.variable for leaf in traced.variables], self._homes, elsewhere)
             self._make_equal(variables, world)
             if model is not None:
                 deferred.check(model)

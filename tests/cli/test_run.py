@@ -392,21 +392,23 @@ def test_a_child_that_was_forked_ends_and_its_signals_are_its_own():
         INITIALISED
         + """
 import os, signal, time
+ready, tell = os.pipe()
 for end in ("exit", "signal"):
     child = os.fork()
     if not child:
         if end == "exit":
             sys.exit(0)
         signal.signal(signal.SIGINT, lambda *_: os._exit(4))
-        time.sleep(60)
+        os.write(tell, b".")
+        time.sleep(600)
     if end == "signal":
-        time.sleep(0.5)
+        os.read(ready, 1)
         os.kill(child, signal.SIGINT)
     print(end, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 time.sleep(2.5)
 """
     )
-    result = launch(script, ["-n", "2"])
+    result = launch(script, ["-n", "2"], seconds=250)
     assert result.code == 0, result.stderr
     assert result.stdout.splitlines() == ["[0] exit 0", "[0] signal 4"]
 

@@ -142,6 +142,34 @@ def test_variable_access(compiled):
     assert variable.numpy().tolist() == [1.0, 2.0]
 
 
+def test_set_copy():
+    variable = keras.Variable(1.0)
+    assert _private.is_kept_here(variable)
+    _private.set_copy(variable, True)
+    assert not _private.is_kept_here(variable)
+    assert not _private.is_kept_here(_private.storage(variable))
+    assert float(variable.numpy()) == 1.0
+    _private.set_copy(variable, False)
+    assert _private.is_kept_here(variable)
+
+
+def test_is_kept_here():
+    kernel = elsewhere()
+    _private.set_copy(kernel, False)
+    assert not _private.is_kept_here(kernel)
+
+
+def test_lend__of_a_copy_that_can_be_read():
+    variable = keras.Variable(1.0)
+    _private.set_copy(variable, True)
+    _private.lend(variable, np.float32(5.0))
+    assert float(variable.numpy()) == 5.0
+    _private.take_back(variable)
+    assert float(variable.numpy()) == 1.0
+    variable.assign(2.0)
+    assert float(variable.numpy()) == 2.0
+
+
 def test_lend():
     kernel = elsewhere()
     _private.lend(kernel, np.full((3, 2), 5.0, np.float32))

@@ -7,7 +7,7 @@ import tensorflow as tf
 from small import device_index
 
 from opensmp import _private
-from opensmp.runtime.placement import place
+from opensmp.runtime.placement import mark_copies, place
 
 DEVICES = ("/device:CPU:1", "/device:CPU:2", "/device:CPU:3")
 
@@ -68,3 +68,13 @@ def test_what_a_variable_is_stays_when_it_moves(trainable):
     assert variable.value.trainable is trainable
     assert variable.value.dtype == tf.float16
     assert variable.path == "half"
+
+
+def test_variables_that_another_process_changes_are_copies_until_they_move_here():
+    here, there, unused = (keras.Variable(1.0) for _ in range(3))
+    variables = [here, there, unused, tf.Variable(1.0)]
+    homes = {id(here): 0, id(there): 1}
+    mark_copies(variables, homes, elsewhere={1: 3})
+    assert [_private.is_kept_here(v) for v in variables] == [True, False, True, True]
+    mark_copies(variables, homes, elsewhere={})
+    assert all(map(_private.is_kept_here, variables))

@@ -38,6 +38,17 @@ def test_each_value_is_written_once_by_the_first_that_has_it():
     assert keys(second, facts) == {"b"}
 
 
+def test_of_a_copy_the_value_of_the_process_that_changes_it_is_written():
+    made = []
+    for member, kept in enumerate("ba"):
+        copy = keras.Variable(1.0)
+        _private.set_copy(copy, kept == "b")
+        made.append(contents(Place(0, member), seed=_private.storage(copy)))
+    facts = [each.facts for each in made]
+    assert "seed" not in keys(made[0], facts)
+    assert "seed" in keys(made[1], facts)
+
+
 def test_other_replicas_write_where_their_data_are_and_nothing_else():
     made = [contents(Place(replica, 0)) for replica in range(2)]
     facts = [each.facts for each in made]

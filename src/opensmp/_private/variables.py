@@ -174,6 +174,29 @@ def is_elsewhere(variable: Any) -> bool:
     return hasattr(getattr(variable, "_value", variable), ELSEWHERE)
 
 
+def set_copy(variable: Any, is_copy: bool) -> None:
+    """Says whether a Keras variable that can be read here is a copy of another process's.
+
+    That process alone changes it in training, such as the state of a seed generator that no
+    layer has. It keeps its memory here, for the program may read it beside the model, but what is
+    saved is the other one.
+    """
+    if is_elsewhere(variable) or is_copy == hasattr(variable._value, _COPY):
+        return
+    if is_copy:
+        setattr(variable._value, _COPY, True)
+    else:
+        delattr(variable._value, _COPY)
+
+
+def is_kept_here(variable: Any) -> bool:
+    """Whether the value that counts is in this process: not given up, and not a copy."""
+    return not is_elsewhere(variable) and not hasattr(getattr(variable, "_value", variable), _COPY)
+
+
+_COPY = "_smp_copy"
+
+
 def _slots(variable: Any) -> list[Any]:
     """The variables that optimizers have made for a Keras variable."""
     slots = (reference() for reference in getattr(variable._value, SLOTS, ()))
@@ -249,7 +272,7 @@ def know_slot(reference_variable: Any, slot: Any) -> None:
 
 
 def lend(variable: Any, value: Any) -> None:
-    """Gives a variable of another process memory on this host, until `take_back`.
+    """Gives a variable of another process its value on this host, until `take_back`.
 
     All who hold the variable can read it meanwhile, as `give_up` and `move_to` change it in
     place too.
@@ -259,7 +282,8 @@ def lend(variable: Any, value: Any) -> None:
         memory = tf.Variable(value, dtype=given_up.dtype, shape=given_up.shape)
     setattr(given_up, _LENT, (given_up._handle, given_up._handle_name, type(given_up)))
     given_up._handle, given_up._handle_name = memory._handle, memory._handle_name
-    given_up.__class__ = type(given_up).__mro__[1]  # the readable one
+    if is_elsewhere(given_up):
+        given_up.__class__ = type(given_up).__mro__[1]  # the readable one
 
 
 def take_back(variable: Any) -> None:

@@ -52,3 +52,21 @@ def place(
             _private.move_to(variable, device)
             moved = True
     return moved
+
+
+def mark_copies(
+    variables: Iterable[Variable], home: Mapping[int, int], elsewhere: Mapping[int, int]
+) -> None:
+    """Tells the variables of which another process has the value that counts.
+
+    A model may read variables that it does not have, such as Keras' own seed. All processes have
+    these in memory from the start, and the one with the partition that reads them changes them.
+
+    Args:
+        variables: Those that a model reads.
+        home: Id of a variable to its partition.
+        elsewhere: Partitions of other processes, and the rank of each.
+    """
+    for variable in variables:
+        if is_keras(variable) and _private.is_initialized(variable):
+            _private.set_copy(variable, home.get(id(variable)) in elsewhere)

@@ -221,6 +221,13 @@ class CheckpointManager(tf.train.CheckpointManager):
         self._interval.last = step
         return path
 
+    def _save_always(self) -> str:
+        """As `save`, whatever `checkpoint_interval` says and this step has: nothing comes after."""
+        self._interval.last = None
+        path = self.save()
+        assert path is not None
+        return path
+
     def wait(self) -> None:
         """Waits until the checkpoint that is being written in the background is complete.
 

@@ -51,7 +51,7 @@ class Facts:
     Attributes:
         place: Where the process is.
         keys: Keys of all values, its own and others', in a common order.
-        elsewhere: Keys of variables that live in other processes.
+        elsewhere: Keys of variables whose values that count are in other processes.
     """
 
     place: Place
@@ -80,7 +80,7 @@ class Contents:
         self.facts = Facts(
             place,
             tuple(sorted(value.key for value in self._values)),
-            frozenset(v.key for v in self._values if _private.is_elsewhere(v.owner)),
+            frozenset(v.key for v in self._values if not _private.is_kept_here(v.owner)),
         )
 
     def share(self, all_facts: Sequence[Facts]) -> list[Value]:

@@ -33,7 +33,8 @@ def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
     """Context in which rank 0 can read all variables.
 
     Those that other ranks of its replica own come one by one, to its host's memory, and leave
-    at the end. All ranks must enter it; with one process nothing happens.
+    at the end; also those of which rank 0 has a copy that training does not change. All ranks must
+    enter it; with one process nothing happens.
 
     Args:
         variables: The variables of a model, in the same order on all ranks.
@@ -127,7 +128,7 @@ def assigning_own() -> Iterator[None]:
 
 
 def _is_here(variable: Variable) -> bool:
-    if _private.is_elsewhere(variable):
+    if not _private.is_kept_here(variable):
         return False
     return not is_keras(variable) or _private.is_initialized(variable)
 

@@ -42,7 +42,7 @@ def checkpoint_on_preemption(
     signal no longer ends the program: the next call, in which all ranks are after the same step,
     saves and ends it with exit code 143, which means: start again. `opensmp run --max-restarts`
     does so. The signal may reach one rank, or all at different steps. Without a signal a call
-    takes about a microsecond. Before the first call, while the program starts and the first step is
+    takes a few microseconds. Before the first call, while the program starts and the first step is
     traced, the signal ends it as ever, and nothing is lost: no step has been done.
 
     All ranks call it equally often, at the same places of the program, where everything that
@@ -78,7 +78,7 @@ def checkpoint_on_preemption(
     _listen(_FUNCTION, signals, seconds)
     name = preemption.arrive()
     if name is not None:
-        _end(manager, manager.save(), name)
+        _end(manager, manager._save_always(), name)
 
 
 class CheckpointOnPreemption(keras.callbacks.Callback):
@@ -99,7 +99,8 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
         manager: Of a `tf.train.Checkpoint` that has the model and its optimizer. One `fit` to
             one directory.
         save_freq: `"epoch"`: a checkpoint after each epoch too; a number: after so many batches;
-            None: only when a signal comes.
+            None: only when a signal comes. A `checkpoint_interval` of the manager counts as well,
+            but not when a signal comes.
         signals: See `smp.checkpoint_on_preemption`.
         seconds: See there.
 
@@ -163,11 +164,11 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
         trained = self._progress().trained - self._saved_after
         is_due |= isinstance(self.save_freq, int) and trained >= self.save_freq
         if is_due or name is not None:
-            path = self._save()
+            path = self._save(always=name is not None)
             if name is not None:
-                _end(self.manager, path, name)
+                _end(self.manager, str(path), name)
 
-    def _save(self) -> str:
+    def _save(self, always: bool) -> str | None:
         """Saves with how far `fit` is, which plain restores of the checkpoint do not see."""
         progress = self._progress()
         checkpoint = self.manager.checkpoint
@@ -181,7 +182,7 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
             setattr(checkpoint, name, tf.Variable(data, trainable=False))
         try:
             self._saved_after = progress.trained
-            return self.manager.save()
+            return self.manager._save_always() if always else self.manager.save()
         finally:
             delattr(checkpoint, name)
 
