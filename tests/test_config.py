@@ -46,6 +46,7 @@ def test_defaults_are_those_of_the_api():
         "processes_per_replica": None,
         "transport": "auto",
         "pieces_per_partition": 1,
+        "check_finite": False,
     }
 
 
@@ -86,6 +87,7 @@ def test_every_key_of_the_dict_arrives():
         "processes_per_replica": 1,
         "transport": "collective",
         "pieces_per_partition": 2,
+        "check_finite": True,
     }
     assert Config.resolve(keys).to_dict() == keys
 

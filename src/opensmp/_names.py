@@ -33,6 +33,7 @@ from opensmp.errors import (  # noqa: E402
     CommunicationError,
     ConfigError,
     LaunchError,
+    NonFiniteError,
     NotInitializedError,
     PartitionError,
     PlanError,
@@ -82,6 +83,7 @@ from opensmp.sharding import shard  # noqa: E402
 from opensmp.step_function import step  # noqa: E402
 from opensmp.step_output import StepOutput  # noqa: E402
 from opensmp.training.callbacks import OnRankZero  # noqa: E402
+from opensmp.training.check_finite import CheckFinite  # noqa: E402
 from opensmp.training.preemption import (  # noqa: E402
     CheckpointOnPreemption,
     checkpoint_on_preemption,

@@ -35,6 +35,22 @@ class StepError(SmpError, ValueError):
     """A call of an `smp.step` function, or of a model, is not possible."""
 
 
+class NonFiniteError(StepError, ArithmeticError):
+    """An activation or a gradient of a step is nan or infinite; see `check_finite`.
+
+    The run of the step has not changed the variables of the model.
+
+    Example:
+        ```python
+        smp.init({"partitions": 2, "check_finite": True})
+        try:
+            train_step(images, labels)
+        except smp.NonFiniteError as error:
+            print(error)  # names layer, variable, partition and microbatch
+        ```
+    """
+
+
 class ScheduleError(SmpError, ValueError):
     """A schedule is incomplete, breaks a dependency or would deadlock."""
 

@@ -86,6 +86,7 @@ from opensmp._private.optimizers import (
     averages_of_own,
     clip_with,
     place_updates_with_variables,
+    scales_loss,
 )
 from opensmp._private.replacing import replaced
 from opensmp._private.slices import NotedSlices
@@ -235,6 +236,7 @@ __all__ = [
     "replaced",
     "restore_where_values_are",
     "rows_count",
+    "scales_loss",
     "set_control_inputs",
     "set_copy",
     "set_initial_epoch",

@@ -138,6 +138,7 @@ def _scale_by_a_variable() -> None:
     early: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
     def scale_loss_early(self: Any, loss: Any) -> Any:
+        _note_scaling()
         if self.built or tf.executing_eagerly():
             return scale_loss(self, loss)
         if self not in early:
@@ -154,6 +155,27 @@ def _scale_by_a_variable() -> None:
             scale._smp_known = known  # functions that read it must find it alive
 
     owner.build, owner.scale_loss = build_late, scale_loss_early
+
+
+_SCALES_LOSS = "_smp_scales_loss"
+
+
+def _note_scaling() -> None:
+    for graph in _graphs_around():
+        setattr(graph, _SCALES_LOSS, True)
+
+
+def scales_loss() -> bool:
+    """Whether a LossScaleOptimizer has scaled a loss in the function that is being traced."""
+    return any(getattr(graph, _SCALES_LOSS, False) for graph in _graphs_around())
+
+
+def _graphs_around() -> Iterator[Any]:
+    """The function graph that is being traced, and those around it."""
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    while graph is not None:
+        yield graph
+        graph = getattr(graph, "outer_graph", None)
 
 
 _agree_on_finite: Any = None

@@ -53,6 +53,8 @@ class Config:
         pieces_per_partition: Into how many pieces automatic partitioning cuts the model for
             each partition, which the partitions take by turns (interleaved stages): more of
             them make a smaller bubble and more transfers.
+        check_finite: Whether each step looks for activations and gradients that are nan or
+            infinite, and raises `opensmp.NonFiniteError`, which names the first one.
 
     Raises:
         ConfigError: A value is not accepted, or two contradict each other.
@@ -80,6 +82,7 @@ class Config:
     processes_per_replica: int | None = None
     transport: str = "auto"
     pieces_per_partition: int = 1
+    check_finite: bool = False
 
     def __post_init__(self) -> None:
         source = "Config"

@@ -211,4 +211,5 @@ KINDS: Mapping[str, Kind] = {
     "processes_per_replica": _OptionalIntegerKind(_PARTITIONS),
     "transport": _ChoiceKind(("auto", "collective")),
     "pieces_per_partition": _PARTITIONS,
+    "check_finite": _BooleanKind(),
 }

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.program.finite import finite_flags
 
 Op = Any
 Tensor = Any
@@ -122,6 +123,7 @@ class Extractor:
         must_run: Sequence[Op] = (),
         control: Collection[Op] = (),
         is_open: bool = False,
+        looked_at: Sequence[Tensor] = (),
     ) -> ConcreteFunction:
         """The part of the graph between `feeds` and `fetches` as a concrete function.
 
@@ -133,13 +135,17 @@ class Extractor:
                 added to the results: TensorFlow drops a call whose results are not read.
             control: Operations to reach through control edges, too.
             is_open: See `compiled`.
+            looked_at: Tensors to tell of whether they are finite: with any, `finite_flags` of
+                them are the result behind `fetches`.
         """
-        part = self.part(feeds, fetches, must_run, control)
+        part = self.part(feeds, (*fetches, *looked_at), must_run, control)
 
         def body(*args: Tensor) -> list[Tensor]:
             for feed, arg in zip(feeds, args, strict=True):
                 _private.copy_handle_data(feed, arg)
             results = part.paste(args)
+            if looked_at:
+                results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
             return [*results, tf.constant(0, name="done")] if must_run else results
 
         return self.compiled(name, body, feeds, is_open)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from opensmp.program.finite import Activation
 from opensmp.program.gradients import SegmentGradient
 
 Tensor = Any
@@ -16,17 +17,20 @@ class Forward:
     """The forward pass of a segment.
 
     Attributes:
-        function: Takes `feeds`, returns `outputs` and then `residuals`; for a segment with
+        function: Takes `feeds`, returns `outputs` and then `residuals`; if there are
+            `activations`, flags of whether each of them is finite; for a segment with
             side effects also a zero, which somebody must read.
         feeds: Inputs and variables of the segment.
         outputs: The segment's outputs.
         residuals: What the backward pass wants to have kept.
+        activations: What is looked at; empty unless that was asked for.
     """
 
     function: ConcreteFunction
     feeds: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     residuals: tuple[Tensor, ...]
+    activations: tuple[Activation, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph
 from opensmp.plan import Plan
+from opensmp.program.finite import activations
 from opensmp.program.functions import Extractor, needed
 from opensmp.program.gradients import (
     SegmentGradient,
@@ -44,6 +45,7 @@ class Program:
             another.
         joins: Whether second halves of several microbatches may be joined, see `joint`. Then
             a segment without gradients of inputs has two halves as well.
+        checks_finite: Whether forward passes also tell which activations are finite.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Program:
         units: bool = True,
         split_backward: bool = False,
         joins: bool = False,
+        checks_finite: bool = False,
     ) -> None:
         self.traced = traced
         self.plan = plan
@@ -64,6 +67,7 @@ class Program:
         self._extractor = Extractor(traced.graph, traced.captures, units)
         self._split_backward = split_backward
         self._joins = joins
+        self._checks_finite = checks_finite
         self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
         self._layers: dict[int, tuple[str, ...]] = {}
         self._open: dict[Backward, ConcreteFunction] = {}
@@ -190,14 +194,16 @@ class Program:
         made = {id(t) for t in segment.outputs}
         extra = [t for t in residuals(self.traced, segment, gradient) if id(t) not in made]
         feeds = (*segment.inputs, *segment.variables)
+        found = activations(self.traced, segment) if self._checks_finite else ()
         function = self._extractor.function(
             f"F{segment.index}",
             feeds,
             (*segment.outputs, *extra),
             must_run=segment.side_effects,
             control=frozenset(segment.operations),
+            looked_at=[each.tensor for each in found],
         )
-        return Forward(function, feeds, segment.outputs, tuple(extra))
+        return Forward(function, feeds, segment.outputs, tuple(extra), found)
 
     def _build_backward(self, segment: Segment, gradient: SegmentGradient) -> None:
         key = (segment.index, frozenset(id(t) for t in gradient.outputs))
@@ -259,6 +265,7 @@ def lower(
     units: bool = True,
     split_backward: bool = False,
     joins: bool = False,
+    checks_finite: bool = False,
 ) -> Program:
     """Lowers a planned model to functions; see `Program`."""
-    return Program(traced, plan, required, optional, units, split_backward, joins)
+    return Program(traced, plan, required, optional, units, split_backward, joins, checks_finite)

@@ -23,6 +23,7 @@ from opensmp.runtime import (
     devices,
     endings,
     failures,
+    finite,
     launched,
     marks,
     norms,
@@ -96,7 +97,9 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
     if launch.size == 1:
-        _private.call_functions_by(lambda function, work: root_cause.call(work, again=True))
+        _private.call_functions_by(
+            lambda function, work: root_cause.call(lambda: finite.call(work), again=True)
+        )
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))
@@ -176,7 +179,7 @@ def _recover(launch: launched.Launch, watch: failures.Watch) -> None:
     _private.call_functions_by(
         lambda function, work: made.call(
             function,
-            lambda: root_cause.call(work, again=False),
+            lambda: root_cause.call(lambda: finite.call(work), again=False),
         )
     )
 

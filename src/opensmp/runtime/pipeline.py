@@ -21,6 +21,7 @@ from opensmp.runtime.bridge import LateGradient, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.current import Prepare, Prepared, as_current
 from opensmp.runtime.elsewhere import KeptBy
+from opensmp.runtime.finite import FiniteChecks, is_wanted
 from opensmp.runtime.joining import Joined, SecondHalf, Sums, group_size, joinable
 from opensmp.runtime.order import Task, impose, live_operations, task_graph
 from opensmp.runtime.own_part import without_bridges
@@ -66,6 +67,7 @@ class Pipeline:
         self._world = world
         self._num_microbatches = num_microbatches
         self._stamps = stamps
+        self._checks = FiniteChecks(world) if is_wanted(world.config) else None
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
         self._second_halves: dict[Action, SecondHalf] = {}
         self._graph = tf.compat.v1.get_default_graph()
@@ -206,6 +208,7 @@ class Pipeline:
                     units=self._is_ordered,
                     split_backward=self._wants_halves,
                     joins=self._group_size > 1,
+                    checks_finite=self._checks is not None,
                 )
         return self._programs[program_key]
 
@@ -254,7 +257,9 @@ class Pipeline:
             )
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
-            elif kind == "W":
+            if self._checks is not None:
+                self._checks.note(action, program, segment, what, args, results)
+            if kind == "W":
                 assert isinstance(what, Backward)
                 self._second_halves[action] = SecondHalf(action, program, what, args, results)
             return results
@@ -362,6 +367,8 @@ class Pipeline:
         for feed, gradient in zip(first.weights.gradient.wrt, gradients, strict=True):
             if gradient is not None:
                 self._note_gradient(feed, gradient)
+        if self._checks is not None:
+            self._checks.join(last.action, first.program, first.weights, results, microbatches)
         return Joined(tuple(group), tuple(gradients))
 
     # --- finishing -------------------------------------------------------------------
@@ -383,10 +390,16 @@ class Pipeline:
         side_effects = self._side_effects + _side_effects(self._graph)
         state = list(self._state.values())
 
+        flags: list[Tensor] = []
+
         def roots() -> list[Op]:
-            return [t.op for t in (*results, *(value for _, value in state))] + side_effects
+            values = (*results, *(value for _, value in state), *flags)
+            return [t.op for t in values] + side_effects
 
         live = self._compute_late_gradients(results, roots)
+        if self._checks is not None:
+            flags += self._checks.emit(live, self._tasks, self._device)
+            live = live_operations(roots())
         spread_out = len(self._world.mp_group) > 1
         if spread_out:
             instead = without_bridges(live)
@@ -410,16 +423,21 @@ class Pipeline:
                     reads=list(self._reads.values()),
                     homes=self._homes,
                     gradients=self._gradients,
+                    everywhere=flags,
                 ),
                 self._world,
                 f"the step {self._graph.name}",
             )
-            results, state = kept.results, kept.state
+            results, state, flags = kept.results, kept.state, kept.everywhere
             _private.must_run(self._graph, kept.must_run)
         impose(self.schedule, self._tasks, self._world.my_partitions)
-        for variable, value in state:
-            tf_variable(variable).assign(value)
-        done = [
+        looks = []
+        if self._checks is not None:
+            looks = self._checks.look(flags, self.schedule, self._graph.name)
+        with tf.control_dependencies(looks):  # a bad step changes nothing
+            for variable, value in state:
+                tf_variable(variable).assign(value)
+        done = looks + [
             self._read(partition, done)
             for partition, done in self._done
             if partition in self._world.my_partitions

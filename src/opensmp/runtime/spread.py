@@ -48,6 +48,7 @@ class Traced:
         reads: Pairs of a variable and a read of it.
         homes: Id of a variable to the partition it lives in.
         gradients: Pairs of a variable and a gradient of it, tensor or `tf.IndexedSlices`.
+        everywhere: Further tensors, which all processes need.
     """
 
     live: Sequence[Op]
@@ -58,6 +59,7 @@ class Traced:
     reads: Sequence[tuple[Any, Tensor]]
     homes: Mapping[int, int]
     gradients: Sequence[tuple[Any, Any]]
+    everywhere: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +72,13 @@ class Kept:
         state: The part that this process has to assign.
         must_run: Operations that must run: what is sent must be received though nobody read
             it here, or the sender would wait for ever.
+        everywhere: As that of `Traced`.
     """
 
     results: list[Tensor | KeptBy]
     state: list[tuple[Any, Tensor]]
     must_run: list[Op]
+    everywhere: list[Tensor]
 
 
 def spread(traced: Traced, world: World, name: str) -> Kept:
@@ -110,6 +114,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     kept_by = [keepers.of(tensor) for tensor in traced.results]
     wanted = list(zip(traced.results, kept_by, strict=True))
     wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
+    wanted += [(tensor, None) for tensor in traced.everywhere]
     tasks = traced.tasks
     orders = [
         (tasks[before].last, tasks[after].first)
@@ -147,7 +152,8 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for variable, value in traced.state
         if home_of.get(id(variable), me) == me
     ]
-    return Kept(results, state, must_run)
+    everywhere = [received.get(id(tensor), tensor) for tensor in traced.everywhere]
+    return Kept(results, state, must_run, everywhere)
 
 
 def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transport:

@@ -17,6 +17,7 @@ from opensmp.runtime import recovery, world
 from opensmp.saving import own_weights
 from opensmp.saving.gather import assigning_own
 from opensmp.training.callbacks import shared_call
+from opensmp.training.check_finite import checking_if_asked
 from opensmp.training.functions import StepFunction
 from opensmp.training.leading import everywhere
 from opensmp.training.meeting import is_shared
@@ -106,6 +107,8 @@ class Trainer:
                 return run(*args, **kwargs)
             given = named_arguments(run, name, args, kwargs)
             resumes = name == "fit" and is_resumable(given)
+            if name == "fit":
+                stack.enter_context(checking_if_asked(given.get("callbacks")))
             if not is_shared() and not resumes:
                 return run(*args, **kwargs)
             arguments = given
