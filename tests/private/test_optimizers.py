@@ -185,3 +185,23 @@ def test_averages_of_own():
         assert vars(optimizer)["_trainable_variables"] == [here]
         assert average is before[1]
     assert list(vars(optimizer)["_model_variables_moving_average"]) == before
+
+
+def test_scales_loss():
+    _private.place_updates_with_variables()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    seen = []
+
+    @tf.function
+    def inner(x):
+        seen.append(_private.scales_loss())
+        return x
+
+    @tf.function
+    def outer(x):
+        seen.append(_private.scales_loss())
+        return inner(optimizer.scale_loss(x))
+
+    outer(tf.constant(1.0))
+    assert seen == [False, True]
+    assert not _private.scales_loss()
