@@ -296,3 +296,21 @@ def test_an_iterator_of_another_dataset_is_told_and_nothing_is_restored(smp_init
 def test_options_of_tensorflow_are_refused(run):
     with pytest.raises(smp.CheckpointError, match="background=True"):
         run.manager.save(options=tf.train.CheckpointOptions(enable_async=True))
+
+
+def test_a_checkpoint_found_damaged_goes_before_a_good_one(smp_init, tmp_path):
+    smp_init({"partitions": 1})
+    run = Run(tmp_path, max_to_keep=2)
+    for number in range(1, 4):
+        run.save(number)
+    (tmp_path / "ckpt-3.data-00000-of-00001").write_bytes(b"half")
+    run = Run(tmp_path, max_to_keep=2)
+    with pytest.warns(UserWarning, match="ckpt-3 is damaged"):
+        assert run.restored() == (2.0, 2.0)
+    run.save(4)
+    assert [os.path.basename(path) for path in run.manager.checkpoints] == ["ckpt-2", "ckpt-4"]
+    (tmp_path / "ckpt-4.data-00000-of-00001").write_bytes(b"half")
+    with pytest.warns(UserWarning, match="ckpt-4 is damaged"):
+        assert run.restored() == (2.0, 2.0)
+    run.save(5)
+    assert [os.path.basename(path) for path in run.manager.checkpoints] == ["ckpt-2", "ckpt-5"]

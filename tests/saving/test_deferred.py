@@ -58,3 +58,42 @@ def test_an_earlier_restore_of_the_same_objects_is_forgotten(smp_init, path, tmp
     smp.CheckpointManager(right, "unused").restore(fits)
     model(tf.zeros([1, 4]))
     assert model.layer.kernel.shape == (4, 5)
+
+
+def trained(optimizer, way, directory=None, **kwargs):
+    """One step of a model, after the newest checkpoint is restored if there is one."""
+    layers = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
+    model = smp.DistributedModel.from_keras(keras.Sequential(layers))
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    manager = smp.CheckpointManager(checkpoint, directory)
+    manager.restore(**kwargs)
+    x, y = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
+    if way == "fit":
+        model.compile(optimizer, "mse")
+        model.fit(x, y, epochs=2, verbose=0)
+        return manager
+
+    @smp.step
+    def forward_backward(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean((model(x, training=True) - y) ** 2)
+        return tape.gradient(loss, model.trainable_variables)
+
+    for _ in range(2):
+        gradients = [each.accumulate() for each in forward_backward(x, y)]
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    return manager
+
+
+@pytest.mark.parametrize("way", ["fit", "loop"])
+def test_another_optimizer_is_told_before_it_updates_anything(smp_init, tmp_path, way):
+    smp_init({"partitions": 2, "microbatches": 2})
+    trained(keras.optimizers.Adam(), way, tmp_path / "adam").save()
+    trained(keras.optimizers.SGD(), way, tmp_path / "sgd").save()
+    with pytest.raises(smp.CheckpointError, match="in the checkpoint, but not in the program"):
+        trained(keras.optimizers.SGD(), way, tmp_path / "adam")
+    with pytest.raises(smp.CheckpointError, match="are not in the checkpoint"):
+        trained(keras.optimizers.Adam(), way, tmp_path / "sgd")
+    trained(keras.optimizers.SGD(), way, tmp_path / "adam", partial=True)
+    manager = trained(keras.optimizers.Adam(), way, tmp_path / "adam")
+    assert int(manager.checkpoint.optimizer.iterations) == 4

@@ -84,6 +84,7 @@ from opensmp._private.layers import (
 from opensmp._private.optimizers import (
     agree_on_finite_with,
     averages_of_own,
+    before_updates,
     clip_with,
     place_updates_with_variables,
     scales_loss,
@@ -161,6 +162,7 @@ __all__ = [
     "averages_of_own",
     "backup_path",
     "before_late_restores",
+    "before_updates",
     "before_variables",
     "build_loss",
     "build_metrics",

@@ -208,6 +208,18 @@ def _check_finite_together() -> None:
     owner.check_finite = check_finite
 
 
+_before_updates: Callable[[Any], None] | None = None
+
+
+def before_updates(look: Callable[[Any], None]) -> None:
+    """Has a function called before an optimizer updates variables, when it has all of its own.
+
+    It takes the optimizer. In a `tf.function` it is called while that is traced.
+    """
+    global _before_updates
+    _before_updates = look
+
+
 def _has_no_rows(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
 
@@ -218,6 +230,8 @@ def _leave_out_what_is_elsewhere() -> None:
     keep = owner._filter_empty_gradients
 
     def _filter_empty_gradients(self: Any, grads: Any, vars: Any) -> Any:
+        if _before_updates is not None:
+            _before_updates(self)
         pairs = list(zip(grads, vars, strict=True))
         here = [(gradient, variable) for gradient, variable in pairs if not is_elsewhere(variable)]
         _note_places(self, pairs)

@@ -316,6 +316,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                     wrong = str(error)
                     if path == candidates[-1][0]:
                         raise CheckpointError(wrong + self._offer(path)) from error
+            self._shelf.note_damage(path)
             warn_of_damage(path, wrong)
         raise CheckpointError(self._nothing_good(candidates, save_path))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import tensorflow as tf
 
 from opensmp import _private
@@ -22,6 +23,7 @@ class _Deferred(NamedTuple):
     object_graph: bytes
     stored: Mapping[str, Stored]
     partial: bool
+    checked: set[int]  # ids of optimizers
 
 
 _deferred: weakref.WeakKeyDictionary[Any, _Deferred] = weakref.WeakKeyDictionary()
@@ -52,8 +54,9 @@ def note(
     for earlier in list(_deferred):
         if _objects(earlier) & restored:
             del _deferred[earlier]
-    if waits:
-        _deferred[checkpoint] = _Deferred(prefix, object_graph, stored, partial)
+    if waits or _has_optimizer_to_build(checkpoint):
+        _deferred[checkpoint] = _Deferred(prefix, object_graph, stored, partial, set())
+        _private.before_updates(check_optimizer)
         _private.before_late_restores(status, functools.partial(_check_one, prefix, stored))
 
 
@@ -83,8 +86,35 @@ def check(made: Any) -> None:
                 "checkpoint"
                 + ("." if deferred.partial else ", or this one with restore(partial=True).")
             )
-        if not matching.waiting:
+        if not matching.waiting and not _has_optimizer_to_build(checkpoint):
             del _deferred[checkpoint]
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Compares what waits with an optimizer that has just got all its variables.
+
+    Slots of another kind of optimizer would be left out without a word, as nothing asks for them.
+
+    Args:
+        optimizer: The optimizer; it has not updated anything yet.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    for checkpoint, deferred in list(_deferred.items()):
+        known = id(optimizer) in deferred.checked or deferred.partial
+        if known or not reaches(checkpoint, optimizer):
+            continue
+        fault = match(checkpoint, deferred.object_graph, deferred.stored).fault(partial=False)
+        if fault:
+            raise CheckpointError(
+                f"The checkpoint {deferred.prefix}, which was restored before all variables were "
+                f"made, does not fit those of the optimizer '{optimizer.name}', which have been "
+                f"made now. It has updated nothing.\n{fault}\nExpected: the same model and "
+                "optimizer as when it was written. Restore another checkpoint, or this one with "
+                "restore(partial=True)."
+            )
+        deferred.checked.add(id(optimizer))
 
 
 def _check_one(prefix: str, stored: Mapping[str, Stored], keys: Sequence[str], owner: Any) -> None:
@@ -106,11 +136,20 @@ def _check_one(prefix: str, stored: Mapping[str, Stored], keys: Sequence[str], o
 
 def reaches(checkpoint: Any, made: Any) -> bool:
     """Whether an object belongs to a `tf.train.Checkpoint`."""
+    return any(thing is made for thing in _descendants(checkpoint))
+
+
+def _descendants(checkpoint: Any) -> Iterator[Any]:
     root, attached = _private.checkpoint_root(checkpoint)
+    for child in (root, *attached.values()):
+        yield from tf.train.TrackableView(child).descendants()
+
+
+def _has_optimizer_to_build(checkpoint: Any) -> bool:
+    """Whether an optimizer will make variables that the files may have no values for."""
     return any(
-        thing is made
-        for child in (root, *attached.values())
-        for thing in tf.train.TrackableView(child).descendants()
+        isinstance(thing, keras.optimizers.Optimizer) and not thing.built
+        for thing in _descendants(checkpoint)
     )
 
 

@@ -70,10 +70,18 @@ class Shelf:
         self._spares = spares
         self._began = time.time() - 1.0  # as tf.train.CheckpointManager has it
         self._lock = DirectoryLock(os.path.join(directory, f".{name}.lock"))
+        self._damaged: set[str] = set()
 
     def prefix(self, number: int) -> str:
         """The path of a checkpoint, as TensorFlow means it: without endings."""
         return os.path.join(self.directory, f"{self.name}-{number}")
+
+    def note_damage(self, path: str) -> None:
+        """Lets a checkpoint that was found damaged be the next one to be removed.
+
+        It would take the place of a good one otherwise, as it counts for `max_to_keep`.
+        """
+        self._damaged.add(path)
 
     @property
     def staging(self) -> str:
@@ -219,6 +227,7 @@ class Shelf:
             OSError: It is not possible; earlier ones are there as before.
         """
         made, prefix = os.path.join(self.staging, f"{self.name}-{number}"), self.prefix(number)
+        self._damaged.discard(prefix)
         listed, _ = self._listing()
         now, preserved = time.time(), listed.last_preserved
         if preserved > now:  # the clock was set back
@@ -260,9 +269,15 @@ class Shelf:
         """Removes the oldest checkpoints, or preserves them; what is left, and the last time."""
         kept, stuck = list(active), []
         while max_to_keep and len(kept) > max_to_keep:
-            number, moment = kept.pop(0)
+            paths = [self.prefix(number) for number, _ in kept]
+            damaged = [place for place, path in enumerate(paths) if path in self._damaged]
+            number, moment = kept.pop(damaged[0] if damaged else 0)
             path = self.prefix(number)
-            if every_n_hours and moment - every_n_hours * _HOUR_SECONDS >= last_preserved:
+            if (
+                not damaged
+                and every_n_hours
+                and moment - every_n_hours * _HOUR_SECONDS >= last_preserved
+            ):
                 last_preserved = moment
                 with contextlib.suppress(OSError, ValueError):
                     mark_preserved(path, self.staging)
