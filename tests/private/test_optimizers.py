@@ -192,16 +192,36 @@ def test_scales_loss():
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
     seen = []
 
-    @tf.function
-    def inner(x):
+    def look(x):
         seen.append(_private.scales_loss())
         return x
 
-    @tf.function
-    def outer(x):
-        seen.append(_private.scales_loss())
-        return inner(optimizer.scale_loss(x))
+    for _ in range(2):  # one function says nothing of the next
+        inner, seen[:] = tf.function(look), []
+        tf.function(lambda x, inner=inner: inner(optimizer.scale_loss(look(x))))(tf.constant(1.0))
+        assert seen == [False, True]
+        assert not _private.scales_loss()
 
-    outer(tf.constant(1.0))
-    assert seen == [False, True]
-    assert not _private.scales_loss()
+
+@pytest.mark.parametrize("where", ["eager", "function"])
+def test_before_updates(where, monkeypatch):
+    _private.place_updates_with_variables()
+    monkeypatch.setattr(_private.optimizers, "_before_updates", None)
+    seen = []
+    variable = keras.Variable([1.0, 2.0])
+
+    def look(optimizer):
+        slots = len([slot for slot in optimizer.variables if slot.shape == (2,)])
+        with tf.init_scope():
+            seen.append((optimizer.built, slots, variable.numpy().tolist()))
+
+    _private.before_updates(look)
+    optimizer = keras.optimizers.Adam(1.0)
+
+    def update():
+        optimizer.apply_gradients([(tf.ones([2]), variable)])
+
+    (update if where == "eager" else tf.function(update))()
+    # A function is traced again after one that has made variables.
+    assert set(map(str, seen)) == {str((True, 2, [1.0, 2.0]))}
+    assert variable.numpy().tolist() == pytest.approx([0.0, 1.0], abs=1e-5)

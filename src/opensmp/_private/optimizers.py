@@ -172,10 +172,10 @@ def scales_loss() -> bool:
 
 def _graphs_around() -> Iterator[Any]:
     """The function graph that is being traced, and those around it."""
-    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-    while graph is not None:
+    graph = tf.compat.v1.get_default_graph()
+    while isinstance(graph, tf.__internal__.FuncGraph):  # the last one, of eager execution, is none
         yield graph
-        graph = getattr(graph, "outer_graph", None)
+        graph = graph.outer_graph
 
 
 _agree_on_finite: Any = None
