@@ -59,7 +59,7 @@ def good(**changes):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not the last one"),
+        (b"", "it is empty"),
         (b"\0\xff\xfe", "no list of checkpoints"),
         (b"\xef\xbf\xbd" * 100, "no list of checkpoints"),
         (b"a { " * 100_000, "no list of checkpoints"),

@@ -286,5 +286,5 @@ def advice(error: Exception, target: Path) -> str:
     with contextlib.suppress(OSError):
         where = where if where.is_dir() else where.parent
         free = shutil.disk_usage(where).free
-        return f"{free / 2**20:,.0f} MiB are free at {where}; free some, or choose another place."
+        return f"{free / 2**20:,.1f} MiB are free at {where}; free some, or choose another place."
     return f"The nearest directory that exists is {where}."

@@ -396,7 +396,7 @@ class CheckpointManager(tf.train.CheckpointManager):
     def _nothing_good(
         self, candidates: list[tuple[str, str | None]], save_path: str | os.PathLike[str] | None
     ) -> str:
-        where = self.directory if save_path is None else os.fspath(save_path)
+        where = self.directory if save_path is None else repr(os.fspath(save_path))
         text = f"No checkpoint was restored from {where}, and nothing was changed. "
         if not candidates:
             text += "Expected: a directory with checkpoints, or the path of one without endings."

@@ -59,6 +59,8 @@ def read_state(directory: str) -> State | None:
         raise StateFileError(f"it cannot be read: {error.strerror or error}") from error
     if len(content) > _LARGEST_BYTES:
         raise StateFileError(f"it has more than {_LARGEST_BYTES} bytes")
+    if not content.strip():
+        raise StateFileError("it is empty")
     message = _message()
     try:
         text_format.Parse(content.decode(), message)
