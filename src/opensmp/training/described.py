@@ -57,8 +57,6 @@ def described(value: Any, deepest: int = _DEEPEST) -> str:
         return repr(value.name)
     if isinstance(value, (keras.Variable, tf.Variable, keras.KerasTensor)):
         return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
-    if tf.is_tensor(value) or isinstance(value, np.ndarray):
-        return _array(value)
     if isinstance(value, Mapping):
         return _mapping(value, inner)
     if isinstance(value, (list, tuple)):
@@ -73,6 +71,8 @@ def described(value: Any, deepest: int = _DEEPEST) -> str:
         return f"{inner(value.__func__)} of {name_of(type(value.__self__))}"
     if callable(value) and hasattr(value, "__qualname__"):
         return _function(value, inner)
+    if isinstance(value, np.ndarray) or (not hasattr(value, "get_config") and tf.is_tensor(value)):
+        return _array(value)  # asked last, for tf.is_tensor is slow
     return f"{name_of(type(value))}({', '.join(_parts(value, inner))})"
 
 
