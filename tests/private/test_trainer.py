@@ -26,6 +26,29 @@ def test_compiled_metrics():
     assert _private.compiled_metrics(keras.Sequential()) is None
 
 
+def test_compiled_with():
+    loss = keras.losses.Huber(0.5)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert _private.compiled_with(model) == {}
+    model.compile("sgd", loss, loss_weights=[2.0], metrics=["mae"], steps_per_execution=3)
+    given = _private.compiled_with(model)
+    assert given["loss"] is loss
+    assert (given["loss_weights"], given["metrics"]) == ([2.0], ["mae"])
+    assert given["steps_per_execution"] == 3
+    assert "weighted_metrics" in given
+
+
+def test_function_within():
+    function, given = _private.function_within(keras.losses.Huber(0.5))
+    assert function is keras.losses.huber
+    assert given["delta"] == 0.5
+    function, given = _private.function_within(keras.metrics.TopKCategoricalAccuracy(k=3))
+    assert callable(function)
+    assert given["k"] == 3
+    assert _private.function_within(keras.metrics.Mean()) is None
+    assert _private.function_within(None) is None
+
+
 def test_build_metrics():
     model = compiled_model()
     _private.build_metrics(model, tf.zeros([2, 1]), tf.zeros([2, 1]))

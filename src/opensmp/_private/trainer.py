@@ -31,6 +31,26 @@ def compiled_metrics(model: Any) -> Any:
     return model._compile_metrics
 
 
+def compiled_with(model: Any) -> dict[str, Any]:
+    """The arguments of `compile`, as they were given; empty without a call of it.
+
+    The public `get_compile_config` fails for what cannot be written to a file, such as a
+    function of the user's, and warns of it.
+    """
+    owner: Any = getattr(model, "_compile_config", None)
+    return {} if owner is None else dict(owner.config)
+
+
+def function_within(value: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The function that a loss or metric of Keras' calls, and its arguments; None for others.
+
+    The configuration lacks them, such as the `delta` of `keras.losses.Huber`.
+    """
+    function = getattr(value, "fn", getattr(value, "_fn", None))
+    given = getattr(value, "_fn_kwargs", None)
+    return (function, dict(given)) if isinstance(given, dict) else None
+
+
 def build_metrics(model: Any, y: Any, outputs: Any) -> None:
     """Makes the metrics that `compile` was given; Keras does it at their first update."""
     metrics = model._compile_metrics

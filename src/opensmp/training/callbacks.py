@@ -21,7 +21,8 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.saving.own_weights import own_weights
 from opensmp.training.leading import is_leader, run_in_one
-from opensmp.training.meeting import agree_on_chance, is_shared, meet
+from opensmp.training.meeting import agree_on_chance, in_call, is_shared, meet, meet_to_begin
+from opensmp.training.settings import settings_of
 
 Model = Any
 Logs = Any
@@ -256,8 +257,12 @@ def shared_call(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[
     with contextlib.ExitStack() as stack:
         stack.enter_context(_silence())
         shuffling = stack.enter_context(contextlib.ExitStack())
-        if name == "fit":
-            seed = agree_on_chance()
+        stack.enter_context(in_call())
+        settings = settings_of(model, name, arguments)
+        if name != "fit":
+            meet_to_begin(settings)
+        else:
+            seed = agree_on_chance(settings)
             if seed is not None:
                 shuffling.enter_context(_private.arrays_shuffled_by(_shuffle(seed)))
         wrapped = [_wrapped(each) for each in _flat(callbacks) if _is_wanted(each)]

@@ -12,10 +12,11 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.runtime import recovery, world
-from opensmp.training.meeting import meet_at_batch
+from opensmp.training.meeting import is_in_call, is_shared, meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
 from opensmp.training.progress import Progress, progress_of
+from opensmp.training.settings import Settings, settings_of, settings_of_optimizer
 
 _numbers = itertools.count()
 
@@ -41,6 +42,7 @@ class StepFunction:
         self._world: world.World | None = None
         self._functions: dict[tuple[int | None, bool], Any] = {}
         self._rows_known = True
+        self._settings: Settings | None = None
 
     @property
     def tracing_count(self) -> int:
@@ -97,7 +99,7 @@ class StepFunction:
     def _run(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
         data = _without_optionals(data)
-        meet_at_batch(self._name, data)
+        meet_at_batch(self._name, data, self._settings_of_batch())
         if self._run_eagerly:
             self._refuse_to_run_eagerly(here)
             progress = progress_of(self._model)
@@ -108,6 +110,20 @@ class StepFunction:
         function = self._function_for(data)
         with self._staying():
             return function(data)
+
+    def _settings_of_batch(self) -> Settings | None:
+        """What a batch of `train_on_batch` and its like has in common in all processes.
+
+        What `compile` was given stays as it is while this object is used; the learning rate may
+        change with each batch.
+        """
+        if is_in_call() or not is_shared():
+            return None
+        if self._settings is None or None in self._settings.values():
+            self._settings = settings_of(self._model, f"{self._name}_on_batch")
+        if self._name != "train":
+            return self._settings
+        return {**self._settings, **settings_of_optimizer(self._model)}
 
     def _function_for(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
