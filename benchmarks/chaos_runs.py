@@ -156,7 +156,7 @@ def run(
                 port=port,
                 token=token,
                 flags={},
-                join_seconds=30.0 if port_taken else 120.0,
+                join_seconds=30.0,  # for a rank 0 that is gone, without a launcher to tell
             )
             process, reader = start(kind, folder, rank, environ, fault if rank == victim else "")
             ranks[rank] = (process, reader)
