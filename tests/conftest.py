@@ -59,6 +59,17 @@ def _forget_gradients() -> Iterator[None]:
             del registry[name]
 
 
+@pytest.fixture(autouse=True)
+def _forget_the_caching_device() -> Iterator[None]:
+    """An error inside of `tf.map_fn` stays in its test.
+
+    TensorFlow leaves a caching device in the scope of variables of the process then, with which no
+    `tf.distribute` strategy can be entered any more.
+    """
+    yield
+    tf.compat.v1.get_variable_scope()._caching_device = None
+
+
 @pytest.fixture
 def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
     """`smp_init(config)`: smp.init, again if need be, and the world it made."""

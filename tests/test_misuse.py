@@ -759,13 +759,14 @@ def test_the_message_says_what_happened_what_was_received_and_how_to_mend_it(smp
 
 
 # These take several processes or files: tests/runtime, tests/cli, tests/test_communication.py,
-# tests/saving.
+# tests/saving. NonFiniteError is no misuse: tests/runtime/test_finite.py.
 ELSEWHERE = {
     errors.LaunchError,
     errors.CommunicationError,
     errors.ElsewhereError,
     errors.CheckpointError,
     errors.SavingError,
+    errors.NonFiniteError,
 }
 
 

@@ -488,7 +488,7 @@ def test_long_lines_arrive_whole():
     [
         (["nothing.py"], "there is no file 'nothing.py'"),
         (["."], "the directory '.' has no __main__.py"),
-        (["--log-dir", "/dev/null/x", __file__], "--log-dir /dev/null/x cannot be made"),
+        (["--log-dir", "/dev/null/x", __file__], "--log-dir '/dev/null/x' cannot be made"),
         (["-n", "2", "--show-rank", "2", __file__], "--show-rank 2: there is no such rank"),
     ],
 )

@@ -47,6 +47,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "processes_per_replica": (None, 1, 2),
     "transport": ("auto", "collective"),
     "pieces_per_partition": (1, 2),
+    "check_finite": (True, False),
 }
 KEYS = (*RIGHT, *ALIASES)
 
