@@ -79,8 +79,9 @@ def described(value: Any, deepest: int = _DEEPEST) -> str:
 def name_of(kind: Any) -> str:
     """Module and qualified name of a class or function; of Keras' own, the public module."""
     module = getattr(kind, "__module__", None) or ""
-    if module.startswith("keras.src."):
-        module = f"keras.{module.split('.')[2]}"
+    package, *parts = module.split(".")
+    if package == "keras" and len(parts) > 1 and parts[0] == "src":
+        module = f"keras.{parts[1]}"
     return f"{module}.{getattr(kind, '__qualname__', type(kind).__name__)}"
 
 
