@@ -324,11 +324,6 @@ class SharedMemoryTransport:
         # waits, TensorFlow may report that this one was cancelled, and not why.
         return Received(value, [value.op], early=False)
 
-    @property
-    def is_used(self) -> bool:
-        """See `Transport`."""
-        return self._rest.is_used
-
     def begin_run(self, number: int) -> None:
         """See `Transport`."""
         for outbox in self._outboxes.values():

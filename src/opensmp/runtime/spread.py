@@ -21,7 +21,6 @@ from opensmp.runtime.localise import Layout, localise
 from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
-from opensmp.runtime.pulse import Pulse
 from opensmp.runtime.shared_memory import rooms, share
 from opensmp.runtime.shared_transport import SharedMemoryTransport
 from opensmp.runtime.transport import CollectiveTransport, Transport
@@ -190,7 +189,6 @@ class _Runs:
         self._number = 0
         self._entered: list[Wait] = []
         self._transport: Transport | None = None
-        self._pulse: Pulse | None = None
         recovery.interruptible.add(self)
 
     def begin(self) -> Tensor:
@@ -214,9 +212,6 @@ class _Runs:
             transport: What made them; it is told of each begin and end.
         """
         self._transport = transport
-        if transport.is_used:
-            self._pulse = Pulse(_HOST, self._end_what_was_cancelled)
-            _private.must_run(tf.compat.v1.get_default_graph(), [self._pulse.emit(run)])
         with tf.device(_HOST), tf.control_dependencies(must_run):
             _private.host_call(self._end, [run], [])
 
@@ -231,11 +226,6 @@ class _Runs:
         self._number = generation << recovery.GENERATION_BITS
         if self._transport is not None:
             self._transport.restart(self._number)
-        if self._pulse is not None:
-            self._pulse.restart()
-
-    def _end_what_was_cancelled(self) -> None:
-        _private.interrupt_collectives(f"{self._name} has failed in this rank")
 
     def _begin(self, _: Any) -> Any:
         recovery.begin_run()
@@ -251,15 +241,11 @@ class _Runs:
         self._number += 1
         if self._transport is not None:
             self._transport.begin_run(self._number)
-        if self._pulse is not None:
-            self._pulse.begin()
         return np.int64(self._number)
 
     def _end(self, _: Any) -> None:
         if self._transport is not None:
             self._transport.end_run()
-        if self._pulse is not None:
-            self._pulse.end()
         waits.leave(self._entered.pop())
         failures.progress()
 

@@ -43,10 +43,6 @@ class Transport(Protocol):
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Emits the receiving end."""
 
-    @property
-    def is_used(self) -> bool:
-        """Whether anything of this process's part goes by collectives."""
-
     def begin_run(self, number: int) -> None:
         """To be called in each run of the step, before anything is sent.
 
@@ -103,16 +99,12 @@ class CollectiveTransport:
         device: Host device of this process, through which everything travels.
         trace: Number of this trace, the same in both processes and never used before: what
             the keys stand for must not change in the life of the processes.
-
-    Attributes:
-        is_used: Whether it has emitted any collective operation.
     """
 
     def __init__(self, ranks: Sequence[int], device: str, trace: int) -> None:
         self._ranks = tuple(ranks)
         self._device = device
         self._trace = trace
-        self.is_used = False
 
     def send(self, transfer: Transfer, number: int) -> Sent:
         """Emits the sending end; see `Transport`."""
@@ -220,7 +212,6 @@ class CollectiveTransport:
 
     def _send(self, tensor: Tensor, transfer: Transfer, key: tuple[int, Any]) -> Tensor:
         group, instance = key
-        self.is_used = True
         return tf.raw_ops.CollectiveBcastSendV2(
             input=tensor,
             group_size=2,
@@ -233,7 +224,6 @@ class CollectiveTransport:
         self, shape: Tensor, dtype: Any, transfer: Transfer, key: tuple[int, Any]
     ) -> Tensor:
         group, instance = key
-        self.is_used = True
         return tf.raw_ops.CollectiveBcastRecvV2(
             group_size=2,
             group_key=group,

@@ -235,7 +235,7 @@ class Waits:
 
     def report(self) -> Report:
         """What there is to say now; for a thread that does nothing else."""
-        worked, faults = used_by_others()
+        worked, faults = _used_by_others()
         with self._lock:
             wait = self._open[-1] if self._open else None
             state = FINISHED if self._finished else WAITING if wait else RUNNING
@@ -254,7 +254,7 @@ class Waits:
             )
 
 
-def used_by_others() -> tuple[float, int]:
+def _used_by_others() -> tuple[float, int]:
     """Processor seconds and major page faults of all threads but this one."""
     own = resource.getrusage(resource.RUSAGE_THREAD)
     all_ = resource.getrusage(resource.RUSAGE_SELF)
