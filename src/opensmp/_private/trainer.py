@@ -18,6 +18,8 @@ from tensorflow.python.eager import context
 from opensmp._private.layers import get_logits, get_mask, set_logits, set_mask
 from opensmp._private.replacing import replaced
 
+_GLOBAL_SEED_GENERATOR = "global_seed_generator"  # Keras before 3.14 has no name for it
+
 Tensor = Any
 
 
@@ -252,7 +254,7 @@ def global_seed_state(make: bool = False) -> Any | None:
     Args:
         make: Whether to make it.
     """
-    known = global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     if known is None and make:
         known = seed_generator.global_seed_generator()
     return None if known is None else known.state
