@@ -42,7 +42,7 @@ def gather_by_rank(
     instance: Any,
     tokens: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Puts a tensor of each rank below each other, in the order of the ranks.
+    """Concatenates a tensor of each rank along the first axis, in rank order.
 
     It runs on the current device, which is the host of this process; all ranks call it.
 

@@ -1,9 +1,9 @@
 """When a machine is about to be taken away: all ranks stop after the same step.
 
-A signal may reach one rank only, and the ranks may be at different steps. Whoever gets it tells
-rank 0, which asks all ranks how many step boundaries they have passed. A rank that has answered
-passes no further boundary until it knows where all stop: one after the furthest that any of them
-has passed. The threads of `opensmp.runtime.failures` exchange this, while the main threads
+A signal may reach one rank only, and the ranks may be at different steps. The rank that gets it
+tells rank 0, which asks all ranks how many step boundaries they have passed. A rank that has
+answered passes no further boundary until it knows where all stop: one after the furthest that any
+of them has passed. The threads of `opensmp.runtime.failures` exchange this, while the main threads
 compute, so that a step costs no more than to count it, and no rank waits for another one's step.
 """
 

@@ -91,7 +91,7 @@ def more_time(launch: Launch) -> str:
 
 def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Message, Channel]:
     """What rank 0 says, if it listens at that place: all rows, or why it refuses."""
-    # Whoever else may listen on a derived port does not know how to answer.
+    # Another program that listens on a derived port does not know how to answer.
     channel = introduce(
         socket.create_connection(place, 2.0),
         Secret(launch.token, launch.has_secret),
