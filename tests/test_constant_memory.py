@@ -59,7 +59,7 @@ for name, repeat in CALLS.items():
     repeat(40)
     gc.collect()
     points = [usage()]
-    for _ in range(12):
+    for _ in range(9):
         repeat(60)
         gc.collect()
         points.append(usage())
