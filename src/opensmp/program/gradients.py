@@ -82,10 +82,20 @@ def differentiate(
     segment: Segment,
     outputs: Sequence[Tensor],
     wrt: Sequence[Tensor],
+    feeds: Sequence[Tensor] = (),
+    dense: bool = False,
 ) -> SegmentGradient:
     """Adds to the graph the gradients of `outputs` with respect to `wrt`.
 
     Only the segment itself is differentiated: its inputs count as constants.
+
+    Args:
+        traced: The traced model.
+        segment: The segment.
+        outputs: What is differentiated.
+        wrt: With respect to what.
+        feeds: Further tensors that count as constants.
+        dense: Whether sparse gradients become tensors of the whole shape.
     """
     with traced.graph.as_default():
         upstream = []
@@ -101,9 +111,16 @@ def differentiate(
                 list(outputs),
                 list(wrt),
                 grad_ys=upstream,
-                stop_gradients=[*segment.inputs, *segment.variables, *segment.captures],
+                stop_gradients=[
+                    *segment.inputs,
+                    *segment.variables,
+                    *segment.captures,
+                    *feeds,
+                ],
                 name=f"gradients_{segment.index}",
             )
+        if dense:
+            gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
     return SegmentGradient(tuple(outputs), tuple(upstream), tuple(wrt), tuple(gradients))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph
@@ -74,6 +76,7 @@ class Program:
         self._captured = frozenset(id(inner) for _, inner in traced.captures)
         self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
         self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
+        self._derivatives: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Backward | None] = {}
         gradients = {s.index: self._differentiate(s, s.outputs) for s in self.segments}
         self._forward = {s.index: self._build_forward(s, gradients[s.index]) for s in self.segments}
         for segment in self.segments:
@@ -125,6 +128,30 @@ class Program:
             self._refuse_second_draw(segment, gradient, feeds)
             self._recompute[key] = self._extract("R", segment, gradient, feeds)
         return self._recompute[key]
+
+    def derivative(
+        self, segment: Segment, outputs: Sequence[Tensor], feeds: Sequence[Tensor]
+    ) -> Backward | None:
+        """A backward pass that can be differentiated again: it computes all from the feeds.
+
+        Args:
+            segment: The segment.
+            outputs: Its outputs, or gradients that such a pass gives.
+            feeds: What they are computed from: inputs and variables of the segment, and for
+                gradients also those that they were made from.
+
+        Returns:
+            A pass whose gradients are dense tensors; None if no feed has a gradient.
+        """
+        key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
+        if key not in self._derivatives:
+            wrt = [t for t in feeds if is_differentiable(t) and t.dtype != tf.variant]
+            gradient = differentiate(self.traced, segment, outputs, wrt, feeds, dense=True)
+            everything = (*feeds, *gradient.upstream)
+            self._refuse_second_draw(segment, gradient, everything)
+            found = self._extract("R", segment, gradient, everything) if gradient.flat else None
+            self._derivatives[key] = found
+        return self._derivatives[key]
 
     def layers(self, segment: Segment) -> tuple[str, ...]:
         """Names of the innermost layers that a segment's operations belong to, in order."""

@@ -29,10 +29,28 @@ _FROM_OUTSIDE = (
     "gradients."
 )
 _SECOND_ORDER = (
-    "A gradient of a gradient was asked for through a DistributedModel. The backward pass of a "
-    "split model cannot be differentiated again. Take the outer gradient through a plain Keras "
-    "model, or keep penalties on gradients outside of the split model."
+    "A gradient of a gradient was asked for through a DistributedModel by tf.gradients. Expected: "
+    "tf.GradientTape for all of them, one tape within the other:\n\n"
+    "    with tf.GradientTape() as outer:\n"
+    "        with tf.GradientTape() as inner:\n"
+    "            inner.watch(x)\n"
+    "            outputs = model(x)\n"
+    "        loss = tf.reduce_mean(inner.gradient(outputs, x) ** 2)\n"
+    "    gradients = outer.gradient(loss, model.trainable_variables)"
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """What a forward pass had and gave, if it has run in another function.
+
+    Attributes:
+        args: Values of its feeds.
+        results: What it returned.
+    """
+
+    args: Sequence[Tensor]
+    results: Sequence[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +108,12 @@ def differentiable_call(
     emit: Emit,
     late: Callable[[LateGradient], None],
     taken: Callable[[Tensor, Any], None] = lambda leaf, gradient: None,
+    saved: Saved | None = None,
 ) -> list[Tensor]:
     """Emits a segment's forward call so that gradients through it can be taken.
+
+    If a tape records while a gradient is taken, for a gradient of that gradient, what is taken is
+    differentiable itself, to any order.
 
     Args:
         program: The lowered model.
@@ -100,6 +122,7 @@ def differentiable_call(
         emit: Emits a call of a kind ("F", "B", "W", "R") on the segment's device.
         late: Told of gradients that were handed out as placeholders.
         taken: Told of each feed and its gradient, a tensor or `tf.IndexedSlices`.
+        saved: The forward pass, if it has run before: then it is not emitted again.
 
     Returns:
         Values of the segment's outputs.
@@ -108,10 +131,13 @@ def differentiable_call(
     graph = tf.compat.v1.get_default_graph()
     asked: set[int] = set()  # positions of the outputs that the current gradient came from
 
-    with _private.stop_recording():
-        results = emit("F", forward, args)
+    if saved is None:
+        with _private.stop_recording():
+            saved = Saved(args, emit("F", forward, args))
+    results = list(saved.results)
     tensors = (*forward.feeds, *forward.outputs, *forward.residuals)
-    values = {id(t): v for t, v in zip(tensors, [*args, *results], strict=True)}
+    values = {id(t): v for t, v in zip(tensors, [*saved.args, *results], strict=True)}
+    connected_values = dict(zip(map(id, forward.feeds), args, strict=True))
 
     def gradient(*upstream: Any) -> list[Any]:
         if tf.compat.v1.get_default_graph() is not graph:
@@ -123,8 +149,14 @@ def differentiable_call(
             for output, value in zip(forward.outputs, upstream, strict=True)
             if any(output is t for t in connected)
         }
-        found = _required_gradients(program, segment, connected, values | dense, emit)
-        found |= _late_gradients(program, segment, connected, values | dense, emit, late)
+        if _private.tape_is_active():
+            # By tensors that the outer tape has followed: the call's arguments, not what was saved.
+            own = connected_values | dense
+            upstream_of = {id(t): dense[_upstream(t)] for t in connected}
+            found = _repeatable(program, segment, connected, forward.feeds, own, upstream_of, emit)
+        else:
+            found = _required_gradients(program, segment, connected, values | dense, emit)
+            found |= _late_gradients(program, segment, connected, values | dense, emit, late)
         gradients = [found.get(id(t)) for t in forward.feeds]
         for feed, value in zip(forward.feeds, gradients, strict=True):
             if value is not None:
@@ -182,8 +214,6 @@ def _required_gradients(
         size = len(half.gradient.flat)
         values |= {id(t): v for t, v in zip(half.handed, results[size:], strict=True)}
         results = results[:size]
-        if _private.tape_is_active():
-            results = _once_differentiable(results, args)
         gradients = half.gradient.pack(results)
         found |= {id(t): g for t, g in zip(half.gradient.wrt, gradients, strict=True)}
         if half.weights is None:
@@ -214,20 +244,59 @@ def _late_gradients(
         )[: len(optional)]
     placeholders = list(zip(optional, stand_ins, strict=True))
     late(LateGradient(program, segment, tuple(connected), values, tuple(placeholders), emit))
-    if _private.tape_is_active():
-        stand_ins = _once_differentiable(stand_ins, reasons)
     return {id(t): stand_in for t, stand_in in zip(optional, stand_ins, strict=True)}
 
 
-def _once_differentiable(results: Sequence[Tensor], args: Sequence[Tensor]) -> list[Tensor]:
-    """The results of a backward call, with an error for the tape that differentiates them."""
+def _repeatable(
+    program: Program,
+    segment: Segment,
+    connected: Sequence[Tensor],
+    feeds: Sequence[Tensor],
+    values: Mapping[int, Tensor],
+    upstream: Mapping[int, Tensor],
+    emit: Emit,
+) -> dict[int, Tensor]:
+    """Gradients that can be differentiated again: one call that computes all from the feeds.
 
-    def gradient(*upstream: Any) -> Any:
-        raise StepError(_SECOND_ORDER)
+    Args:
+        program: The lowered model.
+        segment: The segment.
+        connected: Tensors of the traced graph whose gradients are given.
+        feeds: Tensors of the traced graph that they are computed from.
+        values: Id of each feed to its value.
+        upstream: Id of each of `connected` to its gradient.
+        emit: Emits the call.
 
-    # Without their elements: that they take part is enough, nothing need travel for it.
-    parts = [tf.reshape(t, [-1])[:0] for t in args if _is_number(t)]
-    return _private.with_gradient(results, parts, gradient)
+    Returns:
+        Id of a feed to its gradient, for those that have one.
+    """
+    derived = program.derivative(segment, connected, feeds)
+    if derived is None:
+        return {}
+    graph = tf.compat.v1.get_default_graph()
+    pairs = zip(derived.gradient.upstream, derived.gradient.outputs, strict=True)
+    values = {**values, **{id(p): upstream[id(t)] for p, t in pairs}}
+    args = [values[id(t)] for t in derived.feeds]
+    with _private.stop_recording():
+        results = emit("R", derived, args)
+    if _private.tape_is_active():
+        asked: set[int] = set()
+
+        def gradient(*given: Any) -> list[Any]:
+            if tf.compat.v1.get_default_graph() is not graph:
+                return _fails_when_run(derived.feeds, _FROM_OUTSIDE)
+            chosen = {i: tf.convert_to_tensor(given[i]) for i in sorted(asked)}
+            asked.clear()
+            targets = [derived.gradient.flat[i] for i in chosen]
+            of_targets = {id(derived.gradient.flat[i]): value for i, value in chosen.items()}
+            found = _repeatable(program, segment, targets, derived.feeds, values, of_targets, emit)
+            return [found.get(id(t)) for t in derived.feeds]
+
+        results = _private.with_gradient(results, args, gradient)
+        results = [_port(result, asked, i) for i, result in enumerate(results)]
+    gradients = derived.gradient.pack(results)
+    found = zip(derived.gradient.wrt, gradients, strict=True)
+    return {id(t): gradient for t, gradient in found if gradient is not None}
 
 
 @tf.RegisterGradient(SECOND_ORDER)
