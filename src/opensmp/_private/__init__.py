@@ -99,6 +99,7 @@ from opensmp._private.tapes import (
     recording,
     stop_recording,
     tape_is_active,
+    watches_variable,
     with_gradient,
 )
 from opensmp._private.traces import (
@@ -266,6 +267,7 @@ __all__ = [
     "values_at_hand",
     "variable_access",
     "variable_dtype",
+    "watches_variable",
     "weights_layout",
     "with_autograph",
     "with_gradient",

@@ -26,6 +26,13 @@ def is_watched(tensor: Tensor) -> bool:
     return bool(record.should_record_backprop([tensor]))
 
 
+def watches_variable(variable: Any) -> bool:
+    """Whether an active tape differentiates with respect to a `tf.Variable`, once it is read."""
+    with recording():
+        tape.variable_accessed(variable)
+        return bool(record.should_record_backprop([variable.handle]))
+
+
 def stop_recording() -> Any:
     """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
     return record.stop_recording()

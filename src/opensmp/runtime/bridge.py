@@ -153,7 +153,9 @@ def differentiable_call(
             # By tensors that the outer tape has followed: the call's arguments, not what was saved.
             own = connected_values | dense
             upstream_of = {id(t): dense[_upstream(t)] for t in connected}
-            found = _repeatable(program, segment, connected, forward.feeds, own, upstream_of, emit)
+            found = _repeatable(
+                program, segment, connected, forward.feeds, own, upstream_of, emit, taken
+            )
         else:
             found = _required_gradients(program, segment, connected, values | dense, emit)
             found |= _late_gradients(program, segment, connected, values | dense, emit, late)
@@ -255,6 +257,7 @@ def _repeatable(
     values: Mapping[int, Tensor],
     upstream: Mapping[int, Tensor],
     emit: Emit,
+    taken: Callable[[Tensor, Any], None],
 ) -> dict[int, Tensor]:
     """Gradients that can be differentiated again: one call that computes all from the feeds.
 
@@ -266,6 +269,7 @@ def _repeatable(
         values: Id of each feed to its value.
         upstream: Id of each of `connected` to its gradient.
         emit: Emits the call.
+        taken: Told of each feed and its gradient, of the gradients of these gradients.
 
     Returns:
         Id of a feed to its gradient, for those that have one.
@@ -289,8 +293,14 @@ def _repeatable(
             asked.clear()
             targets = [derived.gradient.flat[i] for i in chosen]
             of_targets = {id(derived.gradient.flat[i]): value for i, value in chosen.items()}
-            found = _repeatable(program, segment, targets, derived.feeds, values, of_targets, emit)
-            return [found.get(id(t)) for t in derived.feeds]
+            found = _repeatable(
+                program, segment, targets, derived.feeds, values, of_targets, emit, taken
+            )
+            gradients = [found.get(id(t)) for t in derived.feeds]
+            for feed, value in zip(derived.feeds, gradients, strict=True):
+                if value is not None:
+                    taken(feed, value)
+            return gradients
 
         results = _private.with_gradient(results, args, gradient)
         results = [_port(result, asked, i) for i, result in enumerate(results)]

@@ -79,6 +79,7 @@ def localise(
     handles: Mapping[int, int],
     wanted: Sequence[tuple[Tensor, int | None]],
     orders: Collection[tuple[Op, Op]] = (),
+    saved: Sequence[tuple[Tensor, int]] = (),
 ) -> Layout:
     """Decides where the live operations of a step run.
 
@@ -91,6 +92,7 @@ def localise(
             None for all.
         orders: Pairs (before, after) of operations of `owner`, of which the second must not
             start before the first has ended, although no value passes between them.
+        saved: Further pairs as those of `wanted`, which have no say in where anything runs.
 
     Raises:
         StepError: An operation needs variables of several processes in place, or something
@@ -100,6 +102,7 @@ def localise(
     targets = {t.op: process for t, process in wanted if process is not None}
     for op in live:
         home[op] = _home(op, home, owner, handles, targets)
+    wanted = [*wanted, *saved]
     roots = [(t.op, p) for t, process in wanted for p in _processes(process, num_processes)]
     effects = [op for op in live if op not in owner and _has_effects(op)]
     roots += [(op, p) for op in effects for p in _processes(_at(home[op]), num_processes)]

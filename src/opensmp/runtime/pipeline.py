@@ -17,7 +17,7 @@ from opensmp.graph.variables import is_keras, is_trainable, read_after_assignmen
 from opensmp.plan import Plan
 from opensmp.program import Backward, Pass, Program, Segment, lower
 from opensmp.program.gradients import is_differentiable
-from opensmp.runtime.bridge import LateGradient, differentiable_call
+from opensmp.runtime.bridge import Emit, LateGradient, Saved, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.current import Prepare, Prepared, as_current
 from opensmp.runtime.elsewhere import KeptBy
@@ -85,6 +85,9 @@ class Pipeline:
         self._gradients: list[tuple[Any, Any]] = []
         self._side_effects: list[Op] = []
         self._done: list[tuple[int, Tensor]] = []
+        self._saved: list[tuple[Tensor, int]] = []
+        self._placed: dict[Op, int] = {}
+        self._may_be_empty = False
         self.schedule: Schedule | None = None
 
     @property
@@ -154,13 +157,13 @@ class Pipeline:
             self._prepared[key] = prepare(args, kwargs)
         traced, plan, homes = self._prepared[key]
         self._homes.update(homes)
-        values = self._leaf_values(traced, call)
-        program = self._program(key, traced, plan, values, kwargs.get("training"))
         ordinal, self._calls = self._calls, self._calls + 1
-        emitted: dict[int, Op] = {}
+        values = self._leaf_values(traced, call, ordinal)
+        program = self._program(key, traced, plan, values, kwargs.get("training"))
+        emitted: dict[int, Op | None] = {}
         for segment in program.segments:
             after = [emitted[index] for index in segment.after]
-            with tf.control_dependencies(after):
+            with tf.control_dependencies([op for op in after if op is not None]):
                 emitted[segment.index] = self._run_segment(program, segment, ordinal, values)
         for variable, value in traced.updates:
             self._state[id(variable)] = (variable, values[id(value)])
@@ -173,7 +176,7 @@ class Pipeline:
         losses = [values[id(loss)] for loss in traced.losses]
         return traced.output_structure.pack(outputs), losses
 
-    def _leaf_values(self, traced: TracedGraph, call: Structure) -> dict[int, Tensor]:
+    def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
         values = dict(zip(map(id, traced.inputs), call_inputs(call), strict=True))
         for leaf in traced.variables:
             self._variables[id(leaf.placeholder)] = leaf.variable
@@ -240,7 +243,7 @@ class Pipeline:
 
     def _run_segment(
         self, program: Program, segment: Segment, ordinal: int, values: dict[int, Tensor]
-    ) -> Op:
+    ) -> Op | None:
         """Emits the forward call of a segment and adds its outputs to `values`."""
         number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
         microbatch = self._microbatch
@@ -266,18 +269,37 @@ class Pipeline:
 
         forward = program.forward(segment)
         args = [values[id(t)] for t in forward.feeds]
+        action = Action("F", number, microbatch)
         with tf.device(self._device(segment.partition)):
-            if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
-                results = differentiable_call(
-                    program, segment, args, emit, self._late.append, self._note_gradient
-                )
-            else:
-                results = emit("F", forward, args)[: len(forward.outputs)]
+            results = self._call(program, segment, action, args, emit)
         values.update({id(t): v for t, v in zip(forward.outputs, results, strict=True)})
-        call = self._tasks[Action("F", number, microbatch)].last
+        if action not in self._tasks:
+            return None
+        call = self._tasks[action].last
         if segment.side_effects:
             self._side_effects.append(call)
         return call
+
+    def _call(
+        self, program: Program, segment: Segment, action: Action, args: Sequence[Tensor], emit: Emit
+    ) -> list[Tensor]:
+        """The outputs of a segment, made so that gradients through them can be taken."""
+        forward = program.forward(segment)
+        if not any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
+            return emit("F", forward, args)[: len(forward.outputs)]
+        return self._differentiable(program, segment, args, emit)
+
+    def _differentiable(
+        self,
+        program: Program,
+        segment: Segment,
+        args: Sequence[Tensor],
+        emit: Emit,
+        saved: Saved | None = None,
+    ) -> list[Tensor]:
+        return differentiable_call(
+            program, segment, args, emit, self._late.append, self._note_gradient, saved
+        )
 
     def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
         """Remembers whose gradient it is, if the feed of a call is a variable."""
@@ -393,7 +415,8 @@ class Pipeline:
         flags: list[Tensor] = []
 
         def roots() -> list[Op]:
-            values = (*results, *(value for _, value in state), *flags)
+            saved = (value for value, _ in self._saved)
+            values = (*results, *(value for _, value in state), *flags, *saved)
             return [t.op for t in values] + side_effects
 
         live = self._compute_late_gradients(results, roots)
@@ -406,9 +429,10 @@ class Pipeline:
             results[:] = [instead.get(id(t), t) for t in results]
             state[:] = [(v, instead.get(id(value), value)) for v, value in state]
             self._gradients = [(v, _stand_in(g, instead)) for v, g in self._gradients]
+            self._saved = [(instead.get(id(t), t), p) for t, p in self._saved]
             live = live_operations(roots())
         graph = task_graph(self._tasks.values(), live, len(self._world.devices))
-        if not graph.device:
+        if not graph.device and not self._may_be_empty:
             raise StepError(_NOTHING_TO_RUN + (_UNUSED if self._tasks else _NO_MODEL))
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
@@ -424,11 +448,14 @@ class Pipeline:
                     homes=self._homes,
                     gradients=self._gradients,
                     everywhere=flags,
+                    saved=self._saved,
+                    placed=self._placed,
                 ),
                 self._world,
                 f"the step {self._graph.name}",
             )
             results, state, flags = kept.results, kept.state, kept.everywhere
+            self._saved = kept.saved
             _private.must_run(self._graph, kept.must_run)
         impose(self.schedule, self._tasks, self._world.my_partitions)
         looks = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Traced:
         homes: Id of a variable to the partition it lives in.
         gradients: Pairs of a variable and a gradient of it, tensor or `tf.IndexedSlices`.
         everywhere: Further tensors, which all processes need.
+        saved: Pairs of a tensor and the partition whose process alone needs it.
+        placed: Operations that lie in the process of a partition, beside those of the calls.
     """
 
     live: Sequence[Op]
@@ -59,6 +61,8 @@ class Traced:
     homes: Mapping[int, int]
     gradients: Sequence[tuple[Any, Any]]
     everywhere: Sequence[Tensor] = ()
+    saved: Sequence[tuple[Tensor, int]] = ()
+    placed: Mapping[Op, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +76,14 @@ class Kept:
         must_run: Operations that must run: what is sent must be received though nobody read
             it here, or the sender would wait for ever.
         everywhere: As that of `Traced`.
+        saved: As that of `Traced`; of another process the tensor is not computed.
     """
 
     results: list[Tensor | KeptBy]
     state: list[tuple[Any, Tensor]]
     must_run: list[Op]
     everywhere: list[Tensor]
+    saved: list[tuple[Tensor, int]]
 
 
 def spread(traced: Traced, world: World, name: str) -> Kept:
@@ -99,6 +105,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for op in task.ops
         if op in members
     }
+    owner |= {op: world.owner(p) for op, p in traced.placed.items() if op in members}
     home_of = {
         id(variable): world.owner(traced.homes[id(variable)])
         for variable, _ in (*traced.reads, *traced.state)
@@ -127,6 +134,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         handles=handles,
         wanted=wanted,
         orders=orders,
+        saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
     )
     number = agree(world.mp_group, name, _description(traced, layout))
     runs = _Runs(name, world.mp_group)
@@ -152,7 +160,8 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         if home_of.get(id(variable), me) == me
     ]
     everywhere = [received.get(id(tensor), tensor) for tensor in traced.everywhere]
-    return Kept(results, state, must_run, everywhere)
+    saved = [(received.get(id(tensor), tensor), partition) for tensor, partition in traced.saved]
+    return Kept(results, state, must_run, everywhere, saved)
 
 
 def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transport:

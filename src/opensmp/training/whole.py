@@ -4,15 +4,13 @@ What calls the model sees a plain Keras model: outputs for all rows of the batch
 that other replicas computed, masks, losses that layers added, and gradients with respect to the
 variables. So whatever is computed from the outputs, such as any loss and any metric, is right.
 
-The price is one more forward pass where gradients are taken: they come from a second run of the
-pipeline, to which the gradients of the outputs are given. In it each backward pass can follow
-its forward pass at once, and memory is that of a pipeline. It starts from the same state as the
-first, so that dropout drops the same.
+The forward passes of all microbatches run when the model is called. What backward passes need of
+them is kept until a tape asks; see `opensmp.training.whole_gradients`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +22,10 @@ from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
-from opensmp.runtime.elsewhere import KeptBy
-from opensmp.runtime.pipeline import Pipeline
+from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.world import World
-from opensmp.training.accumulate import Accumulator, sum_over_replicas
 from opensmp.training.microbatches import Part, Split, num_rows
+from opensmp.training.whole_gradients import Called, Gradients, Kind
 
 Tensor = Any
 
@@ -72,27 +69,27 @@ def call_whole(
 
 
 class _WholeCall:
-    """The two functions of one call, and what goes between them."""
+    """The forward passes of one call, and what comes of them."""
 
     def __init__(self, model: Any, world: World, nest: Any, split: Split) -> None:
         self._model, self._world, self._nest, self._split = model, world, nest, split
         self._tensors = [leaf for leaf in tf.nest.flatten(nest) if _is_tensor(leaf)]
         self._masks = [_private.get_mask(tensor) for tensor in self._tensors]
-        self._updated: list[Any] = []
+        self._taped = _private.tape_is_active()
+        self._watched = [self._taped and _is_watched(tensor) for tensor in self._tensors]
+        self._wanted: dict[int, bool] = {}
+        self._passes: ForwardPasses | None = None
         self._template: Any = None
-
-    # --- forwards ------------------------------------------------------------------
+        self._loss_kinds: list[Kind] = []
+        self._places: list[tuple[str, int]] = []
 
     def run(self) -> WholeResult:
-        taped = _private.tape_is_active()
         function = tf.function(self._forward, autograph=False)
-        # Traced first: it tells what the state is that has to be read before the call.
-        function.get_concrete_function(self._tensors, self._masks)
-        state = [self._value_of(variable) for variable in self._updated] if taped else []
         with _private.stop_recording():
-            found = self._gathered(function(self._tensors, self._masks))
-        if taped:
-            found = self._connect(found, state)
+            found, saved = function(self._tensors, self._masks)
+            found = self._gathered(found)
+        if self._taped:
+            found = self._connect(found, saved)
         outputs = found["outputs"]
         for output, mask, logits in zip(outputs, found["masks"], found["logits"], strict=True):
             if mask is not None:
@@ -102,21 +99,32 @@ class _WholeCall:
         packed = tf.nest.pack_sequence_as(self._template, outputs)
         return WholeResult(packed, found["losses"], found["penalties"])
 
-    def _forward(self, tensors: list[Tensor], masks: list[Tensor | None]) -> dict[str, Any]:
-        pipeline = _Noting(self._world, len(self._split.parts))
-        with pipeline.tracing():
+    def _forward(
+        self, tensors: list[Tensor], masks: list[Tensor | None]
+    ) -> tuple[dict[str, Any], list[Tensor]]:
+        wants = self._wants if self._taped else None
+        passes = ForwardPasses(self._world, len(self._split.parts), wants)
+        with passes.tracing():
             results = [
-                self._run_part(pipeline, index, part)
+                self._run_part(passes, index, part)
                 for index, part in enumerate(self._parts(tensors, masks))
             ]
             found = self._joined(results)
             found["penalties"] = _private.regularization_losses(self._model)
-        found = dict(pipeline.finish_nest(found))
-        self._updated = pipeline.updated
+        found = dict(passes.finish_nest(found))
+        self._passes = passes
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())
-        return found
+        return found, [passes.saved[index][0] for index in passes.own]
+
+    def _wants(self, variable: Any) -> bool:
+        """Whether a tape will ask for the gradient of a variable."""
+        if id(variable) not in self._wanted:
+            self._wanted[id(variable)] = is_trainable(variable) and _private.watches_variable(
+                tf_variable(variable)
+            )
+        return self._wanted[id(variable)]
 
     def _parts(self, tensors: list[Tensor], masks: list[Tensor | None]) -> list[Any]:
         if not self._split.rows:  # unknown: one microbatch
@@ -124,12 +132,17 @@ class _WholeCall:
         return self._split.take((tensors, masks))
 
     def _run_part(
-        self, pipeline: Pipeline, index: int, part: tuple[list[Tensor], list[Tensor | None]]
+        self,
+        pipeline: ForwardPasses | BackwardPasses,
+        index: int,
+        part: tuple[list[Tensor], list[Tensor | None]],
     ) -> tuple[Any, list[Tensor]]:
+        """Calls the model with one microbatch; its outputs and the losses that layers added."""
         tensors, masks = part
         for tensor, mask in zip(tensors, masks, strict=True):
             if mask is not None:
                 _private.set_mask(tensor, mask)
+        pipeline.watch([t for t, watched in zip(tensors, self._watched, strict=True) if watched])
         pipeline.start_microbatch(index)
         waiting = iter(tensors)
         args, kwargs = tf.nest.map_structure(
@@ -146,13 +159,18 @@ class _WholeCall:
         flat = [tf.nest.flatten(outputs) for outputs, _ in results]
         masks = [[_mask(leaf) for leaf in leaves] for leaves in flat]
         logits = [[_logits(leaf) for leaf in leaves] for leaves in flat]
+        losses = list(zip(*(losses for _, losses in results), strict=True))
+        self._loss_kinds = [
+            "rows" if self._split.rows and _has_rows(values, self._split) else "number"
+            for values in losses
+        ]
         return {
             "outputs": self._join_each(flat),
             "masks": self._join_each(masks),
             "logits": self._join_each(logits),
             "losses": [
-                self._join_loss(values)
-                for values in zip(*(losses for _, losses in results), strict=True)
+                self._join_loss(values, kind)
+                for values, kind in zip(losses, self._loss_kinds, strict=True)
             ],
         }
 
@@ -167,10 +185,10 @@ class _WholeCall:
     def _name(self) -> str:
         return f"An output of model '{self._model.name}'"
 
-    def _join_loss(self, values: Sequence[Tensor]) -> Tensor:
+    def _join_loss(self, values: Sequence[Tensor], kind: Kind) -> Tensor:
         if not self._split.rows:
             return values[0]
-        if _has_rows(values, self._split):
+        if kind == "rows":
             parts = zip(values, self._split.parts, strict=True)
             return tf.concat([value[: part.counted] for value, part in parts], 0)
         return self._split.mean(values)
@@ -180,60 +198,65 @@ class _WholeCall:
         split = self._split
         if len(split.replicas) == 1:
             return found
-        own = sum(part.counted for part in split.parts)
         gathered: dict[str, Any] = {"penalties": found["penalties"]}
         for key in ("outputs", "masks", "logits"):
             gathered[key] = [
                 split.gather(leaf, self._name) if _is_tensor(leaf) else leaf for leaf in found[key]
             ]
         gathered["losses"] = [
-            split.gather(loss, self._name)
-            if loss.shape.rank and loss.shape[0] == own
-            else split.sum(loss)
-            for loss in found["losses"]
+            split.gather(loss, self._name) if kind == "rows" else split.sum(loss)
+            for loss, kind in zip(found["losses"], self._loss_kinds, strict=True)
         ]
         return gathered
 
-    # --- backwards -----------------------------------------------------------------
+    # --- gradients -----------------------------------------------------------------
 
-    def _value_of(self, variable: Any) -> Tensor:
-        """What a variable that the call updates is before it."""
-        stored = tf_variable(variable)
-        if _private.is_elsewhere(variable):
-            return tf.zeros(stored.shape, stored.dtype)
-        with tf.device(stored.device):
-            return tf.convert_to_tensor(stored)
-
-    def _connect(self, found: dict[str, Any], state: list[Tensor]) -> dict[str, Any]:
+    def _connect(self, found: dict[str, Any], saved: list[Tensor]) -> dict[str, Any]:
         """Makes the results ones that tapes can differentiate."""
-        places = [
+        self._places = places = [
             (key, index)
             for key in ("outputs", "logits", "losses", "penalties")
             for index, leaf in enumerate(found[key])
             if self._is_differentiable(leaf)
         ]
         results = [tf.identity(found[key][index]) for key, index in places]
-        variables = [v for v in self._model.trainable_variables if is_trainable(v)]
-        watched = [
-            isinstance(t, tf.Tensor) and is_differentiable(t) and _private.is_watched(t)
-            for t in self._tensors
-        ]
-        inputs = [t for t, wanted in zip(self._tensors, watched, strict=True) if wanted]
-        asked: set[int] = set()
-
-        def backward(*upstream: Tensor) -> list[Any]:
-            given = {key: [None] * len(found[key]) for key in found}
-            for number in sorted(asked):
-                key, index = places[number]
-                given[key][index] = tf.convert_to_tensor(upstream[number])
-            asked.clear()
-            return self._gradients(given, variables, watched, state)
-
-        _private.record_call(results, list(map(tf_variable, variables)), inputs, backward)
+        kinds: dict[str, list[Kind]] = {
+            "losses": self._loss_kinds,
+            "penalties": ["penalty"] * len(found["penalties"]),
+        }
+        assert self._passes is not None
+        called = Called(
+            model=self._model,
+            world=self._world,
+            split=self._split,
+            passes=self._passes,
+            saved=saved,
+            inputs=[t for t, watched in zip(self._tensors, self._watched, strict=True) if watched],
+            kinds=[kinds[key][index] if key in kinds else "rows" for key, index in places],
+            given=(self._tensors, self._masks),
+            run=self._run_again,
+        )
         connected = {key: list(leaves) for key, leaves in found.items()}
-        for number, ((key, index), result) in enumerate(zip(places, results, strict=True)):
-            connected[key][index] = _port(result, asked, number)
+        for (key, index), result in zip(places, Gradients(called).connect(results), strict=True):
+            connected[key][index] = result
         return connected
+
+    def _run_again(
+        self, passes: BackwardPasses, tensors: list[Tensor], masks: list[Tensor | None]
+    ) -> Iterator[tuple[list[Tensor], Callable[[], list[Any]]]]:
+        """For each microbatch its watched inputs, and what calls the model with it.
+
+        Such a call gives the results that can be differentiated, in the order of the kinds.
+        """
+        for index, part in enumerate(self._parts(tensors, masks)):
+
+            def run(index: int = index, part: Any = part) -> list[Any]:
+                outputs, losses = self._run_part(passes, index, part)
+                leaves = tf.nest.flatten(outputs)
+                found = {"outputs": leaves, "logits": list(map(_logits, leaves)), "losses": losses}
+                return [None if key == "penalties" else found[key][i] for key, i in self._places]
+
+            yield [t for t, w in zip(part[0], self._watched, strict=True) if w], run
 
     def _is_differentiable(self, leaf: Any) -> bool:
         if not _is_tensor(leaf) or not leaf.dtype.is_floating:
@@ -245,124 +268,11 @@ class _WholeCall:
             )
         return is_differentiable(leaf)
 
-    def _gradients(
-        self,
-        upstream: dict[str, Any],
-        variables: list[Any],
-        watched: list[bool],
-        state: list[Tensor],
-    ) -> list[Any]:
-        """Gradients of variables and watched inputs, from those of the results."""
 
-        def run(tensors: Any, masks: Any, given: Any, old: Any) -> Any:
-            with _private.recording():
-                return self._backward(tensors, masks, given, old, variables, watched)
-
-        function = tf.function(run, autograph=False)
-        with _private.stop_recording():
-            gradients, of_inputs = function(self._tensors, self._masks, upstream, state)
-            if len(self._split.replicas) > 1:
-                gradients = sum_over_replicas(gradients, self._split)
-                of_inputs = [None if g is None else self._split.gather(g, "") for g in of_inputs]
-        return [*gradients, *of_inputs]
-
-    def _backward(
-        self,
-        tensors: list[Tensor],
-        masks: list[Tensor | None],
-        upstream: dict[str, Any],
-        old: list[Tensor],
-        variables: list[Any],
-        watched: list[bool],
-    ) -> Any:
-        pipeline = _Replaying(self._world, len(self._split.parts), self._updated, old)
-        accumulator = Accumulator(variables)
-        of_inputs: list[list[Any]] = []
-        with pipeline.tracing():
-            for index, part in enumerate(self._parts(tensors, masks)):
-                inputs = [t for t, wanted in zip(part[0], watched, strict=True) if wanted]
-                with tf.GradientTape() as tape:
-                    for tensor in inputs:
-                        tape.watch(tensor)
-                    outputs, losses = self._run_part(pipeline, index, part)
-                targets, given = self._targets(index, outputs, losses, upstream)
-                sources = [*map(tf_variable, variables), *inputs]
-                gradients = tape.gradient(targets, sources, output_gradients=given)
-                accumulator.add(gradients[: len(variables)])
-                of_inputs.append(gradients[len(variables) :])
-            self._add_penalties(accumulator, upstream["penalties"], variables)
-            joined = [
-                None if values[0] is None else self._split.concat(values, "a gradient")
-                for values in zip(*of_inputs, strict=True)
-            ]
-            return accumulator.finish(pipeline, joined)
-
-    def _targets(
-        self, index: int, outputs: Any, losses: Sequence[Tensor], upstream: dict[str, Any]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Results of one microbatch that have a gradient, and that."""
-        split = self._split
-        part = split.parts[index]
-        leaves = tf.nest.flatten(outputs)
-        values = [*leaves, *map(_logits, leaves)]
-        pairs = []
-        for value, gradient in zip(
-            values, [*upstream["outputs"], *upstream["logits"]], strict=True
-        ):
-            if gradient is not None:
-                rows = split.rows_of(part, gradient) if split.rows else gradient
-                pairs.append((value, rows))
-        for value, gradient in zip(losses, upstream["losses"], strict=True):
-            if gradient is None:
-                continue
-            if not split.rows:
-                pairs.append((value, gradient))
-            elif _has_rows([value], Split(split.rows, (part,))):
-                if part.counted:
-                    pairs.append((value, gradient[part.begin : part.begin + part.size]))
-            else:
-                fraction = tf.constant(part.counted / split.rows, gradient.dtype)
-                pairs.append((value, gradient * fraction))
-        return [value for value, _ in pairs], [gradient for _, gradient in pairs]
-
-    def _add_penalties(
-        self, accumulator: Accumulator, upstream: Sequence[Tensor | None], variables: list[Any]
-    ) -> None:
-        if all(gradient is None for gradient in upstream):
-            return
-        with tf.GradientTape() as tape:
-            penalties = _private.regularization_losses(self._model)
-        targets, given = [], []
-        for penalty, gradient in zip(penalties, upstream, strict=True):
-            if gradient is not None:
-                targets.append(penalty)
-                given.append(gradient / tf.cast(len(self._split.replicas), gradient.dtype))
-        sources = list(map(tf_variable, variables))
-        accumulator.add(tape.gradient(targets, sources, output_gradients=given))
-
-
-class _Noting(Pipeline):
-    """A pipeline that tells which state it updates."""
-
-    @property
-    def updated(self) -> list[Any]:
-        """Variables that are not trained and get a new value."""
-        return [variable for variable, _ in self._state.values() if not is_trainable(variable)]
-
-
-class _Replaying(Pipeline):
-    """A pipeline that starts from given state and leaves the variables as they are."""
-
-    def __init__(
-        self, world: World, num_microbatches: int, variables: Sequence[Any], state: Sequence[Tensor]
-    ) -> None:
-        super().__init__(world, num_microbatches, joins=True)
-        for variable, value in zip(variables, state, strict=True):
-            self._state[id(variable)] = variable, value
-
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
-        self._state.clear()
-        return super().finish(results)
+def _is_watched(tensor: Tensor) -> bool:
+    return bool(
+        isinstance(tensor, tf.Tensor) and is_differentiable(tensor) and _private.is_watched(tensor)
+    )
 
 
 def _is_tensor(leaf: Any) -> bool:
@@ -383,15 +293,3 @@ def _has_rows(values: Sequence[Tensor], split: Split) -> bool:
         value.shape.rank and value.shape[0] == part.size
         for value, part in zip(values, split.parts, strict=True)
     )
-
-
-def _port(tensor: Tensor, asked: set[int], number: int) -> Tensor:
-    """Identity that notes when a gradient comes through: a tape gives zeros where none does."""
-
-    def gradient(upstream: Any) -> list[Any]:
-        asked.add(number)
-        return [upstream]
-
-    with _private.stop_recording():
-        passed = tf.identity(tensor)
-    return _private.with_gradient([passed], [tensor], gradient)[0]

@@ -1,0 +1,213 @@
+"""A call whose forward passes run in one function and whose backward passes in another.
+
+In a step that a user's function makes of many calls nobody knows, when a model is called, whether
+a gradient will be asked for, nor for which results. So the forward passes run, and what a backward
+pass will read of them, activations and values of variables, goes from one function to the other:
+in each process that of its own partitions. A variable that changes in between has the value that
+the call has read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.graph import TracedGraph
+from opensmp.graph.structure import Structure
+from opensmp.graph.variables import is_trainable, read_after_assignment, tf_variable
+from opensmp.program import Program, Segment
+from opensmp.runtime.bridge import Emit, Saved
+from opensmp.runtime.elsewhere import KeptBy
+from opensmp.runtime.pipeline import Pipeline
+from opensmp.runtime.world import World
+from opensmp.schedule import Action
+
+Tensor = Any
+Indices = tuple[int, ...]
+
+
+class ForwardPasses(Pipeline):
+    """Runs forward passes, and saves what backward passes will read.
+
+    Args:
+        world: The process' configuration and devices.
+        num_microbatches: Number of microbatches.
+        wants: Whether gradients with respect to a variable are wanted; None if of nothing at all.
+    """
+
+    def __init__(
+        self, world: World, num_microbatches: int, wants: Callable[[Any], bool] | None
+    ) -> None:
+        super().__init__(world, num_microbatches, joins=wants is not None)
+        self._wants = wants
+        self._inputs: set[int] = set()
+        self._index: dict[tuple[int, int], int] = {}
+        self.leaves: dict[tuple[int, int], dict[int, int]] = {}
+        self.calls: dict[Action, tuple[Indices, Indices]] = {}
+        self.values: dict[int, tuple[Any, int]] = {}
+
+    @property
+    def saves(self) -> bool:
+        """Whether anything is saved."""
+        return self._wants is not None
+
+    def watch(self, inputs: Sequence[Tensor]) -> None:
+        """Tells of which inputs of the next calls gradients are wanted."""
+        self._inputs.update(map(id, inputs))
+
+    @property
+    def wanted(self) -> list[Any]:
+        """The variables that were read and whose gradients are wanted."""
+        return [v for v, _ in self._reads.values() if self._wants is not None and self._wants(v)]
+
+    @property
+    def own(self) -> list[int]:
+        """Positions of the saved tensors that are in this process."""
+        mine = self._world.my_partitions
+        return [index for index, (_, partition) in enumerate(self._saved) if partition in mine]
+
+    @property
+    def saved(self) -> list[tuple[Tensor, int]]:
+        """The saved tensors and their partitions."""
+        return list(self._saved)
+
+    def _leaves(
+        self, traced: TracedGraph, values: Any, training: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return required_leaves(traced, values, self._wants, self._inputs), []
+
+    def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
+        values = super()._leaf_values(traced, call, ordinal)
+        if self.saves:
+            leaves = self.leaves.setdefault((self._microbatch, ordinal), {})
+            for number, leaf in enumerate(traced.variables):
+                home = self._homes.get(id(leaf.variable), self._world.config.default_partition)
+                index = self._save(values[id(leaf.placeholder)], home)
+                leaves[number] = index
+                if self._state.get(id(leaf.variable)) is None:
+                    self.values[id(leaf.variable)] = leaf.variable, index
+        return values
+
+    def _call(
+        self, program: Program, segment: Segment, action: Action, args: Sequence[Tensor], emit: Emit
+    ) -> list[Tensor]:
+        forward = program.forward(segment)
+        with _private.stop_recording():
+            results = emit("F", forward, args)
+        if self.saves:
+            differentiable = any(program.is_required(t) for t in forward.feeds)
+            self.calls[action] = (
+                tuple(self._save(t, segment.partition) for t in (args if differentiable else ())),
+                tuple(self._save(t, segment.partition) for t in results),
+            )
+        return results[: len(forward.outputs)]
+
+    def _save(self, tensor: Tensor, partition: int) -> int:
+        key = id(tensor), self._world.owner(partition)
+        if key not in self._index:
+            self._index[key] = len(self._saved)
+            self._saved.append((tensor, partition))
+        return self._index[key]
+
+
+class BackwardPasses(Pipeline):
+    """Runs the backward passes of calls whose forward passes have run.
+
+    The calls are made once more, in the same order; the forward passes are not.
+
+    Args:
+        world: The process' configuration and devices.
+        forward: The forward passes, traced.
+        saved: The tensors that they saved in this process.
+        everywhere: Whether all processes get the gradients of variables, rather than each those of
+            its own.
+    """
+
+    def __init__(
+        self, world: World, forward: ForwardPasses, saved: Sequence[Tensor], everywhere: bool
+    ) -> None:
+        super().__init__(world, forward._num_microbatches, joins=True)
+        self._forward = forward
+        self._wants = forward._wants
+        self._inputs: set[int] = set()
+        self._prepared, self._programs = forward._prepared, forward._programs
+        self._given = dict(zip(forward.own, saved, strict=True))
+        self._values: dict[int, Tensor] = {}
+        self._may_be_empty = True
+        self._everywhere = everywhere
+
+    def watch(self, inputs: Sequence[Tensor]) -> None:
+        """Tells of which inputs of the next calls gradients are wanted."""
+        self._inputs.update(map(id, inputs))
+
+    def state_mapping(self) -> list[tuple[Any, Tensor]]:
+        """Pairs of a variable of Keras and the value that the calls have read of it."""
+        return [
+            (variable, self._of_variable(variable, index))
+            for variable, index in self._forward.values.values()
+            if hasattr(variable, "path")
+        ]
+
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
+        """As that of a pipeline; the state was assigned when the forward passes had run."""
+        self._state.clear()
+        if self._everywhere:
+            self._gradients.clear()
+        return super().finish(results)
+
+    def _leaves(
+        self, traced: TracedGraph, values: Any, training: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return required_leaves(traced, values, self._wants, self._inputs), []
+
+    def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
+        values = super()._leaf_values(traced, call, ordinal)
+        leaves = self._forward.leaves[self._microbatch, ordinal]
+        for number, leaf in enumerate(traced.variables):
+            values[id(leaf.placeholder)] = self._of_variable(leaf.variable, leaves[number])
+        return values
+
+    def _of_variable(self, variable: Any, index: int) -> Tensor:
+        value = self._value(index)
+        if not is_trainable(variable):
+            return value
+        read = tf.convert_to_tensor(tf_variable(variable))
+        self._reads[id(variable)] = variable, read
+        return read_after_assignment(value, read)
+
+    def _call(
+        self, program: Program, segment: Segment, action: Action, args: Sequence[Tensor], emit: Emit
+    ) -> list[Tensor]:
+        forward = program.forward(segment)
+        given, results = (tuple(map(self._value, each)) for each in self._forward.calls[action])
+        if not any(program.is_required(t) for t in forward.feeds):
+            return list(results[: len(forward.outputs)])
+        return self._differentiable(program, segment, args, emit, Saved(given, results))
+
+    def _value(self, index: int) -> Tensor:
+        """What the forward passes have saved; of another process, what stands for it."""
+        if index not in self._values:
+            tensor, partition = self._forward.saved[index]
+            with _private.stop_recording(), tf.device(self._device(partition)):
+                given = self._given.get(index)
+                if given is None:
+                    given = tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
+                value = tf.identity(given, name=f"saved_{index}")
+            value.set_shape(tensor.shape)
+            _private.copy_handle_data(tensor, value)
+            self._placed[value.op] = partition
+            self._values[index] = value
+        return self._values[index]
+
+
+def required_leaves(
+    traced: TracedGraph, values: Any, wants: Callable[[Any], bool] | None, inputs: set[int]
+) -> list[Tensor]:
+    """Placeholders of variables and inputs whose gradients are wanted."""
+    if wants is None:
+        return []
+    found = [leaf.placeholder for leaf in traced.variables if wants(leaf.variable)]
+    return found + [p for p in traced.inputs if id(values[id(p)]) in inputs]
