@@ -29,14 +29,17 @@ class Elsewhere(_private.NotedSlices):
     """
 
     @classmethod
-    def of(cls, gradient: Gradient, process: int) -> Elsewhere:
+    def of(cls, gradient: Gradient, process: int, shape: Any = None) -> Elsewhere:
         """Stands for a gradient.
 
         Args:
             gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are known here.
             process: The position of the process that has it, in its replica.
+            shape: Its shape, where it is known from the variable; that of a sparse gradient or
+                of a second derivative may not be known.
         """
-        return cls._shaped([size or 1 for size in gradient.shape], gradient.dtype, process)
+        known = gradient.shape if shape is None else shape
+        return cls._shaped([size or 1 for size in known], gradient.dtype, process)
 
     @classmethod
     def _shaped(cls, shape: list[int], dtype: Any, process: int) -> Elsewhere:
@@ -69,12 +72,13 @@ class Elsewhere(_private.NotedSlices):
         return self
 
 
-def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
+def pack(parts: Structure, values: Sequence[Tensor | KeptBy], shape: Any = None) -> Gradient:
     """The gradient whose tensors have these values.
 
     Args:
         parts: The tensors of a leaf, and how to put them together.
         values: What a process has of them.
+        shape: Of the variable, where it is known.
 
     Returns:
         As the leaf; what stands for it if another process keeps it.
@@ -82,7 +86,7 @@ def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
     keeper = next((value for value in values if isinstance(value, KeptBy)), None)
     if keeper is None:
         return parts.pack(values)
-    return Elsewhere.of(parts.template, keeper.process)
+    return Elsewhere.of(parts.template, keeper.process, shape)
 
 
 def is_elsewhere(gradient: Gradient) -> bool:

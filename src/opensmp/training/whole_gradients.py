@@ -140,7 +140,9 @@ class Gradients:
         """Of the results of the highest order: with respect to all that they were made from."""
         called = self._called
         again = _private.tape_is_active()
-        kinds: list[Kind] = ["sum"] * len(self._variables) + ["rows"] * len(called.inputs)
+        kinds: list[Kind] = []
+        kinds += ["sum"] * len(self._variables)
+        kinds += ["rows"] * len(called.inputs)
         kinds += [kind for each in upstreams[:-1] for kind in each.kinds]
 
         def run(tensors: Any, masks: Any, saved: Any, given: Any) -> Any:
@@ -206,10 +208,10 @@ class _Backward:
                 self._join(values, kind)
                 for values, kind in zip(zip(*rest, strict=True), kinds[count:], strict=True)
             ]
-            found = self._of_penalties()
-            if found is not None:
-                accumulator.add(found[:count])
-                of_penalties = [None] * len(self._called.inputs) + found[count:]
+            more = self._of_penalties()
+            if more is not None:
+                accumulator.add(more[:count])
+                of_penalties = [None] * len(self._called.inputs) + more[count:]
                 others = [a if b is None else b for a, b in zip(others, of_penalties, strict=True)]
             gradients, others = accumulator.finish(pipeline, others)
         return [*gradients, *others]
