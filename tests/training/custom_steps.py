@@ -48,8 +48,10 @@ def learned(step: Step, wrap: Wrap, rows: int = 4) -> list[float]:
 
 def applied(model: Any, gradients: Any, loss: Any) -> dict[str, Any]:
     weights = model.trainable_variables
-    gradients = [tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights)]
-    model.optimizer.apply_gradients(zip(gradients, weights))
+    gradients = [
+        tf.zeros_like(w) if g is None else g for g, w in zip(gradients, weights, strict=True)
+    ]
+    model.optimizer.apply_gradients(zip(gradients, weights, strict=True))
     return {"loss": loss}
 
 
@@ -106,7 +108,7 @@ def weights_change_before(model: Any, x: Any) -> Any:
     for weight in model.trainable_variables:
         weight.assign(tf.ones_like(weight) * 10.0)
     gradients = tape.gradient(loss, model.trainable_variables)
-    for weight, value in zip(model.trainable_variables, (2.0, 3.0)):
+    for weight, value in zip(model.trainable_variables, (2.0, 3.0), strict=True):
         weight.assign(tf.ones_like(weight) * value)
     return applied(model, gradients, loss)
 
@@ -149,7 +151,7 @@ class Penalised(keras.Model):
             norm = tf.add_n([tf.reduce_sum(tf.convert_to_tensor(g) ** 2) for g in slopes])
             loss = error + 0.3 * (tf.sqrt(norm + 1e-6) - 1.0) ** 2 + tf.add_n([0.0, *self.losses])
         gradients = outer.gradient(loss, self.trainable_variables)
-        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
         return {"loss": loss, "error": error}
 
 

@@ -106,7 +106,7 @@ def test_frozen_values_and_state_that_change_before_the_gradient(smp_init):
                     variable.assign(variable.value + 1.0)
             gradients = tape.gradient(loss, self.trainable_variables)
             frozen.assign(before)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             return {"loss": loss}
 
     def trained(wrap):
@@ -135,11 +135,11 @@ def test_the_forward_pass_runs_once(smp_init):
 
     class Model(keras.Model):
         def train_step(self, data):
-            x, y = data
+            x, _ = data
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(self(x, training=True) ** 2)
             gradients = tape.gradient(loss, self.trainable_variables)
-            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+            self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
             return {"loss": loss}
 
     inputs = keras.Input((6,))
