@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from keras.src.models.functional import Functional
 
+from opensmp._private.api_calls import refuse_in_api_calls
 from opensmp._private.checkpoints import (
     OBJECT_GRAPH_KEY,
     CheckpointNode,
@@ -85,6 +86,7 @@ from opensmp._private.optimizers import (
     agree_on_finite_with,
     averages_of_own,
     before_updates,
+    check_gradients_with,
     clip_with,
     place_updates_with_variables,
     scales_loss,
@@ -172,6 +174,7 @@ __all__ = [
     "call_functions_by",
     "call_in_training",
     "captures",
+    "check_gradients_with",
     "checkpoint_nodes",
     "checkpoint_root",
     "checkpoint_values",
@@ -235,6 +238,7 @@ __all__ = [
     "post",
     "record_call",
     "recording",
+    "refuse_in_api_calls",
     "registered_flops",
     "regularization_losses",
     "renew_collectives",
