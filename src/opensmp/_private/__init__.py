@@ -43,6 +43,12 @@ from opensmp._private.files import (
     weights_layout,
 )
 from opensmp._private.flops import has_registered_flops, registered_flops
+from opensmp._private.forward_mode import (
+    accumulators,
+    follow_accumulators,
+    is_accumulated,
+    without_accumulators,
+)
 from opensmp._private.function_calls import call_functions_by
 from opensmp._private.graphs import (
     add_control_input,
@@ -156,6 +162,7 @@ __all__ = [
     "Functional",
     "HeldBackRestores",
     "NotedSlices",
+    "accumulators",
     "add_control_input",
     "agree_on_finite_with",
     "all_layers",
@@ -187,6 +194,7 @@ __all__ = [
     "eager_builds",
     "epochs_begun_by",
     "fetch",
+    "follow_accumulators",
     "forget_compiled_functions",
     "function_graphs",
     "function_within",
@@ -208,6 +216,7 @@ __all__ = [
     "initialize_on",
     "inlined",
     "interrupt_collectives",
+    "is_accumulated",
     "is_bridge",
     "is_elsewhere",
     "is_initialized",
@@ -273,4 +282,5 @@ __all__ = [
     "weights_layout",
     "with_autograph",
     "with_gradient",
+    "without_accumulators",
 ]
