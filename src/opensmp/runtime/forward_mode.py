@@ -32,8 +32,9 @@ def refuse_forward_mode(accumulators: Sequence[Any], what: str, values: Iterable
         f"{what} was called under a tf.autodiff.ForwardAccumulator that watches {watched}. "
         "Expected: no forward-mode derivative through a split model, whose derivatives are those "
         "of reverse mode, by a tf.GradientTape. Call the plain Keras model instead, "
-        "`model.to_keras()`, under the accumulator; or take the product with a tangent by two tapes: of `inner.gradient(out, "
-        "x, output_gradients=u)`, times the tangent and summed, the gradient with respect to `u`."
+        "`model.to_keras()`, under the accumulator; or take the product with a tangent by two "
+        "tapes: of `inner.gradient(out, x, output_gradients=u)`, times the tangent and summed, the "
+        "gradient with respect to `u`."
     )
 
 

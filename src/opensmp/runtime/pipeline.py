@@ -44,6 +44,11 @@ _NO_MODEL = (
     "smp.DistributedModel.from_keras(model) makes one of a Keras model."
 )
 _UNUSED = "The outputs are not used. Return, for example, the loss."
+_FINISHED = (
+    "A gradient was asked for through a call of a DistributedModel that was made outside of an "
+    "smp.step function, by tf.gradients. Such a call is a forward pass alone. Expected: the call, "
+    "and tf.gradients or a tf.GradientTape, in an smp.step function that returns the gradients."
+)
 
 
 class Pipeline:
@@ -246,6 +251,7 @@ class Pipeline:
         microbatch = self._microbatch
 
         def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
+            self._refuse_when_finished()
             action = self._action(kind, number, microbatch)
             function = what.function
             if isinstance(what, Backward) and self._is_open(action):
@@ -269,7 +275,7 @@ class Pipeline:
         with tf.device(self._device(segment.partition)):
             if any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
                 results = differentiable_call(
-                    program, segment, args, emit, self._late.append, self._note_gradient
+                    program, segment, args, emit, self._note_late, self._note_gradient
                 )
             else:
                 results = emit("F", forward, args)[: len(forward.outputs)]
@@ -278,6 +284,15 @@ class Pipeline:
         if segment.side_effects:
             self._side_effects.append(call)
         return call
+
+    def _note_late(self, late: LateGradient) -> None:
+        self._refuse_when_finished()
+        self._late.append(late)
+
+    def _refuse_when_finished(self) -> None:
+        """A gradient after the end would be a stand-in that nothing replaces."""
+        if self.schedule is not None:
+            raise StepError(_FINISHED)
 
     def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
         """Remembers whose gradient it is, if the feed of a call is a variable."""

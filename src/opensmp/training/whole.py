@@ -25,6 +25,7 @@ from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.elsewhere import KeptBy
+from opensmp.runtime.graph_gradients import without_graph_gradients
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.world import World
 from opensmp.training.accumulate import Accumulator, sum_over_replicas
@@ -91,6 +92,7 @@ class _WholeCall:
         state = [self._value_of(variable) for variable in self._updated] if taped else []
         with _private.stop_recording():
             found = self._gathered(function(self._tensors, self._masks))
+            found = {key: list(map(without_graph_gradients, found[key])) for key in found}
         if taped:
             found = self._connect(found, state)
         outputs = found["outputs"]
