@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -18,6 +19,7 @@ from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
+from opensmp.runtime.divided import prepare_divided
 from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
@@ -211,9 +213,10 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_run(
         self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[Tensor]]:
-        partitions = self._smp_partitions
+        plan = functools.partial(self._smp_partitions.prepare, here)
+        prepare = functools.partial(prepare_divided, self, plan, runner.num_microbatches)
         note_inputs(self, args)
-        return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+        return runner.run(self, prepare, args, kwargs)
 
     def _smp_infer(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -93,6 +93,11 @@ class Pipeline:
         self.schedule: Schedule | None = None
 
     @property
+    def num_microbatches(self) -> int:
+        """Into how many microbatches a batch is divided."""
+        return self._num_microbatches
+
+    @property
     def tasks(self) -> Mapping[Action, Task]:
         """The calls emitted so far."""
         return self._tasks
