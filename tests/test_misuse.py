@@ -687,7 +687,7 @@ TABLE = [
         "gradient from outside of the function that called the model",
         traced_then_taped,
         tf.errors.InvalidArgumentError,
-        "A gradient was asked for through a call of a DistributedModel",
+        "A derivative was asked for through a call of a DistributedModel",
         "outside of the function that made the call",
         "open the tf.GradientTape in it",
     ),

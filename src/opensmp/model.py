@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from typing import Any
 
@@ -18,6 +19,8 @@ from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
+from opensmp.runtime.divided import prepare_divided
+from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
@@ -25,7 +28,7 @@ from opensmp.saving.inspection import check_weights
 from opensmp.saving.keras_copy import to_keras
 from opensmp.saving.plain import calls_are_plain, note_inputs
 from opensmp.training.leading import everywhere
-from opensmp.training.modes import current_mode
+from opensmp.training.modes import calls_are, current_mode
 from opensmp.training.trainer import Trainer
 from opensmp.training.whole import call_whole
 
@@ -148,6 +151,8 @@ class DistributedModel(Trainer, keras.Model):
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
+        if active := _private.accumulators():
+            return self._smp_call_under(active, here, args, kwargs)
         self.__dict__.pop(_PENALTIES, None)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
@@ -208,9 +213,10 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_run(
         self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[Tensor]]:
-        partitions = self._smp_partitions
+        plan = functools.partial(self._smp_partitions.prepare, here)
+        prepare = functools.partial(prepare_divided, self, plan, runner.num_microbatches)
         note_inputs(self, args)
-        return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+        return runner.run(self, prepare, args, kwargs)
 
     def _smp_infer(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -240,6 +246,26 @@ class DistributedModel(Trainer, keras.Model):
         with tf.init_scope():
             run_post_partition_hooks()
         return result
+
+    def _smp_call_under(
+        self, accumulators: list[Any], here: world.World, args: Any, kwargs: Any
+    ) -> Any:
+        """A call under a `tf.autodiff.ForwardAccumulator`."""
+        outside = current_runner() is None and current_mode() is None
+        with _private.without_accumulators():
+            taped = _private.tape_is_active()
+        values = [(args, kwargs), self.variables, self._smp_partitions.read]
+        plain_is_right = outside and here.size == 1 and not taped
+        if plain_is_right and (not tf.executing_eagerly() or first_watched(accumulators, values)):
+            with calls_are("plain"):  # whose operations TensorFlow sees one by one
+                return self(*args, **kwargs)
+        refuse_forward_mode(accumulators, f"Model '{self.name}'", values)
+        with _private.without_accumulators():
+            outputs = self(*args, **kwargs)
+        # Variables that it reads and does not track are known now.
+        read = self._smp_partitions.read
+        refuse_forward_mode(accumulators, f"Model '{self.name}'", [read])
+        return outputs
 
     def _smp_refuse_tape(self) -> None:
         if _private.tape_is_active():

@@ -47,6 +47,7 @@ class Partitioning:
         self._homes: dict[int, int] = {}
         self._world: World | None = None
         self._equal: set[int] = set()  # ids of variables that are the same in all replicas
+        self._read: dict[int, Any] = {}
 
     def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
         """Traces and plans one call of the model, and puts its variables in place.
@@ -64,6 +65,7 @@ class Partitioning:
             with restores.collecting():
                 traced = self._trace(args, kwargs)
             plan = self._plan(traced, config, world)
+            self._read.update((id(leaf.variable), leaf.variable) for leaf in traced.variables)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
             variables = _variables(model, traced)
@@ -96,6 +98,11 @@ class Partitioning:
     def plan(self) -> Plan | None:
         """The plan of the first call; None before."""
         return self._plans[0] if self._plans else None
+
+    @property
+    def read(self) -> list[Any]:
+        """The variables that calls of the model have read, also those that it does not track."""
+        return list(self._read.values())
 
     def home(self, variable: Any) -> int | None:
         """The partition a variable lies in, None if the model does not read it."""

@@ -25,6 +25,7 @@ from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
+from opensmp.runtime.forward_mode import refuse_forward_mode
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -153,7 +154,20 @@ class Step:
 
     @tf.autograph.experimental.do_not_convert
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return self._function()(*freeze_sets(args), **freeze_sets(kwargs))
+        args, kwargs = freeze_sets(args), freeze_sets(kwargs)
+        if active := _private.accumulators():
+            return self._call_under(active, args, kwargs)
+        return self._function()(*args, **kwargs)
+
+    def _call_under(self, accumulators: list[Any], args: Any, kwargs: Any) -> Any:
+        """A call under a `tf.autodiff.ForwardAccumulator`, which may watch other things only."""
+        with _private.without_accumulators():
+            function = self._function()
+            traced = function.get_concrete_function(*args, **kwargs)
+        values = [(args, kwargs), traced.variables, traced.captured_inputs]
+        refuse_forward_mode(accumulators, repr(self), values)
+        with _private.without_accumulators():
+            return function(*args, **kwargs)
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
         """As that of `tf.function`, for arguments of the whole batch."""
@@ -231,7 +245,7 @@ class Step:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
-            with rehearsing():
+            with rehearsing(num_microbatches):
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins)

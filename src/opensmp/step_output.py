@@ -12,17 +12,23 @@ import tensorflow as tf
 
 from opensmp.errors import StepError
 from opensmp.runtime.elsewhere import Elsewhere
+from opensmp.unreduced import Unreduced
 
 Tensor = Any
 
 _METHODS = ("variable", "add_n", "accumulate_n")
 
 
-class StepOutput:
+class StepOutput(Unreduced):
     """One returned tensor of an `smp.step` function, for all microbatches.
 
     It passes through `tf.function` and `tf.nest` like a list of its tensors. Given to
     another step as an argument it is split into its microbatches again.
+
+    It is no tensor: arithmetic, comparison, `float`, `bool`, a format such as `.3f`, NumPy,
+    TensorFlow, metrics and optimizers raise a `StepError` that names the method to call first,
+    also where there is one microbatch only. `print`, `len`, iteration and an index, over the
+    microbatches, work.
 
     Args:
         outputs: The tensor of each microbatch, in order; `tf.Tensor`,
@@ -58,14 +64,26 @@ class StepOutput:
     def __iter__(self) -> Any:
         return iter(self._outputs)
 
-    def __getitem__(self, microbatch: int) -> Tensor:
-        return self._outputs[microbatch]
+    def __getitem__(self, microbatch: int | slice) -> Tensor:
+        return self._outputs[self._smp_position(microbatch)]
 
     def __repr__(self) -> str:
-        first = self._outputs[0]
+        count, first = len(self._outputs), self._outputs[0]
+        if not hasattr(first, "dtype"):  # what tf.nest has put in place of the tensors
+            return f"StepOutput({self._outputs!r})"
         return (
-            f"StepOutput({len(self._outputs)} microbatches of shape={first.shape}, "
-            f"dtype={first.dtype.name})"
+            f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
+            f"dtype={tf.as_dtype(first.dtype).name})"
+        )
+
+    def _smp_mend(self) -> str:
+        first = self._outputs[0]
+        if isinstance(first, tf.Tensor) and first.shape.rank == 0:
+            return "call `reduce_mean()` on it first, as in `loss = loss.reduce_mean()`"
+        return (
+            "call a method of it first, `accumulate()` where it is a gradient, as in "
+            "`gradients = [g.accumulate() for g in gradients]`, `reduce_mean()` where it is a "
+            "mean, such as a loss, `merge()` where it has the rows of the batch"
         )
 
     def reduce_mean(self) -> Tensor:

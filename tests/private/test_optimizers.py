@@ -203,6 +203,23 @@ def test_scales_loss():
         assert not _private.scales_loss()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_check_gradients_with(scaled, monkeypatch):
+    _private.place_updates_with_variables()
+    monkeypatch.setattr(_private.optimizers, "_check_gradients", None)
+    variable = keras.Variable([1.0, 2.0])
+    given = []
+    _private.check_gradients_with(lambda grads, variables: given.append((grads, variables)))
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    gradient = tf.ones([2])
+    optimizer.apply_gradients([(gradient, variable)])
+    grads, variables = given[0]
+    assert grads[0] is gradient  # as it was given, before it is scaled or clipped
+    assert not variables if scaled else variables[0] is variable
+
+
 @pytest.mark.parametrize("where", ["eager", "function"])
 def test_before_updates(where, monkeypatch):
     _private.place_updates_with_variables()

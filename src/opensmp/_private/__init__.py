@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from keras.src.models.functional import Functional
 
+from opensmp._private.api_calls import refuse_in_api_calls
 from opensmp._private.checkpoints import (
     OBJECT_GRAPH_KEY,
     CheckpointNode,
@@ -42,6 +43,12 @@ from opensmp._private.files import (
     weights_layout,
 )
 from opensmp._private.flops import has_registered_flops, registered_flops
+from opensmp._private.forward_mode import (
+    accumulators,
+    follow_accumulators,
+    is_accumulated,
+    without_accumulators,
+)
 from opensmp._private.function_calls import call_functions_by
 from opensmp._private.graphs import (
     add_control_input,
@@ -85,6 +92,7 @@ from opensmp._private.optimizers import (
     agree_on_finite_with,
     averages_of_own,
     before_updates,
+    check_gradients_with,
     clip_with,
     place_updates_with_variables,
     scales_loss,
@@ -155,6 +163,7 @@ __all__ = [
     "Functional",
     "HeldBackRestores",
     "NotedSlices",
+    "accumulators",
     "add_control_input",
     "agree_on_finite_with",
     "all_layers",
@@ -173,6 +182,7 @@ __all__ = [
     "call_functions_by",
     "call_in_training",
     "captures",
+    "check_gradients_with",
     "checkpoint_nodes",
     "checkpoint_root",
     "checkpoint_values",
@@ -185,6 +195,7 @@ __all__ = [
     "eager_builds",
     "epochs_begun_by",
     "fetch",
+    "follow_accumulators",
     "forget_compiled_functions",
     "function_graphs",
     "function_within",
@@ -206,6 +217,7 @@ __all__ = [
     "initialize_on",
     "inlined",
     "interrupt_collectives",
+    "is_accumulated",
     "is_bridge",
     "is_elsewhere",
     "is_initialized",
@@ -236,6 +248,7 @@ __all__ = [
     "post",
     "record_call",
     "recording",
+    "refuse_in_api_calls",
     "registered_flops",
     "regularization_losses",
     "renew_collectives",
@@ -271,4 +284,5 @@ __all__ = [
     "weights_layout",
     "with_autograph",
     "with_gradient",
+    "without_accumulators",
 ]

@@ -199,6 +199,8 @@ def _check_finite_together() -> None:
     check = owner.check_finite
 
     def check_finite(self: Any, grads: Any) -> Any:
+        if _check_gradients is not None:
+            _check_gradients(grads, ())
         if _agree_on_finite is None:
             return check(self, grads)
         # What stands for a gradient of another process would become dense, and large, there.
@@ -220,6 +222,18 @@ def before_updates(look: Callable[[Any], None]) -> None:
     _before_updates = look
 
 
+_check_gradients: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
+
+
+def check_gradients_with(check: Callable[[Sequence[Any], Sequence[Any]], None]) -> None:
+    """Has a function called with the gradients that an optimizer is given, before any use.
+
+    It takes the gradients and their variables, none where Keras does not tell them, and raises.
+    """
+    global _check_gradients
+    _check_gradients = check
+
+
 def _has_no_rows(gradient: Any) -> bool:
     return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
 
@@ -230,6 +244,8 @@ def _leave_out_what_is_elsewhere() -> None:
     keep = owner._filter_empty_gradients
 
     def _filter_empty_gradients(self: Any, grads: Any, vars: Any) -> Any:
+        if _check_gradients is not None:
+            _check_gradients(grads, vars)
         if _before_updates is not None:
             _before_updates(self)
         pairs = list(zip(grads, vars, strict=True))

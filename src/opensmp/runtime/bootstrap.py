@@ -96,6 +96,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _check_plans(resolved)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
+    _private.follow_accumulators()
     if launch.size == 1:
         _private.call_functions_by(
             lambda function, work: root_cause.call(lambda: finite.call(work), again=True)

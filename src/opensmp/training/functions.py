@@ -17,6 +17,7 @@ from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
 from opensmp.training.progress import Progress, progress_of
 from opensmp.training.settings import Settings, settings_of, settings_of_optimizer
+from opensmp.unreduced import refuse_unreduced
 
 _numbers = itertools.count()
 
@@ -156,6 +157,7 @@ class StepFunction:
         def step(data: Any) -> Any:
             with calls_are("whole"), _private.rows_count(rows_known):
                 result = self._step(data)
+            refuse_unreduced(result, f"{self._name}_step")
             self._go_on_counting()
             return result
 

@@ -116,7 +116,7 @@ class _Separate:
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
         if ready and (self._loss is None or self._loss.built):
             return
-        with rehearsing():
+        with rehearsing(len(self._split.parts)):
             first = self._split.take((x, y, sample_weight))[0]
             outputs = _private.call_in_training(model, first[0])
             if not outputs_allow_it(outputs):

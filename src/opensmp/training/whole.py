@@ -23,6 +23,7 @@ from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
+from opensmp.runtime.graph_gradients import without_graph_gradients
 from opensmp.runtime.world import World
 from opensmp.training.microbatches import Part, Split, num_rows
 from opensmp.training.whole_gradients import Called, Gradients, Kind
@@ -88,6 +89,7 @@ class _WholeCall:
         with _private.stop_recording():
             found, saved = function(self._tensors, self._masks)
             found = self._gathered(found)
+            found = {key: list(map(without_graph_gradients, found[key])) for key in found}
         if self._taped:
             found = self._connect(found, saved)
         outputs = found["outputs"]
