@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from keras.src.models.functional import Functional
 
+from opensmp._private.arrivals import take_in, with_slots
 from opensmp._private.checkpoints import (
     OBJECT_GRAPH_KEY,
     CheckpointNode,
@@ -256,6 +257,7 @@ __all__ = [
     "tag_of",
     "tagged",
     "take_back",
+    "take_in",
     "take_pending_variables",
     "tape_is_active",
     "trace_apart_while",
@@ -269,4 +271,5 @@ __all__ = [
     "weights_layout",
     "with_autograph",
     "with_gradient",
+    "with_slots",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -29,13 +29,17 @@ def is_keras_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def forget_compiled_functions(model: Any) -> None:
+def forget_compiled_functions(model: Any, moved: Collection[int]) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
 
     Their functions hold on to the memory that variables had before they moved.
+
+    Args:
+        model: The model.
+        moved: Ids of these variables; models without any of them keep what is traced.
     """
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.Model):
+        if isinstance(layer, keras.Model) and any(id(v) in moved for v in layer.variables):
             layer.train_function = layer.test_function = layer.predict_function = None
 
 
