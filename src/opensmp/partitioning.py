@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
+from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras
 from opensmp.plan import (
     PROCESSES,
@@ -48,6 +49,7 @@ class Partitioning:
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
+        self.tapped: list[int] = []  # outputs of the last call that others are computed from
         self._equal: set[int] = set()  # ids of variables that are the same in all replicas
 
     def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
@@ -68,6 +70,8 @@ class Partitioning:
             read = [leaf.variable for leaf in traced.variables]
             # What lies somewhere stays there, whichever model has put it there.
             self._homes.update(known_homes(world, read))
+            inside = taps(traced)
+            self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
             plan = self._plan(traced, config, world)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()

@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp._private.variables import ELSEWHERE, _slots, outside_of_functions
+from opensmp._private.variables import _LENT, ELSEWHERE, _slots, outside_of_functions
 
 
 def with_slots(variable: Any) -> list[Any]:
@@ -39,3 +39,13 @@ def take_in(variable: Any, value: Any, device: str) -> None:
     if hasattr(stored, ELSEWHERE):
         delattr(stored, ELSEWHERE)
         stored.__class__ = type(stored).__mro__[1]  # the readable one
+
+
+def is_lent(variable: Any) -> bool:
+    """Whether a variable of another process can be read here for a while, see `lend`."""
+    return hasattr(getattr(variable, "_value", variable), _LENT)
+
+
+def place_of(variable: Any) -> str:
+    """Path and rank of a variable of another process, as it was given up."""
+    return str(getattr(getattr(variable, "_value", variable), ELSEWHERE))

@@ -190,3 +190,13 @@ def eager_builds() -> Any:
 def all_layers(model: Any) -> list[Any]:
     """A model and all layers in it, at any depth; the public `layers` are those of the top."""
     return list(model._flatten_layers())
+
+
+def layers_inside(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself; the public `layers` is there for models only."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables of a layer without those of the layers inside."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

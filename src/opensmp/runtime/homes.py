@@ -17,10 +17,12 @@ Variable = Any
 
 
 class _Home(NamedTuple):
-    """Attributes:
-    variable: Who lies there.
-    world: What `smp.init` has made when it was placed.
-    partition: Where.
+    """Where a variable lies.
+
+    Attributes:
+        variable: The variable.
+        world: What `smp.init` has made when it was placed.
+        partition: The partition.
     """
 
     variable: weakref.ref[Any]
