@@ -29,17 +29,20 @@ def is_keras_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def forget_compiled_functions(model: Any, moved: Collection[int]) -> None:
+def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
 
     Their functions hold on to the memory that variables had before they moved.
 
     Args:
         model: The model.
-        moved: Ids of these variables; models without any of them keep what is traced.
+        moved: Ids of these variables; models without any of them keep what is traced. None: all
+            models forget it.
     """
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.Model) and any(id(v) in moved for v in layer.variables):
+        if not isinstance(layer, keras.Model):
+            continue
+        if moved is None or any(id(v) in moved for v in layer.variables):
             layer.train_function = layer.test_function = layer.predict_function = None
 
 

@@ -32,15 +32,19 @@ def check_sources() -> None:
     owner = tf.GradientTape
     if getattr(owner, _CHECKS, False):
         return
-    original = owner.gradient
+    for name in ("gradient", "jacobian", "batch_jacobian"):
+        setattr(owner, name, _looking(getattr(owner, name)))
+    setattr(owner, _CHECKS, True)
 
+
+def _looking(original: Any) -> Any:
     @functools.wraps(original)
-    def gradient(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+    def ask(self: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
+        sources = [*args[:1], kwargs.get("sources"), kwargs.get("source")]
         for source in tf.nest.flatten(sources):
             error = getattr(source, _REFUSAL, None)
             if error is not None:
                 raise error
-        return original(self, target, sources, *args, **kwargs)
+        return original(self, target, *args, **kwargs)
 
-    setattr(owner, "gradient", gradient)  # noqa: B010
-    setattr(owner, _CHECKS, True)
+    return ask
