@@ -32,6 +32,7 @@ from opensmp.runtime.moves import move_between_ranks
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
 from opensmp.saving import deferred
+from opensmp.unwrapped import trace_anew
 
 
 class Partitioning:
@@ -87,6 +88,7 @@ class Partitioning:
             place(variables, self._homes, world.devices, default, elsewhere)
             if moving:
                 _private.forget_compiled_functions(model, moving)
+                trace_anew(moving)
             mark_copies(read, self._homes, elsewhere)
             note_homes(world, [*variables, *read], self._homes)
             self._make_equal(variables, world)

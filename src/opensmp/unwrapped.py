@@ -7,7 +7,8 @@ variables that have no value; they are refused, with the line that makes a split
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import keras
@@ -23,6 +24,8 @@ _METHODS = {
     "quantize": "quantizing",
 }
 
+_running: weakref.WeakSet[Any] = weakref.WeakSet()
+
 _INSTALLED = "_smp_refuses_unwrapped"
 
 
@@ -35,11 +38,24 @@ def refuse_unwrapped_models() -> None:
     setattr(keras.Model, _INSTALLED, True)
 
 
+def trace_anew(moved: Collection[int]) -> None:
+    """Has plain models that have run trace anew where variables of theirs have moved.
+
+    Their functions hold on to the memory that the variables had before.
+
+    Args:
+        moved: Ids of the variables.
+    """
+    for model in list(_running):
+        _private.forget_compiled_functions(model, moved)
+
+
 def _refusing(method: Any, doing: str) -> Any:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not calls_are_plain():
             _check(self, doing)
+        _running.add(self)
         return method(self, *args, **kwargs)
 
     return call

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pathlib
 
+import keras
+import numpy as np
 import pytest
 from parity.rotation import part_of_today
 from processes import check_ranks
-from training.reused import PROGRAMS, check
+from training.reused import PROGRAMS, body, check, compiled, data, fit
 from turns import in_turn
 
 import opensmp as smp
@@ -54,6 +56,16 @@ def test_todays_programs_give_the_numbers_of_plain_keras(name):
 def test_every_program_gives_the_numbers_of_plain_keras(name):
     smp.init({"partitions": 2, "microbatches": 2})
     check(PROGRAMS[name])
+
+
+def test_a_plain_base_that_has_run_sees_what_a_split_model_has_trained():
+    smp.init({"partitions": 2, "microbatches": 2})
+    base = compiled(body())
+    fit(base)
+    base.predict(data(), verbose=0)
+    outputs = keras.layers.Dense(2)(base.get_layer("h3").output)
+    fit(compiled(smp.DistributedModel.from_keras(keras.Model(base.input, outputs))))
+    np.testing.assert_allclose(base.predict(data(), verbose=0), base(data()), 1e-6, 1e-6)
 
 
 REFUSED = """

@@ -101,8 +101,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         _private.call_functions_by(
             lambda function, work: root_cause.call(lambda: finite.call(work), again=True)
         )
-    if launch.size > 1:
-        refuse_unwrapped_models()
+    refuse_unwrapped_models()
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))
