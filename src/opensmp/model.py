@@ -40,6 +40,20 @@ _PENALTIES = "_smp_penalties"
 _FUNCTION = "_smp_function"
 
 
+_ACTIVATIONS = (
+    "A gradient was asked for with respect to an output of model '{name}' that other outputs are "
+    "computed from, in a train_step and its like, where the model was called with a whole batch. "
+    "Take it in an smp.step function, and call that in the train_step:\n\n"
+    "    @smp.step\n"
+    "    def gradients_of_activations(x):\n"
+    "        with tf.GradientTape() as tape:\n"
+    "            activations, outputs = model(x, training=False)\n"
+    "            score = outputs[:, 0]\n"
+    "        return tape.gradient(score, activations)\n\n"
+    "    gradients = gradients_of_activations(x).concat()"
+)
+
+
 class _NoPlanYet(PlanError, AttributeError):
     """The error of `model.plan` too early; Keras asks for an attribute before it sets one."""
 
@@ -159,6 +173,7 @@ class DistributedModel(Trainer, keras.Model):
         elif current_mode() == "whole" and not tf.executing_eagerly():
             result = call_whole(self, here, args, kwargs)
             outputs, losses = result.outputs, result.losses
+            self._smp_refuse_activations(outputs)
             self.__dict__[_PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
@@ -225,13 +240,14 @@ class DistributedModel(Trainer, keras.Model):
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
         known, function = self.__dict__.get(_FUNCTION, (None, None))
-        if known is not here:
+        made_for = (here, *map(id, self.variables))  # a layer may have been given more of them
+        if known != made_for:
 
             def forward(args: Any, kwargs: Any) -> Any:
                 return self._smp_forward(here, args, kwargs)
 
             function = tf.function(forward, autograph=False, reduce_retracing=True)
-            self.__dict__[_FUNCTION] = (here, function)
+            self.__dict__[_FUNCTION] = (made_for, function)
         assert function is not None
         outputs, losses = function(args, kwargs)
         return outputs, list(losses)
@@ -281,6 +297,12 @@ class DistributedModel(Trainer, keras.Model):
                 "    gradients = [g.accumulate() for g in gradients]\n\n"
                 "For inference under a tape, use `with tape.stop_recording():`."
             )
+
+    def _smp_refuse_activations(self, outputs: Any) -> None:
+        """Outputs for a whole batch are put together of microbatches, and lead nowhere."""
+        leaves = tf.nest.flatten(outputs, expand_composites=True)
+        for index in self._smp_partitions.tapped:
+            _private.note_source(leaves[index], StepError(_ACTIVATIONS.format(name=self.name)))
 
     # --- looking at it ---------------------------------------------------------------
 

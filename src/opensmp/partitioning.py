@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
+from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras
 from opensmp.plan import (
     PROCESSES,
@@ -26,9 +27,12 @@ from opensmp.plan import (
     warn_of_empty,
 )
 from opensmp.runtime.current import Prepared
+from opensmp.runtime.homes import known_homes, note_homes, placed_before
+from opensmp.runtime.moves import move_between_ranks
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
 from opensmp.saving import deferred
+from opensmp.unwrapped import trace_anew
 
 
 class Partitioning:
@@ -46,6 +50,7 @@ class Partitioning:
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
+        self.tapped: list[int] = []  # outputs of the last call that others are computed from
         self._equal: set[int] = set()  # ids of variables that are the same in all replicas
         self._read: dict[int, Any] = {}
 
@@ -64,20 +69,30 @@ class Partitioning:
         with _private.lifted(), _private.own_pending_variables():
             with restores.collecting():
                 traced = self._trace(args, kwargs)
+            read = [leaf.variable for leaf in traced.variables]
+            # What lies somewhere stays there, whichever model has put it there.
+            self._homes.update(known_homes(world, read))
+            inside = taps(traced)
+            self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
             plan = self._plan(traced, config, world)
             self._read.update((id(leaf.variable), leaf.variable) for leaf in traced.variables)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
             variables = _variables(model, traced)
+            move_between_ranks(placed_before(world, [*variables, *read]), self._homes, world)
             elsewhere = {
                 partition: world.mp_group[world.owner(partition)]
                 for partition in range(config.partitions)
                 if partition not in world.my_partitions
             }
             default = config.default_partition
-            if place(variables, self._homes, world.devices, default, elsewhere):
-                _private.forget_compiled_functions(model)
-            mark_copies([leaf.variable for leaf in traced.variables], self._homes, elsewhere)
+            moving = _moving(world, variables, self._homes)
+            place(variables, self._homes, world.devices, default, elsewhere)
+            if moving:
+                _private.forget_compiled_functions(model, moving)
+                trace_anew(moving)
+            mark_copies(read, self._homes, elsewhere)
+            note_homes(world, [*variables, *read], self._homes)
             self._make_equal(variables, world)
             if model is not None:
                 deferred.check(model)
@@ -118,9 +133,9 @@ class Partitioning:
         elif path := config.plan_path(self._name):
             plan = fit(Plan.load(path), traced, config.partitions, settings)
         else:
-            plan = auto_plan(traced, config.partitions, settings)
+            plan = auto_plan(traced, config.partitions, settings, self._homes)
         if not self._plans:
-            warn_of_empty(plan)
+            warn_of_empty(plan, is_shared=bool(self._homes))
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
@@ -153,6 +168,20 @@ def _variables(model: Any, traced: TracedGraph) -> list[Any]:
     tracked = () if model is None else model.variables
     found = [*tracked, *traced.new_variables, *waiting]
     return list({id(variable): variable for variable in found}.values())
+
+
+def _moving(world: World, variables: list[Any], homes: Mapping[int, int]) -> set[int]:
+    """Ids of variables that have memory and get their place now.
+
+    They are the same in all ranks, also where the memory that a rank has stays as it is: what is
+    traced anew because of them is an occasion for the ranks to meet.
+    """
+    known = known_homes(world, variables)
+    return {
+        id(variable)
+        for variable in variables
+        if id(variable) in homes and id(variable) not in known and _private.is_initialized(variable)
+    }
 
 
 def _spec(leaf: Any) -> Any:

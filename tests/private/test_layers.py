@@ -49,6 +49,32 @@ def test_forget_compiled_functions():
     assert model.predict(tf.ones([1, 1]), verbose=0).shape == (1, 1)
 
 
+def test_forget_compiled_functions__of_models_with_moved_variables():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([inner, keras.layers.Dense(1)])
+    for each in (model, inner):
+        each.compile("sgd", "mse")
+        each.predict(tf.ones([1, 1]), verbose=0)
+    _private.forget_compiled_functions(model, {id(model.layers[-1].kernel)})
+    assert model.predict_function is None
+    assert inner.predict_function is not None
+
+
+def test_layers_inside():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input([1]), inner])
+    assert inner in _private.layers_inside(model)
+    assert not any(layer in _private.layers_inside(model) for layer in inner.layers)
+    assert _private.layers_inside(keras.layers.Dense(1)) == []
+
+
+def test_own_variables():
+    normal = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input([2]), normal])
+    assert _private.own_variables(model) == []
+    assert {id(v) for v in _private.own_variables(normal)} == {id(v) for v in normal.variables}
+
+
 def test_get_mask():
     embedded = keras.layers.Embedding(3, 1, mask_zero=True)(tf.constant([[1, 0]]))
     assert _private.get_mask(embedded).numpy().tolist() == [[True, False]]

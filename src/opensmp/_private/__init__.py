@@ -8,6 +8,7 @@ from __future__ import annotations
 from keras.src.models.functional import Functional
 
 from opensmp._private.api_calls import refuse_in_api_calls
+from opensmp._private.arrivals import is_lent, place_of, take_in, with_slots
 from opensmp._private.checkpoints import (
     OBJECT_GRAPH_KEY,
     CheckpointNode,
@@ -81,9 +82,11 @@ from opensmp._private.layers import (
     is_keras_tensor,
     is_variable_creation_error,
     layer_calls,
+    layers_inside,
     new_nodes,
     order_losses,
     own_losses,
+    own_variables,
     regularization_losses,
     set_logits,
     set_mask,
@@ -99,6 +102,7 @@ from opensmp._private.optimizers import (
 )
 from opensmp._private.replacing import replaced
 from opensmp._private.slices import NotedSlices
+from opensmp._private.sources import check_sources, note_source
 from opensmp._private.tapes import (
     is_bridge,
     is_watched,
@@ -183,6 +187,7 @@ __all__ = [
     "call_in_training",
     "captures",
     "check_gradients_with",
+    "check_sources",
     "checkpoint_nodes",
     "checkpoint_root",
     "checkpoint_values",
@@ -223,6 +228,7 @@ __all__ = [
     "is_initialized",
     "is_kept_here",
     "is_keras_tensor",
+    "is_lent",
     "is_of_function",
     "is_stateful",
     "is_tensorflow_started",
@@ -232,18 +238,22 @@ __all__ = [
     "join_cluster",
     "keep_with_restore",
     "layer_calls",
+    "layers_inside",
     "lend",
     "lifted",
     "move_to",
     "must_run",
     "new_graph",
     "new_nodes",
+    "note_source",
     "operation_modules",
     "order_losses",
     "overrides",
     "own_losses",
     "own_pending_variables",
+    "own_variables",
     "pass_over_epoch",
+    "place_of",
     "place_updates_with_variables",
     "post",
     "record_call",
@@ -270,6 +280,7 @@ __all__ = [
     "tag_of",
     "tagged",
     "take_back",
+    "take_in",
     "take_pending_variables",
     "tape_is_active",
     "trace_apart_while",
@@ -284,5 +295,6 @@ __all__ = [
     "weights_layout",
     "with_autograph",
     "with_gradient",
+    "with_slots",
     "without_accumulators",
 ]

@@ -146,7 +146,9 @@ def _unreadable(kind: Any) -> Any:
             raise ElsewhereError(
                 f"Variable {getattr(self, ELSEWHERE)} was read in a process that does not own "
                 "it. Each process holds the variables of its own partitions only; the model's "
-                "outputs and losses are there in all of them."
+                "outputs and losses are there in all of them. A model made of layers of a split "
+                "model is split as well if you wrap it: "
+                "smp.DistributedModel.from_keras(sub_model)."
             )
         return kind._read_variable_op(self, *args, **kwargs)
 

@@ -35,6 +35,7 @@ from opensmp.runtime import (
     world,
 )
 from opensmp.runtime.objects import allgather_objects
+from opensmp.unwrapped import refuse_unwrapped_models
 
 _logger = logging.getLogger("opensmp")
 
@@ -101,6 +102,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         _private.call_functions_by(
             lambda function, work: root_cause.call(lambda: finite.call(work), again=True)
         )
+    refuse_unwrapped_models()
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opensmp import _private
-from opensmp.graph.variables import is_keras, tf_variable
+from opensmp.errors import ElsewhereError
+from opensmp.graph.variables import is_keras, tf_variable, variable_name
 
 Variable = Any
 
@@ -45,6 +46,14 @@ def place(
                 moved |= _private.is_initialized(variable)
                 _private.give_up(variable, f"{variable.path} of rank {elsewhere[partition]}")
             continue
+        if _private.is_elsewhere(variable):  # what is empty here must not pass for a value
+            if partition is None:
+                continue
+            raise ElsewhereError(
+                f"Variable {variable_name(variable)} is to lie in partition {partition} of this "
+                "process, but its value is in another one. Expected: where it was placed, it "
+                "stays. This is a fault of opensmp: please report it with the script."
+            )
         device = devices[default_partition if partition is None else partition]
         if not _private.is_initialized(variable):
             _private.initialize_on(variable, device)
