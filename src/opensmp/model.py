@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +14,17 @@ from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.graph import tags
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.nested_models import (
+    LOSSES,
+    PENALTIES,
+    PartPlans,
+    emitted_losses,
+    forget_losses,
+    nested_models,
+    penalties,
+    plans_by_layer,
+    plans_of_parts,
+)
 from opensmp.partitioning import Partitioning
 from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
@@ -27,13 +39,11 @@ from opensmp.saving.plain import calls_are_plain, note_inputs
 from opensmp.training.leading import everywhere
 from opensmp.training.modes import current_mode
 from opensmp.training.trainer import Trainer
-from opensmp.training.whole import call_whole
+from opensmp.training.whole import WholeResult, call_whole
 
 Tensor = Any
 
 _STATE = "_smp_partitioning"
-_LOSSES = "_smp_losses"
-_PENALTIES = "_smp_penalties"
 _FUNCTION = "_smp_function"
 
 
@@ -144,59 +154,63 @@ class DistributedModel(Trainer, keras.Model):
         if _is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
         if current_mode() == "plain":
-            self.__dict__.pop(_LOSSES, None)
+            self.__dict__.pop(LOSSES, None)
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
-        self.__dict__.pop(_PENALTIES, None)
+        self.__dict__.pop(PENALTIES, None)
+        if not tf.executing_eagerly():
+            forget_losses(self)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
         elif current_mode() == "whole" and not tf.executing_eagerly():
-            result = call_whole(self, here, args, kwargs)
+            result = self._smp_call_whole(here, args, kwargs)
             outputs, losses = result.outputs, result.losses
-            self.__dict__[_PENALTIES] = result.penalties
+            self.__dict__[PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(here, args, kwargs)
-        self.__dict__[_LOSSES] = losses
+        self.__dict__[LOSSES] = losses
         return outputs
 
     @property
     def losses(self) -> list[Tensor]:
         """Losses of the last call: from `add_loss`, activities and weights."""
-        emitted = self.__dict__.get(_LOSSES)
-        if emitted is None or _is_inside_keras((), {}):
+        called = [m for m in (self, *nested_models(self)) if LOSSES in m.__dict__]
+        if not called or _is_inside_keras((), {}):
             return list(super().losses)
-        usable = [t for t in emitted if hasattr(t, "graph") != tf.executing_eagerly()]
-        penalties = self.__dict__.get(_PENALTIES)
-        if penalties is None or tf.executing_eagerly():
-            penalties = _private.regularization_losses(self)
-        return [*usable, *penalties]
+        return [*emitted_losses(called), *penalties(self, called)]
 
     # --- running -------------------------------------------------------------------
 
     @property
     def _smp_emitted(self) -> list[Tensor]:
         """Losses of the last call that layers added, without those of the weights."""
-        return list(self.__dict__.get(_LOSSES, ()))
+        return list(self.__dict__.get(LOSSES, ()))
 
     @property
     def _smp_partitions(self) -> Partitioning:
+        return self._smp_partitions_of(super().__call__, self)
+
+    def _smp_partitions_of(self, plain_call: Callable[..., Any], layer: Any) -> Partitioning:
+        """The partitions of this model, which does what a plain call of a layer does."""
         if _STATE not in self.__dict__:
-            plain_call = super().__call__
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 outputs = plain_call(*args, **kwargs)
-                _private.order_losses(self)
+                _private.order_losses(layer)
                 return outputs
 
             self.__dict__[_STATE] = Partitioning(self, forward)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions
 
-    def _smp_plan(self) -> Plan:
+    def _smp_plan(self) -> Plan | PartPlans:
         plan = self._smp_partitions.plan
         if plan is None:
+            parts = plans_of_parts(self)
+            if parts:
+                return PartPlans(self.name, parts)
             raise _NoPlanYet(
                 f"model.plan: model '{self.name}' has no plan yet. It is made when the model is "
                 "called for the first time, in an smp.step function or outside of one: "
@@ -211,6 +225,15 @@ class DistributedModel(Trainer, keras.Model):
         partitions = self._smp_partitions
         note_inputs(self, args)
         return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+
+    def _smp_take_part(self) -> None:
+        """Is called when a plain model has been made one of this class."""
+        _models.add(self)
+
+    def _smp_call_whole(
+        self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> WholeResult:
+        return call_whole(self, here, args, kwargs)
 
     def _smp_infer(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,7 +301,8 @@ class DistributedModel(Trainer, keras.Model):
         )
         here = world.current(f"the summary of model '{self.name}'")
         plan = self._smp_partitions.plan if self._smp_partitions.is_done(here) else None
-        text = partitions_text(self, plan, here, expand_nested, layer_range)
+        parts = plans_by_layer(self, here)
+        text = partitions_text(self, plan, here, expand_nested, layer_range, parts)
         (print if print_fn is None else print_fn)(text)
 
     # --- on disk -------------------------------------------------------------------
@@ -386,6 +410,11 @@ _models: weakref.WeakSet[Any] = weakref.WeakSet()
 def some_wait_for_partitions(here: world.World) -> bool:
     """Whether there are models that have not been called since `smp.init`."""
     return any(not model._smp_partitions.is_done(here) for model in _models)
+
+
+def is_held(layer: Any) -> bool:
+    """Whether a layer is in a DistributedModel, at any depth."""
+    return any(layer is each for model in list(_models) for each in _private.all_layers(model))
 
 
 _views: dict[tuple[type, type], type] = {}

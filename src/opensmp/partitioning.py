@@ -26,6 +26,7 @@ from opensmp.plan import (
     warn_of_empty,
 )
 from opensmp.runtime.current import Prepared
+from opensmp.runtime.homes import known_homes, note_homes
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
 from opensmp.saving import deferred
@@ -63,6 +64,9 @@ class Partitioning:
         with _private.lifted(), _private.own_pending_variables():
             with restores.collecting():
                 traced = self._trace(args, kwargs)
+            read = [leaf.variable for leaf in traced.variables]
+            # What lies somewhere stays there, whichever model has put it there.
+            self._homes.update(known_homes(world, read))
             plan = self._plan(traced, config, world)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
@@ -75,7 +79,8 @@ class Partitioning:
             default = config.default_partition
             if place(variables, self._homes, world.devices, default, elsewhere):
                 _private.forget_compiled_functions(model)
-            mark_copies([leaf.variable for leaf in traced.variables], self._homes, elsewhere)
+            mark_copies(read, self._homes, elsewhere)
+            note_homes(world, [*variables, *read], self._homes)
             self._make_equal(variables, world)
             if model is not None:
                 deferred.check(model)

@@ -25,6 +25,7 @@ from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
+from opensmp.runtime.layer_calls import calls_taken
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -231,12 +232,12 @@ class Step:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
-            with rehearsing():
+            with rehearsing(), calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins)
         results = []
-        with pipeline.tracing():
+        with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):

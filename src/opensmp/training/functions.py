@@ -12,6 +12,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.runtime import recovery, world
+from opensmp.runtime.layer_calls import calls_taken
 from opensmp.training.meeting import is_in_call, is_shared, meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
@@ -154,7 +155,7 @@ class StepFunction:
 
     def _compile(self, rows_known: bool) -> Any:
         def step(data: Any) -> Any:
-            with calls_are("whole"), _private.rows_count(rows_known):
+            with calls_are("whole"), calls_taken(), _private.rows_count(rows_known):
                 result = self._step(data)
             self._go_on_counting()
             return result
