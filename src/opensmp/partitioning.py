@@ -26,6 +26,7 @@ from opensmp.plan import (
     warn_of_empty,
 )
 from opensmp.runtime.current import Prepared
+from opensmp.runtime.early_reads import note_placing
 from opensmp.runtime.homes import known_homes, note_homes
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
@@ -67,6 +68,7 @@ class Partitioning:
             read = [leaf.variable for leaf in traced.variables]
             # What lies somewhere stays there, whichever model has put it there.
             self._homes.update(known_homes(world, read))
+            placed = set(self._homes)
             plan = self._plan(traced, config, world)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
@@ -77,6 +79,7 @@ class Partitioning:
                 if partition not in world.my_partitions
             }
             default = config.default_partition
+            note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
             if place(variables, self._homes, world.devices, default, elsewhere):
                 _private.forget_compiled_functions(model)
             mark_copies(read, self._homes, elsewhere)

@@ -46,6 +46,7 @@ from opensmp._private.function_calls import call_functions_by
 from opensmp._private.graphs import (
     add_control_input,
     automatic_control_dependencies,
+    captured_from_outside,
     captures,
     copy_handle_data,
     function_graphs,
@@ -173,6 +174,7 @@ __all__ = [
     "call_attributes",
     "call_functions_by",
     "call_in_training",
+    "captured_from_outside",
     "captures",
     "checkpoint_nodes",
     "checkpoint_root",
