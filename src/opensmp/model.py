@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from opensmp import _private
+from opensmp import _private, known_models
 from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.graph import tags
@@ -117,7 +116,7 @@ class DistributedModel(Trainer, keras.Model):
             _private.Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
-        _models.add(self)
+        known_models.add(self)
 
     @classmethod
     def from_keras(cls, model: keras.Model) -> DistributedModel:
@@ -145,7 +144,7 @@ class DistributedModel(Trainer, keras.Model):
         view: DistributedModel = object.__new__(_view_class(cls, type(model)))
         # Keras' own __setattr__ would give the view a tracked copy of the dictionary.
         object.__setattr__(view, "__dict__", model.__dict__)
-        _models.add(view)
+        known_models.add(view)
         return view
 
     @tf.autograph.experimental.do_not_convert
@@ -169,7 +168,7 @@ class DistributedModel(Trainer, keras.Model):
             self.__dict__[PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
-            outputs, losses = self._smp_infer(here, args, kwargs)
+            outputs, losses = self._smp_infer(*args, **kwargs)
         self.__dict__[LOSSES] = losses
         return outputs
 
@@ -201,7 +200,9 @@ class DistributedModel(Trainer, keras.Model):
                 _private.order_losses(layer)
                 return outputs
 
-            self.__dict__[_STATE] = Partitioning(self, forward)
+            is_part = getattr(type(layer), "_smp_is_part", False)
+            holders = known_models.holders_of(layer)
+            self.__dict__[_STATE] = Partitioning(self, forward, holders, is_part)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions
 
@@ -226,19 +227,15 @@ class DistributedModel(Trainer, keras.Model):
         note_inputs(self, args)
         return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
 
-    def _smp_take_part(self) -> None:
-        """Is called when a plain model has been made one of this class."""
-        _models.add(self)
-
     def _smp_call_whole(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> WholeResult:
         return call_whole(self, here, args, kwargs)
 
-    def _smp_infer(
-        self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, list[Tensor]]:
+    @everywhere
+    def _smp_infer(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:
         """One forward pass as one microbatch; eagerly through a cached graph."""
+        here = world.current(f"calling the DistributedModel '{self.name}'")
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
         known, function = self.__dict__.get(_FUNCTION, (None, None))
@@ -403,19 +400,6 @@ class DistributedModel(Trainer, keras.Model):
 
 
 _private.track_all_variables(DistributedModel)
-
-_models: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def some_wait_for_partitions(here: world.World) -> bool:
-    """Whether there are models that have not been called since `smp.init`."""
-    return any(not model._smp_partitions.is_done(here) for model in _models)
-
-
-def is_held(layer: Any) -> bool:
-    """Whether a layer is in a DistributedModel, at any depth."""
-    return any(layer is each for model in list(_models) for each in _private.all_layers(model))
-
 
 _views: dict[tuple[type, type], type] = {}
 

@@ -124,8 +124,8 @@ def penalties(model: Model, called: list[Model]) -> list[Tensor]:
 def forget_losses(model: Model) -> None:
     """Forgets the losses of earlier calls of models in a model, as Keras does when it is called."""
     for nested in nested_models(model):
-        vars(nested).pop(LOSSES, None)
-        vars(nested).pop(PENALTIES, None)
+        nested.__dict__.pop(LOSSES, None)
+        nested.__dict__.pop(PENALTIES, None)
 
 
 def _pairs(model: Model) -> Iterator[tuple[Any, Model]]:

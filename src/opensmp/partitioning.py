@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -13,12 +14,13 @@ from opensmp import _private
 from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
-from opensmp.graph.variables import is_keras
+from opensmp.graph.variables import is_keras, tf_dtype
 from opensmp.plan import (
     PROCESSES,
     Plan,
     PlanSettings,
     auto_plan,
+    beside,
     fit,
     follow,
     manual_plan,
@@ -39,12 +41,22 @@ class Partitioning:
     Args:
         model: The model.
         forward: The model's plain call.
+        holders: Gives the models that hold it.
+        is_part: Whether it is a part of such a model rather than a model of its own.
     """
 
-    def __init__(self, model: Any, forward: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        forward: Callable[..., Any],
+        holders: Callable[[], Iterable[Any]] = tuple,
+        is_part: bool = False,
+    ) -> None:
         self._model = weakref.ref(model)
         self._name = model.name
         self._forward = forward
+        self._holders = holders
+        self._is_part = is_part
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
@@ -81,7 +93,8 @@ class Partitioning:
             default = config.default_partition
             note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
             if place(variables, self._homes, world.devices, default, elsewhere):
-                _private.forget_compiled_functions(model)
+                for each in [model, *self._holders()]:
+                    _private.forget_compiled_functions(each)
             mark_copies(read, self._homes, elsewhere)
             note_homes(world, [*variables, *read], self._homes)
             self._make_equal(variables, world)
@@ -116,16 +129,36 @@ class Partitioning:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
         elif self._plans:
             plan = follow(traced, self._plans, settings)
-        elif path := config.plan_path(self._name):
-            plan = fit(Plan.load(path), traced, config.partitions, settings)
+        elif stored := self._stored_plan(config):
+            plan = fit(stored, traced, config.partitions, settings)
         else:
             plan = auto_plan(traced, config.partitions, settings)
-        if not self._plans:
+            if self._is_part and not self._homes:
+                plan = beside(plan, self._loads(world))
+        if not self._plans and not self._is_part:
             warn_of_empty(plan)
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
         return plan
+
+    def _stored_plan(self, config: Config) -> Plan | None:
+        """The plan that the configuration wants; one file for all models is none of a part."""
+        path = config.plan_path(self._name)
+        if path is None:
+            return None
+        plan = Plan.load(path)
+        is_other = isinstance(config.plan, str) and plan.model != self._name
+        return None if self._is_part and is_other else plan
+
+    def _loads(self, world: World) -> list[float]:
+        """Bytes of the variables of the models that hold this one, in each partition."""
+        loads = [0.0] * world.config.partitions
+        variables = {id(v): v for holder in self._holders() for v in holder.variables}
+        for key, partition in known_homes(world, variables.values()).items():
+            variable = variables[key]
+            loads[partition] += math.prod(variable.shape) * tf_dtype(variable).size
+        return loads
 
     def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
         run = functools.partial(trace, self._forward, args, dict(kwargs), name=self._name)

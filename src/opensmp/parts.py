@@ -16,9 +16,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from opensmp import _private
+from opensmp import _private, known_models
 from opensmp.collectives import copy_variables
-from opensmp.model import DistributedModel, is_held
+from opensmp.model import DistributedModel
 from opensmp.nested_models import LOSSES, PART
 from opensmp.partitioning import Partitioning
 from opensmp.runtime import layer_calls, world
@@ -122,23 +122,24 @@ def is_part(layer: Layer) -> bool:
     return issubclass(type(layer), _Part)
 
 
-def as_part(layer: Layer) -> None:
+def as_part(layer: Any) -> None:
     """Makes a layer a part; it stays the same object.
 
     Args:
         layer: A Keras layer or model that is not distributed.
     """
-    kind = _PartModel if isinstance(layer, keras.Model) else _PartLayer
+    kind: Any = _PartModel if isinstance(layer, keras.Model) else _PartLayer
     # Keras' own __setattr__ takes attributes of a layer to be its state.
-    object.__setattr__(layer, "__class__", _class_of_parts(kind, type(layer)))
+    plain: Any = type(layer)
+    object.__setattr__(layer, "__class__", _class_of_parts(kind, plain))
     if kind is _PartLayer:
         layer.__dict__[PART] = LayerModel(layer)
     else:
-        layer._smp_take_part()
+        known_models.add(layer)
 
 
 @functools.cache
-def _class_of_parts(kind: type, plain: type) -> type:
+def _class_of_parts(kind: Any, plain: Any) -> Any:
     """The class of parts that were of class `plain`, and that say they still are.
 
     Keras asks for `__class__` where it saves, clones or describes an object.
@@ -163,7 +164,7 @@ def _take(layer: Layer, call: Callable[..., Any], args: Any, kwargs: Any) -> Any
     """Does a call of a layer that a step makes."""
     if current_mode() == "plain" or isinstance(layer, DistributedModel) or is_part(layer):
         return call(*args, **kwargs)
-    if not is_held(layer):
+    if not known_models.holders_of(layer)():
         outputs = call(*args, **kwargs)
         if isinstance(layer, keras.Model):
             _know_stranger(layer)
@@ -183,7 +184,7 @@ def _know_stranger(model: Any) -> None:
     if here.config.partitions == 1 and here.size == 1:
         return
     with tf.init_scope():
-        ranks = range(here.size)
+        ranks = tuple(range(here.size))
         copy_variables(list(model.variables), ranks, 0, "the weights of a plain model")
     _logger.warning(
         "model '%s' is called in a step, but no DistributedModel holds it: it runs whole, and in "

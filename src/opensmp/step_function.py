@@ -20,8 +20,8 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.known_models import some_wait_for_partitions
 from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
-from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack

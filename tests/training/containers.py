@@ -44,7 +44,9 @@ class Vae(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         penalty = keras.regularizers.L2(0.1)
-        self.encoder = mlp(6, 4, "encoder", kernel_regularizer=penalty, activity_regularizer=penalty)
+        self.encoder = mlp(
+            6, 4, "encoder", kernel_regularizer=penalty, activity_regularizer=penalty
+        )
         self.decoder = block(2, 6, "decoder")
         self.loss_tracker = keras.metrics.Mean(name="loss")
 
@@ -66,7 +68,7 @@ class Vae(keras.Model):
         with tf.GradientTape() as tape:
             loss = self.loss_of(x)
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         self.loss_tracker.update_state(loss)
         return {"loss": self.loss_tracker.result()}
 
@@ -117,12 +119,12 @@ class Gan(keras.Model):
         with tf.GradientTape() as tape:
             d_loss = self.loss_fn(labels, self.discriminator(images))
         weights = self.discriminator.trainable_weights
-        self.d_optimizer.apply_gradients(zip(tape.gradient(d_loss, weights), weights))
+        self.d_optimizer.apply_gradients(zip(tape.gradient(d_loss, weights), weights, strict=True))
         with tf.GradientTape() as tape:
             scores = self.discriminator(self.generator(noise([ROWS, 3], 3)))
             g_loss = self.loss_fn(tf.zeros([rows, 1]), scores)
         weights = self.generator.trainable_weights
-        self.g_optimizer.apply_gradients(zip(tape.gradient(g_loss, weights), weights))
+        self.g_optimizer.apply_gradients(zip(tape.gradient(g_loss, weights), weights, strict=True))
         self.d_metric.update_state(d_loss)
         self.g_metric.update_state(g_loss)
         return {"d_loss": self.d_metric.result(), "g_loss": self.g_metric.result()}
@@ -178,7 +180,7 @@ class Similarity(keras.layers.Layer):
 
 
 class Contrastive(keras.Model):
-    """Layers called alone beside a model: a head, a layer with weights, a comparison of all rows."""
+    """Layers called alone beside a model: a head, one with weights, a comparison of rows."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -195,7 +197,7 @@ class Contrastive(keras.Model):
                 keras.losses.sparse_categorical_crossentropy(tf.range(ROWS), logits, True)
             )
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return {"loss": loss}
 
 
@@ -254,7 +256,7 @@ class Ensemble(keras.Model):
             outs = [expert(trunk) for expert in self.experts] + [self.by_name["whole"](x)]
             loss = tf.add_n([tf.reduce_mean(tf.square(out - 1.0)) for out in outs])
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return {"loss": loss}
 
 
@@ -282,7 +284,7 @@ class Momentum(keras.Model):
             wanted = tf.stop_gradient(self.target(x + 0.1))
             loss = tf.reduce_mean(tf.square(self.online(x) - wanted))
         weights = self.online.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights))
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         return {"loss": loss}
 
 

@@ -39,7 +39,8 @@ def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
 
 def captured_from_outside() -> set[int]:
     """Ids of what the function graph under construction, and those around it, have captured."""
-    graph, found = tf.compat.v1.get_default_graph(), set()
+    graph: Any = tf.compat.v1.get_default_graph()
+    found: set[int] = set()
     while graph is not None and hasattr(graph, "captures"):
         found.update(id(outside) for outside, _ in graph.captures)
         graph = getattr(graph, "outer_graph", None)

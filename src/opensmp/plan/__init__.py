@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opensmp.plan.auto import auto_plan
+from opensmp.plan.beside import beside
 from opensmp.plan.coarse import PROCESSES
 from opensmp.plan.fit import fit, follow
 from opensmp.plan.homes import variable_homes
@@ -16,6 +17,7 @@ __all__ = [
     "Plan",
     "PlanSettings",
     "auto_plan",
+    "beside",
     "fit",
     "follow",
     "manual_plan",

@@ -47,6 +47,6 @@ def note_placing(variables: Iterable[Any]) -> None:
         return
     held = _private.captured_from_outside()
     for variable in variables:
-        if is_keras(variable) and _private.is_initialized(variable):
-            if id(tf_variable(variable).handle) in held:
-                names.append(variable_name(variable))
+        has_memory = is_keras(variable) and _private.is_initialized(variable)
+        if has_memory and id(tf_variable(variable).handle) in held:
+            names.append(variable_name(variable))

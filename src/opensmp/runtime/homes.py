@@ -17,7 +17,9 @@ Variable = Any
 
 
 class _Home(NamedTuple):
-    """Attributes:
+    """Where a variable lies.
+
+    Attributes:
     variable: Who lies there.
     world: What `smp.init` has made when it was placed.
     partition: Where.

@@ -91,7 +91,7 @@ class StepFunction:
         """Does not train on batches that were trained before, but makes what trains."""
         for batch in map(_without_optionals, batches):
             with self._staying():
-                self._traced_for(batch, lambda function, batch: function.get_concrete_function(batch))
+                self._trace_for(batch)
         progress.set_metrics()
         progress.is_replaying = False
         return progress.logs
@@ -105,11 +105,11 @@ class StepFunction:
             self._refuse_to_run_eagerly(here)
             progress = progress_of(self._model)
             if self._name == "train" and progress is not None and progress.metrics_are_awaited:
-                self._traced_for(data, lambda function, data: function.get_concrete_function(data))
+                self._trace_for(data)
             with calls_are("plain"):
                 return self._step(data)
         with self._staying():
-            return self._traced_for(data, lambda function, data: function(data))
+            return self._traced_for(data, lambda function: function(data))
 
     def _settings_of_batch(self) -> Settings | None:
         """What a batch of `train_on_batch` and its like has in common in all processes.
@@ -125,11 +125,14 @@ class StepFunction:
             return self._settings
         return {**self._settings, **settings_of_optimizer(self._model)}
 
-    def _traced_for(self, data: Any, use: Callable[[Any, Any], Any]) -> Any:
+    def _trace_for(self, data: Any) -> None:
+        self._traced_for(data, lambda function: function.get_concrete_function(data))
+
+    def _traced_for(self, data: Any, use: Callable[[Any], Any]) -> Any:
         """Uses the function for a batch, traced so that all it reads lies where it stays."""
         while True:
             try:
-                return use(self._function_for(data), data)
+                return use(self._function_for(data))
             except ReadEarly:
                 self.forget()
 
