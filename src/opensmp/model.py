@@ -202,7 +202,8 @@ class DistributedModel(Trainer, keras.Model):
 
             is_part = getattr(type(layer), "_smp_is_part", False)
             holders = known_models.holders_of(layer)
-            self.__dict__[_STATE] = Partitioning(self, forward, holders, is_part)
+            is_leaf = is_part and len(_private.all_layers(layer)) == 1
+            self.__dict__[_STATE] = Partitioning(self, forward, holders, is_part, is_leaf)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions
 

@@ -23,6 +23,7 @@ from opensmp.plan import (
     beside,
     fit,
     follow,
+    in_one_place,
     manual_plan,
     variable_homes,
     warn_of_empty,
@@ -43,6 +44,7 @@ class Partitioning:
         forward: The model's plain call.
         holders: Gives the models that hold it.
         is_part: Whether it is a part of such a model rather than a model of its own.
+        is_leaf: Whether it is a single layer, which stays in one piece.
     """
 
     def __init__(
@@ -51,12 +53,13 @@ class Partitioning:
         forward: Callable[..., Any],
         holders: Callable[[], Iterable[Any]] = tuple,
         is_part: bool = False,
+        is_leaf: bool = False,
     ) -> None:
         self._model = weakref.ref(model)
         self._name = model.name
         self._forward = forward
         self._holders = holders
-        self._is_part = is_part
+        self._is_part, self._is_leaf = is_part, is_leaf
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
@@ -131,6 +134,8 @@ class Partitioning:
             plan = follow(traced, self._plans, settings)
         elif stored := self._stored_plan(config):
             plan = fit(stored, traced, config.partitions, settings)
+        elif self._is_leaf:
+            plan = in_one_place(traced, self._loads(world), self._homes, settings)
         else:
             plan = auto_plan(traced, config.partitions, settings)
             if self._is_part and not self._homes:

@@ -198,7 +198,7 @@ class Contrastive(keras.Model):
             )
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
-        return {"loss": loss}
+        return {"cost": loss}
 
 
 def contrastive(wrap):
@@ -257,7 +257,7 @@ class Ensemble(keras.Model):
             loss = tf.add_n([tf.reduce_mean(tf.square(out - 1.0)) for out in outs])
         weights = self.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
-        return {"loss": loss}
+        return {"cost": loss}
 
 
 def ensemble(wrap):
@@ -285,7 +285,7 @@ class Momentum(keras.Model):
             loss = tf.reduce_mean(tf.square(self.online(x) - wanted))
         weights = self.online.trainable_weights
         self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
-        return {"loss": loss}
+        return {"cost": loss}
 
 
 def momentum(wrap):

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from opensmp.graph import TracedGraph
+from opensmp.plan.make import costs_later, make_plan
 from opensmp.plan.plan import Plan
+from opensmp.plan.settings import PlanSettings
+
+
+def in_one_place(
+    traced: TracedGraph,
+    loads: Sequence[float],
+    homes: Mapping[int, int],
+    settings: PlanSettings,
+) -> Plan:
+    """A plan that has a single layer in one partition: the one that has least to hold.
+
+    Args:
+        traced: The traced layer.
+        loads: What each partition holds of other models.
+        homes: Id to partition of variables that lie somewhere already; it goes to the first.
+        settings: What the costs are for.
+    """
+    kept = [homes[id(v.variable)] for v in traced.variables if id(v.variable) in homes]
+    place = kept[0] if kept else min(range(len(loads)), key=lambda p: (loads[p], p))
+    partition_of = {op.name: place for op in traced.operations if op not in traced.sources}
+    costs = costs_later(traced, settings)
+    return make_plan(
+        traced, len(loads), partition_of, settings=settings, source="auto", make_graph=costs
+    )
 
 
 def beside(plan: Plan, loads: Sequence[float]) -> Plan:
