@@ -216,7 +216,8 @@ def test_captured_from_outside():
 
     @tf.function
     def outer():
-        return variable + inner()
+        value = variable + 0.0
+        return value + inner()
 
     assert outer().numpy() == 4.0
     assert id(variable.handle) in found[0]
