@@ -31,6 +31,7 @@ from opensmp.plan import (
 from opensmp.runtime.current import Prepared
 from opensmp.runtime.early_reads import note_placing
 from opensmp.runtime.homes import known_homes, note_homes
+from opensmp.runtime.layer_calls import calls_left
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
 from opensmp.saving import deferred
@@ -78,7 +79,7 @@ class Partitioning:
         config = world.config
         restores = _private.HeldBackRestores()
         with _private.lifted(), _private.own_pending_variables():
-            with restores.collecting():
+            with restores.collecting(), calls_left():
                 traced = self._trace(args, kwargs)
             read = [leaf.variable for leaf in traced.variables]
             # What lies somewhere stays there, whichever model has put it there.

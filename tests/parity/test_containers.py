@@ -103,6 +103,7 @@ from training.test_parts import Student
 
 keras.utils.set_random_seed(smp.rank())
 teacher = containers.block(6, 3, "teacher")
+keras.utils.set_random_seed(0)
 model = smp.DistributedModel.from_keras(Student(teacher))
 model.compile()
 model.fit(containers.data(), batch_size=containers.ROWS, verbose=0)

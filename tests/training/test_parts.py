@@ -390,3 +390,22 @@ def test_layers_without_variables_are_left_alone(smp_init):
     smp_init(BY_TWO)
     assert not _private.makes_variables(keras.layers.Flatten())
     assert _private.makes_variables(keras.layers.Dense(1))
+
+
+def test_a_model_that_is_built_when_a_step_is_traced_has_no_parts(smp_init):
+    """Some layers can be built by a call of the model only, on its host."""
+    smp_init(BY_TWO)
+
+    class Built(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.Normalization(mean=[1.0] * 6, variance=[4.0] * 6)
+            self.top = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.top(self.norm(x))
+
+    model = smp.DistributedModel.from_keras(Built())
+    smp.step(lambda x: tf.reduce_mean(model(x)))(data())
+    assert not is_part(model.top)
+    assert isinstance(model.plan, smp.Plan)

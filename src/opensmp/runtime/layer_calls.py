@@ -43,6 +43,16 @@ def calls_taken() -> Iterator[None]:
         _local.is_taking = False
 
 
+@contextlib.contextmanager
+def calls_left() -> Iterator[None]:
+    """Context in which a model is looked at: calls of layers are what Keras makes of them."""
+    outer, _local.is_taking = getattr(_local, "is_taking", False), False
+    try:
+        yield
+    finally:
+        _local.is_taking = outer
+
+
 def _call(layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     if not getattr(_local, "is_taking", False) or not _takers or is_inside(args, kwargs):
         return call(layer, *args, **kwargs)
