@@ -112,32 +112,29 @@ for weights in zip(*smp.allgather(teacher.get_weights(), smp.WORLD)):
 print("the same in all ranks")
 """
 
-NAMES = [
-    ["vae", "gan", "contrastive"],
-    ["vae_predicted_first", "distillation", "ensemble"],
-]
+NAMES = ["vae", "gan", "contrastive", "vae_predicted_first", "distillation", "ensemble"]
+CONFIG = {"partitions": 2, "microbatches": 2}
 
 
-@pytest.mark.parametrize("names", in_turn(NAMES, 2))
-def test_two_ranks_with_a_partition_each(names):
-    for result in check_ranks(SCRIPT, 2, {"partitions": 2, "microbatches": 2}, args=names):
-        assert [line for line in result.lines if "equal" in line] == [f"equal {n}" for n in names]
+@pytest.mark.parametrize("name", in_turn(NAMES, 3))
+def test_two_ranks_with_a_partition_each(name):
+    for result in check_ranks(SCRIPT, 2, CONFIG, args=[name]):
+        assert f"equal {name}" in result.output
 
 
-@pytest.mark.parametrize("names", in_turn([["vae"], ["contrastive"], ["gan"]], 3))
-def test_two_replicas_of_two_ranks(names):
-    config = {"partitions": 2, "microbatches": 2}
-    for result in check_ranks(SCRIPT, 4, config, args=names, seconds=240):
-        assert f"equal {names[0]}" in result.output
+@pytest.mark.parametrize("name", in_turn(["vae", "contrastive", "gan"], 3))
+def test_two_replicas_of_two_ranks(name):
+    for result in check_ranks(SCRIPT, 4, CONFIG, args=[name], seconds=240):
+        assert f"equal {name}" in result.output
 
 
 def test_files_checkpoints_and_callbacks(tmp_path):
-    for result in check_ranks(FILES, 2, {"partitions": 2, "microbatches": 2}, args=[tmp_path]):
+    for result in check_ranks(FILES, 2, CONFIG, args=[tmp_path]):
         assert "files and callbacks are right" in result.output
 
 
 def test_a_model_that_nobody_holds_is_the_same_in_all_ranks():
-    results = check_ranks(STRANGER, 2, {"partitions": 2, "microbatches": 2})
+    results = check_ranks(STRANGER, 2, CONFIG)
     for result in results:
         assert "the same in all ranks" in result.output
     assert "`teacher = smp.DistributedModel.from_keras(teacher)`" in results[0].output
