@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -14,20 +15,24 @@ from opensmp.collectives import copy_variables
 from opensmp.config import Config
 from opensmp.graph import TracedGraph, trace
 from opensmp.graph.taps import taps
-from opensmp.graph.variables import is_keras
+from opensmp.graph.variables import is_keras, tf_dtype
 from opensmp.plan import (
     PROCESSES,
     Plan,
     PlanSettings,
     auto_plan,
+    beside,
     fit,
     follow,
+    in_one_place,
     manual_plan,
     variable_homes,
     warn_of_empty,
 )
 from opensmp.runtime.current import Prepared
+from opensmp.runtime.early_reads import note_placing
 from opensmp.runtime.homes import known_homes, note_homes, placed_before
+from opensmp.runtime.layer_calls import calls_left
 from opensmp.runtime.moves import move_between_ranks
 from opensmp.runtime.placement import mark_copies, place
 from opensmp.runtime.world import World
@@ -41,12 +46,24 @@ class Partitioning:
     Args:
         model: The model.
         forward: The model's plain call.
+        holders: Gives the models that hold it.
+        is_part: Whether it is a part of such a model rather than a model of its own.
+        is_leaf: Whether it is a single layer, which stays in one piece.
     """
 
-    def __init__(self, model: Any, forward: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        forward: Callable[..., Any],
+        holders: Callable[[], Iterable[Any]] = tuple,
+        is_part: bool = False,
+        is_leaf: bool = False,
+    ) -> None:
         self._model = weakref.ref(model)
         self._name = model.name
         self._forward = forward
+        self._holders = holders
+        self._is_part, self._is_leaf = is_part, is_leaf
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
@@ -67,13 +84,14 @@ class Partitioning:
         config = world.config
         restores = _private.HeldBackRestores()
         with _private.lifted(), _private.own_pending_variables():
-            with restores.collecting():
+            with restores.collecting(), calls_left():
                 traced = self._trace(args, kwargs)
             read = [leaf.variable for leaf in traced.variables]
             # What lies somewhere stays there, whichever model has put it there.
             self._homes.update(known_homes(world, read))
             inside = taps(traced)
             self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
+            placed = set(self._homes)
             plan = self._plan(traced, config, world)
             self._read.update((id(leaf.variable), leaf.variable) for leaf in traced.variables)
             self._homes = variable_homes(traced, plan, self._homes)
@@ -86,10 +104,12 @@ class Partitioning:
                 if partition not in world.my_partitions
             }
             default = config.default_partition
+            note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
             moving = _moving(world, variables, self._homes)
             place(variables, self._homes, world.devices, default, elsewhere)
             if moving:
-                _private.forget_compiled_functions(model, moving)
+                for each in [model, *self._holders()]:
+                    _private.forget_compiled_functions(each, moving)
                 trace_anew(moving)
             mark_copies(read, self._homes, elsewhere)
             note_homes(world, [*variables, *read], self._homes)
@@ -130,16 +150,38 @@ class Partitioning:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
         elif self._plans:
             plan = follow(traced, self._plans, settings)
-        elif path := config.plan_path(self._name):
-            plan = fit(Plan.load(path), traced, config.partitions, settings)
+        elif stored := self._stored_plan(config):
+            plan = fit(stored, traced, config.partitions, settings)
+        elif self._is_leaf:
+            plan = in_one_place(traced, self._loads(world), self._homes, settings)
         else:
             plan = auto_plan(traced, config.partitions, settings, self._homes)
-        if not self._plans:
+            if self._is_part and not self._homes:
+                plan = beside(plan, self._loads(world))
+        if not self._plans and not self._is_part:
             warn_of_empty(plan, is_shared=bool(self._homes))
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
         return plan
+
+    def _stored_plan(self, config: Config) -> Plan | None:
+        """The plan that the configuration wants; one file for all models is none of a part."""
+        path = config.plan_path(self._name)
+        if path is None:
+            return None
+        plan = Plan.load(path)
+        is_other = isinstance(config.plan, str) and plan.model != self._name
+        return None if self._is_part and is_other else plan
+
+    def _loads(self, world: World) -> list[float]:
+        """Bytes of the variables of the models that hold this one, in each partition."""
+        loads = [0.0] * world.config.partitions
+        variables = {id(v): v for holder in self._holders() for v in holder.variables}
+        for key, partition in known_homes(world, variables.values()).items():
+            variable = variables[key]
+            loads[partition] += math.prod(variable.shape) * tf_dtype(variable).size
+        return loads
 
     def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
         run = functools.partial(trace, self._forward, args, dict(kwargs), name=self._name)

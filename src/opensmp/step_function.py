@@ -20,12 +20,13 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.known_models import some_wait_for_partitions
 from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
-from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
 from opensmp.runtime.forward_mode import refuse_forward_mode
+from opensmp.runtime.layer_calls import calls_taken
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -245,12 +246,12 @@ class Step:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
-            with rehearsing(num_microbatches):
+            with rehearsing(num_microbatches), calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins)
         results = []
-        with pipeline.tracing():
+        with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):

@@ -203,3 +203,22 @@ def test_has_custom_gradient():
     found = [op for op in x.graph.get_operations() if _private.has_custom_gradient(op)]
     assert [op.type for op in found] == ["IdentityN"]
     assert not _private.has_custom_gradient(plain.op)
+
+
+def test_captured_from_outside():
+    variable, other = tf.Variable(1.0), tf.Variable(2.0)
+    found = []
+
+    @tf.function
+    def inner():
+        found.append(_private.captured_from_outside())
+        return other + 1.0
+
+    @tf.function
+    def outer():
+        value = variable + 0.0
+        return value + inner()
+
+    assert outer().numpy() == 4.0
+    assert id(variable.handle) in found[0]
+    assert id(other.handle) not in found[0]

@@ -235,3 +235,25 @@ def test_all_layers():
     model = keras.Sequential([inner])
     assert _private.all_layers(model)[0] is model
     assert inner.layers[0] in _private.all_layers(model)
+
+
+def test_layer_calls_by():
+    layer, seen = keras.layers.Rescaling(2.0), []
+
+    def run(called, call, args, kwargs):
+        seen.append(called)
+        return call(called, *args, **kwargs) + 1.0
+
+    with _private.layer_calls_by(run):
+        assert layer(tf.ones([1])).numpy() == 3.0
+    assert layer(tf.ones([1])).numpy() == 2.0
+    assert seen == [layer]
+
+
+def test_makes_variables():
+    dense = keras.layers.Dense(1)
+    assert _private.makes_variables(dense)
+    dense.build((None, 2))
+    assert _private.makes_variables(dense)
+    assert _private.makes_variables(keras.Sequential([keras.layers.Dense(1)]))
+    assert not _private.makes_variables(keras.layers.Flatten())

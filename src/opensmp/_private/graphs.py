@@ -37,6 +37,16 @@ def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
     return list(graph.captures)
 
 
+def captured_from_outside() -> set[int]:
+    """Ids of what the function graph under construction, and those around it, have captured."""
+    graph: Any = tf.compat.v1.get_default_graph()
+    found: set[int] = set()
+    while graph is not None and hasattr(graph, "captures"):
+        found.update(id(outside) for outside, _ in graph.captures)
+        graph = getattr(graph, "outer_graph", None)
+    return found
+
+
 def is_stateful(op: Op) -> bool:
     """Whether an operation has state or side effects; public graphs do not say."""
     return bool(op._is_stateful)

@@ -106,6 +106,33 @@ def layer_calls(around: Callable[[Any], Any]) -> Any:
     return replaced(keras.layers.Layer, "__call__", make)
 
 
+def layer_calls_by(run: Callable[..., Any]) -> Any:
+    """Context in which `run(layer, call, args, kwargs)` does every Keras layer call.
+
+    `call` is the method of Keras, for the layer as its first argument. Only a class can say what a
+    call does, and a layer that somebody else has made is to stay of its class.
+    """
+
+    def make(original: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return run(self, original, args, kwargs)
+
+        return __call__
+
+    return replaced(keras.layers.Layer, "__call__", make)
+
+
+def makes_variables(layer: Any) -> bool:
+    """Whether a layer has variables, or may make some in its first call."""
+    if layer.variables:
+        return True
+    return any(not each.built and not _is_default_build(each) for each in all_layers(layer))
+
+
+def _is_default_build(layer: Any) -> bool:
+    return type(layer).build is keras.layers.Layer.build
+
+
 def functional_nodes(around: Callable[[Any], Any]) -> Any:
     """Context in which each node of a Functional model runs inside `around(node)`.
 

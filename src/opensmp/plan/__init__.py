@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opensmp.plan.auto import auto_plan
+from opensmp.plan.beside import beside, in_one_place
 from opensmp.plan.coarse import PROCESSES
 from opensmp.plan.fit import fit, follow
 from opensmp.plan.homes import variable_homes
@@ -16,8 +17,10 @@ __all__ = [
     "Plan",
     "PlanSettings",
     "auto_plan",
+    "beside",
     "fit",
     "follow",
+    "in_one_place",
     "manual_plan",
     "variable_homes",
     "warn_of_empty",
