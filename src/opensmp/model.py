@@ -18,6 +18,7 @@ from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
+from opensmp.runtime.fetch import note_step
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
@@ -148,6 +149,7 @@ class DistributedModel(Trainer, keras.Model):
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
+        note_step()
         self.__dict__.pop(_PENALTIES, None)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)

@@ -73,7 +73,7 @@ class Partitioning:
                 if partition not in world.my_partitions
             }
             default = config.default_partition
-            if place(variables, self._homes, world.devices, default, elsewhere):
+            if place(variables, self._homes, world.devices, default, elsewhere, world.owner):
                 _private.forget_compiled_functions(model)
             mark_copies([leaf.variable for leaf in traced.variables], self._homes, elsewhere)
             self._make_equal(variables, world)

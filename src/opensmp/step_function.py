@@ -25,6 +25,7 @@ from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
+from opensmp.runtime.fetch import note_step
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -153,7 +154,9 @@ class Step:
 
     @tf.autograph.experimental.do_not_convert
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return self._function()(*freeze_sets(args), **freeze_sets(kwargs))
+        function = self._function()
+        note_step()
+        return function(*freeze_sets(args), **freeze_sets(kwargs))
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
         """As that of `tf.function`, for arguments of the whole batch."""

@@ -9,7 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.errors import ElsewhereError
 from opensmp.graph.structure import Structure
+from opensmp.runtime.world import current, is_initialized
 
 Gradient = Any
 Tensor = Any
@@ -21,11 +23,26 @@ class KeptBy(NamedTuple):
     process: int
 
 
+class Sparse(NamedTuple):
+    """That a gradient consists of rows.
+
+    Attributes:
+        indices: Type of their indices.
+    """
+
+    indices: tf.DType
+
+
+class _Note(NamedTuple):
+    process: int
+    sparse: Sparse | None
+
+
 class Elsewhere(_private.NotedSlices):
     """Stands for a gradient that another process has: slices without rows, which take no memory.
 
     What is computed of it, such as `gradient / 2`, is elsewhere as well. TensorFlow's own
-    functions take it for slices, of which all rows of the gradient are zero.
+    functions take it for slices; what needs its value is an error.
     """
 
     @classmethod
@@ -36,29 +53,44 @@ class Elsewhere(_private.NotedSlices):
             gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are known here.
             process: The position of the process that has it, in its replica.
         """
-        return cls._shaped([size or 1 for size in gradient.shape], gradient.dtype, process)
+        sparse = None
+        if isinstance(gradient, Elsewhere):
+            sparse = gradient.sparse
+        elif isinstance(gradient, tf.IndexedSlices):
+            sparse = Sparse(gradient.indices.dtype)
+        shape = [size or 1 for size in gradient.shape]
+        return cls._shaped(shape, gradient.dtype, _Note(process, sparse))
 
     @classmethod
-    def _shaped(cls, shape: list[int], dtype: Any, process: int) -> Elsewhere:
+    def _shaped(cls, shape: list[int], dtype: Any, note: _Note) -> Elsewhere:
         return cls(
             values=tf.zeros([0, *shape[1:]], dtype),
             indices=tf.zeros([0], tf.int32),
             dense_shape=tf.constant(shape, tf.int32),
-            note=process,
+            note=note,
         )
 
     @property
     def process(self) -> int:
         """The position of the process that has the gradient, in its replica."""
-        process: int = self.note
-        return process
+        note: _Note = self.note
+        return note.process
+
+    @property
+    def sparse(self) -> Sparse | None:
+        """That the gradient consists of rows; None: it is a tensor."""
+        note: _Note = self.note
+        return note.sparse
+
+    def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
+        raise ElsewhereError(_not_here(f"rank {self.process} of the replica (smp.pp_rank)"))
 
     def _with(self, other: Any = 0.0) -> Elsewhere:
         shape = other.shape if hasattr(other, "shape") else np.shape(other)
         both = tf.broadcast_static_shape(self.shape, tf.TensorShape(shape))
         if both.rank is None or both == self.shape:
             return self
-        return self._shaped([size or 1 for size in both], self.dtype, self.process)
+        return self._shaped([size or 1 for size in both], self.dtype, self.note)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __pow__ = _with
 
@@ -91,3 +123,24 @@ def is_elsewhere(gradient: Gradient) -> bool:
     What TensorFlow made of `Elsewhere`, such as a cast, is plain slices that have no rows.
     """
     return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
+
+
+def _not_here(where: str) -> str:
+    return (
+        f"The value of a gradient is needed in a process that does not have it; {where} does. "
+        "Expected: gradients that are computed with in a tf.function, together with the smp.step "
+        "function that gives them, or in a train_step: values are sent there. smp.allreduce and "
+        "smp.clip_by_global_norm, and the optimizer, take them as they are everywhere."
+    )
+
+
+def _refuse_without_rows(
+    value: Any, dtype: Any = None, name: Any = None, as_ref: bool = False
+) -> Any:
+    """TensorFlow would take what it made of a gradient of another process for zeros."""
+    if is_elsewhere(value) and is_initialized() and len(current().mp_group) > 1:
+        raise ElsewhereError(_not_here("another rank"))
+    return NotImplemented
+
+
+tf.register_tensor_conversion_function(tf.IndexedSlices, _refuse_without_rows, priority=50)

@@ -17,7 +17,7 @@ from opensmp.runtime.agreement import agree
 from opensmp.runtime.cluster import needed
 from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.function_runs import not_constant
-from opensmp.runtime.localise import Layout, localise
+from opensmp.runtime.localise import ANYWHERE, Layout, Transfer, localise
 from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
@@ -104,7 +104,8 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for variable, _ in (*traced.reads, *traced.state)
         if is_keras(variable) and id(variable) in traced.homes
     }
-    handles = {
+    graph = tf.compat.v1.get_default_graph()
+    handles = _handles(graph) | {
         id(_handle(read)): home_of[id(variable)]
         for variable, read in traced.reads
         if id(variable) in home_of
@@ -129,9 +130,9 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         orders=orders,
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    runs = _Runs(name, world.mp_group)
+    runs = Runs(name, world.mp_group)
     run = runs.begin()
-    transport = _transport(layout, world, number, run)
+    transport = transport_of(layout.transfers, world, number, run)
     received, must_run = keep_own_part(
         layout,
         traced.live,
@@ -142,6 +143,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         sends_first=world.one_core_each,
     )
     runs.end(run, must_run, transport)
+    _private.leave_out(graph, _of_others(graph, layout, handles, me))
     results = [
         received.get(id(tensor), tensor) if keeper in (None, me) else KeptBy(keeper)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
@@ -155,13 +157,22 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     return Kept(results, state, must_run, everywhere)
 
 
-def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transport:
-    """How tensors travel: by collectives, within a machine through shared memory."""
+def transport_of(
+    transfers: Sequence[Transfer], world: World, number: int, run: Tensor
+) -> Transport:
+    """How tensors travel: by collectives, within a machine through shared memory.
+
+    Args:
+        transfers: All of them, also those between other processes of the replica.
+        world: This process and its neighbours.
+        number: Of the trace, the same in all of these processes.
+        run: The result of `Runs.begin`.
+    """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
         return collective
     peers = needed("A step of several processes", world.mp_group).meeting.peers
-    all_rooms = rooms(layout.transfers, [peers[rank].machine for rank in world.mp_group])
+    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group])
     me = world.rank_in(MP_GROUP)
     with tf.init_scope():
         memories = share(
@@ -172,7 +183,7 @@ def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transp
     return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
 
 
-class _Runs:
+class Runs:
     """Operations that note when a run of the step begins and ends; see `waits`.
 
     Without them nobody could tell a rank that waits in a step for ever, because the others do
@@ -203,8 +214,8 @@ class _Runs:
         number.set_shape([])
         return number
 
-    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> None:
-        """Emits what notes the end of a run.
+    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> Op:
+        """Emits what notes the end of a run, and gives it.
 
         Args:
             run: The result of `begin`.
@@ -212,8 +223,8 @@ class _Runs:
             transport: What made them; it is told of each begin and end.
         """
         self._transport = transport
-        with tf.device(_HOST), tf.control_dependencies(must_run):
-            _private.host_call(self._end, [run], [])
+        with tf.device(_HOST), tf.control_dependencies([*must_run, run]):
+            return _private.host_call(self._end, [run], [])
 
     def interrupt(self) -> None:
         """See `recovery.Interruptible`."""
@@ -248,6 +259,26 @@ class _Runs:
             self._transport.end_run()
         waits.leave(self._entered.pop())
         failures.progress()
+
+
+def _handles(graph: Any) -> dict[int, int]:
+    """Id of each variable's handle in a graph to the process that has the variable."""
+    homes = [(inner, _private.home_of_handle(outer)) for outer, inner in _private.captures(graph)]
+    return {id(inner): home.process for inner, home in homes if home is not None}
+
+
+def _of_others(graph: Any, layout: Layout, handles: Mapping[int, int], me: int) -> list[Op]:
+    """Operations of other processes, and with variables of theirs, which may have effects."""
+    mine = layout.runs[me]
+    return [
+        op
+        for op in graph.get_operations()
+        if op not in mine
+        and (
+            layout.home.get(op, ANYWHERE) not in (ANYWHERE, me)
+            or any(handles.get(id(tensor), me) != me for tensor in op.inputs)
+        )
+    ]
 
 
 def _handle(read: Tensor) -> Tensor:

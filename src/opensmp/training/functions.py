@@ -12,6 +12,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.runtime import recovery, world
+from opensmp.runtime.fetch import note_step
 from opensmp.training.meeting import is_in_call, is_shared, meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
@@ -154,6 +155,7 @@ class StepFunction:
 
     def _compile(self, rows_known: bool) -> Any:
         def step(data: Any) -> Any:
+            note_step()
             with calls_are("whole"), _private.rows_count(rows_known):
                 result = self._step(data)
             self._go_on_counting()

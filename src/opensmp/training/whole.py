@@ -25,6 +25,7 @@ from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.elsewhere import KeptBy
+from opensmp.runtime.fetch import known
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.world import World
 from opensmp.training.accumulate import Accumulator, sum_over_replicas
@@ -201,7 +202,7 @@ class _WholeCall:
         stored = tf_variable(variable)
         if _private.is_elsewhere(variable):
             return tf.zeros(stored.shape, stored.dtype)
-        with tf.device(stored.device):
+        with tf.device(stored.device), _private.not_followed():
             return tf.convert_to_tensor(stored)
 
     def _connect(self, found: dict[str, Any], state: list[Tensor]) -> dict[str, Any]:
@@ -264,7 +265,7 @@ class _WholeCall:
             if len(self._split.replicas) > 1:
                 gradients = sum_over_replicas(gradients, self._split)
                 of_inputs = [None if g is None else self._split.gather(g, "") for g in of_inputs]
-        return [*gradients, *of_inputs]
+        return [*known(gradients), *of_inputs]
 
     def _backward(
         self,
