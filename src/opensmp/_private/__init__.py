@@ -101,6 +101,7 @@ from opensmp._private.optimizers import (
     averages_of_own,
     before_updates,
     clip_with,
+    leave_to_others,
     place_updates_with_variables,
     scales_loss,
 )
@@ -243,6 +244,7 @@ __all__ = [
     "keep_with_restore",
     "layer_calls",
     "leave_out",
+    "leave_to_others",
     "lend",
     "lifted",
     "move_to",

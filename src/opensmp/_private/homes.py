@@ -59,8 +59,8 @@ class Follower(Protocol):
     def read(self, variable: Variable) -> Tensor:
         """The value of a variable of another process."""
 
-    def has_read(self, variable: Variable, value: Tensor | None) -> None:
-        """Takes note of a read of a variable of this process; None: of some rows of it."""
+    def has_read(self, variable: Variable, value: Tensor) -> None:
+        """Takes note of a read of a variable of this process."""
 
     def assigns(self, variable: Variable) -> None:
         """Takes note of an assignment to a variable, wherever it is."""
@@ -109,17 +109,30 @@ def handle_of(stored: Variable) -> Tensor:
 def _followed(kind: Any) -> Any:
     """A class of variables of this process whose reads and assignments are followed."""
 
-    def body_of(name: str) -> Any:
-        def read(self: Any, *args: Any, **kwargs: Any) -> Any:
-            value = getattr(kind, name)(self, *args, **kwargs)
-            follower = _follower_now()
-            if follower is not None:
-                follower.has_read(self, value if name == "_read_variable_op" else None)
-            return value
+    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = kind._read_variable_op(self, *args, **kwargs)
+        follower = _follower_now()
+        if follower is not None:
+            follower.has_read(self, value)
+        return value
 
-        return read
+    # Rows of a value are computed as in other processes, which do not have the variable.
 
-    body = {name: body_of(name) for name in ("_read_variable_op", "sparse_read", "gather_nd")}
+    def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
+        if _follower_now() is None:
+            return kind.sparse_read(self, indices, name)
+        return tf.gather(self._read_variable_op(), indices)
+
+    def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
+        if _follower_now() is None:
+            return kind.gather_nd(self, indices, name)
+        return tf.gather_nd(self._read_variable_op(), indices)
+
+    body: dict[str, Any] = {
+        "_read_variable_op": _read_variable_op,
+        "sparse_read": sparse_read,
+        "gather_nd": gather_nd,
+    }
     body |= {_KIND: kind, "__module__": kind.__module__}
     for name in _ASSIGNMENTS:
         if hasattr(kind, name):
@@ -276,7 +289,7 @@ def is_left_to_tensorflow() -> bool:
 
 
 def _follower_now() -> Follower | None:
-    if tf.executing_eagerly() or is_left_to_tensorflow():
+    if tf.executing_eagerly() or not is_followed() or is_left_to_tensorflow():
         return None
     return _follower
 
@@ -296,9 +309,8 @@ def redirected() -> Iterator[None]:
 
 def note_assigned(variable: Variable) -> None:
     """Tells that another process assigns to a variable of its own at this place of the program."""
-    follower = _follower_now()
-    if follower is not None:
-        follower.assigns(getattr(variable, "_value", variable))
+    if _follower is not None and not tf.executing_eagerly() and not is_left_to_tensorflow():
+        _follower.assigns(getattr(variable, "_value", variable))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -26,6 +26,18 @@ Digest = bytes
 _LARGEST_CONSTANT = 1 << 16
 _NOBODY = -1
 """In place of the process of what is computed of constants alone."""
+
+
+class Cut(NamedTuple):
+    """Values of another process that something is computed of.
+
+    Attributes:
+        values: They.
+        smaller: What is computed of them alone and makes them needless, if it is fewer bytes.
+    """
+
+    values: list[Tensor]
+    smaller: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,18 @@ class Derived:
         """The tensor of this process with a digest of `own`."""
         return next(t for key, t in self._tensors.items() if self._what[key].digest == digest)
 
-    def cut(self, placeholders: Iterable[Known]) -> list[Tensor]:
-        """The tensors to be received: the values that something reads, or fewer bytes made of them.
+    def cuts(self, placeholders: Iterable[Known]) -> list[Cut]:
+        """What may be received so that everything can be computed.
 
         Args:
             placeholders: The values of other processes that something reads.
         """
-        chosen: dict[bytes, Tensor] = {}
-        for group in self._groups([one.tensor for one in placeholders]):
-            edge = self._edge(group)
-            smaller = sum(map(num_bytes, edge)) < sum(map(num_bytes, group))
-            for tensor in edge if smaller else group:
-                chosen.setdefault(self.digest(tensor), tensor)
-        return list(chosen.values())
+        cuts = []
+        for values in self._groups([one.tensor for one in placeholders]):
+            edge = self._edge(values)
+            smaller = sum(map(num_bytes, edge)) < sum(map(num_bytes, values))
+            cuts.append(Cut(values, edge if smaller else values))
+        return cuts
 
     def _groups(self, values: list[Tensor]) -> list[list[Tensor]]:
         """Values, those together of which something is computed together."""

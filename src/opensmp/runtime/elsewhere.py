@@ -18,9 +18,15 @@ Tensor = Any
 
 
 class KeptBy(NamedTuple):
-    """In place of a tensor that another process of the replica keeps: its position there."""
+    """In place of a tensor that another process of the replica keeps.
+
+    Attributes:
+        process: Its position in the replica.
+        shape: Of the variable that it is the gradient of, or of some of its rows.
+    """
 
     process: int
+    shape: tuple[int, ...] | None = None
 
 
 class Sparse(NamedTuple):
@@ -35,6 +41,7 @@ class Sparse(NamedTuple):
 
 class _Note(NamedTuple):
     process: int
+    shape: tuple[int, ...]
     sparse: Sparse | None
 
 
@@ -46,29 +53,39 @@ class Elsewhere(_private.NotedSlices):
     """
 
     @classmethod
-    def of(cls, gradient: Gradient, process: int) -> Elsewhere:
+    def of(
+        cls, gradient: Gradient, process: int, shape: tuple[int, ...] | None = None
+    ) -> Elsewhere:
         """Stands for a gradient.
 
         Args:
             gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are known here.
             process: The position of the process that has it, in its replica.
+            shape: That of the whole gradient, if it does not know it itself.
         """
         sparse = None
         if isinstance(gradient, Elsewhere):
             sparse = gradient.sparse
         elif isinstance(gradient, tf.IndexedSlices):
             sparse = Sparse(gradient.indices.dtype)
-        shape = [size or 1 for size in gradient.shape]
-        return cls._shaped(shape, gradient.dtype, _Note(process, sparse))
+        if sparse is None or shape is None:
+            shape = tuple(size or 1 for size in gradient.shape)
+        return cls._of_note(_Note(process, shape, sparse), gradient.dtype)
 
     @classmethod
-    def _shaped(cls, shape: list[int], dtype: Any, note: _Note) -> Elsewhere:
+    def _of_note(cls, note: _Note, dtype: Any) -> Elsewhere:
         return cls(
-            values=tf.zeros([0, *shape[1:]], dtype),
+            values=tf.zeros([0, *note.shape[1:]], dtype),
             indices=tf.zeros([0], tf.int32),
-            dense_shape=tf.constant(shape, tf.int32),
+            dense_shape=tf.constant(note.shape, tf.int32),
             note=note,
         )
+
+    @property
+    def shape(self) -> tf.TensorShape:
+        """The static shape, which TensorFlow forgets of slices that come out of a function."""
+        note: _Note = self.note
+        return tf.TensorShape(note.shape)
 
     @property
     def process(self) -> int:
@@ -90,7 +107,8 @@ class Elsewhere(_private.NotedSlices):
         both = tf.broadcast_static_shape(self.shape, tf.TensorShape(shape))
         if both.rank is None or both == self.shape:
             return self
-        return self._shaped([size or 1 for size in both], self.dtype, self.note)
+        note: _Note = self.note
+        return self._of_note(note._replace(shape=tuple(size or 1 for size in both)), self.dtype)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __pow__ = _with
 
@@ -114,7 +132,7 @@ def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
     keeper = next((value for value in values if isinstance(value, KeptBy)), None)
     if keeper is None:
         return parts.pack(values)
-    return Elsewhere.of(parts.template, keeper.process)
+    return Elsewhere.of(parts.template, keeper.process, keeper.shape)
 
 
 def is_elsewhere(gradient: Gradient) -> bool:

@@ -175,19 +175,17 @@ class _Reads:
         _private.record_read(variable, value)
         return value
 
-    def has_read(self, variable: Any, value: Tensor | None) -> None:
+    def has_read(self, variable: Any, value: Tensor) -> None:
         """Gives the same number to the value in the process that has it."""
         home = _private.home_of(variable)
         graph, inside = _around()
-        alone = home is None or not _private.is_followed()
-        if alone or not _private.is_traced_by_function(graph):
+        if home is None or not _private.is_traced_by_function(graph):
             return
-        assert home is not None
         if any(map(_private.is_of_function, inside)):
             return  # other processes refuse it
         fetches = fetches_of(graph)
         key = fetches.next_key("read", home.number)
-        if inside or value is None:
+        if inside:
             with graph.as_default(), tf.control_dependencies(None), self._reading():
                 value = tf.convert_to_tensor(variable)
         fetches.add(key, home.process, value, f"Variable {home.name}")
@@ -338,6 +336,9 @@ def is_kept_elsewhere(gradient: Gradient) -> bool:
     """Whether another process alone has what a gradient was computed of."""
     keeper = keeper_of(gradient)
     return keeper is not None and keeper != current().rank_in(MP_GROUP)
+
+
+_private.leave_to_others(is_kept_elsewhere)
 
 
 def _inputs(tensor: Tensor) -> list[Tensor]:

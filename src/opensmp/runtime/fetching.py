@@ -44,10 +44,17 @@ class Wanted(NamedTuple):
         return f"{self.name}: {self.dtype} {list(self.shape)}"
 
 
+class _Choice(NamedTuple):
+    """What a process needs: all of `smaller` if the other one computes that, else `values`."""
+
+    values: tuple[Wanted, ...]
+    smaller: tuple[Wanted, ...]
+
+
 class _Report(NamedTuple):
     """What a process tells the others of its trace."""
 
-    wanted: list[Wanted]
+    choices: list[_Choice]
     has: frozenset[Digest]
 
 
@@ -72,30 +79,51 @@ def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
             raise ElsewhereError(_not_in_a_step(graph, read))
         return
     derived = Derived.of(graph, fetches.known.values(), live, me)
-    wanted = {
-        Wanted(
-            derived.digest(tensor),
-            derived.process(tensor),
-            tuple(tensor.shape),
-            tensor.dtype.name,
-            derived.name(tensor),
-        ): tensor
-        for tensor in derived.cut(read)
-    }
+    tensors: dict[Digest, Tensor] = {}
+
+    def wanted(several: Sequence[Tensor]) -> tuple[Wanted, ...]:
+        tensors.update({derived.digest(tensor): tensor for tensor in several})
+        return tuple(_wanted(tensor, derived) for tensor in several)
+
+    choices = [_Choice(wanted(c.values), wanted(c.smaller)) for c in derived.cuts(read)]
     with tf.init_scope():
         reports: list[_Report] = allgather_objects(
-            _Report(list(wanted), derived.own()), world.mp_group, f"what {graph.name} reads"
+            _Report(choices, derived.own()), world.mp_group, f"what {graph.name} reads"
         )
-    _check(reports, graph.name, world)
-    by_digest = {one.digest: tensor for one, tensor in wanted.items()}
+    chosen = [_chosen(report, reports) for report in reports]
+    _check(chosen, reports, graph.name, world)
     transfers = [
-        _transfer(one, target, me, by_digest, derived)
-        for target, report in enumerate(reports)
-        for one in report.wanted
+        _transfer(one, target, me, tensors, derived)
+        for target, needed in enumerate(chosen)
+        for one in needed
     ]
     if transfers:
+        lines = [
+            f"{one} from {one.process} to {target}"
+            for target, needed in enumerate(chosen)
+            for one in needed
+        ]
         with graph.as_default(), tf.control_dependencies(None):
-            _emit(transfers, reports, world, by_digest, graph)
+            _emit(transfers, lines, world, graph)
+
+
+def _wanted(tensor: Tensor, derived: Derived) -> Wanted:
+    return Wanted(
+        derived.digest(tensor),
+        derived.process(tensor),
+        tuple(tensor.shape),
+        tensor.dtype.name,
+        derived.name(tensor),
+    )
+
+
+def _chosen(report: _Report, reports: Sequence[_Report]) -> list[Wanted]:
+    """What a process is to receive; all processes choose the same."""
+    found: dict[Digest, Wanted] = {}
+    for choice in report.choices:
+        is_there = all(one.digest in reports[one.process].has for one in choice.smaller)
+        found.update({one.digest: one for one in (choice.smaller if is_there else choice.values)})
+    return list(found.values())
 
 
 def _live(fetches: Fetches, must_run: Sequence[Op], me: int) -> dict[int, Tensor]:
@@ -125,19 +153,8 @@ def _transfer(
     return Transfer(tensor.op, tensor, one.process, target)
 
 
-def _emit(
-    transfers: Sequence[Transfer],
-    reports: Sequence[_Report],
-    world: World,
-    wanted: Mapping[Digest, Tensor],
-    graph: Any,
-) -> None:
+def _emit(transfers: Sequence[Transfer], lines: Sequence[str], world: World, graph: Any) -> None:
     name = f"the values that {graph.name} reads of other ranks"
-    lines = [
-        f"{one} from {one.process} to {target}"
-        for target, report in enumerate(reports)
-        for one in report.wanted
-    ]
     number = agree(world.mp_group, name, lines)
     runs = Runs(name, world.mp_group)
     run = runs.begin()
@@ -163,9 +180,11 @@ def _replace(tensor: Tensor, value: Tensor, graph: Any) -> None:
     graph.outputs[:] = [value if output is tensor else output for output in graph.outputs]
 
 
-def _check(reports: Sequence[_Report], name: str, world: World) -> None:
-    for target, report in enumerate(reports):
-        for one in report.wanted:
+def _check(
+    chosen: Sequence[Sequence[Wanted]], reports: Sequence[_Report], name: str, world: World
+) -> None:
+    for target, needed in enumerate(chosen):
+        for one in needed:
             if one.digest not in reports[one.process].has:
                 raise StepError(
                     f"Rank {world.mp_group[target]} needs a value of rank "

@@ -112,7 +112,10 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     }
     keepers = _Keepers(traced.gradients, owner, home_of)
     kept_by = [keepers.of(tensor) for tensor in traced.results]
-    wanted = list(zip(traced.results, kept_by, strict=True))
+    wanted = [
+        (tensor, None if keeper is None else keeper.process)
+        for tensor, keeper in zip(traced.results, kept_by, strict=True)
+    ]
     wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
     wanted += [(tensor, None) for tensor in traced.everywhere]
     tasks = traced.tasks
@@ -145,7 +148,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     runs.end(run, must_run, transport)
     _private.leave_out(graph, _of_others(graph, layout, handles, me))
     results = [
-        received.get(id(tensor), tensor) if keeper in (None, me) else KeptBy(keeper)
+        keeper if keeper is not None and keeper.process != me else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
     ]
     state = [
@@ -324,8 +327,8 @@ class _Keepers:
             if id(variable) in home_of:
                 self._variable_of.update({id(part): variable for part in parts})
 
-    def of(self, tensor: Tensor) -> int | None:
-        """The process that keeps a result, None if all processes get it."""
+    def of(self, tensor: Tensor) -> KeptBy | None:
+        """Which process keeps a result, None if all processes get it."""
         found: dict[int, Any] = {}
         seen: set[Op] = set()
         stack = [tensor]
@@ -340,7 +343,9 @@ class _Keepers:
         if len(found) != 1:
             return None
         ((key, variable),) = found.items()
-        return self._home_of[key] if self._looks_like(tensor, key, variable) else None
+        if not self._looks_like(tensor, key, variable):
+            return None
+        return KeptBy(self._home_of[key], tuple(tf_variable(variable).shape))
 
     def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
         """Whether it is a gradient, maybe scaled or clipped, and not a norm, say, of one."""
