@@ -68,6 +68,20 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
             return smp.allreduce(loss.reduce_mean())
         ```
     """
+    reduced = reduce_gradients(tensor, op, group)
+    if group not in (DP_GROUP, RDP_GROUP):
+        return reduced
+    return tf.nest.pack_sequence_as(tensor, known(tf.nest.flatten(reduced)))
+
+
+def reduce_gradients(tensor: Any, op: str, group: CommGroup = DP_GROUP) -> Any:
+    """As `allreduce`; what other ranks reduce stands there as `Elsewhere`.
+
+    Args:
+        tensor: As there.
+        op: As there.
+        group: As there.
+    """
     members = _members("smp.allreduce", group)
     is_spread = len(current("smp.allreduce").mp_group) > 1
     if op not in _OPS:
@@ -93,7 +107,7 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
     sums = sum_over(tensors, members, mean=op == "mean", name=name)
     for (index, _), total in zip(dense, sums, strict=True):
         results[index] = total
-    return tf.nest.pack_sequence_as(tensor, known(results) if of_replicas else results)
+    return tf.nest.pack_sequence_as(tensor, results)
 
 
 def broadcast_variables(

@@ -81,6 +81,11 @@ class Fetches:
         known = self.known[key] = Known(key, process, tensor, name)
         self._of_tensor[id(tensor)] = known
 
+    def add_own(self, key: Key, process: int, tensor: Tensor) -> None:
+        """Notes a result of this process, unless something was noted of it before."""
+        if id(tensor) not in self._of_tensor:
+            self.add(key, process, tensor, "a result")
+
     def find(self, tensor: Tensor) -> Known | None:
         """What was noted of a tensor."""
         return self._of_tensor.get(id(tensor))
@@ -274,10 +279,10 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
             continue
         results.append(value)
         if isinstance(value, tf.IndexedSlices):
-            fetches.add((*key, "values"), me, value.values, "a gradient")
-            fetches.add((*key, "indices"), me, value.indices, "a gradient")
-        elif tf.is_tensor(value) and isinstance(value, tf.Tensor):
-            fetches.add(key, me, value, "a result")
+            fetches.add_own((*key, "values"), me, value.values)
+            fetches.add_own((*key, "indices"), me, value.indices)
+        elif isinstance(value, tf.Tensor):
+            fetches.add_own(key, me, value)
     return results
 
 
