@@ -16,11 +16,13 @@ from opensmp.graph import TracedGraph, trace
 from opensmp.graph.variables import is_keras
 from opensmp.plan import (
     PROCESSES,
+    Places,
     Plan,
     PlanSettings,
     auto_plan,
     fit,
     follow,
+    follow_twin,
     manual_plan,
     variable_homes,
     warn_of_empty,
@@ -111,12 +113,27 @@ class Partitioning:
         elif path := config.plan_path(self._name):
             plan = fit(Plan.load(path), traced, config.partitions, settings)
         else:
-            plan = auto_plan(traced, config.partitions, settings)
+            plan = self._auto_plan(traced, world, settings)
         if not self._plans:
             warn_of_empty(plan)
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
+        return plan
+
+    def _auto_plan(self, traced: TracedGraph, world: World, settings: PlanSettings) -> Plan:
+        """A plan of our own; in several processes that of an earlier model of the same layers.
+
+        Weights that belong together, such as those of a network and of its moving average, then
+        lie together, though the models may be called with other shapes.
+        """
+        key = _layers(self._model(), traced) if len(world.mp_group) > 1 else None
+        twins = _twins_in(world)
+        if key in twins:
+            return follow_twin(traced, twins[key], settings)
+        plan = auto_plan(traced, world.config.partitions, settings)
+        if key is not None:
+            twins[key] = Places.of(plan)
         return plan
 
     def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
@@ -137,6 +154,26 @@ class Partitioning:
             with _private.eager_builds():
                 build.get_concrete_function(*specs)
         return run()
+
+
+_twins: tuple[World | None, dict[Any, Places]] = None, {}
+
+
+def _twins_in(world: World) -> dict[Any, Places]:
+    """What was planned since `smp.init`, by what the models consist of."""
+    global _twins
+    if _twins[0] is not world:
+        _twins = world, {}
+    return _twins[1]
+
+
+def _layers(model: Any, traced: TracedGraph) -> Any:
+    """What a model consists of: its layer calls and weights, without their names."""
+    if model is None:
+        return None
+    calls = tuple((type(span.layer).__name__, span.depth) for span in traced.spans)
+    weights = tuple((tuple(weight.shape), str(weight.dtype)) for weight in model.weights)
+    return calls, weights
 
 
 def _variables(model: Any, traced: TracedGraph) -> list[Any]:

@@ -84,7 +84,8 @@ def set_home(variable: Variable, home: Home) -> None:
     setattr(stored, _HOME, home)
     setattr(handle_of(stored), _HOME, home)
     if not hasattr(stored, ELSEWHERE) and not hasattr(type(stored), _KIND):
-        stored.__class__ = _followed(type(stored))
+        kind: Any = type(stored)
+        stored.__class__ = _followed(kind)
 
 
 def home_of(variable: Variable) -> Home | None:
@@ -183,7 +184,8 @@ def make_unreadable(stored: Variable, name: str) -> None:
     stored._handle_name = handle._name
     setattr(stored, _HANDLE, handle)
     stored._handle = _NoMemory(name)
-    stored.__class__ = _unreadable(getattr(type(stored), _KIND, type(stored)))
+    kind: Any = type(stored)
+    stored.__class__ = _unreadable(getattr(kind, _KIND, kind))
     home = getattr(stored, _HOME, None)
     if home is not None:
         setattr(handle, _HOME, home)
