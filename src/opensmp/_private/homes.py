@@ -82,7 +82,7 @@ def set_home(variable: Variable, home: Home) -> None:
     """
     stored = getattr(variable, "_value", variable)
     setattr(stored, _HOME, home)
-    setattr(handle_of(stored), _HOME, home)
+    setattr(_handle_of(stored), _HOME, home)
     if not hasattr(stored, ELSEWHERE) and not hasattr(type(stored), _KIND):
         kind: Any = type(stored)
         stored.__class__ = _followed(kind)
@@ -98,7 +98,7 @@ def home_of_handle(handle: Tensor) -> Home | None:
     return getattr(handle, _HOME, None)
 
 
-def handle_of(stored: Variable) -> Tensor:
+def _handle_of(stored: Variable) -> Tensor:
     """The handle of a `tf.Variable`, also of one that was given up."""
     return getattr(stored, _HANDLE) if hasattr(stored, ELSEWHERE) else stored.handle
 
@@ -211,17 +211,17 @@ def _unreadable(kind: Any) -> Any:
     """A class of variables of which nothing is read past `Follower`."""
 
     def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_left_to_tensorflow():
+        if _is_left_to_tensorflow():
             return kind._read_variable_op(self, *args, **kwargs)
         return _value_of(self)
 
     def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
-        if is_left_to_tensorflow():
+        if _is_left_to_tensorflow():
             return kind.sparse_read(self, indices, name)
         return tf.gather(_value_of(self), indices)
 
     def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
-        if is_left_to_tensorflow():
+        if _is_left_to_tensorflow():
             return kind.gather_nd(self, indices, name)
         return tf.gather_nd(_value_of(self), indices)
 
@@ -258,7 +258,7 @@ def readable_kind(stored: Variable) -> Any:
 
 def _dropped_assignment(kind: Any, name: str) -> Any:
     def assign(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_left_to_tensorflow():
+        if _is_left_to_tensorflow():
             return getattr(kind, name)(self, *args, **kwargs)
         if _follower is not None and not tf.executing_eagerly():
             _follower.assigns(self)
@@ -281,7 +281,7 @@ def _value_of(stored: Variable) -> Tensor:
     return _follower.read(stored)
 
 
-def is_left_to_tensorflow() -> bool:
+def _is_left_to_tensorflow() -> bool:
     """Whether reads and assignments of the moment are those of a step being traced."""
     if getattr(_local, "redirected", 0):
         return True
@@ -291,7 +291,7 @@ def is_left_to_tensorflow() -> bool:
 
 
 def _follower_now() -> Follower | None:
-    if tf.executing_eagerly() or not is_followed() or is_left_to_tensorflow():
+    if tf.executing_eagerly() or not is_followed() or _is_left_to_tensorflow():
         return None
     return _follower
 
@@ -311,7 +311,7 @@ def redirected() -> Iterator[None]:
 
 def note_assigned(variable: Variable) -> None:
     """Tells that another process assigns to a variable of its own at this place of the program."""
-    if _follower is not None and not tf.executing_eagerly() and not is_left_to_tensorflow():
+    if _follower is not None and not tf.executing_eagerly() and not _is_left_to_tensorflow():
         _follower.assigns(getattr(variable, "_value", variable))
 
 
