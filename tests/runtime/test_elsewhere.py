@@ -107,3 +107,9 @@ def test_slices_without_rows_are_elsewhere():
     assert not is_elsewhere(tf.IndexedSlices(tf.ones([1, 2]), tf.constant([0]), shape))
     assert not is_elsewhere(tf.zeros([0, 2]))
     assert not is_elsewhere(None)
+
+
+def test_what_tensorflow_made_of_it_is_no_zeros():
+    for compute in (lambda g: tf.cast(g, tf.float16), lambda g: tf.clip_by_norm(g, 1.0)):
+        with pytest.raises(ElsewhereError, match="another rank"):
+            tf.norm(compute(gradient()))

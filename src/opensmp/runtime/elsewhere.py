@@ -11,7 +11,6 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import ElsewhereError
 from opensmp.graph.structure import Structure
-from opensmp.runtime.world import current, is_initialized
 
 Gradient = Any
 Tensor = Any
@@ -27,6 +26,9 @@ class KeptBy(NamedTuple):
 
     process: int
     shape: tuple[int, ...] | None = None
+
+
+_OF_OTHERS = "_smp_of_others"
 
 
 class Sparse(NamedTuple):
@@ -51,6 +53,10 @@ class Elsewhere(_private.NotedSlices):
     What is computed of it, such as `gradient / 2`, is elsewhere as well. TensorFlow's own
     functions take it for slices; what needs its value is an error.
     """
+
+    def __init__(self, values: Any, indices: Any, dense_shape: Any, note: Any) -> None:
+        super().__init__(values, indices, dense_shape, note)
+        setattr(self.indices, _OF_OTHERS, True)  # what TensorFlow makes of it has them as well
 
     @classmethod
     def of(
@@ -156,7 +162,7 @@ def _refuse_without_rows(
     value: Any, dtype: Any = None, name: Any = None, as_ref: bool = False
 ) -> Any:
     """TensorFlow would take what it made of a gradient of another process for zeros."""
-    if is_elsewhere(value) and is_initialized() and len(current().mp_group) > 1:
+    if is_elsewhere(value) and hasattr(value.indices, _OF_OTHERS):
         raise ElsewhereError(_not_here("another rank"))
     return NotImplemented
 
