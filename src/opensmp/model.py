@@ -31,6 +31,7 @@ from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
 from opensmp.runtime.divided import prepare_divided
+from opensmp.runtime.fetch import note_step
 from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
@@ -176,6 +177,7 @@ class DistributedModel(Trainer, keras.Model):
         runner = current_runner()
         if active := _private.accumulators():
             return self._smp_call_under(active, here, args, kwargs)
+        note_step()
         self.__dict__.pop(PENALTIES, None)
         if not tf.executing_eagerly():
             forget_losses(self)

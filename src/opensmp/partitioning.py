@@ -18,12 +18,14 @@ from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras, tf_dtype
 from opensmp.plan import (
     PROCESSES,
+    Places,
     Plan,
     PlanSettings,
     auto_plan,
     beside,
     fit,
     follow,
+    follow_twin,
     in_one_place,
     manual_plan,
     variable_homes,
@@ -106,7 +108,7 @@ class Partitioning:
             default = config.default_partition
             note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
             moving = _moving(world, variables, self._homes)
-            place(variables, self._homes, world.devices, default, elsewhere)
+            place(variables, self._homes, world.devices, default, elsewhere, world.owner)
             if moving:
                 for each in [model, *self._holders()]:
                     _private.forget_compiled_functions(each, moving)
@@ -155,9 +157,7 @@ class Partitioning:
         elif self._is_leaf:
             plan = in_one_place(traced, self._loads(world), self._homes, settings)
         else:
-            plan = auto_plan(traced, config.partitions, settings, self._homes)
-            if self._is_part and not self._homes:
-                plan = beside(plan, self._loads(world))
+            plan = self._auto_plan(traced, world, settings)
         if not self._plans and not self._is_part:
             warn_of_empty(plan, is_shared=bool(self._homes))
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
@@ -183,6 +183,25 @@ class Partitioning:
             loads[partition] += math.prod(variable.shape) * tf_dtype(variable).size
         return loads
 
+    def _auto_plan(self, traced: TracedGraph, world: World, settings: PlanSettings) -> Plan:
+        """A plan of our own; in several processes that of an earlier model of the same layers.
+
+        Weights that belong together, such as those of a network and of its moving average, then
+        lie together, though the models may be called with other shapes.
+        """
+        key = None
+        if len(world.mp_group) > 1 and not self._homes:
+            key = _layers(self._model(), traced)
+        twins = _twins_in(world)
+        if key in twins:
+            return follow_twin(traced, twins[key], settings)
+        plan = auto_plan(traced, world.config.partitions, settings, self._homes)
+        if self._is_part and not self._homes:
+            plan = beside(plan, self._loads(world))
+        if key is not None:
+            twins[key] = Places.of(plan)
+        return plan
+
     def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
         run = functools.partial(trace, self._forward, args, dict(kwargs), name=self._name)
         try:
@@ -201,6 +220,26 @@ class Partitioning:
             with _private.eager_builds():
                 build.get_concrete_function(*specs)
         return run()
+
+
+_twins: tuple[World | None, dict[Any, Places]] = None, {}
+
+
+def _twins_in(world: World) -> dict[Any, Places]:
+    """What was planned since `smp.init`, by what the models consist of."""
+    global _twins
+    if _twins[0] is not world:
+        _twins = world, {}
+    return _twins[1]
+
+
+def _layers(model: Any, traced: TracedGraph) -> Any:
+    """What a model consists of: its layer calls and weights, without their names."""
+    if model is None:
+        return None
+    calls = tuple((type(span.layer).__name__, span.depth) for span in traced.spans)
+    weights = tuple((tuple(weight.shape), str(weight.dtype)) for weight in model.weights)
+    return calls, weights
 
 
 def _variables(model: Any, traced: TracedGraph) -> list[Any]:

@@ -25,6 +25,7 @@ from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
+from opensmp.runtime.fetch import note_step
 from opensmp.runtime.forward_mode import refuse_forward_mode
 from opensmp.runtime.layer_calls import calls_taken
 from opensmp.runtime.pipeline import Pipeline
@@ -158,7 +159,9 @@ class Step:
         args, kwargs = freeze_sets(args), freeze_sets(kwargs)
         if active := _private.accumulators():
             return self._call_under(active, args, kwargs)
-        return self._function()(*args, **kwargs)
+        function = self._function()
+        note_step()
+        return function(*args, **kwargs)
 
     def _call_under(self, accumulators: list[Any], args: Any, kwargs: Any) -> Any:
         """A call under a `tf.autodiff.ForwardAccumulator`, which may watch other things only."""

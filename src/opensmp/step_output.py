@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from opensmp.errors import StepError
 from opensmp.runtime.elsewhere import Elsewhere
+from opensmp.runtime.fetch import known
 from opensmp.unreduced import Unreduced
 
 Tensor = Any
@@ -56,16 +57,16 @@ class StepOutput(Unreduced):
     @property
     def outputs(self) -> list[Tensor]:
         """The tensor of each microbatch."""
-        return list(self._outputs)
+        return known(self._outputs)
 
     def __len__(self) -> int:
         return len(self._outputs)
 
     def __iter__(self) -> Any:
-        return iter(self._outputs)
+        return iter(self.outputs)
 
     def __getitem__(self, microbatch: int | slice) -> Tensor:
-        return self._outputs[self._smp_position(microbatch)]
+        return self.outputs[self._smp_position(microbatch)]
 
     def __repr__(self) -> str:
         count, first = len(self._outputs), self._outputs[0]
@@ -96,7 +97,7 @@ class StepOutput(Unreduced):
         """
         self._check_addable("reduce_mean", "mean")
         with self._on_device():
-            return _divide(self._sum(_running_sum), len(self._outputs))
+            return _known(_divide(self._sum(_running_sum), len(self._outputs)))
 
     def reduce_sum(self) -> Tensor:
         """The sum over microbatches, elementwise; same shape and dtype as one output.
@@ -106,7 +107,7 @@ class StepOutput(Unreduced):
         """
         self._check_addable("reduce_sum", "sum")
         with self._on_device():
-            return self._sum(_running_sum)
+            return _known(self._sum(_running_sum))
 
     def concat(self, axis: int = 0) -> Tensor:
         """The outputs side by side along `axis`; scalars become a vector."""
@@ -114,7 +115,7 @@ class StepOutput(Unreduced):
         with self._on_device():
             if isinstance(first, tf.SparseTensor):
                 return tf.sparse.concat(axis, self._outputs)
-            dense = [_dense(t) for t in self._outputs]
+            dense = [_dense(t) for t in self.outputs]
             if not isinstance(first, tf.RaggedTensor) and dense[0].shape.rank == 0:
                 return tf.stack(dense)
             return tf.concat(dense, axis)
@@ -131,7 +132,7 @@ class StepOutput(Unreduced):
         """
         self._check_same_shape("stack")
         with self._on_device():
-            return tf.stack([_dense(t) for t in self._outputs])
+            return tf.stack([_dense(t) for t in self.outputs])
 
     def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
         """The mean over microbatches without holding all outputs at once.
@@ -156,7 +157,7 @@ class StepOutput(Unreduced):
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
                 return tf.convert_to_tensor(var)
             how = {"variable": _running_sum, "add_n": tf.add_n, "accumulate_n": _accumulate_n}
-            return _divide(self._sum(how[method]), len(self._outputs))
+            return _known(_divide(self._sum(how[method]), len(self._outputs)))
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
@@ -275,6 +276,11 @@ _step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 def returns_terms(graph: Any) -> None:
     """Tells that a graph is that of a step, whose outputs are `Returned`."""
     _step_graphs.add(graph)
+
+
+def _known(value: Tensor) -> Tensor:
+    """A result that can be computed with also where another process has it."""
+    return known([value])[0]
 
 
 def _running_sum(tensors: list[Tensor]) -> Tensor:

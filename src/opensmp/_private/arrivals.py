@@ -6,7 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp._private.variables import _LENT, ELSEWHERE, _slots, outside_of_functions
+from opensmp._private.homes import ELSEWHERE, readable_kind
+from opensmp._private.variables import _LENT, _slots, outside_of_functions
 
 
 def with_slots(variable: Any) -> list[Any]:
@@ -38,7 +39,7 @@ def take_in(variable: Any, value: Any, device: str) -> None:
     stored._handle, stored._handle_name = memory._handle, memory._handle_name
     if hasattr(stored, ELSEWHERE):
         delattr(stored, ELSEWHERE)
-        stored.__class__ = type(stored).__mro__[1]  # the readable one
+        stored.__class__ = readable_kind(stored)
 
 
 def is_lent(variable: Any) -> bool:

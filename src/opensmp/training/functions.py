@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.runtime import recovery, world
 from opensmp.runtime.early_reads import ReadEarly, noticed
+from opensmp.runtime.fetch import note_step
 from opensmp.runtime.layer_calls import calls_taken
 from opensmp.training.meeting import is_in_call, is_shared, meet_at_batch
 from opensmp.training.microbatches import num_rows
@@ -166,6 +167,7 @@ class StepFunction:
 
     def _compile(self, rows_known: bool) -> Any:
         def step(data: Any) -> Any:
+            note_step()
             with noticed(), calls_are("whole"), calls_taken(), _private.rows_count(rows_known):
                 result = self._step(data)
             refuse_unreduced(result, f"{self._name}_step")

@@ -16,6 +16,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.graph.variables import tf_variable
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.runtime.fetch import known
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.world import World
@@ -101,7 +102,7 @@ class _Separate:
             _private.track(metric, value, split.rows)
         gradients = sum_over_replicas(gradients, split)
         packed = tf.nest.pack_sequence_as(self._template, outputs) if outputs else None
-        return Separate(loss, gradients, packed)
+        return Separate(loss, known(gradients), packed)
 
     @property
     def _metrics(self) -> list[Any]:

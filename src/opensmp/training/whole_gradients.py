@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
+from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.world import World
 from opensmp.training.accumulate import Accumulator, sum_over_replicas
@@ -156,7 +157,10 @@ class Gradients:
         with _private.stop_recording():
             values = [each.gradients for each in upstreams]
             results = self._gathered(function(*called.given, called.saved, values), kinds)
-        return self._connect(results, upstreams, kinds) if again else results
+        if again:
+            return self._connect(results, upstreams, kinds)
+        count = len(self._variables)
+        return [*known(results[:count]), *results[count:]]
 
     def _gathered(self, results: list[Any], kinds: list[Kind]) -> list[Any]:
         """The same for the rows of all replicas."""
