@@ -275,7 +275,8 @@ def _value_of(stored: Variable) -> Tensor:
             "runs eagerly: reads of the variables that lie here, such as `for v in "
             "smp.local_variables(model)`. `model.get_weights()`, called in all processes, gives "
             "all values; inside of a train_step, or of a tf.function with an smp.step in it, any "
-            "variable can be read."
+            "variable can be read. A model made of layers of a split model is split as well if you "
+            "wrap it: smp.DistributedModel.from_keras(sub_model)."
         )
     assert _follower is not None
     return _follower.read(stored)
