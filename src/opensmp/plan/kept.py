@@ -103,11 +103,11 @@ def tell_of_kept(plan: Plan, kept: Mapping[int, int], free: Assignment) -> None:
     named = ", ".join(map(repr, layers[:_NUM_NAMED])) + more
     seconds, without = plan.prediction.step_seconds, plan.predict(free).step_seconds
     if seconds <= _SLOW * without:
-        _logger.info("model '%s': %s stay where an earlier model has put them.", plan.model, named)
+        _logger.info("model '%s': %s stay where they were put before.", plan.model, named)
         return
     _logger.warning(
-        "model '%s': %s stay where an earlier model has put them. The results are right, but a "
-        "step is expected to take %.1f times as long as with a plan made for this model alone. For "
+        "model '%s': %s stay where an earlier model, or a part of this one, has put them. The "
+        "results are right, but a step is expected to take %.1f times as long as with a plan made for this model alone. For "
         "such a plan, make it of a copy of the earlier model: copy = keras.models.clone_model("
         "earlier); copy.set_weights(earlier.get_weights()).",
         plan.model,
