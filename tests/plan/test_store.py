@@ -266,6 +266,11 @@ def test_operation_that_comes_twice_is_named():
     assert "'op' is in 'a' and in 'a'" in broken(operations={"a": {"x": ["op"], "y": ["op"]}})
 
 
+@pytest.mark.parametrize("label", ["", "/", "a//b", "a/"])
+def test_layers_without_a_name_are_refused(label):
+    assert "the name of a layer is empty" in broken(operations={label: {"x": ["op"]}})
+
+
 @pytest.mark.parametrize("label", ["a/" * 1000, "a" * 100_000], ids=shown)
 def test_label_that_no_layer_has_is_refused(label):
     assert "no layer is nested as deeply as" in broken(operations={label: {"x": ["op"]}})

@@ -172,6 +172,18 @@ def test_a_damaged_file_is_left_out_with_a_warning(run, tmp_path, ending, damage
     assert float(run.values[0]) == -1.0  # nothing was restored
 
 
+@pytest.mark.parametrize("damage", ["removed", "a directory"])
+def test_one_that_has_lost_its_index_is_told_though_no_state_file_names_it(run, tmp_path, damage):
+    run.save(2)
+    (tmp_path / "run" / "checkpoint").unlink()
+    index = tmp_path / "run" / "ckpt-2.index"
+    index.unlink()
+    if damage == "a directory":
+        index.mkdir()
+    with pytest.warns(UserWarning, match="ckpt-2 is damaged and is left out"):
+        assert run.restored() == (1.0, 1.0)
+
+
 def test_damaged_values_are_told_though_their_variables_are_made_later(smp_init, tmp_path):
     smp_init({**MANUAL, "partitions": 2, "microbatches": 2})
     model, optimizer, train = training(1)

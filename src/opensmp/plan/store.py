@@ -252,6 +252,9 @@ def _read_calls(operations: Mapping[str, Any], faults: list[str]) -> tuple[Layer
         if len(label) > _LONGEST_LABEL or label.count("/") > _DEEPEST_LABEL:
             faults.append(f"operations: no layer is nested as deeply as {shown(label)}")
             continue
+        if not all(label.split("/")):
+            faults.append(f"operations: the name of a layer is empty in {shown(label)}")
+            continue
         call = LayerCall(label, tuple(Piece(name, tuple(ops)) for name, ops in pieces.items()))
         for name in call.operations:
             if name in seen:

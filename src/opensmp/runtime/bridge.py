@@ -36,7 +36,9 @@ _SECOND_ORDER = (
     "            inner.watch(x)\n"
     "            outputs = model(x)\n"
     "        loss = tf.reduce_mean(inner.gradient(outputs, x) ** 2)\n"
-    "    gradients = outer.gradient(loss, model.trainable_variables)"
+    "    gradients = outer.gradient(loss, model.trainable_variables)\n\n"
+    "In forward mode, by a tf.autodiff.ForwardAccumulator, there are none: TensorFlow takes two "
+    "gradients of a function for it."
 )
 
 

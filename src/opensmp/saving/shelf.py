@@ -124,7 +124,11 @@ class Shelf:
                 )
             return []
         candidates = []
-        for number in dict.fromkeys([*listed.order, *sorted(found.outside | lost, reverse=True)]):
+        rest = sorted(found.outside | lost, reverse=True)
+        order = [*listed.order, *rest]
+        if self._state() is None:  # nothing says that those are older
+            order.sort(reverse=True)
+        for number in dict.fromkeys(order):
             path = self.prefix(number)
             if number in found.outside:
                 wrong: str | None = (
