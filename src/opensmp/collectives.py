@@ -16,6 +16,7 @@ from opensmp import _private
 from opensmp.communication import index_of, members_of
 from opensmp.errors import CommunicationError, StepError
 from opensmp.graph.variables import is_keras, tf_variable
+from opensmp.program.same_rows import SameRows, with_values
 from opensmp.runtime import norms
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import is_elsewhere
@@ -97,7 +98,9 @@ def reduce_gradients(tensor: Any, op: str, group: CommGroup = DP_GROUP) -> Any:
         if of_replicas and is_spread and is_kept_elsewhere(leaf):
             results[index] = like(leaf)
             continue
-        if isinstance(leaf, tf.IndexedSlices) and of_replicas:
+        if isinstance(leaf, SameRows) and of_replicas:
+            dense.append((index, tf.convert_to_tensor(leaf.values)))
+        elif isinstance(leaf, tf.IndexedSlices) and of_replicas:
             slices = slices_of_all(leaf, members, name="smp.allreduce of slices")
             results[index] = _divided(slices, len(members)) if op == "mean" else slices
         else:
@@ -106,7 +109,9 @@ def reduce_gradients(tensor: Any, op: str, group: CommGroup = DP_GROUP) -> Any:
     check_summable(tensors, name)  # also in one process, where nothing would come of it
     sums = sum_over(tensors, members, mean=op == "mean", name=name)
     for (index, _), total in zip(dense, sums, strict=True):
-        results[index] = total
+        leaf = leaves[index]
+        same = isinstance(leaf, SameRows) and of_replicas
+        results[index] = leaf.with_values(total) if same else total
     return tf.nest.pack_sequence_as(tensor, results)
 
 
@@ -278,4 +283,4 @@ def _dense(value: Any) -> Tensor:
 
 def _divided(slices: Any, count: int) -> Any:
     values = slices.values / tf.cast(count, slices.values.dtype)
-    return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
+    return with_values(slices, values)

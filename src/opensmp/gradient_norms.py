@@ -15,6 +15,7 @@ from typing import Any, Union
 import tensorflow as tf
 
 from opensmp.collectives import clip_by_global_norm, norm_of
+from opensmp.program.same_rows import with_values
 from opensmp.runtime.elsewhere import Elsewhere, is_elsewhere
 from opensmp.runtime.world import current, is_initialized
 
@@ -87,5 +88,5 @@ def _values(gradient: Gradient | None) -> Tensor | None:
 
 def _with_values(gradient: Gradient | None, values: Tensor | None) -> Gradient | None:
     if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return with_values(gradient, values)
     return values

@@ -11,6 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.errors import StepError
+from opensmp.program.same_rows import sum_of_slices, with_values
 from opensmp.runtime.elsewhere import Elsewhere
 from opensmp.runtime.fetch import known
 from opensmp.unreduced import Unreduced
@@ -165,11 +166,7 @@ class StepOutput(Unreduced):
         if isinstance(first, Elsewhere):
             return first
         if isinstance(first, tf.IndexedSlices):
-            return tf.IndexedSlices(
-                tf.concat([t.values for t in terms], 0),
-                tf.concat([t.indices for t in terms], 0),
-                first.dense_shape,
-            )
+            return sum_of_slices(terms)
         if isinstance(first, tf.SparseTensor):
             return reduce(tf.sparse.add, terms)
         return how(terms)
@@ -305,7 +302,7 @@ def _divide(total: Tensor, count: int) -> Tensor:
     if isinstance(total, Elsewhere):
         return total
     if isinstance(total, tf.IndexedSlices):
-        return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
+        return with_values(total, total.values / count)
     if isinstance(total, tf.SparseTensor):
         return total / count
     return total / count

@@ -26,6 +26,7 @@ import tensorflow as tf
 
 from opensmp import collectives
 from opensmp.errors import CommunicationError
+from opensmp.program.same_rows import with_values
 from opensmp.runtime import world
 from opensmp.runtime.scalars import scalar
 
@@ -174,7 +175,7 @@ def _one_times(tensor: Any, factor: float) -> Any:
         return None
     if isinstance(tensor, tf.IndexedSlices):
         values = _one_times(tensor.values, factor)
-        return tf.IndexedSlices(values, tensor.indices, tensor.dense_shape)
+        return with_values(tensor, values)
     tensor = tf.convert_to_tensor(tensor)
     if tensor.dtype.is_integer:
         return tf.cast(tf.cast(tensor, tf.float64) * scalar(factor, tf.float64), tensor.dtype)

@@ -107,9 +107,9 @@ def tell_of_kept(plan: Plan, kept: Mapping[int, int], free: Assignment) -> None:
         return
     _logger.warning(
         "model '%s': %s stay where an earlier model, or a part of this one, has put them. The "
-        "results are right, but a step is expected to take %.1f times as long as with a plan made for this model alone. For "
-        "such a plan, make it of a copy of the earlier model: copy = keras.models.clone_model("
-        "earlier); copy.set_weights(earlier.get_weights()).",
+        "results are right, but a step is expected to take %.1f times as long as with a plan made "
+        "for this model alone. For such a plan, make it of a copy of the earlier model: copy = "
+        "keras.models.clone_model(earlier); copy.set_weights(earlier.get_weights()).",
         plan.model,
         named,
         seconds / without if without else 1.0,

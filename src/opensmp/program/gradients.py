@@ -11,6 +11,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.graph import TracedGraph
 from opensmp.program.functions import needed
+from opensmp.program.same_rows import SameRows, marked
 from opensmp.program.segments import Segment
 
 Op = Any
@@ -45,7 +46,10 @@ class SegmentGradient:
         packed: list[Any] = []
         for gradient in self.gradients:
             parts = [next(waiting) for _ in components(gradient)]
-            if isinstance(gradient, tf.IndexedSlices):
+            if isinstance(gradient, SameRows):
+                shape = parts[2] if len(parts) > 2 else None
+                packed.append(SameRows(parts[0], parts[1], shape, gradient.note))
+            elif isinstance(gradient, tf.IndexedSlices):
                 packed.append(tf.IndexedSlices(*parts))
             else:
                 packed.append(parts[0] if parts else None)
@@ -121,6 +125,7 @@ def differentiate(
             )
         if dense:
             gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        gradients = [marked(traced, gradient) for gradient in gradients]
     return SegmentGradient(tuple(outputs), tuple(upstream), tuple(wrt), tuple(gradients))
 
 

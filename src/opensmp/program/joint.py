@@ -17,6 +17,7 @@ from opensmp.program.functions import Extractor
 from opensmp.program.gradients import components
 from opensmp.program.passes import Backward
 from opensmp.program.products import Product, product_of
+from opensmp.program.same_rows import SameRows
 
 Tensor = Any
 ConcreteFunction = Any
@@ -29,6 +30,8 @@ def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
         weights: The second half of a backward pass.
         captured: Ids of tensors, besides its feeds, not to look behind.
     """
+    if any(isinstance(gradient, SameRows) for gradient in weights.gradient.gradients):
+        return False  # joined, sparse gradients are side by side
     products = _products(weights, captured)
     sizes = [_size(gradient) for gradient in weights.gradient.gradients]
     return 2 * sum(_size(product.gradient) for product in products.values()) > sum(sizes)

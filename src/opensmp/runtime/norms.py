@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.program.same_rows import with_values
 from opensmp.runtime.reduction import sum_over
 from opensmp.runtime.scalars import scalar
 
@@ -105,7 +106,7 @@ def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | No
 def _scaled(gradient: Gradient, scale: Tensor) -> Gradient:
     if isinstance(gradient, tf.IndexedSlices):
         values = gradient.values * tf.cast(scale, gradient.values.dtype)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return with_values(gradient, values)
     return gradient * tf.cast(scale, gradient.dtype)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from opensmp.collectives import reduce_gradients
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import tf_variable
+from opensmp.program.same_rows import SameRows, sum_of_slices
 from opensmp.runtime.elsewhere import is_elsewhere, pack
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.slices import slices_of_all
@@ -76,7 +77,10 @@ def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> lis
     """
     if len(split.replicas) == 1:
         return list(gradients)
-    sparse = [isinstance(g, tf.IndexedSlices) and not is_elsewhere(g) for g in gradients]
+    sparse = [
+        isinstance(g, tf.IndexedSlices) and not isinstance(g, SameRows) and not is_elsewhere(g)
+        for g in gradients
+    ]
     others = [None if s else g for g, s in zip(gradients, sparse, strict=True)]
     sums = reduce_gradients(others, op="sum")
     return [
@@ -92,9 +96,5 @@ def _sum(gradients: list[Gradient], device: str) -> Gradient:
         return gradients[0]
     with tf.device(device or None):
         if all(isinstance(gradient, tf.IndexedSlices) for gradient in gradients):
-            return tf.IndexedSlices(
-                tf.concat([gradient.values for gradient in gradients], 0),
-                tf.concat([gradient.indices for gradient in gradients], 0),
-                gradients[0].dense_shape,
-            )
+            return sum_of_slices(gradients)
         return tf.add_n([tf.convert_to_tensor(gradient) for gradient in gradients])

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
+from opensmp.program.same_rows import with_values
 from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.world import World
@@ -307,7 +308,7 @@ class _Backward:
 def _scaled(gradient: Any, factor: float) -> Any:
     if isinstance(gradient, tf.IndexedSlices):
         values = gradient.values * tf.constant(factor, gradient.dtype)
-        return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return with_values(gradient, values)
     return gradient * tf.constant(factor, gradient.dtype)
 
 
