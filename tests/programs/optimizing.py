@@ -424,10 +424,6 @@ def per_example_gradients(wrap):
             self.optimizer.apply_gradients(zip(clipped, weights, strict=True))
             return {"loss": ops.mean(losses), "scale": ops.mean(scale)}
 
-        def test_step(self, data):
-            x, y = data
-            return {"loss": self.loss(y, self(x, training=False))}
-
     return trained(wrap, Private(), keras.optimizers.SGD(0.5), epochs=2)
 
 
@@ -443,7 +439,7 @@ def gradients_of_each_microbatch(wrap):
             loss = loss_fn(y, model(x, training=True))
         gradients = tape.gradient(loss, model.trainable_variables)
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(g**2) for g in gradients]))
-        return [g / tf.maximum(1.0, norm / 0.2) for g in gradients], loss, norm
+        return [g / tf.maximum(norm / 0.2, 1.0) for g in gradients], loss, norm
 
     @tf.function
     def train(x, y):
