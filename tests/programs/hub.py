@@ -26,11 +26,12 @@ def generation_between_fits(wrap):
     text = words(24, 8)
     mask = np.ones_like(text)
     x = {"token_ids": text[:, :-1], "padding_mask": mask[:, :-1]}
-    prompt = {"token_ids": text[:2] * (np.arange(8) < 3), "padding_mask": mask[:2] * (np.arange(8) < 3)}
+    prompt = {
+        "token_ids": text[:2] * (np.arange(8) < 3),
+        "padding_mask": mask[:2] * (np.arange(8) < 3),
+    }
     histories, written = [], []
     for _ in range(2):
-        histories.append(
-            model.fit(x, text[:, 1:], batch_size=12, shuffle=False, verbose=0).history
-        )
+        histories.append(model.fit(x, text[:, 1:], batch_size=12, shuffle=False, verbose=0).history)
         written.append(model.generate(prompt, stop_token_ids=None)["token_ids"])
     return {"histories": histories, "written": written, "weights": sums(model)}

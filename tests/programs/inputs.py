@@ -139,9 +139,7 @@ def optional_inputs(wrap):
     both = {"main": points(24), "side": points(24, 3, seed=1)}
     found = []
     for x in (both, {"main": both["main"]}, both):
-        found.append(
-            model.fit(x, labels(24), batch_size=12, shuffle=False, verbose=0).history
-        )
+        found.append(model.fit(x, labels(24), batch_size=12, shuffle=False, verbose=0).history)
     return {"found": found, "weights": sums(model)}
 
 
@@ -393,9 +391,7 @@ def molecules(wrap):
     model.compile(keras.optimizers.SGD(0.1))
     near = (abs(points(24, 25)) < 0.5).reshape(24, 5, 5).astype(keras.config.floatx())
     x = {"nodes": points(24, 20).reshape(24, 5, 4), "near": near}
-    history = model.fit(
-        x, points(24, 1), batch_size=12, epochs=2, shuffle=False, verbose=0
-    ).history
+    history = model.fit(x, points(24, 1), batch_size=12, epochs=2, shuffle=False, verbose=0).history
     return {"history": history, "weights": sums(model)}
 
 

@@ -32,11 +32,13 @@ class Outcome(NamedTuple):
         numbers: What it gave; None if it failed.
         error: Name of the exception's class; "" if it did not fail.
         message: Its message.
+        split: Whether a model was split.
     """
 
     numbers: Any = None
     error: str = ""
     message: str = ""
+    split: bool = False
 
 
 class Verdict(NamedTuple):
@@ -68,7 +70,8 @@ def run(program: Program, wrap: Wrap) -> Outcome:
             contextlib.redirect_stdout(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
-            return Outcome(_bare(program.run(wrap)))
+            numbers = _bare(program.run(wrap))
+            return Outcome(numbers, split=wrap.was_split())
     except Exception as error:
         return Outcome(error=type(error).__name__, message=str(error))
 
@@ -121,6 +124,8 @@ def judge(name: str, world: str, outcomes: Sequence[Outcome]) -> Verdict:
         return Verdict(False, math.nan, f"other numbers: {error}")
     if expected is not None:
         return Verdict(False, worst, f"expected {expected.error}, but it ran ({worst:.1e})")
+    if not all(outcome.split for outcome in outcomes):
+        return Verdict(False, worst, f"nothing was split ({worst:.1e})")
     right = worst <= program.bound
     return Verdict(right, worst, f"equal ({worst:.0e})" if right else f"DIFFERENT ({worst:.1e})")
 

@@ -201,9 +201,7 @@ def ctc_as_a_layer(wrap):
         def call(self, truth, scores):
             rows = ops.shape(truth)[0]
             lengths = ops.full((rows,), scores.shape[1], dtype="int32")
-            self.add_loss(
-                ops.ctc_loss(truth, scores, ops.full((rows,), 3, dtype="int32"), lengths)
-            )
+            self.add_loss(ops.ctc_loss(truth, scores, ops.full((rows,), 3, dtype="int32"), lengths))
             return scores
 
     picture, truth = keras.Input((8, 6), name="picture"), keras.Input((3,), dtype="int32")

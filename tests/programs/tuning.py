@@ -189,9 +189,7 @@ def swapped_weights(wrap):
 
     class Swap(keras.callbacks.Callback):
         def swap(self):
-            for mean, weight in zip(
-                self.model.means, self.model.trainable_variables, strict=True
-            ):
+            for mean, weight in zip(self.model.means, self.model.trainable_variables, strict=True):
                 value = ops.convert_to_tensor(weight)
                 weight.assign(mean)
                 mean.assign(value)
@@ -311,9 +309,7 @@ def lottery_ticket(wrap):
     after = model.get_weights()
     masks = [(np.abs(w) > np.median(np.abs(w))) * 1.0 for w in after if w.ndim == 2][:3]
     kept = iter(masks * 2)
-    model.set_weights(
-        [w * next(kept) if w.ndim == 2 else w for w in start]
-    )
+    model.set_weights([w * next(kept) if w.ndim == 2 else w for w in start])
     second = fit(model)
     return {"first": first, "second": second, "weights": sums(model)}
 

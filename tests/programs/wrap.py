@@ -24,9 +24,17 @@ class Wrap:
 
     split = True
 
+    def __init__(self) -> None:
+        self._models: list[keras.Model] = []
+
     def __call__(self, model: keras.Model) -> keras.Model:
         """The model, split."""
-        return smp.DistributedModel.from_keras(model)
+        self._models.append(smp.DistributedModel.from_keras(model))
+        return self._models[-1]
+
+    def was_split(self) -> bool:
+        """Whether any of the models has a plan by now."""
+        return any(map(_has_plan, self._models))
 
     def step(self, function: Any = None, **options: Any) -> Any:
         """As `smp.step`, bare or with options."""
@@ -56,6 +64,7 @@ class Plain(Wrap):
     split = False
 
     def __init__(self, microbatches: int = 1) -> None:
+        super().__init__()
         self._microbatches = microbatches
 
     def __call__(self, model: keras.Model) -> keras.Model:
@@ -79,6 +88,13 @@ class Plain(Wrap):
     def unshard(self, value: Any) -> Any:
         """The rows themselves."""
         return np.asarray(value)
+
+
+def _has_plan(model: Any) -> bool:
+    try:
+        return bool(model.plan)
+    except smp.PlanError:
+        return False
 
 
 def _one_or_all(arrays: list[Any]) -> Any:
