@@ -73,6 +73,7 @@ __all__ = [
     "load_model",
     "local_rank",
     "local_size",
+    "local_variables",
     "mp_barrier",
     "mp_rank",
     "mp_size",

@@ -45,7 +45,9 @@ from opensmp.errors import (  # noqa: E402
 )
 from opensmp.hooks import register_post_partition_hook  # noqa: E402
 from opensmp.model import DistributedModel  # noqa: E402
+from opensmp.own_variables import local_variables  # noqa: E402
 from opensmp.partition_scope import partition  # noqa: E402
+from opensmp.parts import as_part as _as_part  # noqa: E402
 from opensmp.plan import Plan  # noqa: E402
 from opensmp.report import Timeline, record_timeline  # noqa: E402
 from opensmp.runtime.bootstrap import init, shutdown  # noqa: E402

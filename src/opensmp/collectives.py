@@ -19,6 +19,7 @@ from opensmp.graph.variables import is_keras, tf_variable
 from opensmp.runtime import norms
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import is_elsewhere
+from opensmp.runtime.fetch import is_kept_elsewhere, known, like
 from opensmp.runtime.reduction import check_summable, replace_by, sum_over
 from opensmp.runtime.slices import slices_of_all
 from opensmp.runtime.world import DP_GROUP, MP_GROUP, RDP_GROUP, CommGroup, current
@@ -67,6 +68,20 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
             return smp.allreduce(loss.reduce_mean())
         ```
     """
+    reduced = reduce_gradients(tensor, op, group)
+    if group not in (DP_GROUP, RDP_GROUP):
+        return reduced
+    return tf.nest.pack_sequence_as(tensor, known(tf.nest.flatten(reduced)))
+
+
+def reduce_gradients(tensor: Any, op: str, group: CommGroup = DP_GROUP) -> Any:
+    """As `allreduce`; what other ranks reduce stands there as `Elsewhere`.
+
+    Args:
+        tensor: As there.
+        op: As there.
+        group: As there.
+    """
     members = _members("smp.allreduce", group)
     is_spread = len(current("smp.allreduce").mp_group) > 1
     if op not in _OPS:
@@ -78,6 +93,9 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
     dense: list[tuple[int, Tensor]] = []
     for index, leaf in enumerate(leaves):
         if leaf is None or (of_replicas and is_spread and is_elsewhere(leaf)):
+            continue
+        if of_replicas and is_spread and is_kept_elsewhere(leaf):
+            results[index] = like(leaf)
             continue
         if isinstance(leaf, tf.IndexedSlices) and of_replicas:
             slices = slices_of_all(leaf, members, name="smp.allreduce of slices")
@@ -180,7 +198,8 @@ def clip_by_global_norm(
     norm = norms.global_norm(own, members) if use_norm is None else tf.convert_to_tensor(use_norm)
     clipped = dict(zip(own.positions, norms.clip(own, clip_norm, norm), strict=True))
     present = [g for g in gradients if g is not None]
-    rest = iter([clipped.get(i, g) for i, g in enumerate(present)])
+    others = {i: like(g) for i, g in enumerate(present) if is_kept_elsewhere(g)}
+    rest = iter(known([clipped.get(i, others.get(i, g)) for i, g in enumerate(present)]))
     return [None if g is None else next(rest) for g in gradients], norm
 
 
@@ -213,7 +232,7 @@ def _members(what: str, group: CommGroup) -> tuple[int, ...]:
 
 def _own(gradients: Sequence[Gradient | None]) -> norms.Own:
     present = [g for g in gradients if g is not None]
-    places = [i for i, g in enumerate(present) if not is_elsewhere(g)]
+    places = [i for i, g in enumerate(present) if not is_elsewhere(g) and not is_kept_elsewhere(g)]
     return norms.Own([_tensor(present[i]) for i in places], places, len(present))
 
 

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import weakref
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from opensmp import _private
+from opensmp import _private, known_models
 from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.graph import tags
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.nested_models import (
+    LOSSES,
+    PENALTIES,
+    PartPlans,
+    emitted_losses,
+    forget_losses,
+    nested_models,
+    penalties,
+    plans_by_layer,
+    plans_of_parts,
+)
 from opensmp.partitioning import Partitioning
 from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
+from opensmp.runtime.divided import prepare_divided
+from opensmp.runtime.fetch import note_step
+from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
@@ -25,16 +40,28 @@ from opensmp.saving.inspection import check_weights
 from opensmp.saving.keras_copy import to_keras
 from opensmp.saving.plain import calls_are_plain, note_inputs
 from opensmp.training.leading import everywhere
-from opensmp.training.modes import current_mode
+from opensmp.training.modes import calls_are, current_mode
 from opensmp.training.trainer import Trainer
-from opensmp.training.whole import call_whole
+from opensmp.training.whole import WholeResult, call_whole
 
 Tensor = Any
 
 _STATE = "_smp_partitioning"
-_LOSSES = "_smp_losses"
-_PENALTIES = "_smp_penalties"
 _FUNCTION = "_smp_function"
+
+
+_ACTIVATIONS = (
+    "A gradient was asked for with respect to an output of model '{name}' that other outputs are "
+    "computed from, in a train_step and its like, where the model was called with a whole batch. "
+    "Take it in an smp.step function, and call that in the train_step:\n\n"
+    "    @smp.step\n"
+    "    def gradients_of_activations(x):\n"
+    "        with tf.GradientTape() as tape:\n"
+    "            activations, outputs = model(x, training=False)\n"
+    "            score = outputs[:, 0]\n"
+    "        return tape.gradient(score, activations)\n\n"
+    "    gradients = gradients_of_activations(x).concat()"
+)
 
 
 class _NoPlanYet(PlanError, AttributeError):
@@ -107,7 +134,7 @@ class DistributedModel(Trainer, keras.Model):
             _private.Functional.__init__(self, *args, **kwargs)
         else:
             super().__init__(*args, **kwargs)
-        _models.add(self)
+        known_models.add(self)
 
     @classmethod
     def from_keras(cls, model: keras.Model) -> DistributedModel:
@@ -135,7 +162,7 @@ class DistributedModel(Trainer, keras.Model):
         view: DistributedModel = object.__new__(_view_class(cls, type(model)))
         # Keras' own __setattr__ would give the view a tracked copy of the dictionary.
         object.__setattr__(view, "__dict__", model.__dict__)
-        _models.add(view)
+        known_models.add(view)
         return view
 
     @tf.autograph.experimental.do_not_convert
@@ -144,59 +171,70 @@ class DistributedModel(Trainer, keras.Model):
         if _is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
         if current_mode() == "plain":
-            self.__dict__.pop(_LOSSES, None)
+            self.__dict__.pop(LOSSES, None)
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
-        self.__dict__.pop(_PENALTIES, None)
+        if active := _private.accumulators():
+            return self._smp_call_under(active, here, args, kwargs)
+        note_step()
+        self.__dict__.pop(PENALTIES, None)
+        if not tf.executing_eagerly():
+            forget_losses(self)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
         elif current_mode() == "whole" and not tf.executing_eagerly():
-            result = call_whole(self, here, args, kwargs)
+            result = self._smp_call_whole(here, args, kwargs)
             outputs, losses = result.outputs, result.losses
-            self.__dict__[_PENALTIES] = result.penalties
+            self._smp_refuse_activations(outputs)
+            self.__dict__[PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
-            outputs, losses = self._smp_infer(here, args, kwargs)
-        self.__dict__[_LOSSES] = losses
+            outputs, losses = self._smp_infer(*args, **kwargs)
+        self.__dict__[LOSSES] = losses
         return outputs
 
     @property
     def losses(self) -> list[Tensor]:
         """Losses of the last call: from `add_loss`, activities and weights."""
-        emitted = self.__dict__.get(_LOSSES)
-        if emitted is None or _is_inside_keras((), {}):
+        called = [m for m in (self, *nested_models(self)) if LOSSES in m.__dict__]
+        if not called or _is_inside_keras((), {}):
             return list(super().losses)
-        usable = [t for t in emitted if hasattr(t, "graph") != tf.executing_eagerly()]
-        penalties = self.__dict__.get(_PENALTIES)
-        if penalties is None or tf.executing_eagerly():
-            penalties = _private.regularization_losses(self)
-        return [*usable, *penalties]
+        return [*emitted_losses(called), *penalties(self, called)]
 
     # --- running -------------------------------------------------------------------
 
     @property
     def _smp_emitted(self) -> list[Tensor]:
         """Losses of the last call that layers added, without those of the weights."""
-        return list(self.__dict__.get(_LOSSES, ()))
+        return list(self.__dict__.get(LOSSES, ()))
 
     @property
     def _smp_partitions(self) -> Partitioning:
+        return self._smp_partitions_of(super().__call__, self)
+
+    def _smp_partitions_of(self, plain_call: Callable[..., Any], layer: Any) -> Partitioning:
+        """The partitions of this model, which does what a plain call of a layer does."""
         if _STATE not in self.__dict__:
-            plain_call = super().__call__
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 outputs = plain_call(*args, **kwargs)
-                _private.order_losses(self)
+                _private.order_losses(layer)
                 return outputs
 
-            self.__dict__[_STATE] = Partitioning(self, forward)
+            is_part = getattr(type(layer), "_smp_is_part", False)
+            holders = known_models.holders_of(layer)
+            is_leaf = is_part and len(_private.all_layers(layer)) == 1
+            self.__dict__[_STATE] = Partitioning(self, forward, holders, is_part, is_leaf)
         partitions: Partitioning = self.__dict__[_STATE]
         return partitions
 
-    def _smp_plan(self) -> Plan:
+    def _smp_plan(self) -> Plan | PartPlans:
         plan = self._smp_partitions.plan
         if plan is None:
+            parts = plans_of_parts(self)
+            if parts:
+                return PartPlans(self.name, parts)
             raise _NoPlanYet(
                 f"model.plan: model '{self.name}' has no plan yet. It is made when the model is "
                 "called for the first time, in an smp.step function or outside of one: "
@@ -208,24 +246,31 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_run(
         self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, list[Tensor]]:
-        partitions = self._smp_partitions
+        plan = functools.partial(self._smp_partitions.prepare, here)
+        prepare = functools.partial(prepare_divided, self, plan, runner.num_microbatches)
         note_inputs(self, args)
-        return runner.run(self, lambda a, k: partitions.prepare(here, a, k), args, kwargs)
+        return runner.run(self, prepare, args, kwargs)
 
-    def _smp_infer(
+    def _smp_call_whole(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, list[Tensor]]:
+    ) -> WholeResult:
+        return call_whole(self, here, args, kwargs)
+
+    @everywhere
+    def _smp_infer(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:
         """One forward pass as one microbatch; eagerly through a cached graph."""
+        here = world.current(f"calling the DistributedModel '{self.name}'")
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
         known, function = self.__dict__.get(_FUNCTION, (None, None))
-        if known is not here:
+        made_for = (here, *map(id, self.variables))  # a layer may have been given more of them
+        if known != made_for:
 
             def forward(args: Any, kwargs: Any) -> Any:
                 return self._smp_forward(here, args, kwargs)
 
             function = tf.function(forward, autograph=False, reduce_retracing=True)
-            self.__dict__[_FUNCTION] = (here, function)
+            self.__dict__[_FUNCTION] = (made_for, function)
         assert function is not None
         outputs, losses = function(args, kwargs)
         return outputs, list(losses)
@@ -241,6 +286,26 @@ class DistributedModel(Trainer, keras.Model):
             run_post_partition_hooks()
         return result
 
+    def _smp_call_under(
+        self, accumulators: list[Any], here: world.World, args: Any, kwargs: Any
+    ) -> Any:
+        """A call under a `tf.autodiff.ForwardAccumulator`."""
+        outside = current_runner() is None and current_mode() is None
+        with _private.without_accumulators():
+            taped = _private.tape_is_active()
+        values = [(args, kwargs), self.variables, self._smp_partitions.read]
+        plain_is_right = outside and here.size == 1 and not taped
+        if plain_is_right and (not tf.executing_eagerly() or first_watched(accumulators, values)):
+            with calls_are("plain"):  # whose operations TensorFlow sees one by one
+                return self(*args, **kwargs)
+        refuse_forward_mode(accumulators, f"Model '{self.name}'", values)
+        with _private.without_accumulators():
+            outputs = self(*args, **kwargs)
+        # Variables that it reads and does not track are known now.
+        read = self._smp_partitions.read
+        refuse_forward_mode(accumulators, f"Model '{self.name}'", [read])
+        return outputs
+
     def _smp_refuse_tape(self) -> None:
         if _private.tape_is_active():
             raise StepError(
@@ -255,6 +320,12 @@ class DistributedModel(Trainer, keras.Model):
                 "    gradients = [g.accumulate() for g in gradients]\n\n"
                 "For inference under a tape, use `with tape.stop_recording():`."
             )
+
+    def _smp_refuse_activations(self, outputs: Any) -> None:
+        """Outputs for a whole batch are put together of microbatches, and lead nowhere."""
+        leaves = tf.nest.flatten(outputs, expand_composites=True)
+        for index in self._smp_partitions.tapped:
+            _private.note_source(leaves[index], StepError(_ACTIVATIONS.format(name=self.name)))
 
     # --- looking at it ---------------------------------------------------------------
 
@@ -278,7 +349,8 @@ class DistributedModel(Trainer, keras.Model):
         )
         here = world.current(f"the summary of model '{self.name}'")
         plan = self._smp_partitions.plan if self._smp_partitions.is_done(here) else None
-        text = partitions_text(self, plan, here, expand_nested, layer_range)
+        parts = plans_by_layer(self, here)
+        text = partitions_text(self, plan, here, expand_nested, layer_range, parts)
         (print if print_fn is None else print_fn)(text)
 
     # --- on disk -------------------------------------------------------------------
@@ -379,14 +451,6 @@ class DistributedModel(Trainer, keras.Model):
 
 
 _private.track_all_variables(DistributedModel)
-
-_models: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def some_wait_for_partitions(here: world.World) -> bool:
-    """Whether there are models that have not been called since `smp.init`."""
-    return any(not model._smp_partitions.is_done(here) for model in _models)
-
 
 _views: dict[tuple[type, type], type] = {}
 

@@ -20,11 +20,14 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.known_models import some_wait_for_partitions
 from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
-from opensmp.model import some_wait_for_partitions
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
+from opensmp.runtime.fetch import note_step
+from opensmp.runtime.forward_mode import refuse_forward_mode
+from opensmp.runtime.layer_calls import calls_taken
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.stamps import Stamps, has_listeners
@@ -153,7 +156,22 @@ class Step:
 
     @tf.autograph.experimental.do_not_convert
     def _call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return self._function()(*freeze_sets(args), **freeze_sets(kwargs))
+        args, kwargs = freeze_sets(args), freeze_sets(kwargs)
+        if active := _private.accumulators():
+            return self._call_under(active, args, kwargs)
+        function = self._function()
+        note_step()
+        return function(*args, **kwargs)
+
+    def _call_under(self, accumulators: list[Any], args: Any, kwargs: Any) -> Any:
+        """A call under a `tf.autodiff.ForwardAccumulator`, which may watch other things only."""
+        with _private.without_accumulators():
+            function = self._function()
+            traced = function.get_concrete_function(*args, **kwargs)
+        values = [(args, kwargs), traced.variables, traced.captured_inputs]
+        refuse_forward_mode(accumulators, repr(self), values)
+        with _private.without_accumulators():
+            return function(*args, **kwargs)
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
         """As that of `tf.function`, for arguments of the whole batch."""
@@ -231,12 +249,12 @@ class Step:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
-            with rehearsing():
+            with rehearsing(num_microbatches), calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins)
         results = []
-        with pipeline.tracing():
+        with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):

@@ -12,17 +12,24 @@ import tensorflow as tf
 
 from opensmp.errors import StepError
 from opensmp.runtime.elsewhere import Elsewhere
+from opensmp.runtime.fetch import known
+from opensmp.unreduced import Unreduced
 
 Tensor = Any
 
 _METHODS = ("variable", "add_n", "accumulate_n")
 
 
-class StepOutput:
+class StepOutput(Unreduced):
     """One returned tensor of an `smp.step` function, for all microbatches.
 
     It passes through `tf.function` and `tf.nest` like a list of its tensors. Given to
     another step as an argument it is split into its microbatches again.
+
+    It is no tensor: arithmetic, comparison, `float`, `bool`, a format such as `.3f`, NumPy,
+    TensorFlow, metrics and optimizers raise a `StepError` that names the method to call first,
+    also where there is one microbatch only. `print`, `len`, iteration and an index, over the
+    microbatches, work.
 
     Args:
         outputs: The tensor of each microbatch, in order; `tf.Tensor`,
@@ -50,22 +57,34 @@ class StepOutput:
     @property
     def outputs(self) -> list[Tensor]:
         """The tensor of each microbatch."""
-        return list(self._outputs)
+        return known(self._outputs)
 
     def __len__(self) -> int:
         return len(self._outputs)
 
     def __iter__(self) -> Any:
-        return iter(self._outputs)
+        return iter(self.outputs)
 
-    def __getitem__(self, microbatch: int) -> Tensor:
-        return self._outputs[microbatch]
+    def __getitem__(self, microbatch: int | slice) -> Tensor:
+        return self.outputs[self._smp_position(microbatch)]
 
     def __repr__(self) -> str:
-        first = self._outputs[0]
+        count, first = len(self._outputs), self._outputs[0]
+        if not hasattr(first, "dtype"):  # what tf.nest has put in place of the tensors
+            return f"StepOutput({self._outputs!r})"
         return (
-            f"StepOutput({len(self._outputs)} microbatches of shape={first.shape}, "
-            f"dtype={first.dtype.name})"
+            f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
+            f"dtype={tf.as_dtype(first.dtype).name})"
+        )
+
+    def _smp_mend(self) -> str:
+        first = self._outputs[0]
+        if isinstance(first, tf.Tensor) and first.shape.rank == 0:
+            return "call `reduce_mean()` on it first, as in `loss = loss.reduce_mean()`"
+        return (
+            "call a method of it first, `accumulate()` where it is a gradient, as in "
+            "`gradients = [g.accumulate() for g in gradients]`, `reduce_mean()` where it is a "
+            "mean, such as a loss, `merge()` where it has the rows of the batch"
         )
 
     def reduce_mean(self) -> Tensor:
@@ -78,7 +97,7 @@ class StepOutput:
         """
         self._check_addable("reduce_mean", "mean")
         with self._on_device():
-            return _divide(self._sum(_running_sum), len(self._outputs))
+            return _known(_divide(self._sum(_running_sum), len(self._outputs)))
 
     def reduce_sum(self) -> Tensor:
         """The sum over microbatches, elementwise; same shape and dtype as one output.
@@ -88,7 +107,7 @@ class StepOutput:
         """
         self._check_addable("reduce_sum", "sum")
         with self._on_device():
-            return self._sum(_running_sum)
+            return _known(self._sum(_running_sum))
 
     def concat(self, axis: int = 0) -> Tensor:
         """The outputs side by side along `axis`; scalars become a vector."""
@@ -96,7 +115,7 @@ class StepOutput:
         with self._on_device():
             if isinstance(first, tf.SparseTensor):
                 return tf.sparse.concat(axis, self._outputs)
-            dense = [_dense(t) for t in self._outputs]
+            dense = [_dense(t) for t in self.outputs]
             if not isinstance(first, tf.RaggedTensor) and dense[0].shape.rank == 0:
                 return tf.stack(dense)
             return tf.concat(dense, axis)
@@ -113,7 +132,7 @@ class StepOutput:
         """
         self._check_same_shape("stack")
         with self._on_device():
-            return tf.stack([_dense(t) for t in self._outputs])
+            return tf.stack([_dense(t) for t in self.outputs])
 
     def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
         """The mean over microbatches without holding all outputs at once.
@@ -138,7 +157,7 @@ class StepOutput:
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
                 return tf.convert_to_tensor(var)
             how = {"variable": _running_sum, "add_n": tf.add_n, "accumulate_n": _accumulate_n}
-            return _divide(self._sum(how[method]), len(self._outputs))
+            return _known(_divide(self._sum(how[method]), len(self._outputs)))
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
@@ -257,6 +276,11 @@ _step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 def returns_terms(graph: Any) -> None:
     """Tells that a graph is that of a step, whose outputs are `Returned`."""
     _step_graphs.add(graph)
+
+
+def _known(value: Tensor) -> Tensor:
+    """A result that can be computed with also where another process has it."""
+    return known([value])[0]
 
 
 def _running_sum(tensors: list[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import tensorflow as tf
 from canaries import graph_with
 
@@ -203,3 +204,79 @@ def test_has_custom_gradient():
     found = [op for op in x.graph.get_operations() if _private.has_custom_gradient(op)]
     assert [op.type for op in found] == ["IdentityN"]
     assert not _private.has_custom_gradient(plain.op)
+
+
+def test_captured_from_outside():
+    variable, other = tf.Variable(1.0), tf.Variable(2.0)
+    found = []
+
+    @tf.function
+    def inner():
+        found.append(_private.captured_from_outside())
+        return other + 1.0
+
+    @tf.function
+    def outer():
+        value = variable + 0.0
+        return value + inner()
+
+    assert outer().numpy() == 4.0
+    assert id(variable.handle) in found[0]
+    assert id(other.handle) not in found[0]
+
+
+def test_is_traced_by_function():
+    seen = []
+    tf.function(
+        lambda: seen.append(_private.is_traced_by_function(tf.compat.v1.get_default_graph())),
+        autograph=False,
+    )()
+    assert seen == [True]
+    assert not _private.is_traced_by_function(_private.new_graph("thrown_away"))
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_follow_traces(again):
+    for _ in range(1 + again):
+        _private.follow_traces()
+    assert int(tf.function(lambda: tf.constant(1), autograph=False)()) == 1
+
+
+def test_at_end_of_trace():
+    variable, seen = tf.Variable(1.0), []
+
+    @tf.function(autograph=False)
+    def function():
+        graph = tf.compat.v1.get_default_graph()
+        place = tf.compat.v1.placeholder(tf.float32, [])
+        result = place * 2.0
+
+        def finish(must_run):
+            seen.extend(op.type for op in must_run)
+            _private.replace_input(result.op, 0, tf.constant(21.0))
+
+        _private.at_end_of_trace(graph, finish)
+        variable.assign(5.0)
+        return result
+
+    assert float(function()) == 42.0
+    assert "AssignVariableOp" in seen
+
+
+def test_leave_out():
+    variables = [tf.Variable(0.0) for _ in range(3)]
+
+    @tf.function(autograph=False)
+    def function():
+        graph = tf.compat.v1.get_default_graph()
+        first, second = (v.assign_add(1.0, read_value=False) for v in variables[:2])
+        variables[0].assign_add(1.0)
+        _private.add_control_input(second, first)
+        with tf.control_dependencies([second]):
+            third = variables[2].assign(variables[0].read_value(), read_value=False)
+        _private.leave_out(graph, [second])
+        assert third is not None
+        return tf.constant(1)
+
+    function()
+    assert [float(v) for v in variables] == [2.0, 0.0, 2.0]

@@ -49,6 +49,32 @@ def test_forget_compiled_functions():
     assert model.predict(tf.ones([1, 1]), verbose=0).shape == (1, 1)
 
 
+def test_forget_compiled_functions__of_models_with_moved_variables():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([inner, keras.layers.Dense(1)])
+    for each in (model, inner):
+        each.compile("sgd", "mse")
+        each.predict(tf.ones([1, 1]), verbose=0)
+    _private.forget_compiled_functions(model, {id(model.layers[-1].kernel)})
+    assert model.predict_function is None
+    assert inner.predict_function is not None
+
+
+def test_layers_inside():
+    inner = keras.Sequential([keras.layers.Dense(1)])
+    model = keras.Sequential([keras.Input([1]), inner])
+    assert inner in _private.layers_inside(model)
+    assert not any(layer in _private.layers_inside(model) for layer in inner.layers)
+    assert _private.layers_inside(keras.layers.Dense(1)) == []
+
+
+def test_own_variables():
+    normal = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input([2]), normal])
+    assert _private.own_variables(model) == []
+    assert {id(v) for v in _private.own_variables(normal)} == {id(v) for v in normal.variables}
+
+
 def test_get_mask():
     embedded = keras.layers.Embedding(3, 1, mask_zero=True)(tf.constant([[1, 0]]))
     assert _private.get_mask(embedded).numpy().tolist() == [[True, False]]
@@ -209,3 +235,25 @@ def test_all_layers():
     model = keras.Sequential([inner])
     assert _private.all_layers(model)[0] is model
     assert inner.layers[0] in _private.all_layers(model)
+
+
+def test_layer_calls_by():
+    layer, seen = keras.layers.Rescaling(2.0), []
+
+    def run(called, call, args, kwargs):
+        seen.append(called)
+        return call(called, *args, **kwargs) + 1.0
+
+    with _private.layer_calls_by(run):
+        assert layer(tf.ones([1])).numpy() == 3.0
+    assert layer(tf.ones([1])).numpy() == 2.0
+    assert seen == [layer]
+
+
+def test_makes_variables():
+    dense = keras.layers.Dense(1)
+    assert _private.makes_variables(dense)
+    dense.build((None, 2))
+    assert _private.makes_variables(dense)
+    assert _private.makes_variables(keras.Sequential([keras.layers.Dense(1)]))
+    assert not _private.makes_variables(keras.layers.Flatten())

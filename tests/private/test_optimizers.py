@@ -11,6 +11,7 @@ import tensorflow as tf
 from canaries import elsewhere
 
 from opensmp import _private
+from opensmp._private import optimizers
 
 
 @pytest.mark.parametrize("first", ["build", "give up"])
@@ -203,6 +204,23 @@ def test_scales_loss():
         assert not _private.scales_loss()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_check_gradients_with(scaled, monkeypatch):
+    _private.place_updates_with_variables()
+    monkeypatch.setattr(_private.optimizers, "_check_gradients", None)
+    variable = keras.Variable([1.0, 2.0])
+    given = []
+    _private.check_gradients_with(lambda grads, variables: given.append((grads, variables)))
+    optimizer = keras.optimizers.SGD(1.0, global_clipnorm=1.0)
+    if scaled:
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    gradient = tf.ones([2])
+    optimizer.apply_gradients([(gradient, variable)])
+    grads, variables = given[0]
+    assert grads[0] is gradient  # as it was given, before it is scaled or clipped
+    assert not variables if scaled else variables[0] is variable
+
+
 @pytest.mark.parametrize("where", ["eager", "function"])
 def test_before_updates(where, monkeypatch):
     _private.place_updates_with_variables()
@@ -225,3 +243,15 @@ def test_before_updates(where, monkeypatch):
     # A function is traced again after one that has made variables.
     assert set(map(str, seen)) == {str((True, 2, [1.0, 2.0]))}
     assert variable.numpy().tolist() == pytest.approx([0.0, 1.0], abs=1e-5)
+
+
+def test_leave_to_others(monkeypatch):
+    """LossScaleOptimizer looks at the gradients of this process only."""
+    _private.place_updates_with_variables()
+    monkeypatch.setattr(optimizers, "_is_kept_elsewhere", None)
+    monkeypatch.setattr(optimizers, "_agree_on_finite", lambda finite: finite)
+    here, away = tf.constant([1.0]), tf.constant([float("nan")])
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    assert not optimizer.check_finite([here, away])
+    _private.leave_to_others(lambda gradient: gradient is away)
+    assert optimizer.check_finite([here, away])

@@ -15,7 +15,13 @@ from opensmp import _private
 
 HERE = Path(__file__).parent
 # What one file of the package has for another.
-AMONG_THEMSELVES = {"know_slot", "outside_of_functions"}
+AMONG_THEMSELVES = {
+    "know_slot",
+    "make_unreadable",
+    "outside_of_functions",
+    "readable_kind",
+    "redirected",
+}
 
 
 def test_every_function_has_a_canary():

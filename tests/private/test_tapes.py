@@ -90,3 +90,15 @@ def test_recording():
         tape.watch(x)
         y = x * x
     assert float(tape.gradient(y, x)) == 4.0
+
+
+def test_watches_variable():
+    weight, other = tf.Variable(1.0), tf.Variable(2.0)
+    assert not _private.watches_variable(weight)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(weight)
+        with _private.stop_recording():
+            assert _private.watches_variable(weight)
+            assert not _private.watches_variable(other)
+    with tf.GradientTape():
+        assert _private.watches_variable(other)

@@ -173,3 +173,18 @@ def test_a_loop_is_a_unit():
 def test_a_segment_is_printed_with_its_sizes():
     first, _ = segments_of(chain(0, 1), X)
     assert str(first) == "segment 0 (partition 0): 1 operations, 1 in, 1 out"
+
+
+def test_an_output_that_another_is_computed_from_ends_a_segment():
+    def call(x):
+        h = tf.tanh(x)
+        return h, tf.exp(h)
+
+    segments = segments_of(call, X, partitions=1)
+    check(segments)
+    assert [{op.type for op in s.operations} & {"Tanh", "Exp"} for s in segments] == [
+        {"Tanh"},
+        {"Exp"},
+    ]
+    (read,) = segments[1].inputs
+    assert read.op.type == "Tanh"

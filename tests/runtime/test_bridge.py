@@ -191,7 +191,7 @@ class TestLate:
 
 
 class TestRefusals:
-    def test_a_tape_cannot_differentiate_the_backward_pass(self):
+    def test_a_tape_can_differentiate_the_backward_pass(self):
         emitted = Emitted(tf.square, required=["inputs"])
 
         @tf.function
@@ -204,11 +204,10 @@ class TestRefusals:
                 gradient = inner.gradient(y, x)
             return outer.gradient(gradient, x)
 
-        with pytest.raises(StepError, match="A gradient of a gradient"):
-            run(X)
+        assert run(X).numpy().tolist() == [[2.0, 2.0]]
 
     @pytest.mark.parametrize("kind", ["required", "optional"])
-    def test_nor_can_tf_gradients(self, kind):
+    def test_tf_gradients_cannot(self, kind):
         emitted = Emitted(tf.square, **{kind: ["inputs"]})
 
         @tf.function

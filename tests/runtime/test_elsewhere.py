@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 import opensmp.gradient_norms  # noqa: F401 - what TensorFlow asks
+from opensmp.errors import ElsewhereError
 from opensmp.graph.structure import Structure
 from opensmp.runtime.elsewhere import Elsewhere, KeptBy, is_elsewhere, pack
 
@@ -44,11 +45,26 @@ def test_it_grows_and_does_not_take_other_shapes():
     assert of_unknown_shape(2.0).shape == [4, 3]
 
 
-def test_tensorflow_takes_it_for_zeros():
-    assert not np.any(tf.convert_to_tensor(gradient()))
-    assert np.all(tf.constant(1.0) + gradient() == np.ones([4, 3]))
+def test_its_value_is_an_error():
+    """TensorFlow would take it for zeros, and give a norm of 0."""
+    for compute in (tf.convert_to_tensor, tf.norm, lambda g: tf.constant(1.0) + g):
+        with pytest.raises(ElsewhereError, match="rank 1 of the replica"):
+            compute(gradient())
+        with pytest.raises(ElsewhereError, match="rank 1 of the replica"):
+            tf.function(compute, autograph=False)(gradient())
     assert is_elsewhere(tf.cast(gradient(), tf.float16))
     assert is_elsewhere(tf.clip_by_norm(gradient(), 1.0))
+
+
+def test_it_knows_its_shape_and_kind_when_it_comes_out_of_a_function():
+    rows = tf.IndexedSlices(tf.ones([1, 3]), tf.constant([2], tf.int64), tf.constant([4, 3]))
+    made = tf.function(lambda: Elsewhere.of(rows, 2, (5, 3)), autograph=False)()
+    assert made.shape == [5, 3]
+    assert made.process == 2
+    assert made.sparse is not None
+    assert made.sparse.indices == tf.int64
+    assert (made / 2.0).sparse == made.sparse
+    assert tf.function(gradient, autograph=False)().sparse is None
 
 
 def test_a_leaf_is_put_together_unless_another_process_keeps_it():
@@ -91,3 +107,9 @@ def test_slices_without_rows_are_elsewhere():
     assert not is_elsewhere(tf.IndexedSlices(tf.ones([1, 2]), tf.constant([0]), shape))
     assert not is_elsewhere(tf.zeros([0, 2]))
     assert not is_elsewhere(None)
+
+
+def test_what_tensorflow_made_of_it_is_no_zeros():
+    for compute in (lambda g: tf.cast(g, tf.float16), lambda g: tf.clip_by_norm(g, 1.0)):
+        with pytest.raises(ElsewhereError, match="another rank"):
+            tf.norm(compute(gradient()))

@@ -278,7 +278,7 @@ class TestTracing:
         assert current_runner() is None
 
     def test_a_model_is_traced_once_for_all_microbatches(self, smp_init, monkeypatch):
-        monkeypatch.setattr("opensmp.model._models", weakref.WeakSet())
+        monkeypatch.setattr("opensmp.known_models._models", weakref.WeakSet())
         smp_init(TWO_BY_FOUR)
         calls = []
 

@@ -4,9 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from canaries import elsewhere
 from small import device_index
 
 from opensmp import _private
+from opensmp.errors import ElsewhereError
 from opensmp.runtime.placement import mark_copies, place
 
 DEVICES = ("/device:CPU:1", "/device:CPU:2", "/device:CPU:3")
@@ -78,3 +80,12 @@ def test_variables_that_another_process_changes_are_copies_until_they_move_here(
     assert [_private.is_kept_here(v) for v in variables] == [True, False, True, True]
     mark_copies(variables, homes, elsewhere={})
     assert all(map(_private.is_kept_here, variables))
+
+
+def test_what_lies_in_another_process_is_never_given_an_empty_value():
+    variable = elsewhere()
+    place([variable], {}, DEVICES, default_partition=0)
+    assert _private.is_elsewhere(variable)
+    with pytest.raises(ElsewhereError, match="partition 1 of this process"):
+        place([variable], {id(variable): 1}, DEVICES, default_partition=0)
+    assert _private.is_elsewhere(variable)

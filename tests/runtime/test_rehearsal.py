@@ -15,7 +15,7 @@ X = tf.ones([4, 5])
 @pytest.fixture(autouse=True)
 def _no_other_models(monkeypatch):
     """A model of another test that was never called would have every step rehearsed."""
-    monkeypatch.setattr("opensmp.model._models", weakref.WeakSet())
+    monkeypatch.setattr("opensmp.known_models._models", weakref.WeakSet())
 
 
 def test_all_variables_exist_in_the_run_that_counts(smp_init):

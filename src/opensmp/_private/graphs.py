@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -35,6 +36,16 @@ def is_of_function(graph: Any) -> bool:
 def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
     """Pairs (tensor outside, placeholder inside) that a function graph captured."""
     return list(graph.captures)
+
+
+def captured_from_outside() -> set[int]:
+    """Ids of what the function graph under construction, and those around it, have captured."""
+    graph: Any = tf.compat.v1.get_default_graph()
+    found: set[int] = set()
+    while graph is not None and hasattr(graph, "captures"):
+        found.update(id(outside) for outside, _ in graph.captures)
+        graph = getattr(graph, "outer_graph", None)
+    return found
 
 
 def is_stateful(op: Op) -> bool:
@@ -110,11 +121,92 @@ def automatic_control_dependencies() -> Iterator[None]:
     graph = tf.compat.v1.get_default_graph()
     flag, manager = graph._add_control_dependencies, graph.experimental_acd_manager
     try:
-        with auto_control_deps.AutomaticControlDependencies():
+        with _Ordering():
             yield
     finally:
         graph._add_control_dependencies = flag
         graph.experimental_acd_manager = manager
+
+
+class _Ordering(auto_control_deps.AutomaticControlDependencies):
+    """Dependencies within a part of a function, which goes on afterwards."""
+
+
+def follow_traces() -> None:
+    """Lets traces end as `at_end_of_trace` and `leave_out` say. Idempotent.
+
+    Only there all operations are known that a function is going to run; there is no public hook.
+    """
+    owner = auto_control_deps.AutomaticControlDependencies
+    original = owner.__exit__
+    if hasattr(original, _FOLLOWED):
+        return
+
+    @functools.wraps(original)
+    def leave(self: Any, kind: Any, error: Any, trace: Any) -> None:
+        original(self, kind, error, trace)
+        graph = getattr(self, "_graph", None)
+        if kind is not None or graph is None or isinstance(self, _Ordering):
+            return
+        out: set[Op] = getattr(graph, _LEFT_OUT, set())
+        if out:
+            self.ops_which_must_run -= out
+            _wait_past(graph, out)
+        for finish in getattr(graph, _AT_END, ()):
+            finish(list(self.ops_which_must_run))
+
+    setattr(leave, _FOLLOWED, True)
+    owner.__exit__ = leave
+
+
+_FOLLOWED = "_smp_followed"
+
+
+_LEFT_OUT = "_smp_left_out"
+
+
+_AT_END = "_smp_at_end"
+
+
+def is_traced_by_function(graph: Any) -> bool:
+    """Whether a `tf.function` is tracing a graph, and not something that throws it away."""
+    return getattr(graph, "experimental_acd_manager", None) is not None
+
+
+def at_end_of_trace(graph: Any, finish: Callable[[list[Op]], None]) -> None:
+    """Has a function called when a `tf.function` has traced its own.
+
+    Args:
+        graph: That of the function being traced.
+        finish: Takes the operations that run though nothing may read what they give. It may add
+            operations, whose order nobody adds to any more.
+    """
+    setattr(graph, _AT_END, [*getattr(graph, _AT_END, ()), finish])
+
+
+def leave_out(graph: Any, ops: Collection[Op]) -> None:
+    """Keeps a function from running operations with effects that it has traced.
+
+    To be called while it is traced. What was to wait for them waits for what they wait for.
+    """
+    setattr(graph, _LEFT_OUT, getattr(graph, _LEFT_OUT, set()) | set(ops))
+
+
+def _wait_past(graph: Any, out: set[Op]) -> None:
+    for op in graph.get_operations():
+        if op in out or not any(each in out for each in op.control_inputs):
+            continue
+        kept: dict[Op, None] = {}
+        seen: set[Op] = set()
+        stack = list(op.control_inputs)
+        while stack:
+            before = stack.pop()
+            if before not in out:
+                kept[before] = None
+            elif before not in seen:
+                seen.add(before)
+                stack.extend(before.control_inputs)
+        set_control_inputs(op, list(kept))
 
 
 def functions_of(node: Any) -> Sequence[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import keras
@@ -29,13 +29,20 @@ def is_keras_tensor(value: Any) -> bool:
     return isinstance(value, keras.KerasTensor)
 
 
-def forget_compiled_functions(model: Any) -> None:
+def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
 
     Their functions hold on to the memory that variables had before they moved.
+
+    Args:
+        model: The model.
+        moved: Ids of these variables; models without any of them keep what is traced. None: all
+            models forget it.
     """
     for layer in model._flatten_layers():
-        if isinstance(layer, keras.Model):
+        if not isinstance(layer, keras.Model):
+            continue
+        if moved is None or any(id(v) in moved for v in layer.variables):
             layer.train_function = layer.test_function = layer.predict_function = None
 
 
@@ -97,6 +104,33 @@ def layer_calls(around: Callable[[Any], Any]) -> Any:
         return __call__
 
     return replaced(keras.layers.Layer, "__call__", make)
+
+
+def layer_calls_by(run: Callable[..., Any]) -> Any:
+    """Context in which `run(layer, call, args, kwargs)` does every Keras layer call.
+
+    `call` is the method of Keras, for the layer as its first argument. Only a class can say what a
+    call does, and a layer that somebody else has made is to stay of its class.
+    """
+
+    def make(original: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return run(self, original, args, kwargs)
+
+        return __call__
+
+    return replaced(keras.layers.Layer, "__call__", make)
+
+
+def makes_variables(layer: Any) -> bool:
+    """Whether a layer has variables, or may make some in its first call."""
+    if layer.variables:
+        return True
+    return any(not each.built and not _is_default_build(each) for each in all_layers(layer))
+
+
+def _is_default_build(layer: Any) -> bool:
+    return type(layer).build is keras.layers.Layer.build
 
 
 def functional_nodes(around: Callable[[Any], Any]) -> Any:
@@ -186,3 +220,13 @@ def eager_builds() -> Any:
 def all_layers(model: Any) -> list[Any]:
     """A model and all layers in it, at any depth; the public `layers` are those of the top."""
     return list(model._flatten_layers())
+
+
+def layers_inside(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself; the public `layers` is there for models only."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables of a layer without those of the layers inside."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -17,6 +17,7 @@ from keras.src.optimizers import base_optimizer
 from tensorflow.python.distribute import distribute_lib
 
 from opensmp import _versions
+from opensmp._private.homes import not_followed, note_assigned
 from opensmp._private.variables import is_elsewhere, know_slot, outside_of_functions
 
 Tensor = Any
@@ -48,6 +49,7 @@ def place_updates_with_variables() -> None:
     _know_factors()
     _average_what_is_here()
     _leave_out_what_is_elsewhere()
+    _update_on_their_own()
     _scale_by_a_variable()
     _check_finite_together()
     _reduce_only_over_replicas()
@@ -199,10 +201,12 @@ def _check_finite_together() -> None:
     check = owner.check_finite
 
     def check_finite(self: Any, grads: Any) -> Any:
+        if _check_gradients is not None:
+            _check_gradients(grads, ())
         if _agree_on_finite is None:
             return check(self, grads)
         # What stands for a gradient of another process would become dense, and large, there.
-        here = [g for g in grads if g is not None and not _has_no_rows(g)]
+        here = [g for g in grads if g is not None and not _is_of_others(g)]
         return _agree_on_finite(check(self, here) if here else tf.constant(True))
 
     owner.check_finite = check_finite
@@ -220,8 +224,31 @@ def before_updates(look: Callable[[Any], None]) -> None:
     _before_updates = look
 
 
-def _has_no_rows(gradient: Any) -> bool:
-    return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
+_check_gradients: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
+
+
+def check_gradients_with(check: Callable[[Sequence[Any], Sequence[Any]], None]) -> None:
+    """Has a function called with the gradients that an optimizer is given, before any use.
+
+    It takes the gradients and their variables, none where Keras does not tell them, and raises.
+    """
+    global _check_gradients
+    _check_gradients = check
+
+
+_is_kept_elsewhere: Callable[[Any], bool] | None = None
+
+
+def leave_to_others(is_kept_elsewhere: Callable[[Any], bool]) -> None:
+    """Lets a function tell which gradients other processes alone have, and look after."""
+    global _is_kept_elsewhere
+    _is_kept_elsewhere = is_kept_elsewhere
+
+
+def _is_of_others(gradient: Any) -> bool:
+    if isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]:
+        return True
+    return _is_kept_elsewhere is not None and _is_kept_elsewhere(gradient)
 
 
 def _leave_out_what_is_elsewhere() -> None:
@@ -230,9 +257,14 @@ def _leave_out_what_is_elsewhere() -> None:
     keep = owner._filter_empty_gradients
 
     def _filter_empty_gradients(self: Any, grads: Any, vars: Any) -> Any:
+        if _check_gradients is not None:
+            _check_gradients(grads, vars)
         if _before_updates is not None:
             _before_updates(self)
         pairs = list(zip(grads, vars, strict=True))
+        for _, variable in pairs:
+            if is_elsewhere(variable):
+                note_assigned(variable)
         here = [(gradient, variable) for gradient, variable in pairs if not is_elsewhere(variable)]
         _note_places(self, pairs)
         if pairs and not here:
@@ -243,6 +275,21 @@ def _leave_out_what_is_elsewhere() -> None:
     owner._filter_empty_gradients = _filter_empty_gradients
     for base in (owner, keras_tf_optimizer.TFOptimizer):
         _overwrite_what_is_here(base)
+
+
+def _update_on_their_own() -> None:
+    """Tells that each process reads and updates variables of its own in an optimizer.
+
+    What a user's class reads in an `apply` of its own is the same in all processes.
+    """
+    owner = base_optimizer.BaseOptimizer
+    apply = owner.apply
+
+    def apply_alone(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        with not_followed():
+            return apply(self, grads, trainable_variables)
+
+    owner.apply = apply_alone
 
 
 def _reduce_only_over_replicas() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,12 +10,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state
-from tensorflow.python.checkpoint import tensor_callable
 from tensorflow.python.ops import resource_variable_ops
-from tensorflow.python.trackable import base as tf_trackable
 
+from opensmp._private.homes import (
+    ELSEWHERE,
+    home_of,
+    make_unreadable,
+    readable_kind,
+    redirected,
+    set_home,
+)
 from opensmp._private.replacing import replaced
-from opensmp.errors import ElsewhereError
 
 Tensor = Any
 
@@ -115,58 +119,16 @@ def give_up(variable: Any, name: str) -> None:
     """
     for slot in _slots(variable):
         give_up(slot, name)
-    with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
-        empty = resource_variable_ops.UninitializedVariable(
-            trainable=variable.trainable,
-            name=name,
-            shape=variable._shape,
-            dtype=variable_dtype(variable),
-        )
-    old = variable._value
-    if old is None:
-        variable._value = empty
+    if variable._value is None:
+        with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
+            variable._value = resource_variable_ops.UninitializedVariable(
+                trainable=variable.trainable,
+                name=name,
+                shape=variable._shape,
+                dtype=variable_dtype(variable),
+            )
         variable._initializer = None
-    else:
-        old._handle = empty._handle
-        old._handle_name = empty._handle_name
-    setattr(variable._value, ELSEWHERE, name)
-    kind: Any = type(variable._value)
-    variable._value.__class__ = _unreadable(kind)
-
-
-@functools.cache
-def _unreadable(kind: Any) -> Any:
-    """A class of variables that cannot be read outside of graphs.
-
-    TensorFlow itself gives an empty array for a variable without memory, and no error.
-    """
-
-    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if tf.executing_eagerly():
-            raise ElsewhereError(
-                f"Variable {getattr(self, ELSEWHERE)} was read in a process that does not own "
-                "it. Each process holds the variables of its own partitions only; the model's "
-                "outputs and losses are there in all of them."
-            )
-        return kind._read_variable_op(self, *args, **kwargs)
-
-    def _serialize_to_tensors(self: Any) -> Any:
-        def read() -> Any:
-            raise ElsewhereError(
-                f"Variable {getattr(self, ELSEWHERE)} cannot be saved in a process that does not "
-                "own it: tf.train.Checkpoint would leave it out. Save with smp.CheckpointManager, "
-                "which all processes call."
-            )
-
-        value = tensor_callable.Callable(read, dtype=self.dtype, device=self.device)
-        return {tf_trackable.VARIABLE_VALUE_KEY: value}
-
-    body = {
-        "_read_variable_op": _read_variable_op,
-        "_serialize_to_tensors": _serialize_to_tensors,
-        "__module__": kind.__module__,
-    }
-    return type(kind.__name__, (kind,), body)
+    make_unreadable(variable._value, name)
 
 
 def is_elsewhere(variable: Any) -> bool:
@@ -201,9 +163,6 @@ def _slots(variable: Any) -> list[Any]:
     """The variables that optimizers have made for a Keras variable."""
     slots = (reference() for reference in getattr(variable._value, SLOTS, ()))
     return [slot for slot in slots if slot is not None]
-
-
-ELSEWHERE = "_smp_elsewhere"
 
 
 SLOTS = "_smp_slots"
@@ -247,6 +206,7 @@ def variable_access(
         return assign
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(redirected())
         for name, make in {
             "_read_variable_op": reading,
             "sparse_read": lambda o: gathering(o, tf.gather),
@@ -267,6 +227,10 @@ def know_slot(reference_variable: Any, slot: Any) -> None:
     if any(known() is slot for known in getattr(value, SLOTS)):
         return
     getattr(value, SLOTS).append(weakref.ref(slot))
+    home = home_of(reference_variable)
+    if home is not None:
+        number = (*home.number, len(getattr(value, SLOTS)))
+        set_home(slot, home._replace(number=number, name=f"{slot.path}, slot of {home.name}"))
     if is_elsewhere(reference_variable):
         give_up(slot, getattr(value, ELSEWHERE))
 
@@ -283,7 +247,7 @@ def lend(variable: Any, value: Any) -> None:
     setattr(given_up, _LENT, (given_up._handle, given_up._handle_name, type(given_up)))
     given_up._handle, given_up._handle_name = memory._handle, memory._handle_name
     if is_elsewhere(given_up):
-        given_up.__class__ = type(given_up).__mro__[1]  # the readable one
+        given_up.__class__ = readable_kind(given_up)
 
 
 def take_back(variable: Any) -> None:

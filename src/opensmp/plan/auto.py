@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from opensmp.errors import PlanError
 from opensmp.graph import TracedGraph
 from opensmp.plan.coarse import CoarseGraph
 from opensmp.plan.coarsen import coarsen
+from opensmp.plan.kept import kept_units, partition_around, tell_of_kept
 from opensmp.plan.make import make_plan
 from opensmp.plan.partitioner import partition_for
 from opensmp.plan.plan import Plan
@@ -18,7 +20,10 @@ from opensmp.plan.settings import PlanSettings
 
 
 def auto_plan(
-    traced: TracedGraph, num_partitions: int, settings: PlanSettings | None = None
+    traced: TracedGraph,
+    num_partitions: int,
+    settings: PlanSettings | None = None,
+    homes: Mapping[int, int] | None = None,
 ) -> Plan:
     """Cuts a model by its predicted costs.
 
@@ -26,6 +31,8 @@ def auto_plan(
         traced: The traced model.
         num_partitions: Number of partitions.
         settings: What to plan for.
+        homes: Id to partition of variables that lie somewhere already; what reads them goes
+            there.
 
     Raises:
         PlanError: If no plan fits the memory of the devices.
@@ -36,11 +43,16 @@ def auto_plan(
         ```
     """
     settings = settings or PlanSettings()
-    return plan_units(traced, coarsen(traced, settings.machine), num_partitions, settings)
+    graph = coarsen(traced, settings.machine)
+    return plan_units(traced, graph, num_partitions, settings, homes)
 
 
 def plan_units(
-    traced: TracedGraph, graph: CoarseGraph, num_partitions: int, settings: PlanSettings
+    traced: TracedGraph,
+    graph: CoarseGraph,
+    num_partitions: int,
+    settings: PlanSettings,
+    homes: Mapping[int, int] | None = None,
 ) -> Plan:
     """As `auto_plan`, for a model whose units and costs are known.
 
@@ -49,6 +61,7 @@ def plan_units(
         graph: Its units.
         num_partitions: Number of partitions.
         settings: What to plan for.
+        homes: See `auto_plan`.
 
     Raises:
         PlanError: If no plan fits the memory of the devices.
@@ -56,14 +69,17 @@ def plan_units(
     stages = _stages(graph, num_partitions * settings.pieces, settings)
     # By turns, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
     # Clusters Using Megatron-LM", SC 2021, section 2.2.
-    assignment = stages % num_partitions
+    assignment = free = stages % num_partitions
+    kept = kept_units(traced, graph, homes or {})
+    if kept:
+        assignment = partition_around(graph, kept, num_partitions, settings, free)
     groups = _whole_groups(traced, graph)
     partition_of = {
         name: int(partition)
         for names, partition in zip(groups, assignment, strict=True)
         for name in names
     }
-    return make_plan(
+    plan = make_plan(
         traced,
         num_partitions,
         partition_of,
@@ -72,6 +88,8 @@ def plan_units(
         source="auto",
         graph=graph,
     )
+    tell_of_kept(plan, kept, free)
+    return plan
 
 
 def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[np.int64]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from opensmp.errors import PlanError
 from opensmp.graph import TracedGraph
-from opensmp.plan.calls import MODEL, layer_calls, numbered_stems, operation_labels, stem
+from opensmp.plan.calls import MODEL, LayerCall, layer_calls, numbered_stems, operation_labels, stem
 from opensmp.plan.make import costs_later, make_plan
 from opensmp.plan.plan import Plan
 from opensmp.plan.settings import PlanSettings
@@ -73,16 +74,51 @@ def follow(traced: TracedGraph, plans: Sequence[Plan], settings: PlanSettings) -
     return _follow(traced, plans, plans[0].num_partitions, settings, strict=False)
 
 
+@dataclass(frozen=True)
+class Places:
+    """What a plan says of each layer call, without the graph that it was made for.
+
+    Attributes:
+        calls: The layer calls.
+        partition_of: Name of an operation to its partition.
+        num_partitions: Number of partitions.
+        source: Where the plan comes from.
+    """
+
+    calls: tuple[LayerCall, ...]
+    partition_of: Mapping[str, int]
+    num_partitions: int
+    source: str
+
+    @classmethod
+    def of(cls, plan: Plan) -> Places:
+        """Those of a plan."""
+        return cls(plan.calls, dict(plan.partition_of), plan.num_partitions, plan.source)
+
+
+def follow_twin(traced: TracedGraph, twin: Places, settings: PlanSettings) -> Plan:
+    """A plan for a model of the same layers as another one, that has the same places.
+
+    Args:
+        traced: The traced model.
+        twin: What was planned for the other one, whose layers may have other names.
+        settings: What to predict its costs for.
+    """
+    return _follow(traced, [twin], twin.num_partitions, settings, strict=False, by_position=True)
+
+
 def _follow(
     traced: TracedGraph,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan | Places],
     num_partitions: int,
     settings: PlanSettings,
     *,
     strict: bool,
+    by_position: bool = False,
 ) -> Plan:
     calls = layer_calls(traced)
-    earlier = _earlier_calls([call.label for call in calls], plans, by_position=strict)
+    labels = [call.label for call in calls]
+    earlier = _earlier_calls(labels, plans, by_position=strict or by_position)
     place: dict[str, int] = {}
     strangers: list[str] = []
     for call in calls:
@@ -94,6 +130,7 @@ def _follow(
             if known and 2 * len(found) < min(len(known), len(call.operations)):
                 strangers.append(call.label)
     if strict and strangers:
+        assert isinstance(plans[0], Plan)
         raise PlanError(
             f"{_named(plans[0])}: it does not fit model '{traced.name}', whose layers have the "
             f"names it expects but consist of other operations: {_listed(strangers)}. Make a new "
@@ -117,7 +154,7 @@ def _follow(
 
 
 def _earlier_calls(
-    labels: Sequence[str], plans: Sequence[Plan], *, by_position: bool
+    labels: Sequence[str], plans: Sequence[Plan | Places], *, by_position: bool
 ) -> dict[str, dict[str, int]]:
     """For each label, what the first plan that knows it says of the call's operations."""
     earlier: dict[str, dict[str, int]] = {}

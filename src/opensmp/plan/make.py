@@ -70,13 +70,20 @@ def costs_later(traced: TracedGraph, settings: PlanSettings) -> Callable[[], Coa
     return make_graph
 
 
-def warn_of_empty(plan: Plan) -> None:
-    """Logs which partitions of a plan nothing runs in, and why."""
+def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
+    """Logs which partitions of a plan nothing runs in, and why.
+
+    Args:
+        plan: The plan.
+        is_shared: Whether an earlier model has placed some of the model's variables.
+    """
     if not plan.empty:
         return
     numbers = ", ".join(map(str, plan.empty))
     which = f"partition {numbers} is" if len(plan.empty) == 1 else f"partitions {numbers} are"
-    if plan.source == "auto":
+    if plan.source == "auto" and is_shared:
+        why = "layers that it shares with an earlier model stay where they are"
+    elif plan.source == "auto":
         why = (
             f"the model has only {plan.num_partitions - len(plan.empty)} pieces that can be "
             "separated. Use fewer partitions"

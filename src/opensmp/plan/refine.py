@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from operator import mul
 
 import numpy as np
@@ -17,7 +18,10 @@ Key = tuple[int, ...]
 
 
 def refine(
-    problem: Problem, placed: NDArray[np.int64], near: Neighbourhood | None
+    problem: Problem,
+    placed: NDArray[np.int64],
+    near: Neighbourhood | None,
+    fixed: Collection[int] | None = None,
 ) -> NDArray[np.int64]:
     """Moves units between partitions as long as that helps.
 
@@ -31,11 +35,13 @@ def refine(
         problem: The problem.
         placed: A valid assignment.
         near: Which units are connected, if partitions are to stay connected.
+        fixed: Units that have their place; all others may then move to any partition, also
+            back to a lower one. None: all units move, and tensors go to higher partitions only.
 
     Returns:
         An assignment that is at least as good.
     """
-    layout = _Layout(problem, placed.tolist())
+    layout = _Layout(problem, placed.tolist(), fixed)
     trials = _MOST_TRIALS
     while trials > 0:
         start = best = layout.key()
@@ -73,8 +79,11 @@ def refine(
 class _Layout:
     """An assignment with its loads, kept up to date from move to move."""
 
-    def __init__(self, problem: Problem, placed: list[int]) -> None:
+    def __init__(
+        self, problem: Problem, placed: list[int], fixed: Collection[int] | None = None
+    ) -> None:
         self._problem = problem
+        self._fixed = fixed
         self.placed = placed
         ticks, held = problem.loads(np.array(placed, dtype=np.int64))
         self._ticks: list[int] = ticks.tolist()
@@ -114,6 +123,9 @@ class _Layout:
         here = placed[unit]
         if self._sizes[here] == 1:
             return []
+        if self._fixed is not None:
+            every = range(self._problem.num_partitions)
+            return [] if unit in self._fixed else [target for target in every if target != here]
         before, after = self._problem.predecessors[unit], self._problem.successors[unit]
         low = max((placed[other] for other in before), default=0)
         high = min((placed[other] for other in after), default=self._problem.num_partitions - 1)

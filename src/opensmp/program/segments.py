@@ -11,6 +11,7 @@ from typing import Any
 from opensmp import _private
 from opensmp.graph import TracedGraph
 from opensmp.graph.replicated import replicated
+from opensmp.graph.taps import cuts
 from opensmp.plan import Plan
 
 Op = Any
@@ -70,13 +71,15 @@ def cut(traced: TracedGraph, plan: Plan) -> tuple[Segment, ...]:
 
     An operation's phase is the largest number of partition changes on a path to it;
     operations of equal partition and phase form a segment, which is always acyclic.
-    Segments of one partition are then joined where no path leaves and comes back.
+    Segments of one partition are then joined where no path leaves and comes back. A tensor
+    that the caller gets, and that further outputs are computed from, ends a segment.
 
     Small operations on constants and integer state (shapes, seeds) are replicated
     into every segment that reads them, so that no value need travel for them.
     """
     copied = replicated(traced)
-    groups = _join(_phases(traced, plan, copied), copied)
+    apart = cuts(traced)
+    groups = _join(_phases(traced, plan, copied, apart), copied, apart)
     return _finish(traced, groups, copied)
 
 
@@ -85,15 +88,19 @@ def _producers(op: Op) -> Iterable[Op]:
     yield from op.control_inputs
 
 
-def _phases(traced: TracedGraph, plan: Plan, replicated: frozenset[Op]) -> list[_Group]:
+def _phases(
+    traced: TracedGraph, plan: Plan, replicated: frozenset[Op], apart: frozenset[tuple[Op, Op]]
+) -> list[_Group]:
     movable = [op for op in traced.operations if op not in traced.sources and op not in replicated]
     phase: dict[Op, int] = {}
+
+    def changes(maker: Op, reader: Op) -> bool:
+        return plan.partition(maker) != plan.partition(reader) or (maker, reader) in apart
+
     active: set[Op] = {tensor.op for tensor in traced.inputs}
     for op in movable:
-        part = plan.partition(op)
         phase[op] = max(
-            (phase[p] + (plan.partition(p) != part) for p in _producers(op) if p in phase),
-            default=0,
+            (phase[p] + changes(p, op) for p in _producers(op) if p in phase), default=0
         )
         if any(p in active for p in _producers(op)):
             active.add(op)
@@ -107,7 +114,7 @@ def _phases(traced: TracedGraph, plan: Plan, replicated: frozenset[Op]) -> list[
     for op in reversed(movable):  # what does not wait for activations runs when it is needed
         if op not in active:
             part = plan.partition(op)
-            users = [phase[u] - (plan.partition(u) != part) for u in consumers.get(op, [])]
+            users = [phase[u] - changes(op, u) for u in consumers.get(op, [])]
             phase[op] = max(phase[op], min(users, default=last[part]))
     groups: dict[tuple[int, int], _Group] = {}
     for op in movable:
@@ -149,16 +156,19 @@ def _edges(groups: list[_Group], replicated: frozenset[Op]) -> list[set[int]]:
     ]
 
 
-def _join(groups: list[_Group], replicated: frozenset[Op]) -> list[_Group]:
-    """Joins groups of one partition where that leaves no cycle."""
+def _join(
+    groups: list[_Group], replicated: frozenset[Op], apart: frozenset[tuple[Op, Op]]
+) -> list[_Group]:
+    """Joins groups of one partition where that leaves no cycle, and nothing has to be apart."""
     merged = True
     while merged:
         merged = False
         needs = _edges(groups, replicated)
+        divided = _divided(groups, apart)
         for i, first in enumerate(groups):
             for j in range(i + 1, len(groups)):
                 second = groups[j]
-                if first.partition != second.partition:
+                if first.partition != second.partition or (i, j) in divided:
                     continue
                 if not _connected_through_others(needs, i, j):
                     first.operations.extend(second.operations)
@@ -169,6 +179,13 @@ def _join(groups: list[_Group], replicated: frozenset[Op]) -> list[_Group]:
             if merged:
                 break
     return groups
+
+
+def _divided(groups: list[_Group], apart: frozenset[tuple[Op, Op]]) -> set[tuple[int, int]]:
+    """Pairs of groups, the lower first, that must not become one."""
+    home = {op: i for i, group in enumerate(groups) for op in group.operations}
+    pairs = [(home[maker], home[reader]) for maker, reader in apart if reader in home]
+    return {(min(pair), max(pair)) for pair in pairs}
 
 
 def _connected_through_others(needs: list[set[int]], first: int, second: int) -> bool:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from opensmp.plan.plan import Plan
 from opensmp.runtime.world import World
 
 _AGAIN = re.compile(r"#\d+(?=/|$)")
+_NO_PARTS: Mapping[int, Plan] = MappingProxyType({})
 
 
 class LayerPlace(NamedTuple):
@@ -30,15 +32,17 @@ def partitions_text(
     world: World,
     expand_nested: bool = False,
     layer_range: Sequence[str] | None = None,
+    parts: Mapping[int, Plan] = _NO_PARTS,
 ) -> str:
     """The layers of a model with their partitions and devices, as text.
 
     Args:
         model: The model.
-        plan: Its plan; None if there is none yet.
+        plan: Its plan; None if it has not been called.
         world: The devices of the partitions, and whose they are.
         expand_nested: Whether to show the layers of models in the model.
         layer_range: Regular expressions of the names of the first and the last layer to show.
+        parts: Id to plan of layers that have been called by themselves.
 
     Example:
         ```python
@@ -46,12 +50,12 @@ def partitions_text(
         ```
     """
     number = world.config.partitions
-    if plan is None:
+    if plan is None and not parts:
         return (
             f" Partitions: {number}. Which layer is in which is not known yet: that is decided "
             "from a first batch, by `fit`, in an smp.step function, or by calling the model."
         )
-    places = list(layer_places(model, plan, expand_nested, layer_range))
+    places = list(layer_places(model, plan, expand_nested, layer_range, parts))
     rows = [("Layer", "Partition", "Device")]
     for place in places:
         partitions = ", ".join(map(str, place.partitions)) or "-"
@@ -63,15 +67,20 @@ def partitions_text(
 
 
 def layer_places(
-    model: Any, plan: Plan, expand_nested: bool = False, layer_range: Sequence[str] | None = None
+    model: Any,
+    plan: Plan | None,
+    expand_nested: bool = False,
+    layer_range: Sequence[str] | None = None,
+    parts: Mapping[int, Plan] = _NO_PARTS,
 ) -> Iterator[LayerPlace]:
     """The partitions of each layer, in the order in which `model.layers` has them.
 
     Args:
         model: The model.
-        plan: Its plan.
+        plan: Its plan; None if it has not been called.
         expand_nested: Whether to go into models in the model.
         layer_range: As `partitions_text`.
+        parts: As `partitions_text`.
     """
     layers = list(model.layers)
     if layer_range is not None:
@@ -82,29 +91,46 @@ def layer_places(
         if begin > end:
             begin, end = min(upper), max(lower)
         layers = layers[begin : end + 1]
-    yield from _places(layers, plan, (), expand_nested)
+    known = () if plan is None else ((plan, ()),)
+    yield from _places(layers, known, 0, expand_nested, parts)
 
 
 def _places(
-    layers: Iterable[Any], plan: Plan, around: tuple[str, ...], expand_nested: bool
+    layers: Iterable[Any],
+    around: Sequence[tuple[Plan, tuple[str, ...]]],
+    depth: int,
+    expand_nested: bool,
+    parts: Mapping[int, Plan],
 ) -> Iterator[LayerPlace]:
+    """Places of layers, and of those in them.
+
+    Args:
+        layers: The layers.
+        around: Pairs of a plan that may know them, and where it has what they are in.
+        depth: Number of models around them.
+        expand_nested: As `partitions_text`.
+        parts: As `partitions_text`.
+    """
     for layer in layers:
-        path = (*around, layer.name)
-        mark = "   " * len(around) + "└ " if around else ""
-        yield LayerPlace(mark + layer.name, _partitions_below(plan, "/".join(path)))
+        known = [(plan, (*path, layer.name)) for plan, path in around]
+        if id(layer) in parts:
+            known.append((parts[id(layer)], ()))
+        found = {p for plan, path in known for p in _partitions_below(plan, "/".join(path))}
+        mark = "   " * depth + "└ " if depth else ""
+        yield LayerPlace(mark + layer.name, tuple(sorted(found)))
         inside = getattr(layer, "layers", None)
         if expand_nested and inside:
-            yield from _places(inside, plan, path, expand_nested)
+            yield from _places(inside, known, depth + 1, expand_nested, parts)
 
 
-def _partitions_below(plan: Plan, label: str) -> tuple[int, ...]:
-    """Partitions of all calls of a layer, and of the layers in it."""
+def _partitions_below(plan: Plan, label: str) -> set[int]:
+    """Partitions of all calls of a layer, and of the layers in it; of all layers without one."""
     found: set[int] = set()
     for call in plan.calls:
         name = _AGAIN.sub("", call.label)
-        if name == label or name.startswith(f"{label}/"):
+        if not label or name == label or name.startswith(f"{label}/"):
             found.update(plan.partition_of[op] for op in call.operations)
-    return tuple(sorted(found))
+    return found
 
 
 def _device(world: World, partition: int) -> str:

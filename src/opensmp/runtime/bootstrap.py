@@ -35,6 +35,7 @@ from opensmp.runtime import (
     world,
 )
 from opensmp.runtime.objects import allgather_objects
+from opensmp.unwrapped import refuse_unwrapped_models
 
 _logger = logging.getLogger("opensmp")
 
@@ -96,10 +97,12 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _check_plans(resolved)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     _private.place_updates_with_variables()
+    _private.follow_accumulators()
     if launch.size == 1:
         _private.call_functions_by(
             lambda function, work: root_cause.call(lambda: finite.call(work), again=True)
         )
+    refuse_unwrapped_models()
     if resolved.horovod:
         finder.install()
     _private.clip_with(norms.clipping(made.mp_group))

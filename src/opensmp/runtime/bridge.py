@@ -22,11 +22,11 @@ Tensor = Any
 Emit = Callable[[str, Pass, Sequence[Tensor]], list[Tensor]]
 
 
-_FROM_OUTSIDE = (
-    "A gradient was asked for through a call of a DistributedModel or of an smp.step function, "
+FROM_OUTSIDE = (
+    "A derivative was asked for through a call of a DistributedModel or of an smp.step function, "
     "outside of the function that made the call. Gradients of a split model are taken inside an "
     "smp.step function: open the tf.GradientTape in it, take the gradient in it, and return the "
-    "gradients."
+    "gradients. In forward mode, by a tf.autodiff.ForwardAccumulator, there are none."
 )
 _SECOND_ORDER = (
     "A gradient of a gradient was asked for through a DistributedModel by tf.gradients. Expected: "
@@ -141,7 +141,7 @@ def differentiable_call(
 
     def gradient(*upstream: Any) -> list[Any]:
         if tf.compat.v1.get_default_graph() is not graph:
-            return _fails_when_run(forward.feeds, _FROM_OUTSIDE)
+            return fails_when_run(forward.feeds, FROM_OUTSIDE, upstream)
         connected = [forward.outputs[i] for i in sorted(asked)]
         asked.clear()
         dense = {
@@ -288,7 +288,7 @@ def _repeatable(
 
         def gradient(*given: Any) -> list[Any]:
             if tf.compat.v1.get_default_graph() is not graph:
-                return _fails_when_run(derived.feeds, _FROM_OUTSIDE)
+                return fails_when_run(derived.feeds, FROM_OUTSIDE, given)
             chosen = {i: tf.convert_to_tensor(given[i]) for i in sorted(asked)}
             asked.clear()
             targets = [derived.gradient.flat[i] for i in chosen]
@@ -317,13 +317,33 @@ def _refuse_second_order(op: Any, *upstream: Any) -> Any:
     raise StepError(_SECOND_ORDER)
 
 
-def _fails_when_run(tensors: Sequence[Tensor], message: str) -> list[Tensor]:
-    """Stands for gradients of `tensors` where they may be asked for but not be computed."""
+def fails_when_run(
+    tensors: Sequence[Tensor], message: str, upstream: Sequence[Any] = ()
+) -> list[Tensor | None]:
+    """Stands for gradients where they may be asked for but not be computed.
+
+    Derivatives of the gradients with respect to `upstream` fail as well: by them TensorFlow
+    computes the derivatives of a function in forward mode.
+
+    Args:
+        tensors: Whose gradients.
+        message: Of the error, once they are computed.
+        upstream: The gradients that they would be computed from.
+
+    Returns:
+        A gradient for each tensor, None for those that can have none.
+    """
+    given = [tf.convert_to_tensor(each) for each in upstream]
     with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [message])]):
-        return [
+        zeros = [
             tf.zeros([size or 1 for size in t.shape or ()], t.dtype) if _is_number(t) else None
             for t in tensors
         ]
+    made = [each for each in zeros if each is not None]
+    if not given or not made:
+        return zeros
+    connected = iter(_private.with_gradient(made, given, lambda *_: fails_when_run(given, message)))
+    return [None if each is None else next(connected) for each in zeros]
 
 
 def _is_number(tensor: Tensor) -> bool:

@@ -33,6 +33,10 @@ _local = threading.local()
 class Runner(Protocol):
     """What runs the model calls of a step."""
 
+    @property
+    def num_microbatches(self) -> int:
+        """Into how many microbatches a batch is divided."""
+
     def run(
         self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, list[Any]]:

@@ -129,7 +129,7 @@ class BackwardPasses(Pipeline):
     def __init__(
         self, world: World, forward: ForwardPasses, saved: Sequence[Tensor], everywhere: bool
     ) -> None:
-        super().__init__(world, forward._num_microbatches, joins=True)
+        super().__init__(world, forward.num_microbatches, joins=True)
         self._forward = forward
         self._wants = forward._wants
         self._inputs: set[int] = set()

@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph, call_inputs, call_signature
 from opensmp.graph.structure import Structure
+from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.plan import Plan
 from opensmp.program import Backward, Pass, Program, Segment, lower
@@ -44,6 +45,11 @@ _NO_MODEL = (
     "smp.DistributedModel.from_keras(model) makes one of a Keras model."
 )
 _UNUSED = "The outputs are not used. Return, for example, the loss."
+_FINISHED = (
+    "A gradient was asked for through a call of a DistributedModel that was made outside of an "
+    "smp.step function, by tf.gradients. Such a call is a forward pass alone. Expected: the call, "
+    "and tf.gradients or a tf.GradientTape, in an smp.step function that returns the gradients."
+)
 
 
 class Pipeline:
@@ -89,6 +95,11 @@ class Pipeline:
         self._placed: dict[Op, int] = {}
         self._may_be_empty = False
         self.schedule: Schedule | None = None
+
+    @property
+    def num_microbatches(self) -> int:
+        """Into how many microbatches a batch is divided."""
+        return self._num_microbatches
 
     @property
     def tasks(self) -> Mapping[Action, Task]:
@@ -167,7 +178,9 @@ class Pipeline:
                 emitted[segment.index] = self._run_segment(program, segment, ordinal, values)
         for variable, value in traced.updates:
             self._state[id(variable)] = (variable, values[id(value)])
-        outputs = [values[id(t)] for t in traced.outputs]
+        # What goes on inside the model is what the caller must hold, to take gradients of it.
+        inside = taps(traced)
+        outputs = [values[id(inside.get(id(t), t))] for t in traced.outputs]
         for output, mask, logits in zip(outputs, traced.masks, traced.logits, strict=True):
             if mask is not None:
                 _private.set_mask(output, values[id(mask)])
@@ -249,6 +262,7 @@ class Pipeline:
         microbatch = self._microbatch
 
         def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
+            self._refuse_when_finished()
             action = self._action(kind, number, microbatch)
             function = what.function
             if isinstance(what, Backward) and self._is_open(action):
@@ -298,8 +312,17 @@ class Pipeline:
         saved: Saved | None = None,
     ) -> list[Tensor]:
         return differentiable_call(
-            program, segment, args, emit, self._late.append, self._note_gradient, saved
+            program, segment, args, emit, self._note_late, self._note_gradient, saved
         )
+
+    def _note_late(self, late: LateGradient) -> None:
+        self._refuse_when_finished()
+        self._late.append(late)
+
+    def _refuse_when_finished(self) -> None:
+        """A gradient after the end would be a stand-in that nothing replaces."""
+        if self.schedule is not None:
+            raise StepError(_FINISHED)
 
     def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
         """Remembers whose gradient it is, if the feed of a call is a variable."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opensmp import _private
-from opensmp.graph.variables import is_keras, tf_variable
+from opensmp.errors import ElsewhereError
+from opensmp.graph.variables import is_keras, tf_variable, variable_name
 
 Variable = Any
 
@@ -17,6 +19,7 @@ def place(
     devices: Sequence[str],
     default_partition: int,
     elsewhere: Mapping[int, int] | None = None,
+    owner: Callable[[int], int] | None = None,
 ) -> bool:
     """Allocates or moves Keras variables so that each lies on its home's device.
 
@@ -31,6 +34,7 @@ def place(
         default_partition: Partition of variables without a home.
         elsewhere: Partitions of other processes, and the rank of each; their variables get no
             memory here.
+        owner: Position in its replica of the process with a partition; None if there is one.
 
     Returns:
         Whether a variable moved that had its memory elsewhere before.
@@ -44,14 +48,43 @@ def place(
             if not _private.is_elsewhere(variable):
                 moved |= _private.is_initialized(variable)
                 _private.give_up(variable, f"{variable.path} of rank {elsewhere[partition]}")
+            _note_home(variable, partition, elsewhere, owner)
             continue
+        if _private.is_elsewhere(variable):  # what is empty here must not pass for a value
+            if partition is None:
+                continue
+            raise ElsewhereError(
+                f"Variable {variable_name(variable)} is to lie in partition {partition} of this "
+                "process, but its value is in another one. Expected: where it was placed, it "
+                "stays. This is a fault of opensmp: please report it with the script."
+            )
         device = devices[default_partition if partition is None else partition]
         if not _private.is_initialized(variable):
             _private.initialize_on(variable, device)
         elif not tf_variable(variable).device.endswith(device) and id(variable) in home:
             _private.move_to(variable, device)
             moved = True
+        _note_home(variable, partition, elsewhere, owner)
     return moved
+
+
+_numbers = itertools.count()
+
+
+def _note_home(
+    variable: Variable,
+    partition: int | None,
+    elsewhere: Mapping[int, int] | None,
+    owner: Callable[[int], int] | None,
+) -> None:
+    """Notes in which process a variable lives; variables are numbered alike in all of them."""
+    if not elsewhere or partition is None or owner is None:
+        return
+    known = _private.home_of(variable)
+    number = known.number if known is not None else (next(_numbers),)
+    rank = f" of rank {elsewhere[partition]}" if partition in elsewhere else ""
+    home = _private.Home(owner(partition), number, f"{variable.path}{rank}")
+    _private.set_home(variable, home)
 
 
 def mark_copies(

@@ -21,7 +21,14 @@ Tensor = Any
 
 
 class Rehearsal:
-    """Stands in for a pipeline: models are partitioned, then run as plain Keras models."""
+    """Stands in for a pipeline: models are partitioned, then run as plain Keras models.
+
+    Args:
+        num_microbatches: As for the pipeline.
+    """
+
+    def __init__(self, num_microbatches: int) -> None:
+        self.num_microbatches = num_microbatches
 
     def run(
         self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -33,7 +40,7 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsing() -> Iterator[None]:
+def rehearsing(num_microbatches: int) -> Iterator[None]:
     """Context in which a step's function may run in a graph that is thrown away."""
-    with _private.new_graph("rehearsal").as_default(), as_current(Rehearsal()):
+    with _private.new_graph("rehearsal").as_default(), as_current(Rehearsal(num_microbatches)):
         yield

@@ -17,7 +17,7 @@ from opensmp.runtime.agreement import agree
 from opensmp.runtime.cluster import needed
 from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.function_runs import not_constant
-from opensmp.runtime.localise import Layout, localise
+from opensmp.runtime.localise import ANYWHERE, Layout, Transfer, localise
 from opensmp.runtime.objects import allgather_objects
 from opensmp.runtime.order import Task
 from opensmp.runtime.own_part import keep_own_part
@@ -111,14 +111,18 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for variable, _ in (*traced.reads, *traced.state)
         if is_keras(variable) and id(variable) in traced.homes
     }
-    handles = {
+    graph = tf.compat.v1.get_default_graph()
+    handles = _handles(graph) | {
         id(_handle(read)): home_of[id(variable)]
         for variable, read in traced.reads
         if id(variable) in home_of
     }
     keepers = _Keepers(traced.gradients, owner, home_of)
     kept_by = [keepers.of(tensor) for tensor in traced.results]
-    wanted = list(zip(traced.results, kept_by, strict=True))
+    wanted = [
+        (tensor, None if keeper is None else keeper.process)
+        for tensor, keeper in zip(traced.results, kept_by, strict=True)
+    ]
     wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
     wanted += [(tensor, None) for tensor in traced.everywhere]
     tasks = traced.tasks
@@ -137,9 +141,9 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    runs = _Runs(name, world.mp_group)
+    runs = Runs(name, world.mp_group)
     run = runs.begin()
-    transport = _transport(layout, world, number, run)
+    transport = transport_of(layout.transfers, world, number, run)
     received, must_run = keep_own_part(
         layout,
         traced.live,
@@ -150,8 +154,9 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         sends_first=world.one_core_each,
     )
     runs.end(run, must_run, transport)
+    _private.leave_out(graph, _of_others(graph, layout, handles, me))
     results = [
-        received.get(id(tensor), tensor) if keeper in (None, me) else KeptBy(keeper)
+        keeper if keeper is not None and keeper.process != me else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
     ]
     state = [
@@ -164,13 +169,22 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     return Kept(results, state, must_run, everywhere, saved)
 
 
-def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transport:
-    """How tensors travel: by collectives, within a machine through shared memory."""
+def transport_of(
+    transfers: Sequence[Transfer], world: World, number: int, run: Tensor
+) -> Transport:
+    """How tensors travel: by collectives, within a machine through shared memory.
+
+    Args:
+        transfers: All of them, also those between other processes of the replica.
+        world: This process and its neighbours.
+        number: Of the trace, the same in all of these processes.
+        run: The result of `Runs.begin`.
+    """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
         return collective
     peers = needed("A step of several processes", world.mp_group).meeting.peers
-    all_rooms = rooms(layout.transfers, [peers[rank].machine for rank in world.mp_group])
+    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group])
     me = world.rank_in(MP_GROUP)
     with tf.init_scope():
         memories = share(
@@ -181,7 +195,7 @@ def _transport(layout: Layout, world: World, number: int, run: Tensor) -> Transp
     return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
 
 
-class _Runs:
+class Runs:
     """Operations that note when a run of the step begins and ends; see `waits`.
 
     Without them nobody could tell a rank that waits in a step for ever, because the others do
@@ -212,8 +226,8 @@ class _Runs:
         number.set_shape([])
         return number
 
-    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> None:
-        """Emits what notes the end of a run.
+    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> Op:
+        """Emits what notes the end of a run, and gives it.
 
         Args:
             run: The result of `begin`.
@@ -221,8 +235,8 @@ class _Runs:
             transport: What made them; it is told of each begin and end.
         """
         self._transport = transport
-        with tf.device(_HOST), tf.control_dependencies(must_run):
-            _private.host_call(self._end, [run], [])
+        with tf.device(_HOST), tf.control_dependencies([*must_run, run]):
+            return _private.host_call(self._end, [run], [])
 
     def interrupt(self) -> None:
         """See `recovery.Interruptible`."""
@@ -257,6 +271,26 @@ class _Runs:
             self._transport.end_run()
         waits.leave(self._entered.pop())
         failures.progress()
+
+
+def _handles(graph: Any) -> dict[int, int]:
+    """Id of each variable's handle in a graph to the process that has the variable."""
+    homes = [(inner, _private.home_of_handle(outer)) for outer, inner in _private.captures(graph)]
+    return {id(inner): home.process for inner, home in homes if home is not None}
+
+
+def _of_others(graph: Any, layout: Layout, handles: Mapping[int, int], me: int) -> list[Op]:
+    """Operations of other processes, and with variables of theirs, which may have effects."""
+    mine = layout.runs[me]
+    return [
+        op
+        for op in graph.get_operations()
+        if op not in mine
+        and (
+            layout.home.get(op, ANYWHERE) not in (ANYWHERE, me)
+            or any(handles.get(id(tensor), me) != me for tensor in op.inputs)
+        )
+    ]
 
 
 def _handle(read: Tensor) -> Tensor:
@@ -302,8 +336,8 @@ class _Keepers:
             if id(variable) in home_of:
                 self._variable_of.update({id(part): variable for part in parts})
 
-    def of(self, tensor: Tensor) -> int | None:
-        """The process that keeps a result, None if all processes get it."""
+    def of(self, tensor: Tensor) -> KeptBy | None:
+        """Which process keeps a result, None if all processes get it."""
         found: dict[int, Any] = {}
         seen: set[Op] = set()
         stack = [tensor]
@@ -318,7 +352,9 @@ class _Keepers:
         if len(found) != 1:
             return None
         ((key, variable),) = found.items()
-        return self._home_of[key] if self._looks_like(tensor, key, variable) else None
+        if not self._looks_like(tensor, key, variable):
+            return None
+        return KeptBy(self._home_of[key], tuple(tf_variable(variable).shape))
 
     def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
         """Whether it is a gradient, maybe scaled or clipped, and not a norm, say, of one."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import SavingError
+from opensmp.nested_models import plans_of_parts
 from opensmp.saving import atomic, beside
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.plain import input_specs, plain_calls, plain_class, plain_face
@@ -33,7 +34,7 @@ def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
     Raises:
         SavingError: It cannot be written, on this rank or another.
     """
-    if not model.built:
+    if not model.built and not plans_of_parts(model):
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "
             "not known. Call it with one batch first."
@@ -120,6 +121,12 @@ def save_weights(
     """As `keras.Model.save_weights`; see `write`."""
     what, name = "model.save_weights", os.fspath(path)
     _check_overwrite(what, name, overwrite)
+    if not model.built and plans_of_parts(model):
+        raise SavingError(
+            f"{what}: Keras takes model '{model.name}' for one without weights, for its steps call "
+            "its parts and never itself. Write `model.built = True` before, also before "
+            "load_weights; or save the parts one by one; or use model.save."
+        )
 
     def work(plain: Any) -> None:
         if atomic.is_remote(name):

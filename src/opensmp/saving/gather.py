@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
+import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import SavingError
@@ -20,9 +22,15 @@ WRITER = 0
 
 
 def state_of(model: Any) -> list[Variable]:
-    """All variables of a model and of its optimizer, and Keras' own seed."""
+    """All variables of a model and of its optimizers, and Keras' own seed.
+
+    Models with a `train_step` of their own may have several optimizers, as attributes.
+    """
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.variables, *(getattr(optimizer, "variables", None) or ())]
+    for held in tf.train.TrackableView(model).descendants():
+        if isinstance(held, keras.optimizers.Optimizer):
+            variables += held.variables
     seed = _private.global_seed_state()
     variables += [] if seed is None else [seed]
     return list({id(variable): variable for variable in variables}.values())

@@ -44,7 +44,8 @@ def _bytes_of(plain: Model) -> bytes:
 
 def _model_of(data: bytes, like: Model) -> Any:
     """The model in the bytes of a `.keras` file, of the classes that `like` is made of."""
-    kinds = {type(layer).__name__: type(layer) for layer in _private.all_layers(like)}
+    # What `type` gives of a part is another class; see `opensmp.parts`.
+    kinds = {layer.__class__.__name__: layer.__class__ for layer in _private.all_layers(like)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         path.write_bytes(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.collectives import allreduce
+from opensmp.collectives import reduce_gradients
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import tf_variable
 from opensmp.runtime.elsewhere import is_elsewhere, pack
@@ -61,8 +61,9 @@ class Accumulator:
         flat = [tensor for each in (*sums, rest) for tensor in each.tensors]
         finished = iter(pipeline.finish(flat))
         gradients = []
-        for each in sums:
-            gradients.append(pack(each, [next(finished) for _ in each.tensors]))
+        for each, variable in zip(sums, self._variables, strict=True):
+            values = [next(finished) for _ in each.tensors]
+            gradients.append(pack(each, values, tf_variable(variable).shape))
         return gradients, rest.pack(list(finished))
 
 
@@ -77,7 +78,7 @@ def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> lis
         return list(gradients)
     sparse = [isinstance(g, tf.IndexedSlices) and not is_elsewhere(g) for g in gradients]
     others = [None if s else g for g, s in zip(gradients, sparse, strict=True)]
-    sums = allreduce(others, op="sum")
+    sums = reduce_gradients(others, op="sum")
     return [
         slices_of_all(gradient, split.replicas, name=_NAME, is_even=split.is_even)
         if is_sparse

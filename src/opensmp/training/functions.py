@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -12,11 +12,15 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.runtime import recovery, world
+from opensmp.runtime.early_reads import ReadEarly, noticed
+from opensmp.runtime.fetch import note_step
+from opensmp.runtime.layer_calls import calls_taken
 from opensmp.training.meeting import is_in_call, is_shared, meet_at_batch
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
 from opensmp.training.progress import Progress, progress_of
 from opensmp.training.settings import Settings, settings_of, settings_of_optimizer
+from opensmp.unreduced import refuse_unreduced
 
 _numbers = itertools.count()
 
@@ -88,9 +92,8 @@ class StepFunction:
     def _replay(self, batches: Iterator[Any], progress: Progress) -> Any:
         """Does not train on batches that were trained before, but makes what trains."""
         for batch in map(_without_optionals, batches):
-            function = self._function_for(batch)
             with self._staying():
-                function.get_concrete_function(batch)
+                self._trace_for(batch)
         progress.set_metrics()
         progress.is_replaying = False
         return progress.logs
@@ -104,12 +107,11 @@ class StepFunction:
             self._refuse_to_run_eagerly(here)
             progress = progress_of(self._model)
             if self._name == "train" and progress is not None and progress.metrics_are_awaited:
-                self._function_for(data).get_concrete_function(data)
+                self._trace_for(data)
             with calls_are("plain"):
                 return self._step(data)
-        function = self._function_for(data)
         with self._staying():
-            return function(data)
+            return self._traced_for(data, lambda function: function(data))
 
     def _settings_of_batch(self) -> Settings | None:
         """What a batch of `train_on_batch` and its like has in common in all processes.
@@ -124,6 +126,17 @@ class StepFunction:
         if self._name != "train":
             return self._settings
         return {**self._settings, **settings_of_optimizer(self._model)}
+
+    def _trace_for(self, data: Any) -> None:
+        self._traced_for(data, lambda function: function.get_concrete_function(data))
+
+    def _traced_for(self, data: Any, use: Callable[[Any], Any]) -> Any:
+        """Uses the function for a batch, traced so that all it reads lies where it stays."""
+        while True:
+            try:
+                return use(self._function_for(data))
+            except ReadEarly:
+                self.forget()
 
     def _function_for(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
@@ -154,8 +167,10 @@ class StepFunction:
 
     def _compile(self, rows_known: bool) -> Any:
         def step(data: Any) -> Any:
-            with calls_are("whole"), _private.rows_count(rows_known):
+            note_step()
+            with noticed(), calls_are("whole"), calls_taken(), _private.rows_count(rows_known):
                 result = self._step(data)
+            refuse_unreduced(result, f"{self._name}_step")
             self._go_on_counting()
             return result
 

@@ -14,7 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+from opensmp import _private
 from opensmp.errors import StepError
+from opensmp.nested_models import PART
 from opensmp.runtime import objects, world
 from opensmp.runtime.rank_error import from_rank
 from opensmp.saving.gather import WRITER, gathered, state_of, together
@@ -40,7 +42,8 @@ def everywhere(method: Method) -> Method:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not getattr(_local, "leads", False) or calls_are_plain():
             return method(self, *args, **kwargs)
-        _tell(("call", method.__name__, args, kwargs, _is_optimizer_built(self)))
+        index = _index_in(_local.model, self, method.__name__)
+        _tell(("call", method.__name__, args, kwargs, _is_optimizer_built(self), index))
         with _leading(False):
             what = f"model.{method.__name__}"
             return together(what, lambda: method(self, *args, **kwargs))
@@ -79,7 +82,7 @@ def _lead(model: Model, work: Callable[[], Any], weights: bool) -> None:
             if weights:
                 stack.enter_context(gathered(state_of(model)))
                 stack.enter_context(plain_calls())
-            stack.enter_context(_leading(True))
+            stack.enter_context(_leading(True, model))
             work()
         failure = None
     except Exception as error:
@@ -97,10 +100,11 @@ def _follow(model: Model, what: str, weights: bool) -> None:
         request = objects.broadcast_object(None, _all(), WRITER, _NAME)
         if request[0] == "done":
             break
-        _, name, args, kwargs, optimizer_is_built = request
-        if optimizer_is_built and not _is_optimizer_built(model):
-            model.optimizer.build(model.trainable_variables)
-        work = functools.partial(getattr(model, name), *args, **kwargs)
+        _, name, args, kwargs, optimizer_is_built, index = request
+        called = _models_in(model)[index]
+        if optimizer_is_built and not _is_optimizer_built(called):
+            called.optimizer.build(called.trainable_variables)
+        work = functools.partial(getattr(called, name), *args, **kwargs)
         with contextlib.suppress(Exception):  # rank 0 has it as well, and says what comes of it
             together(f"model.{name}", work)
     _, failure, stops = request
@@ -108,6 +112,11 @@ def _follow(model: Model, what: str, weights: bool) -> None:
         raise from_rank(StepError(f"{what} failed in rank 0: {failure}"), WRITER)
     if stops:
         model.stop_training = True
+
+
+def _models_in(model: Model) -> list[Model]:
+    """A model and all in it, with those that stand for layers in place of them."""
+    return [vars(layer).get(PART, layer) for layer in _private.all_layers(model)]
 
 
 def _tell(request: tuple[Any, ...]) -> None:
@@ -123,12 +132,26 @@ def _tell(request: tuple[Any, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _leading(leads: bool) -> Iterator[None]:
-    outer, _local.leads = getattr(_local, "leads", False), leads
+def _leading(leads: bool, model: Model = None) -> Iterator[None]:
+    outer = getattr(_local, "leads", False), getattr(_local, "model", None)
+    _local.leads, _local.model = leads, model
     try:
         yield
     finally:
-        _local.leads = outer
+        _local.leads, _local.model = outer
+
+
+def _index_in(model: Model, called: Model, method: str) -> int:
+    """Which of the layers of a model, itself the first, has its method called."""
+    for index, each in enumerate(_models_in(model)):
+        if vars(each) is vars(called):  # a view, and what it is a view of
+            return index
+    raise StepError(
+        f"A callback that runs in rank 0 alone called {method} of model '{called.name}'. Expected: "
+        f"methods of model '{model.name}', which is being trained, or of a model that it holds: "
+        "the other processes know no other. Make the model an attribute of that one, or let the "
+        "callback run in all ranks, without smp.OnRankZero."
+    )
 
 
 def _is_optimizer_built(model: Model) -> bool:

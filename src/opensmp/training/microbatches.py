@@ -32,6 +32,10 @@ class Part(NamedTuple):
     counted: int
 
 
+class NotByRows(StepError):
+    """What a model takes or gives has no entry for each example of a batch."""
+
+
 @dataclass(frozen=True)
 class Split:
     """How a batch is divided.
@@ -86,7 +90,7 @@ class Split:
         """One nest for each microbatch of this replica; scalars go to each as they are.
 
         Raises:
-            StepError: A tensor's first axis is not that of the batch.
+            NotByRows: A tensor's first axis is not that of the batch.
         """
         parts = self.parts
         if len(parts) == 1 and parts[0].size == self.rows:
@@ -100,7 +104,7 @@ class Split:
         if not tf.is_tensor(leaf) or leaf.shape.rank == 0:
             return leaf
         if leaf.shape.rank is None or leaf.shape[0] not in (self.rows, None):
-            raise StepError(
+            raise NotByRows(
                 f"A batch of {self.rows} examples cannot be split into microbatches: it has a "
                 f"tensor of shape {leaf.shape}. Expected: {self.rows} entries along the first "
                 "axis of each tensor, or a scalar. Put what belongs to no example into the model, "
@@ -125,14 +129,14 @@ class Split:
             what: Whose tensors, for the error.
 
         Raises:
-            StepError: Their first axis is not that of the microbatches.
+            NotByRows: Their first axis is not that of the microbatches.
         """
         for part, value in zip(self.parts, values, strict=True):
             shape = value.shape
             if shape.rank is None or not shape.rank or shape[0] not in (part.size, None):
                 if len(self.parts) == 1 and len(self.replicas) == 1:
                     return value
-                raise StepError(
+                raise NotByRows(
                     f"{what} has the shape {shape} for a microbatch of {part.size} examples, so "
                     "that it cannot be put together again. Expected: one entry for each example "
                     "along the first axis. Return such tensors from an smp.step function, or use "

@@ -16,6 +16,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.graph.variables import tf_variable
 from opensmp.hooks import run_post_partition_hooks
+from opensmp.runtime.fetch import known
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.rehearsal import rehearsing
 from opensmp.runtime.world import World
@@ -101,7 +102,7 @@ class _Separate:
             _private.track(metric, value, split.rows)
         gradients = sum_over_replicas(gradients, split)
         packed = tf.nest.pack_sequence_as(self._template, outputs) if outputs else None
-        return Separate(loss, gradients, packed)
+        return Separate(loss, known(gradients), packed)
 
     @property
     def _metrics(self) -> list[Any]:
@@ -116,7 +117,7 @@ class _Separate:
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
         if ready and (self._loss is None or self._loss.built):
             return
-        with rehearsing():
+        with rehearsing(len(self._split.parts)):
             first = self._split.take((x, y, sample_weight))[0]
             outputs = _private.call_in_training(model, first[0])
             if not outputs_allow_it(outputs):

@@ -24,6 +24,7 @@ from opensmp.training.meeting import is_shared
 from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import current_mode
 from opensmp.training.progress import progress_of
+from opensmp.training.quantize import Quantize
 from opensmp.training.resuming import is_resumable, resumable
 from opensmp.training.separate import NotSeparable, kind_of_model, loss_and_gradients
 from opensmp.training.weighting import Kind
@@ -75,6 +76,8 @@ class Trainer:
         """As `keras.Model.set_weights`; each process takes those of its partitions."""
         with assigning_own():
             super().set_weights(weights)  # type: ignore[misc]
+
+    quantize = Quantize()
 
     def make_train_function(self, force: bool = False) -> Any:
         """Makes the function that `fit` calls with batches; see `keras.Model`."""

@@ -23,6 +23,7 @@ from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
+from opensmp.runtime.graph_gradients import without_graph_gradients
 from opensmp.runtime.world import World
 from opensmp.training.microbatches import Part, Split, num_rows
 from opensmp.training.whole_gradients import Called, Gradients, Kind
@@ -46,7 +47,12 @@ class WholeResult:
 
 
 def call_whole(
-    model: Any, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    model: Any,
+    world: World,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    in_one_piece: bool = False,
 ) -> WholeResult:
     """Calls a model with a whole batch, in the graph of a `tf.function` around it.
 
@@ -55,13 +61,14 @@ def call_whole(
         world: The processes and devices.
         args: Positional arguments, of all replicas' rows.
         kwargs: Keyword arguments.
+        in_one_piece: Whether there is one microbatch alone, of all rows, in each replica.
 
     Raises:
         StepError: The batch cannot be split, or the outputs cannot be put together.
     """
     nest = Structure.of((args, dict(kwargs))).template  # arrays and variables are tensors there
     rows = num_rows(nest)
-    if rows is None and len(world.dp_group) == 1:
+    if in_one_piece or (rows is None and len(world.dp_group) == 1):
         split = Split(0, (Part(0, 0, 0),))
     else:
         split = Split.of(rows or 0, world)
@@ -88,6 +95,7 @@ class _WholeCall:
         with _private.stop_recording():
             found, saved = function(self._tensors, self._masks)
             found = self._gathered(found)
+            found = {key: list(map(without_graph_gradients, found[key])) for key in found}
         if self._taped:
             found = self._connect(found, saved)
         outputs = found["outputs"]

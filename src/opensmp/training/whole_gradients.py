@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
+from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.world import World
 from opensmp.training.accumulate import Accumulator, sum_over_replicas
@@ -140,7 +141,9 @@ class Gradients:
         """Of the results of the highest order: with respect to all that they were made from."""
         called = self._called
         again = _private.tape_is_active()
-        kinds: list[Kind] = ["sum"] * len(self._variables) + ["rows"] * len(called.inputs)
+        kinds: list[Kind] = []
+        kinds += ["sum"] * len(self._variables)
+        kinds += ["rows"] * len(called.inputs)
         kinds += [kind for each in upstreams[:-1] for kind in each.kinds]
 
         def run(tensors: Any, masks: Any, saved: Any, given: Any) -> Any:
@@ -154,7 +157,10 @@ class Gradients:
         with _private.stop_recording():
             values = [each.gradients for each in upstreams]
             results = self._gathered(function(*called.given, called.saved, values), kinds)
-        return self._connect(results, upstreams, kinds) if again else results
+        if again:
+            return self._connect(results, upstreams, kinds)
+        count = len(self._variables)
+        return [*known(results[:count]), *results[count:]]
 
     def _gathered(self, results: list[Any], kinds: list[Kind]) -> list[Any]:
         """The same for the rows of all replicas."""
@@ -206,10 +212,10 @@ class _Backward:
                 self._join(values, kind)
                 for values, kind in zip(zip(*rest, strict=True), kinds[count:], strict=True)
             ]
-            found = self._of_penalties()
-            if found is not None:
-                accumulator.add(found[:count])
-                of_penalties = [None] * len(self._called.inputs) + found[count:]
+            more = self._of_penalties()
+            if more is not None:
+                accumulator.add(more[:count])
+                of_penalties = [None] * len(self._called.inputs) + more[count:]
                 others = [a if b is None else b for a, b in zip(others, of_penalties, strict=True)]
             gradients, others = accumulator.finish(pipeline, others)
         return [*gradients, *others]

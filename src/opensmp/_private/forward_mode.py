@@ -1,0 +1,68 @@
+"""Accumulators of forward-mode derivatives, `tf.autodiff.ForwardAccumulator`."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+Accumulator = Any
+Tensor = Any
+
+_local = threading.local()
+
+
+def follow_accumulators() -> None:
+    """Keeps count of the accumulators that are active on each thread; nothing tells of them.
+
+    To the question whether a tape is active TensorFlow says yes for an accumulator as well.
+    Idempotent.
+    """
+    owner = tf.autodiff.ForwardAccumulator
+    if getattr(owner, "_smp_followed", False):
+        return
+    push, pop = owner._push_accumulator, owner._pop_accumulator
+
+    def _push_accumulator(self: Accumulator) -> None:
+        push(self)
+        _stack().append(self)
+
+    def _pop_accumulator(self: Accumulator) -> None:
+        pop(self)
+        _stack().remove(self)
+
+    owner._push_accumulator, owner._pop_accumulator = _push_accumulator, _pop_accumulator
+    owner._smp_followed = True
+
+
+def accumulators() -> list[Accumulator]:
+    """The accumulators that are active on this thread, the innermost last."""
+    return list(_stack())
+
+
+@contextlib.contextmanager
+def without_accumulators() -> Iterator[None]:
+    """Context in which no accumulator sees what is computed; what it knows it keeps."""
+    active = accumulators()
+    for each in reversed(active):
+        each._pop_accumulator()
+    try:
+        yield
+    finally:
+        for each in active:
+            each._push_accumulator()
+
+
+def is_accumulated(accumulators: Sequence[Accumulator], value: Any) -> bool:
+    """Whether an accumulator has a derivative of a tensor or of a `tf.Variable`."""
+    return any(each.jvp(value) is not None for each in accumulators)
+
+
+def _stack() -> list[Accumulator]:
+    if not hasattr(_local, "stack"):
+        _local.stack = []
+    stack: list[Accumulator] = _local.stack
+    return stack

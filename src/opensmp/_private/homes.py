@@ -1,0 +1,343 @@
+"""Variables of models in several processes: which one each lives in, and who follows its reads."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import tensorflow as tf
+from tensorflow.python.checkpoint import tensor_callable
+from tensorflow.python.eager import record, tape
+from tensorflow.python.ops import gen_resource_variable_ops, handle_data_util
+from tensorflow.python.trackable import base as tf_trackable
+
+from opensmp.errors import ElsewhereError
+
+Tensor = Any
+Variable = Any
+
+ELSEWHERE = "_smp_elsewhere"
+_HOME = "_smp_home"
+_HANDLE = "_smp_handle"
+_KIND = "_smp_kind"
+
+_KINDS = ("add", "sub", "max", "min", "mul", "div", "update")
+_ASSIGNMENTS = (
+    "assign",
+    "assign_add",
+    "assign_sub",
+    "batch_scatter_update",
+    *(f"scatter_{kind}" for kind in _KINDS),
+    *(f"scatter_nd_{kind}" for kind in _KINDS),
+    "_strided_slice_assign",
+)
+
+
+class Home(NamedTuple):
+    """Where a variable of a model lives that is split over processes.
+
+    Attributes:
+        process: Position of the process in its replica.
+        number: Tells the variable from all others; the same in all processes.
+        name: Path of the variable and the rank, for messages.
+    """
+
+    process: int
+    number: tuple[int, ...]
+    name: str
+
+
+class Follower(Protocol):
+    """What decides about reads and assignments in the function that is being traced."""
+
+    def is_plain(self) -> bool:
+        """Whether they are left to TensorFlow: a step of several processes is being traced."""
+
+    def read(self, variable: Variable) -> Tensor:
+        """The value of a variable of another process."""
+
+    def has_read(self, variable: Variable, value: Tensor) -> None:
+        """Takes note of a read of a variable of this process."""
+
+    def assigns(self, variable: Variable) -> None:
+        """Takes note of an assignment to a variable, wherever it is."""
+
+
+_follower: Follower | None = None
+
+
+def follow_reads(follower: Follower | None) -> None:
+    """Has reads and assignments of variables with a home followed, from now on; None: no longer."""
+    global _follower
+    _follower = follower
+
+
+def set_home(variable: Variable, home: Home) -> None:
+    """Notes where a Keras variable or a `tf.Variable` lives.
+
+    It must be called anew when the variable has got other memory.
+    """
+    stored = getattr(variable, "_value", variable)
+    setattr(stored, _HOME, home)
+    setattr(_handle_of(stored), _HOME, home)
+    if not hasattr(stored, ELSEWHERE) and not hasattr(type(stored), _KIND):
+        kind: Any = type(stored)
+        stored.__class__ = _followed(kind)
+
+
+def home_of(variable: Variable) -> Home | None:
+    """Where a variable lives; None where it is not that of a model split over processes."""
+    return getattr(getattr(variable, "_value", variable), _HOME, None)
+
+
+def home_of_handle(handle: Tensor) -> Home | None:
+    """The same for the eager tensor that is a variable's handle, which functions capture."""
+    return getattr(handle, _HOME, None)
+
+
+def _handle_of(stored: Variable) -> Tensor:
+    """The handle of a `tf.Variable`, also of one that was given up."""
+    return getattr(stored, _HANDLE) if hasattr(stored, ELSEWHERE) else stored.handle
+
+
+# -------------------------------------------------------------------- variables of this process
+
+
+@functools.cache
+def _followed(kind: Any) -> Any:
+    """A class of variables of this process whose reads and assignments are followed."""
+
+    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        value = kind._read_variable_op(self, *args, **kwargs)
+        follower = _follower_now()
+        if follower is not None:
+            follower.has_read(self, value)
+        return value
+
+    # Rows of a value are computed as in other processes, which do not have the variable.
+
+    def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
+        if _follower_now() is None:
+            return kind.sparse_read(self, indices, name)
+        return tf.gather(self._read_variable_op(), indices)
+
+    def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
+        if _follower_now() is None:
+            return kind.gather_nd(self, indices, name)
+        return tf.gather_nd(self._read_variable_op(), indices)
+
+    body: dict[str, Any] = {
+        "_read_variable_op": _read_variable_op,
+        "sparse_read": sparse_read,
+        "gather_nd": gather_nd,
+    }
+    body |= {_KIND: kind, "__module__": kind.__module__}
+    for name in _ASSIGNMENTS:
+        if hasattr(kind, name):
+            body[name] = _followed_assignment(kind, name)
+    return type(kind.__name__, (kind,), body)
+
+
+def _followed_assignment(kind: Any, name: str) -> Any:
+    original = getattr(kind, name)
+
+    def assign(self: Any, *args: Any, **kwargs: Any) -> Any:
+        follower = _follower_now()
+        if follower is None:
+            return getattr(kind, name)(self, *args, **kwargs)
+        follower.assigns(self)
+        getattr(kind, name)(self, *args, **kwargs)
+        return self  # whose reads are followed; TensorFlow makes another object
+
+    return functools.wraps(original)(assign)
+
+
+# ------------------------------------------------------------------- variables of other processes
+
+
+class _NoMemory:
+    """In place of a handle: TensorFlow's fast path would read by it past all that is here."""
+
+    def __init__(self, name: str) -> None:
+        self._of = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise ElsewhereError(
+            f"Variable {self._of} was given to a tf.function, or used in place, in a process that "
+            "does not own it. Expected: its value, read in a train_step or in a tf.function with "
+            "an smp.step in it, `value = tf.convert_to_tensor(variable)`."
+        )
+
+
+def make_unreadable(stored: Variable, name: str) -> None:
+    """Makes a `tf.Variable` one of another process, with a handle that nothing can be read by.
+
+    Args:
+        stored: The variable.
+        name: Its path and the rank that has it, for messages.
+    """
+    setattr(stored, ELSEWHERE, name)
+    handle = _handle_without_memory(stored, name)
+    stored._handle_name = handle._name
+    setattr(stored, _HANDLE, handle)
+    stored._handle = _NoMemory(name)
+    kind: Any = type(stored)
+    stored.__class__ = _unreadable(getattr(kind, _KIND, kind))
+    home = getattr(stored, _HOME, None)
+    if home is not None:
+        setattr(handle, _HOME, home)
+
+
+def _handle_without_memory(stored: Variable, name: str) -> Tensor:
+    """A handle of no resource: an operation that reads it fails, and shows the name.
+
+    That of a variable which is only uninitialised is one of an empty tensor.
+    """
+    with tf.init_scope(), tf.device("CPU:0"):
+        shape, dtype = stored.shape, stored.dtype
+        text = f"{name}, which was read in a process that does not own it, #{id(stored)}"
+        handle = gen_resource_variable_ops.var_handle_op(shape=shape, dtype=dtype, shared_name=text)
+        data = handle_data_util.create_handle_data(shape, dtype)
+        handle_data_util.set_handle_data(handle, data)
+    handle._name = f"{stored.name}"
+    return handle
+
+
+@functools.cache
+def _unreadable(kind: Any) -> Any:
+    """A class of variables of which nothing is read past `Follower`."""
+
+    def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_left_to_tensorflow():
+            return kind._read_variable_op(self, *args, **kwargs)
+        return _value_of(self)
+
+    def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
+        if _is_left_to_tensorflow():
+            return kind.sparse_read(self, indices, name)
+        return tf.gather(_value_of(self), indices)
+
+    def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
+        if _is_left_to_tensorflow():
+            return kind.gather_nd(self, indices, name)
+        return tf.gather_nd(_value_of(self), indices)
+
+    def _serialize_to_tensors(self: Any) -> Any:
+        def read() -> Any:
+            raise ElsewhereError(
+                f"Variable {getattr(self, ELSEWHERE)} cannot be saved in a process that does not "
+                "own it: tf.train.Checkpoint would leave it out. Save with smp.CheckpointManager, "
+                "which all processes call."
+            )
+
+        value = tensor_callable.Callable(read, dtype=self.dtype, device=self.device)
+        return {tf_trackable.VARIABLE_VALUE_KEY: value}
+
+    body: dict[str, Any] = {
+        "_read_variable_op": _read_variable_op,
+        "sparse_read": sparse_read,
+        "gather_nd": gather_nd,
+        "_serialize_to_tensors": _serialize_to_tensors,
+        "handle": property(lambda self: getattr(self, _HANDLE)),
+        _KIND: kind,
+        "__module__": kind.__module__,
+    }
+    for name in _ASSIGNMENTS:
+        if hasattr(kind, name):
+            body[name] = _dropped_assignment(kind, name)
+    return type(kind.__name__, (kind,), body)
+
+
+def readable_kind(stored: Variable) -> Any:
+    """The class of a variable of another process before it was given up."""
+    return getattr(type(stored), _KIND)
+
+
+def _dropped_assignment(kind: Any, name: str) -> Any:
+    def assign(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _is_left_to_tensorflow():
+            return getattr(kind, name)(self, *args, **kwargs)
+        if _follower is not None and not tf.executing_eagerly():
+            _follower.assigns(self)
+        return self  # the process that owns it makes the same assignment
+
+    return functools.wraps(getattr(kind, name))(assign)
+
+
+def _value_of(stored: Variable) -> Tensor:
+    if tf.executing_eagerly():
+        raise ElsewhereError(
+            f"Variable {getattr(stored, ELSEWHERE)} was read in a process that does not own it. "
+            "Each process holds the variables of its own partitions only. Expected in code that "
+            "runs eagerly: reads of the variables that lie here, such as `for v in "
+            "smp.local_variables(model)`. `model.get_weights()`, called in all processes, gives "
+            "all values; inside of a train_step, or of a tf.function with an smp.step in it, any "
+            "variable can be read. A model made of layers of a split model is split as well if you "
+            "wrap it: smp.DistributedModel.from_keras(sub_model)."
+        )
+    assert _follower is not None
+    return _follower.read(stored)
+
+
+def _is_left_to_tensorflow() -> bool:
+    """Whether reads and assignments of the moment are those of a step being traced."""
+    if getattr(_local, "redirected", 0):
+        return True
+    if tf.executing_eagerly():
+        return False
+    return _follower is None or _follower.is_plain()
+
+
+def _follower_now() -> Follower | None:
+    if tf.executing_eagerly() or not is_followed() or _is_left_to_tensorflow():
+        return None
+    return _follower
+
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def redirected() -> Iterator[None]:
+    """Context in which something else decides about reads; see `variable_access`."""
+    _local.redirected = getattr(_local, "redirected", 0) + 1
+    try:
+        yield
+    finally:
+        _local.redirected -= 1
+
+
+def note_assigned(variable: Variable) -> None:
+    """Tells that another process assigns to a variable of its own at this place of the program."""
+    if _follower is not None and not tf.executing_eagerly() and not _is_left_to_tensorflow():
+        _follower.assigns(getattr(variable, "_value", variable))
+
+
+@contextlib.contextmanager
+def not_followed() -> Iterator[None]:
+    """Context in which a process reads its own variables, and others do not do the same."""
+    before, _local.alone = getattr(_local, "alone", False), True
+    try:
+        yield
+    finally:
+        _local.alone = before
+
+
+def is_followed() -> bool:
+    """Whether reads of the moment are those of the user's program, the same in all processes."""
+    return not getattr(_local, "alone", False)
+
+
+def record_read(variable: Variable, value: Tensor) -> None:
+    """Tells tapes that a tensor is the value of a variable, as a read of TensorFlow's does."""
+    tape.variable_accessed(variable)
+    record.record_operation(
+        "ReadVariableOp",
+        [value],
+        [variable.handle],
+        backward_function=lambda upstream: [upstream],
+        forward_function=lambda tangent: [tangent],
+    )

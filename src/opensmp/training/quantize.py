@@ -1,0 +1,81 @@
+"""`model.quantize` of a split model, whose weights lie in several processes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from opensmp.errors import StepError
+from opensmp.runtime import world
+from opensmp.saving.everywhere import readable_everywhere
+from opensmp.training.leading import everywhere
+
+_MODES = ("int8", "int4", "float8")
+
+
+class Quantize:
+    """`quantize` of a `DistributedModel`: as that of `keras.Model`; all processes call it.
+
+    In several processes each needs memory for the whole model on its host meanwhile, and modes
+    that calibrate with data, such as "gptq", are refused.
+
+    Keras sets a method of that name on each model; an attribute of the class that takes what is
+    set comes before it.
+
+    Raises:
+        StepError: The mode needs calls of single layers, which lie in several processes; nothing
+            was changed.
+
+    Example:
+        ```python
+        model.fit(dataset)
+        model.quantize("int8")
+        model.predict(images)
+        ```
+    """
+
+    def __get__(self, model: Any, owner: type) -> Any:
+        if model is None:
+            return self
+        if "quantize" not in model.__dict__:  # Keras is about to set it
+            return keras.Model.quantize.__get__(model)
+        return functools.partial(quantize, model)
+
+    def __set__(self, model: Any, method: Callable[..., Any]) -> None:
+        model.__dict__["quantize"] = method
+
+
+@everywhere
+def quantize(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """What `model.quantize` does."""
+    what = f"quantizing model '{model.name}'"
+    if world.current(what).size > 1:
+        _refuse_calibration(model.name, args, kwargs)
+    with readable_everywhere(model.variables, what):
+        return model.__dict__["quantize"](*args, **kwargs)
+
+
+def _refuse_calibration(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses modes of `quantize` that run the model's layers one by one, on data.
+
+    Args:
+        name: Of the model.
+        args: Positional arguments of `keras.Model.quantize`.
+        kwargs: Keyword arguments.
+
+    Raises:
+        StepError: It is such a mode.
+    """
+    given = [*args[:2], kwargs.get("mode"), kwargs.get("config")]
+    modes = {str(getattr(each, "mode", each)) for each in given if each is not None}
+    unknown = modes - set(_MODES)
+    if unknown:
+        raise StepError(
+            f"model.quantize: mode {', '.join(sorted(unknown))!r} of model '{name}' runs layers "
+            "one by one, and these lie in several processes. Expected: one of "
+            f"{', '.join(map(repr, _MODES))}; or quantize a whole copy in each process, "
+            "`plain = model.to_keras()`. Nothing was changed."
+        )
