@@ -63,7 +63,7 @@ def unfreezing_in_a_callback(wrap):
     return {"history": history, "weights": sums(model)}
 
 
-@program("fit")
+@program("fit", bound=1e-5, why="Adam divides gradients near zero by their size")
 def lora(wrap):
     """LoRA on the layers of a trained model."""
     model = wrap(three_layers())
