@@ -99,3 +99,12 @@ ALONE = tuple(world for world in WORLDS if world not in RANKS)
 def refused(worlds: tuple[str, ...], error: str, says: str, why: str) -> dict[str, Refusal]:
     """The same refusal in several worlds."""
     return dict.fromkeys(worlds, Refusal(error, says, why))
+
+
+READ_EAGERLY = refused(
+    RANKS,
+    "ElsewhereError",
+    "was read in a process that does not own it",
+    "a loop over weights outside of a `tf.function`, see `smp.local_variables`",
+)
+"""Of programs that compute with weights eagerly."""

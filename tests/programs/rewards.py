@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 from programs.material import mlp, points, sums
-from programs.registry import program
+from programs.registry import READ_EAGERLY, program
 
 
 def crossentropy():
@@ -27,7 +27,7 @@ def transitions(rows=12, seed=0):
     )
 
 
-@program("smp.step")
+@program("smp.step", refused=READ_EAGERLY)
 def dqn(wrap):
     """DQN with a target network that follows by set_weights and by moving averages."""
     online, target = wrap(mlp(4, 8, 8, 3)), wrap(mlp(4, 8, 8, 3))

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 from programs.material import labels, mlp, points, sums
-from programs.registry import program
+from programs.registry import READ_EAGERLY, program
 
 
 def crossentropy():
@@ -161,7 +161,7 @@ def average_by_hand(wrap):
     return {"history": history, "weights": sums(model)}
 
 
-@program("train_step")
+@program("train_step", refused=READ_EAGERLY)
 def swapped_weights(wrap):
     """Evaluation with averaged weights that are swapped with the trained ones and back."""
 
