@@ -31,9 +31,7 @@ def taps(traced: TracedGraph) -> dict[int, Tensor]:
         if output.op.type != "Identity":
             continue
         inside = output.op.inputs[0]
-        is_active = inside.op not in left_out and (
-            inside.dtype.is_floating or inside.dtype.is_complex
-        )
+        is_active = inside.op not in left_out and _bears_gradients(inside)
         if is_active and any(_leads_out(op, ends) for op in _readers(inside, ends)):
             found[id(output)] = inside
     return found
@@ -53,14 +51,21 @@ def _readers(tensor: Tensor, ends: set[Any]) -> list[Any]:
 
 
 def _leads_out(op: Any, ends: set[Any]) -> bool:
-    """Whether a result depends on an operation."""
+    """Whether a gradient of a result may flow to an operation."""
     stack, seen = [op], {op}
     while stack:
         reached = stack.pop()
-        if reached in ends:
+        bearing = [tensor for tensor in reached.outputs if _bears_gradients(tensor)]
+        if bearing and reached in ends:
             return True
-        for tensor in reached.outputs:
+        for tensor in bearing:
             more = [consumer for consumer in tensor.consumers() if consumer not in seen]
             seen.update(more)
             stack.extend(more)
     return False
+
+
+def _bears_gradients(tensor: Tensor) -> bool:
+    return bool(
+        tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype.name == "variant"
+    )

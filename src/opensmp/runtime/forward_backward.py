@@ -19,7 +19,8 @@ from opensmp.graph import TracedGraph
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_trainable, read_after_assignment, tf_variable
 from opensmp.program import Program, Segment
-from opensmp.runtime.bridge import Emit, Saved
+from opensmp.program.gradients import is_differentiable
+from opensmp.runtime.bridge import FROM_OUTSIDE, Emit, Saved, fails_when_run
 from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.runtime.world import World
@@ -103,7 +104,16 @@ class ForwardPasses(Pipeline):
                 tuple(self._save(t, segment.partition) for t in (args if differentiable else ())),
                 tuple(self._save(t, segment.partition) for t in results),
             )
-        return results[: len(forward.outputs)]
+        outputs = results[: len(forward.outputs)]
+        if not outputs or not any(map(is_differentiable, args)):
+            return outputs
+
+        def gradient(*upstream: Any) -> list[Any]:
+            # Of a function around the call: TensorFlow makes it before it knows who will ask.
+            return fails_when_run(args, FROM_OUTSIDE, upstream)
+
+        with _private.stop_recording():
+            return _private.with_gradient(outputs, args, gradient)
 
     def _save(self, tensor: Tensor, partition: int) -> int:
         key = id(tensor), self._world.owner(partition)

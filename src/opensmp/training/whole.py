@@ -124,7 +124,7 @@ class _WholeCall:
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())
-        return found, [passes.saved[index][0] for index in passes.own]
+        return found, [_saved(passes.saved[index][0]) for index in passes.own]
 
     def _wants(self, variable: Any) -> bool:
         """Whether a tape will ask for the gradient of a variable."""
@@ -275,6 +275,14 @@ class _WholeCall:
                 "in an smp.step function only: write a train_step that calls one."
             )
         return is_differentiable(leaf)
+
+
+def _saved(tensor: Tensor) -> Tensor:
+    """A tensor for the backward passes alone: a function around looks for no gradients by it."""
+    with tf.device(tensor.device):
+        value = tf.stop_gradient(tensor)
+    _private.copy_handle_data(tensor, value)
+    return value
 
 
 def _is_watched(tensor: Tensor) -> bool:
