@@ -163,8 +163,8 @@ class StepOutput(Unreduced):
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
         first = terms[0]
-        if isinstance(first, Elsewhere):
-            return first
+        if isinstance(first, Elsewhere):  # the sum is another value than each of several terms
+            return first if len(terms) == 1 else Elsewhere.of(first, first.process)
         if isinstance(first, tf.IndexedSlices):
             return sum_of_slices(terms)
         if isinstance(first, tf.SparseTensor):
@@ -300,7 +300,7 @@ def _divide(total: Tensor, count: int) -> Tensor:
     if count == 1 and total.dtype.is_floating:
         return total  # a division by one would still pass over all of a gradient
     if isinstance(total, Elsewhere):
-        return total
+        return Elsewhere.of(total, total.process)
     if isinstance(total, tf.IndexedSlices):
         return with_values(total, total.values / count)
     if isinstance(total, tf.SparseTensor):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps
-from tensorflow.python.ops import handle_data_util
+from tensorflow.python.ops import handle_data_util, resource_variable_ops
 
 Op = Any
 Tensor = Any
@@ -190,6 +190,31 @@ def leave_out(graph: Any, ops: Collection[Op]) -> None:
     To be called while it is traced. What was to wait for them waits for what they wait for.
     """
     setattr(graph, _LEFT_OUT, getattr(graph, _LEFT_OUT, set()) | set(ops))
+
+
+def read_nothing(graph: Any, reads: Iterable[Op]) -> None:
+    """Makes reads of variables that nothing needs read one of this process that has no value.
+
+    TensorFlow runs such reads all the same where its graph optimizer is switched off, and a
+    variable of another process cannot be read.
+
+    Args:
+        graph: A function graph under construction.
+        reads: `ReadVariableOp`s whose results nothing in the graph reads that runs.
+    """
+    for read in reads:
+        value = read.outputs[0]
+        handle = _without_value(value.dtype, tuple(value.shape)).handle
+        replace_input(read, 0, graph.capture(handle))
+
+
+@functools.cache
+def _without_value(dtype: Any, shape: tuple[int, ...]) -> Any:
+    """A variable without memory; what is read of it is empty."""
+    with tf.init_scope(), tf.device("CPU:0"):
+        return resource_variable_ops.UninitializedVariable(
+            trainable=False, name="nothing", shape=shape, dtype=dtype
+        )
 
 
 def _wait_past(graph: Any, out: set[Op]) -> None:

@@ -68,6 +68,7 @@ class Fetches:
         self.graph = graph
         self.known: dict[Key, Known] = {}
         self.is_step = False
+        self.of_gradient: dict[int, tuple[Elsewhere, Gradient]] = {}
         self._of_tensor: dict[int, Known] = {}
         self._numbers: Counter[Key] = Counter()
 
@@ -275,7 +276,10 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
     for index, value in enumerate(values):
         key = (*call, index)
         if isinstance(value, Elsewhere):
-            results.append(_placeholders(fetches, key, value))
+            # Asked for again it is the same, as the tensor is in the process that has it.
+            if id(value) not in fetches.of_gradient:
+                fetches.of_gradient[id(value)] = value, _placeholders(fetches, key, value)
+            results.append(fetches.of_gradient[id(value)][1])
             continue
         results.append(value)
         if isinstance(value, tf.IndexedSlices):

@@ -154,7 +154,16 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         sends_first=world.one_core_each,
     )
     runs.end(run, must_run, transport)
-    _private.leave_out(graph, _of_others(graph, layout, handles, me))
+    others = _of_others(graph, layout, handles, me)
+    _private.leave_out(graph, others)
+    _private.read_nothing(
+        graph,
+        [
+            op
+            for op in others
+            if op.type == "ReadVariableOp" and handles.get(id(op.inputs[0]), me) != me
+        ],
+    )
     results = [
         keeper if keeper is not None and keeper.process != me else received.get(id(tensor), tensor)
         for tensor, keeper in zip(traced.results, kept_by, strict=True)
