@@ -22,6 +22,7 @@ from opensmp.graph.structure import Structure
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.known_models import some_wait_for_partitions
 from opensmp.microbatch import freeze_sets, split_arguments, thaw_sets
+from opensmp.program.same_rows import SameRows
 from opensmp.runtime import recovery, world
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import pack
@@ -336,6 +337,8 @@ class Step:
 
     def _as_result(self, leaf: Any) -> Any:
         """The tensor for one returned leaf; None stays None."""
+        if isinstance(leaf, SameRows):  # outputs of microbatches are put side by side
+            return tf.IndexedSlices(leaf.values, leaf.indices, leaf.dense_shape)
         if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
             return tf.convert_to_tensor(leaf)
         if isinstance(leaf, (tf.Variable, keras.Variable)):

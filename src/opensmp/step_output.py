@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.errors import StepError
-from opensmp.program.same_rows import sum_of_slices, with_values
+from opensmp.program.same_rows import side_by_side
 from opensmp.runtime.elsewhere import Elsewhere
 from opensmp.runtime.fetch import known
 from opensmp.unreduced import Unreduced
@@ -166,7 +166,7 @@ class StepOutput(Unreduced):
         if isinstance(first, Elsewhere):  # the sum is another value than each of several terms
             return first if len(terms) == 1 else Elsewhere.of(first, first.process)
         if isinstance(first, tf.IndexedSlices):
-            return sum_of_slices(terms)
+            return side_by_side(terms)
         if isinstance(first, tf.SparseTensor):
             return reduce(tf.sparse.add, terms)
         return how(terms)
@@ -302,7 +302,7 @@ def _divide(total: Tensor, count: int) -> Tensor:
     if isinstance(total, Elsewhere):
         return Elsewhere.of(total, total.process)
     if isinstance(total, tf.IndexedSlices):
-        return with_values(total, total.values / count)
+        return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
     if isinstance(total, tf.SparseTensor):
         return total / count
     return total / count

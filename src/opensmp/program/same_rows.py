@@ -26,8 +26,8 @@ class SameRows(_private.NotedSlices):
     """`tf.IndexedSlices` with the same indices in each microbatch; `note` names the indices."""
 
     def with_values(self, values: Tensor) -> SameRows:
-        """The same rows with other values, of the same shape."""
-        return SameRows(values, self.indices, self.dense_shape, self.note)
+        """The same rows with other values, of the same shape; all its tensors are new ones."""
+        return SameRows(values, tf.identity(self.indices), self.dense_shape, self.note)
 
 
 def marked(traced: TracedGraph, gradient: Any) -> Any:
@@ -42,7 +42,7 @@ def with_values(slices: tf.IndexedSlices, values: Tensor) -> tf.IndexedSlices:
     """The same rows with other values, of the same kind of slices."""
     if isinstance(slices, SameRows):
         return slices.with_values(values)
-    return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
+    return tf.IndexedSlices(values, tf.identity(slices.indices), slices.dense_shape)
 
 
 def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
@@ -56,7 +56,7 @@ def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
         return first
     notes = {each.note if isinstance(each, SameRows) else None for each in terms}
     if None in notes or len(notes) > 1:
-        return _side_by_side(terms)
+        return side_by_side(terms)
     assert isinstance(first, SameRows)
     if all(each.values.shape == first.values.shape for each in terms) and (
         first.values.shape.is_fully_defined()
@@ -69,14 +69,15 @@ def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
         return tf.add_n([each.values for each in terms]), first.indices
 
     def beside() -> tuple[Tensor, Tensor]:
-        both = _side_by_side(terms)
+        both = side_by_side(terms)
         return both.values, both.indices
 
     values, indices = tf.cond(tf.reduce_all(counts == counts[0]), added, beside)
     return tf.IndexedSlices(values, indices, first.dense_shape)
 
 
-def _side_by_side(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
+def side_by_side(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
+    """The sum of sparse gradients as the rows of all, in which a row may come several times."""
     return tf.IndexedSlices(
         tf.concat([each.values for each in terms], 0),
         tf.concat([each.indices for each in terms], 0),
