@@ -166,7 +166,7 @@ class StepOutput(Unreduced):
         if isinstance(first, Elsewhere):  # the sum is another value than each of several terms
             return first if len(terms) == 1 else Elsewhere.of(first, first.process)
         if isinstance(first, tf.IndexedSlices):
-            return side_by_side(terms)
+            return first if len(terms) == 1 else side_by_side(terms)
         if isinstance(first, tf.SparseTensor):
             return reduce(tf.sparse.add, terms)
         return how(terms)

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import ElsewhereError
+from opensmp.program.same_rows import SameRows
 from opensmp.runtime.current import current_runner
 from opensmp.runtime.elsewhere import Elsewhere, Sparse
 from opensmp.runtime.world import MP_GROUP, current, is_initialized
@@ -68,7 +69,6 @@ class Fetches:
         self.graph = graph
         self.known: dict[Key, Known] = {}
         self.is_step = False
-        self.of_gradient: dict[int, tuple[Elsewhere, Gradient]] = {}
         self._of_tensor: dict[int, Known] = {}
         self._numbers: Counter[Key] = Counter()
 
@@ -82,10 +82,13 @@ class Fetches:
         known = self.known[key] = Known(key, process, tensor, name)
         self._of_tensor[id(tensor)] = known
 
-    def add_own(self, key: Key, process: int, tensor: Tensor) -> None:
-        """Notes a result of this process, unless something was noted of it before."""
-        if id(tensor) not in self._of_tensor:
-            self.add(key, process, tensor, "a result")
+    def own(self, key: Key, process: int, tensor: Tensor) -> Tensor:
+        """Notes a result of this process; under a further key it is a tensor of its own."""
+        if id(tensor) in self._of_tensor:
+            with tf.device(tensor.device):
+                tensor = tf.identity(tensor)
+        self.add(key, process, tensor, "a result")
+        return tensor
 
     def find(self, tensor: Tensor) -> Known | None:
         """What was noted of a tensor."""
@@ -276,18 +279,24 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
     for index, value in enumerate(values):
         key = (*call, index)
         if isinstance(value, Elsewhere):
-            # Asked for again it is the same, as the tensor is in the process that has it.
-            if id(value) not in fetches.of_gradient:
-                fetches.of_gradient[id(value)] = value, _placeholders(fetches, key, value)
-            results.append(fetches.of_gradient[id(value)][1])
-            continue
-        results.append(value)
-        if isinstance(value, tf.IndexedSlices):
-            fetches.add_own((*key, "values"), me, value.values)
-            fetches.add_own((*key, "indices"), me, value.indices)
+            results.append(_placeholders(fetches, key, value))
+        elif isinstance(value, tf.IndexedSlices):
+            indices = fetches.own((*key, "indices"), me, value.indices)
+            values = fetches.own((*key, "values"), me, value.values)
+            results.append(_with_rows(value, values, indices))
         elif isinstance(value, tf.Tensor):
-            fetches.add_own(key, me, value)
+            results.append(fetches.own(key, me, value))
+        else:
+            results.append(value)
     return results
+
+
+def _with_rows(slices: tf.IndexedSlices, values: Tensor, indices: Tensor) -> tf.IndexedSlices:
+    if values is slices.values and indices is slices.indices:
+        return slices
+    if isinstance(slices, SameRows):
+        return SameRows(values, indices, slices.dense_shape, slices.note)
+    return tf.IndexedSlices(values, indices, slices.dense_shape)
 
 
 def _placeholders(fetches: Fetches, key: Key, value: Elsewhere) -> Gradient:
