@@ -8,9 +8,9 @@ the first backward pass. Four models with the same weights are trained by turns:
 that `train_step`; another such (the noise floor); ours with it; and ours with a compiled loss,
 whose backward passes may begin while others still go forward.
 
-Prediction, written before the first measurement: the gradients came from a second
-run of the pipeline at first, one forward pass more. A forward pass is about a third of a step, so that a
-step took 1.3 to 1.4 times as long as one of plain Keras; what is saved between forward and backward
+Prediction, written before the first measurement: the gradients came from a second run of the
+pipeline at first, one forward pass more. A forward pass is about a third of a step, so that a step
+took 1.3 to 1.4 times as long as one of plain Keras; what is saved between forward and backward
 pass now is no copy, so that this falls to that of the compiled loss, 1.0 to 1.1.
 """
 
