@@ -280,3 +280,21 @@ def test_leave_out():
 
     function()
     assert [float(v) for v in variables] == [2.0, 0.0, 2.0]
+
+
+def test_read_nothing():
+    variable = tf.Variable([1.0, 2.0])
+
+    @tf.function(autograph=False)
+    def function():
+        graph = tf.compat.v1.get_default_graph()
+        value = variable.read_value()
+        reads = [op for op in graph.get_operations() if op.type == "ReadVariableOp"]
+        assert reads
+        handles = [op.inputs[0] for op in reads]
+        _private.read_nothing(graph, reads)
+        assert all(op.inputs[0] is not old for op, old in zip(reads, handles, strict=True))
+        return tf.strings.length(tf.io.serialize_tensor(value))
+
+    full = int(tf.strings.length(tf.io.serialize_tensor(variable)))
+    assert int(function()) < full  # what was read is empty
