@@ -154,8 +154,8 @@ def traced_step(
         rehearsing = step_function.rehearsing
 
         @contextlib.contextmanager
-        def rehearsing_timed() -> Iterator[None]:
-            with times.named("rehearsal"), rehearsing():
+        def rehearsing_timed(*args: Any) -> Iterator[None]:
+            with times.named("rehearsal"), rehearsing(*args):
                 yield
 
         stack.enter_context(mock.patch.object(step_function, "rehearsing", rehearsing_timed))
