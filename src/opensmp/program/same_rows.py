@@ -26,8 +26,8 @@ class SameRows(_private.NotedSlices):
     """`tf.IndexedSlices` with the same indices in each microbatch; `note` names the indices."""
 
     def with_values(self, values: Tensor) -> SameRows:
-        """The same rows with other values, of the same shape; all its tensors are new ones."""
-        return SameRows(values, tf.identity(self.indices), self.dense_shape, self.note)
+        """The same rows with other values, of the same shape."""
+        return SameRows(values, self.indices, self.dense_shape, self.note)
 
 
 def marked(traced: TracedGraph, gradient: Any) -> Any:
@@ -42,7 +42,7 @@ def with_values(slices: tf.IndexedSlices, values: Tensor) -> tf.IndexedSlices:
     """The same rows with other values, of the same kind of slices."""
     if isinstance(slices, SameRows):
         return slices.with_values(values)
-    return tf.IndexedSlices(values, tf.identity(slices.indices), slices.dense_shape)
+    return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
 
 
 def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
