@@ -1,15 +1,14 @@
 """A call whose forward passes run in one function and whose backward passes in another.
 
-In a step that a user's function makes of many calls nobody knows, when a model is called, whether
-a gradient will be asked for, nor for which results. So the forward passes run, and what a backward
-pass will read of them, activations and values of variables, goes from one function to the other:
-in each process that of its own partitions. A variable that changes in between has the value that
-the call has read.
+When a model is called under a tape, it is not known yet which gradients the tape will be asked for.
+The forward passes run at once. What backward passes read of them, activations and values of
+variables, goes from one function to the other: in each process that of its own partitions. A
+variable that changes in between has the value that the call has read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -17,7 +16,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.graph import TracedGraph
 from opensmp.graph.structure import Structure
-from opensmp.graph.variables import is_trainable, read_after_assignment, tf_variable
+from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.program import Program, Segment
 from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import FROM_OUTSIDE, Emit, Saved, fails_when_run
@@ -30,8 +29,8 @@ Tensor = Any
 Indices = tuple[int, ...]
 
 
-class ForwardPasses(Pipeline):
-    """Runs forward passes, and saves what backward passes will read.
+class _Passes(Pipeline):
+    """What the passes of both directions have in common: whose gradients are wanted.
 
     Args:
         world: The process' configuration and devices.
@@ -45,8 +44,36 @@ class ForwardPasses(Pipeline):
         super().__init__(world, num_microbatches, joins=wants is not None)
         self._wants = wants
         self._inputs: set[int] = set()
+
+    def watch(self, inputs: Sequence[Tensor]) -> None:
+        """Tells of which inputs of the next calls gradients are wanted."""
+        self._inputs.update(map(id, inputs))
+
+    def _leaves(
+        self, traced: TracedGraph, values: Mapping[int, Tensor], training: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        if self._wants is None:
+            return [], []
+        found = [leaf.placeholder for leaf in traced.variables if self._wants(leaf.variable)]
+        return found + [p for p in traced.inputs if id(values[id(p)]) in self._inputs], []
+
+
+class ForwardPasses(_Passes):
+    """Runs forward passes, and saves what backward passes will read.
+
+    Attributes:
+        leaves: Microbatch and number of a call to the positions of the values of its variables
+            among what is saved, in their order.
+        calls: Forward pass to the positions of its arguments and results.
+        values: Id of a variable to it, and the position of the value that was read of it.
+    """
+
+    def __init__(
+        self, world: World, num_microbatches: int, wants: Callable[[Any], bool] | None
+    ) -> None:
+        super().__init__(world, num_microbatches, wants)
         self._index: dict[tuple[int, int], int] = {}
-        self.leaves: dict[tuple[int, int], dict[int, int]] = {}
+        self.leaves: dict[tuple[int, int], list[int]] = {}
         self.calls: dict[Action, tuple[Indices, Indices]] = {}
         self.values: dict[int, tuple[Any, int]] = {}
 
@@ -54,10 +81,6 @@ class ForwardPasses(Pipeline):
     def saves(self) -> bool:
         """Whether anything is saved."""
         return self._wants is not None
-
-    def watch(self, inputs: Sequence[Tensor]) -> None:
-        """Tells of which inputs of the next calls gradients are wanted."""
-        self._inputs.update(map(id, inputs))
 
     @property
     def wanted(self) -> list[Any]:
@@ -71,23 +94,18 @@ class ForwardPasses(Pipeline):
         return [index for index, (_, partition) in enumerate(self._saved) if partition in mine]
 
     @property
-    def saved(self) -> list[tuple[Tensor, int]]:
+    def saved(self) -> Sequence[tuple[Tensor, int]]:
         """The saved tensors and their partitions."""
-        return list(self._saved)
-
-    def _leaves(
-        self, traced: TracedGraph, values: Any, training: Any
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return required_leaves(traced, values, self._wants, self._inputs), []
+        return self._saved
 
     def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
         values = super()._leaf_values(traced, call, ordinal)
         if self.saves:
-            leaves = self.leaves.setdefault((self._microbatch, ordinal), {})
-            for number, leaf in enumerate(traced.variables):
+            leaves = self.leaves[self._microbatch, ordinal] = []
+            for leaf in traced.variables:
                 home = self._homes.get(id(leaf.variable), self._world.config.default_partition)
                 index = self._save(values[id(leaf.placeholder)], home)
-                leaves[number] = index
+                leaves.append(index)
                 if self._state.get(id(leaf.variable)) is None:
                     self.values[id(leaf.variable)] = leaf.variable, index
         return values
@@ -123,7 +141,7 @@ class ForwardPasses(Pipeline):
         return self._index[key]
 
 
-class BackwardPasses(Pipeline):
+class BackwardPasses(_Passes):
     """Runs the backward passes of calls whose forward passes have run.
 
     The calls are made once more, in the same order; the forward passes are not.
@@ -139,26 +157,20 @@ class BackwardPasses(Pipeline):
     def __init__(
         self, world: World, forward: ForwardPasses, saved: Sequence[Tensor], everywhere: bool
     ) -> None:
-        super().__init__(world, forward.num_microbatches, joins=True)
+        super().__init__(world, forward.num_microbatches, forward._wants)
         self._forward = forward
-        self._wants = forward._wants
-        self._inputs: set[int] = set()
         self._prepared, self._programs = forward._prepared, forward._programs
         self._given = dict(zip(forward.own, saved, strict=True))
         self._values: dict[int, Tensor] = {}
         self._may_be_empty = True
         self._everywhere = everywhere
 
-    def watch(self, inputs: Sequence[Tensor]) -> None:
-        """Tells of which inputs of the next calls gradients are wanted."""
-        self._inputs.update(map(id, inputs))
-
     def state_mapping(self) -> list[tuple[Any, Tensor]]:
         """Pairs of a variable of Keras and the value that the calls have read of it."""
         return [
             (variable, self._of_variable(variable, index))
             for variable, index in self._forward.values.values()
-            if hasattr(variable, "path")
+            if is_keras(variable)
         ]
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
@@ -168,16 +180,11 @@ class BackwardPasses(Pipeline):
             self._gradients.clear()
         return super().finish(results)
 
-    def _leaves(
-        self, traced: TracedGraph, values: Any, training: Any
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        return required_leaves(traced, values, self._wants, self._inputs), []
-
     def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
         values = super()._leaf_values(traced, call, ordinal)
         leaves = self._forward.leaves[self._microbatch, ordinal]
-        for number, leaf in enumerate(traced.variables):
-            values[id(leaf.placeholder)] = self._of_variable(leaf.variable, leaves[number])
+        for leaf, index in zip(traced.variables, leaves, strict=True):
+            values[id(leaf.placeholder)] = self._of_variable(leaf.variable, index)
         return values
 
     def _of_variable(self, variable: Any, index: int) -> Tensor:
@@ -211,13 +218,3 @@ class BackwardPasses(Pipeline):
             self._placed[value.op] = partition
             self._values[index] = value
         return self._values[index]
-
-
-def required_leaves(
-    traced: TracedGraph, values: Any, wants: Callable[[Any], bool] | None, inputs: set[int]
-) -> list[Tensor]:
-    """Placeholders of variables and inputs whose gradients are wanted."""
-    if wants is None:
-        return []
-    found = [leaf.placeholder for leaf in traced.variables if wants(leaf.variable)]
-    return found + [p for p in traced.inputs if id(values[id(p)]) in inputs]
