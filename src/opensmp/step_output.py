@@ -163,10 +163,10 @@ class StepOutput(Unreduced):
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
         first = terms[0]
-        if isinstance(first, Elsewhere):  # the sum is another value than each of several terms
-            return first if len(terms) == 1 else Elsewhere.of(first, first.process)
+        if isinstance(first, Elsewhere):
+            return first
         if isinstance(first, tf.IndexedSlices):
-            return first if len(terms) == 1 else side_by_side(terms)
+            return side_by_side(terms)
         if isinstance(first, tf.SparseTensor):
             return reduce(tf.sparse.add, terms)
         return how(terms)
@@ -300,7 +300,7 @@ def _divide(total: Tensor, count: int) -> Tensor:
     if count == 1 and total.dtype.is_floating:
         return total  # a division by one would still pass over all of a gradient
     if isinstance(total, Elsewhere):
-        return Elsewhere.of(total, total.process)
+        return total
     if isinstance(total, tf.IndexedSlices):
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
     if isinstance(total, tf.SparseTensor):

@@ -74,11 +74,8 @@ class Elsewhere(_private.NotedSlices):
             sparse = gradient.sparse
         elif isinstance(gradient, tf.IndexedSlices):
             sparse = Sparse(gradient.indices.dtype)
-        if sparse is None or shape is None:
-            static = gradient.shape
-            if shape is not None and not static.is_fully_defined():
-                static = shape
-            shape = tuple(size or 1 for size in static)
+        if shape is None or (sparse is None and gradient.shape.is_fully_defined()):
+            shape = tuple(size or 1 for size in gradient.shape)
         return cls._of_note(_Note(process, shape, sparse), gradient.dtype)
 
     @classmethod
@@ -128,13 +125,12 @@ class Elsewhere(_private.NotedSlices):
         return self
 
 
-def pack(parts: Structure, values: Sequence[Tensor | KeptBy], shape: Any = None) -> Gradient:
+def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
     """The gradient whose tensors have these values.
 
     Args:
         parts: The tensors of a leaf, and how to put them together.
         values: What a process has of them.
-        shape: Of the variable, where it is known.
 
     Returns:
         As the leaf; what stands for it if another process keeps it.
@@ -142,8 +138,7 @@ def pack(parts: Structure, values: Sequence[Tensor | KeptBy], shape: Any = None)
     keeper = next((value for value in values if isinstance(value, KeptBy)), None)
     if keeper is None:
         return parts.pack(values)
-    known = shape if keeper.shape is None else keeper.shape
-    return Elsewhere.of(parts.template, keeper.process, known)
+    return Elsewhere.of(parts.template, keeper.process, keeper.shape)
 
 
 def is_elsewhere(gradient: Gradient) -> bool:

@@ -24,7 +24,7 @@ from opensmp import _private
 from opensmp.errors import ElsewhereError
 from opensmp.program.same_rows import SameRows
 from opensmp.runtime.current import current_runner
-from opensmp.runtime.elsewhere import Elsewhere, Sparse
+from opensmp.runtime.elsewhere import Elsewhere
 from opensmp.runtime.world import MP_GROUP, current, is_initialized
 
 Op = Any
@@ -374,16 +374,3 @@ def like(gradient: Gradient) -> Elsewhere:
     keeper = keeper_of(gradient)
     assert keeper is not None
     return Elsewhere.of(gradient, keeper)
-
-
-__all__ = [
-    "Fetches",
-    "Known",
-    "Sparse",
-    "fetches_of",
-    "is_kept_elsewhere",
-    "keeper_of",
-    "known",
-    "like",
-    "note_step",
-]

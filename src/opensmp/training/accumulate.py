@@ -62,9 +62,8 @@ class Accumulator:
         flat = [tensor for each in (*sums, rest) for tensor in each.tensors]
         finished = iter(pipeline.finish(flat))
         gradients = []
-        for each, variable in zip(sums, self._variables, strict=True):
-            values = [next(finished) for _ in each.tensors]
-            gradients.append(pack(each, values, tf_variable(variable).shape))
+        for each in sums:
+            gradients.append(pack(each, [next(finished) for _ in each.tensors]))
         return gradients, rest.pack(list(finished))
 
 
