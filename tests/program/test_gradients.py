@@ -6,13 +6,13 @@ import pytest
 import tensorflow as tf
 from small import in_partition, planned, traced
 
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.program import cut
 from opensmp.program.functions import Extractor
 from opensmp.program.gradients import (
     SegmentGradient,
     components,
     differentiate,
-    is_differentiable,
     reached_from,
     residuals,
 )

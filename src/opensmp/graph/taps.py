@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.graph.replicated import replicated
 from opensmp.graph.trace import TracedGraph
 
@@ -31,7 +32,7 @@ def taps(traced: TracedGraph) -> dict[int, Tensor]:
         if output.op.type != "Identity":
             continue
         inside = output.op.inputs[0]
-        is_active = inside.op not in left_out and _bears_gradients(inside)
+        is_active = inside.op not in left_out and is_differentiable(inside)
         if is_active and any(_leads_out(op, ends) for op in _readers(inside, ends)):
             found[id(output)] = inside
     return found
@@ -55,7 +56,7 @@ def _leads_out(op: Any, ends: set[Any]) -> bool:
     stack, seen = [op], {op}
     while stack:
         reached = stack.pop()
-        bearing = [tensor for tensor in reached.outputs if _bears_gradients(tensor)]
+        bearing = [tensor for tensor in reached.outputs if is_differentiable(tensor)]
         if bearing and reached in ends:
             return True
         for tensor in bearing:
@@ -63,9 +64,3 @@ def _leads_out(op: Any, ends: set[Any]) -> bool:
             seen.update(more)
             stack.extend(more)
     return False
-
-
-def _bears_gradients(tensor: Tensor) -> bool:
-    return bool(
-        tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype.name == "variant"
-    )

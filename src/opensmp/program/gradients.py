@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph import TracedGraph
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.program.functions import needed
 from opensmp.program.same_rows import SameRows, marked
 from opensmp.program.segments import Segment
@@ -64,11 +65,6 @@ def components(gradient: Any) -> list[Tensor]:
         parts = [gradient.values, gradient.indices]
         return parts if gradient.dense_shape is None else [*parts, gradient.dense_shape]
     return [gradient]
-
-
-def is_differentiable(tensor: Tensor) -> bool:
-    """Whether gradients can flow through a tensor of this dtype."""
-    return bool(tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype == tf.variant)
 
 
 def reached_from(traced: TracedGraph, leaves: Collection[Tensor]) -> frozenset[Op]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph
+from opensmp.graph.differentiable import is_differentiable, is_differentiable_number
 from opensmp.plan import Plan
 from opensmp.program.finite import activations
 from opensmp.program.functions import Extractor, needed
 from opensmp.program.gradients import (
     SegmentGradient,
     differentiate,
-    is_differentiable,
     reached_from,
     repeated,
     residuals,
@@ -145,7 +143,7 @@ class Program:
         """
         key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
         if key not in self._derivatives:
-            wrt = [t for t in feeds if is_differentiable(t) and t.dtype != tf.variant]
+            wrt = [t for t in feeds if is_differentiable_number(t)]
             gradient = differentiate(self.traced, segment, outputs, wrt, feeds, dense=True)
             everything = (*feeds, *gradient.upstream)
             self._refuse_second_draw(segment, gradient, everything)

@@ -14,8 +14,8 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
+from opensmp.graph.differentiable import is_differentiable, is_differentiable_number
 from opensmp.program import Pass, Program, Segment
-from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.calls import SECOND_ORDER
 
 Tensor = Any
@@ -171,7 +171,7 @@ def differentiable_call(
     if outputs:
         outputs = _private.with_gradient(outputs, args, gradient)
     return [
-        _port(result, asked, i) if is_differentiable(result) else result
+        port(result, asked, i) if is_differentiable(result) else result
         for i, result in enumerate(outputs)
     ]
 
@@ -181,7 +181,7 @@ def _upstream(output: Tensor) -> int:
     return -id(output)
 
 
-def _port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
+def port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
     """Identity that notes when a gradient comes through.
 
     A tape gives zeros for outputs that the loss does not depend on; only so can they
@@ -239,7 +239,7 @@ def _late_gradients(
         return {}
     # A gradient has the shape of what it is the gradient of. The stand-ins are connected with
     # all that the gradients depend on, so that a gradient of them is an error and not None.
-    reasons = [values[id(t)] for t in feeds if _is_number(t)]
+    reasons = [values[id(t)] for t in feeds if is_differentiable_number(t)]
     reasons += [values[_upstream(t)] for t in connected]
     graph = tf.compat.v1.get_default_graph()
     with _private.stop_recording(), graph.gradient_override_map({"IdentityN": SECOND_ORDER}):
@@ -305,7 +305,7 @@ def _repeatable(
             return gradients
 
         results = _private.with_gradient(results, args, gradient)
-        results = [_port(result, asked, i) for i, result in enumerate(results)]
+        results = [port(result, asked, i) for i, result in enumerate(results)]
     gradients = derived.gradient.pack(results)
     found = zip(derived.gradient.wrt, gradients, strict=True)
     return {id(t): gradient for t, gradient in found if gradient is not None}
@@ -338,7 +338,9 @@ def fails_when_run(
     given = [tf.convert_to_tensor(each) for each in upstream]
     with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [message])]):
         zeros = [
-            tf.zeros([size or 1 for size in t.shape or ()], t.dtype) if _is_number(t) else None
+            tf.zeros([size or 1 for size in t.shape or ()], t.dtype)
+            if is_differentiable_number(t)
+            else None
             for t in tensors
         ]
     made = [each for each in zeros if each is not None]
@@ -346,7 +348,3 @@ def fails_when_run(
         return zeros
     connected = iter(_private.with_gradient(made, given, lambda *_: fails_when_run(given, message)))
     return [None if each is None else next(connected) for each in zeros]
-
-
-def _is_number(tensor: Tensor) -> bool:
-    return is_differentiable(tensor) and tensor.dtype != tf.variant

@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph import TracedGraph
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.program import Program, Segment
-from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import FROM_OUTSIDE, Emit, Saved, fails_when_run
 from opensmp.runtime.elsewhere import KeptBy
 from opensmp.runtime.pipeline import Pipeline

@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.errors import StepError
-from opensmp.program.gradients import is_differentiable
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.runtime.bridge import FROM_OUTSIDE, fails_when_run
 
 Tensor = Any

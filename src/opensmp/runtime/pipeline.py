@@ -12,12 +12,12 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph, call_inputs, call_signature
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.graph.structure import Structure
 from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.plan import Plan
 from opensmp.program import Backward, Pass, Program, Segment, lower
-from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.bridge import Emit, LateGradient, Saved, differentiable_call
 from opensmp.runtime.calls import emit_call
 from opensmp.runtime.current import Prepare, Prepared, as_current

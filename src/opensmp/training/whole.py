@@ -18,10 +18,10 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import StepError
+from opensmp.graph.differentiable import is_differentiable
 from opensmp.graph.structure import Structure
 from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.hooks import run_post_partition_hooks
-from opensmp.program.gradients import is_differentiable
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.graph_gradients import without_graph_gradients
 from opensmp.runtime.world import World

@@ -19,6 +19,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
 from opensmp.program.same_rows import with_values
+from opensmp.runtime.bridge import port
 from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.runtime.world import World
@@ -135,7 +136,7 @@ class Gradients:
         _private.record_call(there, variables, [*self._called.inputs, *others], backward)
         connected: list[Tensor] = [None] * len(results)
         for number, result in zip(numbers, there, strict=True):
-            connected[number] = _port(result, asked, number)
+            connected[number] = port(result, asked, number)
         return connected
 
     def _gradients(self, upstreams: list[_Upstream]) -> list[Any]:
@@ -310,15 +311,3 @@ def _scaled(gradient: Any, factor: float) -> Any:
         values = gradient.values * tf.constant(factor, gradient.dtype)
         return with_values(gradient, values)
     return gradient * tf.constant(factor, gradient.dtype)
-
-
-def _port(tensor: Tensor, asked: set[int], number: int) -> Tensor:
-    """Identity that notes when a gradient comes through: a tape gives zeros where none does."""
-
-    def gradient(upstream: Any) -> list[Any]:
-        asked.add(number)
-        return [upstream]
-
-    with _private.stop_recording():
-        passed = tf.identity(tensor)
-    return _private.with_gradient([passed], [tensor], gradient)[0]
