@@ -3,9 +3,9 @@
 A variable lives in one process, and so does its gradient. The user's own operations around a step
 are traced in all processes, each with the whole program. What such an operation reads of another
 process is a placeholder at first, of the right type and static shape. When the function has been
-traced, each process knows which of them it is going to run into, and the processes tell each
-other: these values are sent by who has them. What nobody needs, such as a gradient that only flows
-into the update of its own variable, costs nothing.
+traced, each process knows which placeholders it is going to read, and tells the others: the
+process that has such a value sends it. A value that no process reads, such as a gradient that only
+flows into the update of its own variable, costs nothing.
 
 All processes number reads and results alike, since their programs are alike.
 """

@@ -66,7 +66,7 @@ def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
         must_run: Operations that run though nothing may read what they give.
 
     Raises:
-        ElsewhereError: Nobody knows whether the other processes call the function as well.
+        ElsewhereError: It is not known whether the other processes call the function as well.
         StepError: The programs of the processes differ.
     """
     world = current()
