@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Number
@@ -58,16 +59,16 @@ class _NoTensorAttribute(StepError, AttributeError):
     """The error for an attribute of tensors; `hasattr` and `getattr` with a default take it."""
 
 
-class Unreduced:
+class Unreduced(abc.ABC):
     """What has one value for each microbatch, and is no tensor of the whole batch.
 
     A subclass is a sequence: `len`, iteration and a whole number or a slice as index work. All
     that people do with a tensor raises an error that names it and the method that was left out.
     """
 
+    @abc.abstractmethod
     def _smp_mend(self) -> str:
         """Which method to call first."""
-        raise NotImplementedError
 
     def _smp_refusal(self, what: str, mend: str | None = None) -> str:
         return (
