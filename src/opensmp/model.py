@@ -12,7 +12,6 @@ import tensorflow as tf
 from opensmp import _private, known_models
 from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
-from opensmp.graph import tags
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.nested_models import (
     LOSSES,
@@ -33,6 +32,7 @@ from opensmp.runtime.current import Runner, current_runner
 from opensmp.runtime.divided import prepare_divided
 from opensmp.runtime.fetch import note_step
 from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
+from opensmp.runtime.layer_calls import is_inside_keras
 from opensmp.runtime.pipeline import Pipeline
 from opensmp.saving import export
 from opensmp.saving.gather import assigning_own
@@ -168,7 +168,7 @@ class DistributedModel(Trainer, keras.Model):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model: pipelined inside a step, as one forward pass outside of one."""
-        if _is_inside_keras(args, kwargs):
+        if is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
         if current_mode() == "plain":
             self.__dict__.pop(LOSSES, None)
@@ -198,7 +198,7 @@ class DistributedModel(Trainer, keras.Model):
     def losses(self) -> list[Tensor]:
         """Losses of the last call: from `add_loss`, activities and weights."""
         called = [m for m in (self, *nested_models(self)) if LOSSES in m.__dict__]
-        if not called or _is_inside_keras((), {}):
+        if not called or is_inside_keras((), {}):
             return list(super().losses)
         return [*emitted_losses(called), *penalties(self, called)]
 
@@ -475,10 +475,3 @@ def _is_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether these are the arguments of a Functional model."""
     given = len(args) + ("inputs" in kwargs) + ("outputs" in kwargs)
     return given >= 2 and (len(args) == 2 or "outputs" in kwargs)
-
-
-def _is_inside_keras(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a model call must run as a plain layer: traced, stateless, or symbolic."""
-    if tags.traced_graph() is not None or _private.in_stateless_scope() or calls_are_plain():
-        return True
-    return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))

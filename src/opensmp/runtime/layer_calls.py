@@ -60,9 +60,12 @@ def _call(layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: A
 
 
 def is_inside(args: tuple[Any, ...], kwargs: Any) -> bool:
-    """Whether a call is none of the step's own: of a layer in a model, or symbolic."""
-    if tf.executing_eagerly() or tags.traced_graph() is not None:
-        return True
-    if _private.in_stateless_scope() or calls_are_plain():
+    """Whether a call is none of the step's own: eager, of a layer in a model, or symbolic."""
+    return tf.executing_eagerly() or is_inside_keras(args, kwargs)
+
+
+def is_inside_keras(args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether a call must run as that of a plain layer: traced, stateless, or symbolic."""
+    if tags.traced_graph() is not None or _private.in_stateless_scope() or calls_are_plain():
         return True
     return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))
