@@ -9,6 +9,7 @@ from opensmp import _private
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph
 from opensmp.graph.differentiable import is_differentiable, is_differentiable_number
+from opensmp.graph.taps import taps
 from opensmp.plan import Plan
 from opensmp.program.finite import activations
 from opensmp.program.functions import Extractor, needed
@@ -62,6 +63,7 @@ class Program:
         self.traced = traced
         self.plan = plan
         self.segments = cut(traced, plan)
+        self.taps = taps(traced)
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
         self._extractor = Extractor(traced.graph, traced.captures, units)

@@ -14,7 +14,6 @@ from opensmp.errors import StepError
 from opensmp.graph import TracedGraph, call_inputs, call_signature
 from opensmp.graph.differentiable import is_differentiable
 from opensmp.graph.structure import Structure
-from opensmp.graph.taps import taps
 from opensmp.graph.variables import is_keras, is_trainable, read_after_assignment, tf_variable
 from opensmp.plan import Plan
 from opensmp.program import Backward, Pass, Program, Segment, lower
@@ -179,8 +178,7 @@ class Pipeline:
         for variable, value in traced.updates:
             self._state[id(variable)] = (variable, values[id(value)])
         # What goes on inside the model is what the caller must hold, to take gradients of it.
-        inside = taps(traced)
-        outputs = [values[id(inside.get(id(t), t))] for t in traced.outputs]
+        outputs = [values[id(program.taps.get(id(t), t))] for t in traced.outputs]
         for output, mask, logits in zip(outputs, traced.masks, traced.logits, strict=True):
             if mask is not None:
                 _private.set_mask(output, values[id(mask)])
