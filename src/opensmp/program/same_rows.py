@@ -1,9 +1,9 @@
 """Sparse gradients whose rows are those of every microbatch: they are added row by row.
 
-A lookup by tokens has a row for each token of a batch, and so has its gradient: those of all
-microbatches below each other are the gradient of the batch. A lookup that does not depend on the
-batch, such as that of positions, has the same rows in each microbatch, and the batch has them
-once. Optimizers such as Adam square each row, so that the difference shows in their numbers.
+The gradient of a token embedding has a row for each token of a batch: concatenated along the rows,
+the gradients of all microbatches are that of the batch. An embedding of positions does not depend
+on the batch: each microbatch has the same rows, and the batch has them once. Optimizers such as
+Adam square each row, so that duplicated rows give other numbers.
 """
 
 from __future__ import annotations
@@ -43,6 +43,13 @@ def with_values(slices: tf.IndexedSlices, values: Tensor) -> tf.IndexedSlices:
     if isinstance(slices, SameRows):
         return slices.with_values(values)
     return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
+
+
+def scaled(gradient: Any, factor: Any) -> Any:
+    """A gradient, tensor or slices, times a scalar tensor of any floating-point type."""
+    if isinstance(gradient, tf.IndexedSlices):
+        return with_values(gradient, scaled(gradient.values, factor))
+    return gradient * tf.cast(factor, gradient.dtype)
 
 
 def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:

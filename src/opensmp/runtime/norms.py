@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from opensmp.program.same_rows import with_values
+from opensmp.program.same_rows import scaled
 from opensmp.runtime.reduction import sum_over
 from opensmp.runtime.scalars import scalar
 
@@ -68,7 +68,7 @@ def clip(own: Own, clip_norm: Any, norm: Tensor) -> list[Gradient]:
     limit = scalar(clip_norm, norm.dtype) if is_number else tf.cast(clip_norm, norm.dtype)
     scale = limit * tf.minimum(1.0 / norm, 1.0 / limit)
     scale += norm - norm  # nothing, or NaN
-    return [_scaled(gradient, scale) for gradient in own.gradients]
+    return [scaled(gradient, scale) for gradient in own.gradients]
 
 
 def clipping(
@@ -101,13 +101,6 @@ def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | No
         return tf.equal(count, 0.0)
 
     return agree
-
-
-def _scaled(gradient: Gradient, scale: Tensor) -> Gradient:
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.cast(scale, gradient.values.dtype)
-        return with_values(gradient, values)
-    return gradient * tf.cast(scale, gradient.dtype)
 
 
 def _in_order(sums: Tensor, dtype: Any) -> Tensor:

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
-from opensmp.program.same_rows import with_values
+from opensmp.program.same_rows import scaled
 from opensmp.runtime.bridge import port
 from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
@@ -300,14 +300,8 @@ class _Backward:
             return [next(found) if kind == "penalty" else None for kind in kinds]
 
         gradients = self._differentiate([], losses, None)
-        share = 1.0 / len(self._called.split.replicas)
-        if share == 1.0:
+        replicas = len(self._called.split.replicas)
+        if replicas == 1:
             return gradients
-        return [None if g is None else _scaled(g, share) for g in gradients]
-
-
-def _scaled(gradient: Any, factor: float) -> Any:
-    if isinstance(gradient, tf.IndexedSlices):
-        values = gradient.values * tf.constant(factor, gradient.dtype)
-        return with_values(gradient, values)
-    return gradient * tf.constant(factor, gradient.dtype)
+        share = tf.constant(1.0 / replicas, tf.float64)  # rounded to each gradient's own type
+        return [None if g is None else scaled(g, share) for g in gradients]
