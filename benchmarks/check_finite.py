@@ -57,14 +57,7 @@ def measure(workload: models.Workload, microbatches: int, rounds: int) -> float:
     runs = [step_of(workload, microbatches, checks) for checks in (False, False, True)]
     np.testing.assert_array_equal(runs[1](), runs[0]())
     runs[2]()
-    times: list[list[float]] = [[], [], []]
-    random = np.random.default_rng(0)
-    for _ in range(rounds):
-        for which in random.permutation(3):
-            start = time.process_time()
-            runs[which]()
-            times[which].append(time.process_time() - start)
-    plain, again, checked = times
+    plain, again, checked = paired.by_turns(runs, rounds, time.process_time)
     ratios = [c / p for c, p in zip(checked, plain, strict=True)]
     floor = [a / p for a, p in zip(again, plain, strict=True)]
     print(

@@ -20,7 +20,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -59,21 +58,6 @@ def with_own_step(model: keras.Model) -> keras.Model:
     return Own(model.inputs, model.outputs)
 
 
-def fit_of(workload: models.Workload, wrap: Wrap) -> Callable[[], float]:
-    """A function that trains for one epoch and gives the loss."""
-    keras.utils.set_random_seed(0)
-    model = wrap(workload.build())
-    model.compile(keras.optimizers.SGD(1e-3), models.loss_function())
-    inputs, labels = (np.concatenate([part] * BATCHES) for part in workload[2:4])
-    rows = len(workload.inputs)
-
-    def fit() -> float:
-        history = model.fit(inputs, labels, batch_size=rows, shuffle=False, verbose=0)
-        return float(history.history["loss"][0])
-
-    return fit
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15, help="calls of fit of each model")
@@ -91,22 +75,17 @@ def main() -> int:
     for workload in workloads:
         if arguments.only not in workload.name:
             continue
-        runs = [
-            fit_of(workload, with_own_step),
-            fit_of(workload, with_own_step),
-            fit_of(workload, lambda m: smp.DistributedModel.from_keras(with_own_step(m))),
-            fit_of(workload, smp.DistributedModel.from_keras),
+        wraps: list[Wrap] = [
+            with_own_step,
+            with_own_step,
+            lambda model: smp.DistributedModel.from_keras(with_own_step(model)),
+            smp.DistributedModel.from_keras,
         ]
+        runs = [paired.fit_of(workload, wrap, BATCHES) for wrap in wraps]
         for _ in range(WARM_UP):
             losses = [run() for run in runs]
         np.testing.assert_allclose(losses[1:3], losses[0], rtol=1e-3)
-        times: list[list[float]] = [[] for _ in runs]
-        random = np.random.default_rng(0)
-        for _ in range(rounds):
-            for which in random.permutation(len(runs)):
-                start = time.perf_counter()
-                runs[which]()
-                times[which].append(time.perf_counter() - start)
+        times = paired.by_turns(runs, rounds)
         plain = statistics.median(times[0])
         again, own, compiled = (
             [b / a for a, b in zip(times[0], each, strict=True)] for each in times[1:]

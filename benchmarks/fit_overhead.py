@@ -20,12 +20,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import numpy as np
 
 import models
 import opensmp as smp
@@ -36,30 +33,10 @@ BATCHES = 4
 WARM_UP = 2
 TOLERANCE = 1e-4
 
-Fit = Callable[[], float]
 
-
-def fit_of(workload: models.Workload, wrap: Callable[[keras.Model], keras.Model]) -> Fit:
-    """A function that trains for one epoch and gives the loss."""
-    keras.utils.set_random_seed(0)
-    model = wrap(workload.build())
-    model.compile(keras.optimizers.SGD(1e-3), models.loss_function(), metrics=["accuracy"])
-    inputs, labels = (np.concatenate([part] * BATCHES) for part in workload[2:4])
-    rows = len(workload.inputs)
-
-    def fit() -> float:
-        history = model.fit(inputs, labels, batch_size=rows, shuffle=False, verbose=0)
-        return float(history.history["loss"][0])
-
-    return fit
-
-
-def runs_of(workload: models.Workload) -> list[Fit]:
-    return [
-        fit_of(workload, lambda model: model),
-        fit_of(workload, lambda model: model),
-        fit_of(workload, smp.DistributedModel.from_keras),
-    ]
+def runs_of(workload: models.Workload) -> list[paired.Run]:
+    wraps = [lambda model: model, lambda model: model, smp.DistributedModel.from_keras]
+    return [paired.fit_of(workload, wrap, BATCHES, ["accuracy"]) for wrap in wraps]
 
 
 def main() -> int:

@@ -27,6 +27,53 @@ def full_size() -> list[models.Workload]:
     ]
 
 
+def by_turns(
+    runs: Sequence[Run], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
+    """Seconds of each run in each round, in which all run once, in random order.
+
+    Args:
+        runs: What is timed.
+        rounds: How often each runs.
+        clock: What tells the time in seconds.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    random = np.random.default_rng(0)
+    for _ in range(rounds):
+        for which in random.permutation(len(runs)):
+            start = clock()
+            runs[which]()
+            times[which].append(clock() - start)
+    return times
+
+
+def fit_of(
+    workload: models.Workload,
+    wrap: Callable[[keras.Model], keras.Model],
+    batches: int,
+    metrics: Sequence[str] = (),
+) -> Run:
+    """A function that trains for one epoch with `fit` and gives the loss.
+
+    Args:
+        workload: The model and one batch.
+        wrap: Makes of the plain model what is trained.
+        batches: How often the batch comes in an epoch.
+        metrics: Those of `compile`.
+    """
+    keras.utils.set_random_seed(0)
+    model = wrap(workload.build())
+    model.compile(keras.optimizers.SGD(1e-3), models.loss_function(), metrics=list(metrics) or None)
+    inputs, labels = (np.concatenate([part] * batches) for part in workload[2:4])
+    rows = len(workload.inputs)
+
+    def fit() -> float:
+        history = model.fit(inputs, labels, batch_size=rows, shuffle=False, verbose=0)
+        return float(history.history["loss"][0])
+
+    return fit
+
+
 def measure(
     runs: Sequence[Run], rounds: int, warm_up: int, tolerance: float
 ) -> tuple[float, list[float], list[float]]:
@@ -41,14 +88,7 @@ def measure(
     for _ in range(warm_up):
         losses = [run() for run in runs]
     np.testing.assert_allclose(losses[1:], losses[0], rtol=tolerance)
-    times: list[list[float]] = [[], [], []]
-    random = np.random.default_rng(0)
-    for _ in range(rounds):
-        for which in random.permutation(3):
-            start = time.perf_counter()
-            runs[which]()
-            times[which].append(time.perf_counter() - start)
-    plain, again, ours = times
+    plain, again, ours = by_turns(runs, rounds)
     return (
         statistics.median(plain),
         [b / a for a, b in zip(plain, again, strict=True)],
