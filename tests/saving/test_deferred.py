@@ -60,12 +60,14 @@ def test_an_earlier_restore_of_the_same_objects_is_forgotten(smp_init, path, tmp
     assert model.layer.kernel.shape == (4, 5)
 
 
-def trained(optimizer, way, directory=None, **kwargs):
-    """One step of a model, after the newest checkpoint is restored if there is one."""
+def trained(optimizer, way, directory=None, built=False, **kwargs):
+    """Two steps of a model, after the newest checkpoint is restored if there is one."""
     layers = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
     model = smp.DistributedModel.from_keras(keras.Sequential(layers))
     checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
     manager = smp.CheckpointManager(checkpoint, directory)
+    if built:
+        optimizer.build(model.trainable_variables)
     manager.restore(**kwargs)
     x, y = np.ones((4, 4), "float32"), np.ones((4, 2), "float32")
     if way == "fit":
@@ -97,3 +99,44 @@ def test_another_optimizer_is_told_before_it_updates_anything(smp_init, tmp_path
     trained(keras.optimizers.SGD(), way, tmp_path / "adam", partial=True)
     manager = trained(keras.optimizers.Adam(), way, tmp_path / "adam")
     assert int(manager.checkpoint.optimizer.iterations) == 4
+
+
+FRESH = {
+    "adam": lambda: keras.optimizers.Adam(0.1),
+    "averages": lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "built", "written_by"),
+    [  # in a loop the last two are not what fit makes of them: it scales the loss, and averages
+        ("adam", "fit", False, smp.CheckpointManager),
+        ("adam", "fit", True, tf.train.CheckpointManager),
+        ("adam", "loop", False, tf.train.CheckpointManager),
+        ("adam", "loop", True, smp.CheckpointManager),
+        ("averages", "fit", False, smp.CheckpointManager),
+        ("loss scale", "fit", False, smp.CheckpointManager),
+        ("loss scale", "fit", True, smp.CheckpointManager),
+    ],
+)
+def test_training_goes_on_from_a_checkpoint_before_the_first_update(
+    smp_init, tmp_path, kind, way, built, written_by
+):
+    make = FRESH[kind]
+    smp_init({"partitions": 2, "microbatches": 2})
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(2)]
+    model, optimizer = keras.Sequential(layers), make()
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+    written_by(checkpoint, tmp_path, max_to_keep=1).save()
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((4, 4), "float32"), np.ones((4, 2), "float32"), epochs=2, verbose=0)
+
+    manager = trained(make(), way, tmp_path, built)
+    for ours, plain in zip(manager.checkpoint.model.weights, model.weights, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-7)
+    with pytest.raises(smp.CheckpointError, match="has made 2 updates"):
+        manager.restore()
+    manager.restore(partial=True)
+    assert int(manager.checkpoint.optimizer.iterations) == 0

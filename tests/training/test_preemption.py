@@ -55,6 +55,7 @@ def _undisturbed(mode: str, environ: tuple[tuple[str, str], ...]) -> str:
 
 
 CASES = {
+    "before the first batch": ("fit", "TERM:epoch:1", {"SLOW": "0.3"}),
     "within an epoch": ("fit", "TERM:train:9", {}),
     "within validation": ("fit", "TERM:test:1", {}),
     "while the first step is traced": ("fit", "TERM:train:1", {}),

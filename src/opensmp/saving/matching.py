@@ -47,6 +47,20 @@ class Stored(NamedTuple):
     dtype: Any
 
 
+class _Found(NamedTuple):
+    """An object of the program.
+
+    Attributes:
+        path: The attributes that lead to it.
+        owner: The object.
+        fresh: The optimizer whose slot it is, if the files were written before it had any.
+    """
+
+    path: str
+    owner: Any
+    fresh: Any = None
+
+
 @dataclass(frozen=True)
 class Matching:
     """How a checkpoint fits the objects of a program.
@@ -59,6 +73,8 @@ class Matching:
         waiting: Keys of values whose objects have not been made yet.
         hopeful: Whether some of them may be of variables in `missing`.
         seeds: Names of random seeds without a value.
+        fresh: Optimizers that the checkpoint was written before the first update of, when they
+            had made no slots yet: the slots are to have their first values.
     """
 
     matches: tuple[Match, ...]
@@ -68,6 +84,7 @@ class Matching:
     waiting: tuple[str, ...]
     hopeful: bool
     seeds: tuple[str, ...]
+    fresh: tuple[Any, ...] = ()
 
     def fault(self, partial: bool) -> str | None:
         """What does not fit, None if all does.
@@ -105,16 +122,18 @@ def match(
     root, attached = _private.checkpoint_root(checkpoint)
     owner_of: dict[int, Any] = {0: root}
     path_of: dict[int, str] = {0: ""}
-    objects: dict[int, tuple[str, Any]] = {id(root): ("", root)}
+    objects: dict[int, _Found] = {id(root): _Found("", root)}
     # Nodes below something that is to be built, by what they are.
     unbuilt: dict[_Role, set[int]] = {role: set() for role in _Role}
     hopeless: set[int] = set()  # nodes below something that is complete
-    queue: deque[tuple[int | None, Any, str, bool, _Role]] = deque(
-        [(0, root, "", False, _Role.PART)]
+    queue: deque[tuple[int | None, Any, str, bool, _Role, Any]] = deque(
+        [(0, root, "", False, _Role.PART, None)]
     )
     while queue:
-        number, owner, path, waits, role = queue.popleft()
+        number, owner, path, waits, role, fresh = queue.popleft()
         waits = (waits or _is_unbuilt(owner)) and owner is not made
+        if number is not None and _is_before_updates(owner, nodes, number):
+            fresh = owner
         children = dict(tf.train.TrackableView.children(owner))
         if owner is root:
             children = {**children, **attached}
@@ -123,9 +142,9 @@ def match(
             child_number = of_node.get(name)
             is_new = id(child) not in objects
             child_path = f"{path}/{name}" if path else name
-            below = waits, _role(owner, name, role)
+            below = waits, _role(owner, name, role), None if name == _WEIGHTS else fresh
             if is_new:
-                objects[id(child)] = (child_path, child)
+                objects[id(child)] = _Found(child_path, child, below[-1])
             if child_number is not None and child_number not in owner_of:
                 owner_of[child_number], path_of[child_number] = child, child_path
                 queue.append((child_number, child, child_path, *below))
@@ -141,7 +160,7 @@ def _collect(
     nodes: list[Any],
     stored: Mapping[str, Stored],
     owner_of: Mapping[int, Any],
-    objects: Mapping[int, tuple[str, Any]],
+    objects: Mapping[int, _Found],
     unbuilt: Mapping[_Role, set[int]],
     hopeless: set[int],
 ) -> Matching:
@@ -157,8 +176,12 @@ def _collect(
     matched = {id(owner) for number, owner in owner_of.items() if nodes[number].keys}
     missing: list[str] = []
     seeds: list[str] = []
-    for path, owner in objects.values():
+    before_updates: list[Any] = []
+    for path, owner, fresh in objects.values():
         if is_variable(owner) and id(owner) not in matched and path != _SAVE_COUNTER:
+            if fresh is not None:
+                before_updates += [fresh] * all(fresh is not each for each in before_updates)
+                continue
             line = f"{path}: {variable_name(owner)} with shape {tuple(owner.shape)}"
             is_seed = isinstance(owner, keras.Variable) and owner.name == "seed_generator_state"
             (seeds if is_seed else missing).append(line)
@@ -174,6 +197,7 @@ def _collect(
         tuple(sorted({key for keys in waiting.values() for key in keys})),
         bool(waiting[_Role.PART] or waiting[_Role.WEIGHT]),
         tuple(seeds),
+        tuple(before_updates),
     )
 
 
@@ -196,6 +220,14 @@ def difference(variable: Any, stored: Stored) -> str | None:
 
 def _is_unbuilt(owner: Any) -> bool:
     return isinstance(owner, (keras.Layer, keras.optimizers.Optimizer)) and not owner.built
+
+
+def _is_before_updates(owner: Any, nodes: list[Any], number: int) -> bool:
+    """Whether an object is an optimizer that knew no weights when the files were written."""
+    if not isinstance(owner, keras.optimizers.Optimizer):
+        return False
+    children = nodes[number].children
+    return _WEIGHTS not in children or not nodes[children[_WEIGHTS]].children
 
 
 def _role(owner: Any, name: str, role: _Role) -> _Role:

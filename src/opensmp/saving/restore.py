@@ -120,6 +120,7 @@ def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: boo
             "optimizer as when it was written"
             + ("." if partial else ", or restore(partial=True) to restore what fits.")
         )
+    _check_updates(matching, partial)
     keys = _keys_here(matching, files.stored)
     iterators = Iterators(matching.matches, files.stored, place.replica, len(world.dp_group))
     if not keys and not iterators.keys and not matching.waiting:
@@ -133,6 +134,24 @@ def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: boo
     files.check(matching.waiting[world.rank :: world.size])
     states = {key: values.pop(key) for key in iterators.sources}
     return _Read(files, values, iterators, states, matching)
+
+
+def _check_updates(matching: Matching, partial: bool) -> None:
+    """Refuses to give an optimizer the state before its first update when it has made some.
+
+    Raises:
+        CheckpointError: Its slots would keep the values that these updates gave them.
+    """
+    for optimizer in () if partial else matching.fresh:
+        updates = optimizer.iterations
+        if not _private.is_elsewhere(updates) and int(updates) > 0:
+            raise CheckpointError(
+                f"It was written before the first update of the optimizer '{optimizer.name}', "
+                "when that had made no slots, and has no values for them. In this program the "
+                f"optimizer has made {int(updates)} updates. Expected: an optimizer without "
+                "updates, so restore before training or make a new one; or restore(partial=True), "
+                "which keeps the slots as they are."
+            )
 
 
 def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:

@@ -91,7 +91,8 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
     Checkpoints for what your data must fulfil.
 
     SIGTERM saves before the next batch of training or validation, in all ranks, and ends the
-    program with exit code 143: start again. See `smp.checkpoint_on_preemption`.
+    program with exit code 143: start again. Before the first batch of a program there is nothing
+    to save, and the checkpoint it was restored from, if any, remains the newest. See `smp.checkpoint_on_preemption`.
 
     It does its work after all other callbacks, wherever it stands in the list.
 
@@ -162,6 +163,8 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
         """Passes a boundary of steps: saves if it is time to, and ends if a signal has come."""
         name = preemption.arrive()
         trained = self._progress().trained - self._saved_after
+        if name is not None and self._progress().trained == 0:
+            _end(self.manager, None, name)
         is_due |= isinstance(self.save_freq, int) and trained >= self.save_freq
         if is_due or name is not None:
             path = self._save(always=name is not None)
@@ -220,8 +223,13 @@ def _best_weights(model: Model, callbacks: Sequence[Any]) -> list[Any] | None:
     return [whole[index] for index in range(len(own))]
 
 
-def _end(manager: CheckpointManager, path: str, name: str) -> None:
+def _end(manager: CheckpointManager, path: str | None, name: str) -> None:
     """Ends the program when the checkpoint of all processes is complete.
+
+    Args:
+        manager: Has saved the checkpoint, or is still at it.
+        path: Of the checkpoint; None where the program has trained nothing that could be saved.
+        name: Of the signal.
 
     Raises:
         SystemExit: Always.
@@ -230,9 +238,14 @@ def _end(manager: CheckpointManager, path: str, name: str) -> None:
     here = world.current(_FUNCTION)
     objects.meet(range(here.size), "the end after a signal")
     if here.rank == 0:
+        saved = (
+            "no batch has been trained, so that there is nothing to save"
+            if path is None
+            else f"training is saved as {path}"
+        )
         print(
-            f"opensmp: {name} came: training is saved as {path}, and the program ends with exit "
-            f"code {PREEMPTED}: start it again to go on.",
+            f"opensmp: {name} came: {saved}, and the program ends with exit code {PREEMPTED}: "
+            "start it again to go on.",
             file=sys.stderr,
             flush=True,
         )
