@@ -140,6 +140,14 @@ def test_keys_are_those_of_the_numbers_that_were_drawn(pair):
         two.receive(5)
 
 
+def test_keys_are_made_of_any_text_that_the_other_side_has_drawn(pair):
+    one, two = pair()
+    one.agree("3 \ud800", listens=True)  # JSON can say what UTF-8 cannot
+    two.agree("3 \ud800", listens=False)
+    one.send({"n": 1})
+    assert two.receive(5) == {"n": 1}
+
+
 @pytest.mark.parametrize("text", [b"[1]", b"{", b"\xff", b"[" * 100_000, b"1" * 10_000])
 def test_what_is_no_object_is_refused(pair, monkeypatch, text):
     one, two = pair()

@@ -116,11 +116,16 @@ def test_objects_lie_in_the_order_of_the_ranks(simulation, size):
 def test_an_object_that_cannot_be_pickled_is_told_of_its_own_rank(simulation):
     bad = simulation.ranks[-1]
 
+    class Unwilling:
+        def __reduce__(self):
+            raise ValueError("no \udcff")  # no text of UTF-8, such as a path may be
+
     def work(rank):
-        return objects.allgather_objects(print if rank != bad else lambda: 0, simulation.ranks)
+        return objects.allgather_objects(print if rank != bad else Unwilling(), simulation.ranks)
 
     texts = raised(simulation(work), CommunicationError)
     assert all(f"the object of rank {bad}, of type" in text for text in texts)
+    assert all("(ValueError: no \\udcff)" in text for text in texts)
 
 
 def test_objects_are_of_the_rank_that_they_are_said_to_be_of(simulation):

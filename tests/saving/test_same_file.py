@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from saving.models import functional
 
 import opensmp as smp
@@ -27,3 +29,9 @@ def test_contents_and_names_make_the_checksum(tmp_path):
 
 def test_one_process_compares_nothing(tmp_path):
     check_same_file(tmp_path / "not there", "load")
+
+
+def test_names_of_any_bytes_have_a_checksum(tmp_path):
+    file = tmp_path / os.fsdecode(b"a\xff.keras")
+    file.write_bytes(b"1")
+    assert digest(file) != digest(file.rename(tmp_path / "b.keras"))

@@ -49,3 +49,8 @@ def test_texts_ragged_and_sparse_tensors_and_numbers_have_fingerprints():
     assert fingerprint(sparse) != fingerprint(tf.sparse.from_dense([[1, 0], [2, 0]]))
     assert fingerprint((1.5, None)) != fingerprint((2.5, None))
     assert fingerprint(np.zeros((0, 3))) == fingerprint(tf.zeros((0, 3), tf.float64))
+
+
+def test_texts_that_utf8_has_no_bytes_for_have_fingerprints():
+    one, other = (np.array([text], object) for text in ("\udcff", "\udcfe"))
+    assert fingerprint(one) != fingerprint(other)

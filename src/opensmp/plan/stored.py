@@ -244,17 +244,22 @@ def _shared(rows: Any, count: int, faults: list[str]) -> tuple[SharedVariable, .
 
 
 def _are_units(values: Any, first: int, count: int) -> bool:
-    return (
-        isinstance(values, list)
-        and bool(values)
-        and all(_is_whole(value, first, count - 1) for value in values)
-        and values == sorted(values)
-    )
+    if not isinstance(values, list) or not values:
+        return False
+    least = first
+    for value in values:  # ascending; a plan may have hundreds of thousands of lists
+        if type(value) is not int or not least <= value < count:
+            return False
+        least = value
+    return True
 
 
 def _are_sizes_and_name(values: Sequence[Any]) -> bool:
-    sizes, name = values[:2], values[2:]
-    return all(_is_whole(size, 0, _MOST_BYTES) for size in sizes) and _are_texts([*name])
+    return (
+        _is_whole(values[0], 0, _MOST_BYTES)
+        and _is_whole(values[1], 0, _MOST_BYTES)
+        and _are_texts(values[2:])
+    )
 
 
 def _are_texts(values: Any) -> bool:
@@ -262,7 +267,7 @@ def _are_texts(values: Any) -> bool:
 
 
 def _is_whole(value: Any, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    return type(value) is int and least <= value <= most
 
 
 def _is_number(value: Any, most: float) -> bool:

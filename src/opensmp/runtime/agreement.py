@@ -29,7 +29,7 @@ def agree(ranks: Sequence[int], what: str, lines: Sequence[str]) -> int:
         StepError: The descriptions differ. All processes raise it.
     """
     global _next_trace
-    digest = hashlib.sha256("\n".join([what, *lines]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([what, *lines]).encode("utf-8", "surrogatepass")).hexdigest()
     with tf.init_scope():
         known = allgather_objects((digest, _next_trace), ranks)
         number: int = max(trace for _, trace in known)

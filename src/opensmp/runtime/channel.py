@@ -90,7 +90,9 @@ class Channel:
             numbers: What both sides have drawn for it.
             listens: Whether this is the side that was visited.
         """
-        host, guest = (_sign(self._out, f"{who} {numbers}".encode()) for who in ("host", "guest"))
+        # What a stranger has sent may be text that UTF-8 has no bytes for.
+        text = numbers.encode("utf-8", "surrogatepass")
+        host, guest = (_sign(self._out, who + text) for who in (b"host ", b"guest "))
         self._out, self._in = (host, guest) if listens else (guest, host)
         self._sent = self._received = 0
 

@@ -178,7 +178,7 @@ class _Pickled(NamedTuple):
             kind = type(obj)
             return cls(
                 f"of type {kind.__module__}.{kind.__qualname__} cannot be pickled "
-                f"({type(error).__name__}: {error})".encode(),
+                f"({type(error).__name__}: {error})".encode("utf-8", "backslashreplace"),
                 failed=True,
             )
 

@@ -53,7 +53,7 @@ def digest(path: PathLike) -> str:
         files = sorted(target.parent.glob(f"{target.name}.*"))
     found = hashlib.sha256()
     for file in files:
-        found.update(file.name.encode())
+        found.update(os.fsencode(file.name))
         with file.open("rb") as source:
             while piece := source.read(_PIECE_BYTES):
                 found.update(piece)

@@ -52,6 +52,7 @@ def _sample(leaf: Any) -> Any:
 def _bytes(sample: Any) -> bytes:
     if sample.dtype == object:
         return b"\0".join(
-            each if isinstance(each, bytes) else str(each).encode() for each in sample
+            each if isinstance(each, bytes) else str(each).encode("utf-8", "surrogatepass")
+            for each in sample
         )
     return bytes(np.ascontiguousarray(sample).tobytes())
