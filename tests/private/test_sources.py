@@ -36,3 +36,32 @@ def test_check_sources():
         tape.watch(x)
         y = x * x
     assert float(tape.gradient(y, x, unconnected_gradients="zero")) == 4.0
+
+
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_refuse_jacobian(vectorized):
+    _private.check_sources()
+    names = []
+
+    def refusal(name):
+        names.append(name)
+        return StepError("no rows of this")
+
+    @tf.custom_gradient
+    def square(x):
+        def gradient(upstream):
+            _private.refuse_jacobian(refusal)
+            return upstream * 2.0 * x
+
+        return x * x, gradient
+
+    x = tf.constant([[2.0, 3.0]])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        y = square(x)
+    assert tape.gradient(y, x).numpy().tolist() == [[4.0, 6.0]]
+    for ask in (tape.jacobian, tape.batch_jacobian):
+        with pytest.raises(StepError, match="no rows of this"):
+            ask(y, x, experimental_use_pfor=vectorized)
+    assert set(names) == {"jacobian", "batch_jacobian"}
+    assert tape.gradient(y, x).numpy().tolist() == [[4.0, 6.0]]

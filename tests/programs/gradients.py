@@ -8,7 +8,14 @@ import tensorflow as tf
 from keras import ops
 from programs.material import labels, mlp, points, sums
 from programs.optimizing import Classifier, crossentropy, trained
-from programs.registry import program
+from programs.registry import RANKS, program, refused
+
+JACOBIAN = refused(
+    RANKS,
+    "StepError",
+    "tape.jacobian was called",
+    "a Jacobian through several processes; one example per microbatch gives the same",
+)
 
 
 @program("train_step")
@@ -174,7 +181,7 @@ def orthogonal_penalty(wrap):
     return trained(wrap, Orthogonal(), keras.optimizers.SGD(0.2))
 
 
-@program("train_step")
+@program("train_step", refused=JACOBIAN)
 def per_example_gradients(wrap):
     """Differential privacy: each example's gradient is clipped, by a Jacobian of the losses."""
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from processes import check_ranks, launch, run_ranks
 from small import MANUAL, STEP_OF_TWO
 
+from opensmp.runtime import endings
 from opensmp.runtime.channel import Channel
 from opensmp.runtime.failures import ENDED_BY_PEER, Watch
 from opensmp.runtime.waits import Waits
@@ -323,3 +325,13 @@ def test_step_that_computes_for_longer_than_the_idle_limit_is_waited_for():
         seconds=60,
     )
     assert [result.lines[-1] for result in results] == ["done", "done"]
+
+
+@pytest.mark.timeout(20)
+def test_causes_in_a_circle_have_an_end():
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first  # as `raise first from second` leaves them
+    assert not endings.is_consequence(first)
+    second.__context__ = tf.errors.UnavailableError(None, None, "Socket closed")
+    second.__cause__ = None
+    assert endings.is_consequence(first)

@@ -122,7 +122,7 @@ from opensmp._private.optimizers import (
 )
 from opensmp._private.replacing import replaced
 from opensmp._private.slices import NotedSlices
-from opensmp._private.sources import check_sources, note_source
+from opensmp._private.sources import check_sources, note_source, refuse_jacobian
 from opensmp._private.tapes import (
     is_bridge,
     is_watched,
@@ -296,6 +296,7 @@ __all__ = [
     "record_read",
     "recording",
     "refuse_in_api_calls",
+    "refuse_jacobian",
     "registered_flops",
     "regularization_losses",
     "renew_collectives",

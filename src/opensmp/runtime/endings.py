@@ -61,9 +61,11 @@ def is_consequence(error: BaseException | None) -> bool:
         is_consequence(tf.errors.UnavailableError(None, None, "Socket closed"))  # True
         ```
     """
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # `raise error from error` is a circle
         if isinstance(error, _CONSEQUENCES) or is_from_elsewhere(error):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

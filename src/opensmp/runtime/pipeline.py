@@ -49,6 +49,13 @@ _FINISHED = (
     "smp.step function, by tf.gradients. Such a call is a forward pass alone. Expected: the call, "
     "and tf.gradients or a tf.GradientTape, in an smp.step function that returns the gradients."
 )
+_JACOBIAN = (
+    "tape.{name} was called through DistributedModel '{model}', whose partitions are in several "
+    "processes: TensorFlow computes all rows of a Jacobian by a loop over one, and what is sent "
+    "between processes cannot be in it. Expected: one process; or tape.gradient once for each row, "
+    "for example an smp.step function with one example per microbatch, whose gradients .stack() "
+    "gives."
+)
 
 
 class Pipeline:
@@ -70,6 +77,8 @@ class Pipeline:
         joins: bool = False,
     ) -> None:
         self._world = world
+        if len(world.mp_group) > 1:
+            _private.check_sources()  # for `refuse_jacobian`
         self._num_microbatches = num_microbatches
         self._stamps = stamps
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
@@ -261,6 +270,7 @@ class Pipeline:
 
         def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
             self._refuse_when_finished()
+            self._refuse_jacobian(program.traced.name)
             action = self._action(kind, number, microbatch)
             function = what.function
             if isinstance(what, Backward) and self._is_open(action):
@@ -321,6 +331,12 @@ class Pipeline:
         """A gradient after the end would be a stand-in that nothing replaces."""
         if self.schedule is not None:
             raise StepError(_FINISHED)
+
+    def _refuse_jacobian(self, model: str) -> None:
+        if len(self._world.mp_group) > 1:
+            _private.refuse_jacobian(
+                lambda name: StepError(_JACOBIAN.format(name=name, model=model))
+            )
 
     def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
         """Remembers whose gradient it is, if the feed of a call is a variable."""

@@ -92,7 +92,8 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
 
     SIGTERM saves before the next batch of training or validation, in all ranks, and ends the
     program with exit code 143: start again. Before the first batch of a program there is nothing
-    to save, and the checkpoint it was restored from, if any, remains the newest. See `smp.checkpoint_on_preemption`.
+    to save, and the checkpoint it was restored from, if any, remains the newest. See
+    `smp.checkpoint_on_preemption`.
 
     It does its work after all other callbacks, wherever it stands in the list.
 
