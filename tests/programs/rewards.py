@@ -30,6 +30,24 @@ def transitions(rows=12, seed=0):
 @program("smp.step", refused=READ_EAGERLY)
 def dqn(wrap):
     """DQN with a target network that follows by set_weights and by moving averages."""
+    return dqn_following(
+        wrap, lambda target, online: zip(target.weights, online.weights, strict=True)
+    )
+
+
+@program("smp.step")
+def dqn_of_local_variables(wrap):
+    """DQN whose target network follows in a loop over `smp.local_variables`."""
+    return dqn_following(wrap, wrap.local_pairs)
+
+
+def dqn_following(wrap, pairs):
+    """DQN.
+
+    Args:
+        wrap: Splits models.
+        pairs: Takes the target network and the other; gives pairs of their weights.
+    """
     online, target = wrap(mlp(4, 8, 8, 3)), wrap(mlp(4, 8, 8, 3))
     optimizer = keras.optimizers.Adam(0.01, clipnorm=1.0)
     huber = keras.losses.Huber()
@@ -57,7 +75,7 @@ def dqn(wrap):
     for episode in range(4):
         batch = wrap.shard(*transitions(seed=episode))
         losses.append(float(train(*map(tf.constant, batch))))
-        for slow, fast in zip(target.weights, online.weights, strict=True):
+        for slow, fast in pairs(target, online):
             slow.assign(0.9 * slow + 0.1 * fast)
     target.set_weights(online.get_weights())
     return {"losses": losses, "weights": sums(online, target)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -164,6 +166,22 @@ def average_by_hand(wrap):
 @program("train_step", refused=READ_EAGERLY)
 def swapped_weights(wrap):
     """Evaluation with averaged weights that are swapped with the trained ones and back."""
+    return evaluated_with_means(wrap, functools.partial(zip, strict=True))
+
+
+@program("train_step")
+def swapped_local_variables(wrap):
+    """Evaluation with averaged weights, swapped in a loop over `smp.local_variables`."""
+    return evaluated_with_means(wrap, wrap.local_pairs)
+
+
+def evaluated_with_means(wrap, pairs):
+    """Evaluation with averaged weights.
+
+    Args:
+        wrap: Splits models.
+        pairs: Takes two lists of variables; gives pairs of them.
+    """
 
     class Averaging(keras.Model):
         def __init__(self):
@@ -189,7 +207,7 @@ def swapped_weights(wrap):
 
     class Swap(keras.callbacks.Callback):
         def swap(self):
-            for mean, weight in zip(self.model.means, self.model.trainable_variables, strict=True):
+            for mean, weight in pairs(self.model.means, self.model.trainable_variables):
                 value = ops.convert_to_tensor(weight)
                 weight.assign(mean)
                 mean.assign(value)

@@ -48,6 +48,10 @@ class Wrap:
         """The mean over the replicas."""
         return smp.allreduce(values) if smp.dp_size() > 1 else values
 
+    def local_pairs(self, *of: Any) -> Any:
+        """Pairs of the variables of two models or lists that lie in this process."""
+        return smp.local_variables(*of)
+
     def unshard(self, value: Any) -> Any:
         """The rows of all replicas."""
         parts = smp.allgather(np.asarray(value), smp.DP_GROUP) if smp.dp_size() > 1 else [value]
@@ -84,6 +88,10 @@ class Plain(Wrap):
     def allreduce(self, values: Any) -> Any:
         """The values themselves."""
         return values
+
+    def local_pairs(self, *of: Any) -> Any:
+        """All pairs."""
+        return zip(*(getattr(each, "variables", each) for each in of), strict=True)
 
     def unshard(self, value: Any) -> Any:
         """The rows themselves."""
