@@ -174,16 +174,17 @@ def test_epochs_begun_by():
     seen = []
 
     def begin(epoch, make):
-        for begin_step, end_step, data in make():
-            seen.append((begin_step, end_step, epoch.num_batches))
-            if begin_step == 0:
+        for step in make():
+            first, *_, data = step  # Keras 3.9 does not tell the last one
+            seen.append((first, epoch.num_batches))
+            if first == 0:
                 next(data)
             else:
-                yield begin_step, end_step, data
+                yield step
 
     with _private.epochs_begun_by(begin):
         model.fit(np.ones((6, 2)), np.ones((6, 1)), batch_size=2, verbose=0)
-    assert seen == [(0, 0, 3), (1, 1, 3), (2, 2, 3)]
+    assert seen == [(0, 3), (1, 3), (2, 3)]
     assert int(model.optimizer.iterations) == 2
 
 

@@ -205,7 +205,8 @@ def epochs_begun_by(
 
     Args:
         begin: Gets what makes the batches of an epoch, and a function that gives an iterator of
-            what `fit` is to do next: numbers of the first and last batch, and an iterator of data.
+            what `fit` is to do next: the number of the first batch, that of the last one from
+            Keras 3.10 on, and an iterator of data.
     """
 
     def make(original: Any) -> Any:
@@ -234,12 +235,12 @@ def pass_over_epoch(
     """
     if epoch.steps_per_epoch is not None:
         with epoch.catch_stop_iteration():
-            for _, _, data in steps:
+            for *_, data in steps:
                 for _ in range(execution):
                     next(data)
         return
     is_unknown = epoch.data_adapter.num_batches is None
-    for number, (_, _, data) in enumerate(steps):
+    for number, (*_, data) in enumerate(steps):
         if number == 0:
             next(data, None)
         if is_unknown:  # Keras learns that the data have ended by asking for more

@@ -216,7 +216,7 @@ class Progress:
             if step is None:
                 raise StopIteration
             for _ in range(execution):
-                next(step[2])
+                next(step[-1])
         except (StopIteration, tf.errors.OutOfRangeError):
             raise CheckpointError(
                 f"fit cannot go on after batch {done} of epoch {self.epoch + 1}: the data have "
