@@ -28,7 +28,7 @@ import made_part  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from programs.catalogue import PROGRAMS  # noqa: E402
 from programs.registry import ALONE, WORLDS, Program  # noqa: E402
-from programs.running import is_there, judge, run_in_processes  # noqa: E402
+from programs.running import APART, is_there, judge, run_in_processes  # noqa: E402
 
 PAGE = ROOT / "docs" / "programs.md"
 FOUND = ROOT / "docs" / "programs.jsonl"
@@ -122,6 +122,9 @@ def cell(program: Program, lines: Sequence[Mapping[str, Any] | None]) -> str:
     refusals = [line["words"] for line in known if line["words"].startswith("refused")]
     if refusals:
         return str(refusals[0])
+    apart = [line["words"] for line in known if line["words"].startswith(APART)]
+    if apart:
+        return str(apart[0])
     note = f"; {program.why}" if program.why else ""
     worst = max(line["difference"] for line in known)
     return f"equal ({worst:.0e}){note}" if worst else f"equal{note}"

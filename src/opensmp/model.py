@@ -29,7 +29,7 @@ from opensmp.plan import Plan
 from opensmp.report.summary import partitions_text
 from opensmp.runtime import world
 from opensmp.runtime.current import Runner, current_runner
-from opensmp.runtime.divided import prepare_divided
+from opensmp.runtime.divided import Division, prepare_divided
 from opensmp.runtime.fetch import note_step
 from opensmp.runtime.forward_mode import first_watched, refuse_forward_mode
 from opensmp.runtime.layer_calls import is_inside_keras
@@ -244,10 +244,16 @@ class DistributedModel(Trainer, keras.Model):
         return plan
 
     def _smp_run(
-        self, runner: Runner, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        runner: Runner,
+        here: world.World,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        num_replicas: int | None = None,
     ) -> tuple[Any, list[Tensor]]:
         plan = functools.partial(self._smp_partitions.prepare, here)
-        prepare = functools.partial(prepare_divided, self, plan, runner.num_microbatches)
+        division = Division(runner.num_microbatches, num_replicas or len(here.dp_group))
+        prepare = functools.partial(prepare_divided, self, plan, division)
         note_inputs(self, args)
         return runner.run(self, prepare, args, kwargs)
 
@@ -280,7 +286,7 @@ class DistributedModel(Trainer, keras.Model):
     ) -> tuple[Any, list[Tensor]]:
         pipeline = Pipeline(here, 1)
         with pipeline.tracing():
-            outputs, losses = self._smp_run(pipeline, here, args, kwargs)
+            outputs, losses = self._smp_run(pipeline, here, args, kwargs, num_replicas=1)
         result: tuple[Any, list[Tensor]] = pipeline.finish_nest((outputs, losses))
         with tf.init_scope():
             run_post_partition_hooks()

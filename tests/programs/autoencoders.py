@@ -6,7 +6,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 from programs.material import images, mlp, only_x, points, sums
-from programs.registry import program
+from programs.registry import Apart, program
+
+CODEBOOK = {
+    "2 x 2": Apart(
+        "each replica moves a codebook of its own, and a warning names it",
+        says="is assigned once per microbatch",
+    )
+}
 
 
 class Sampling(keras.layers.Layer):
@@ -76,7 +83,12 @@ def vae_of_parts(wrap):
     }
 
 
-@program("fit", microbatches=1, why="each microbatch draws noise of its own")
+@program(
+    "fit",
+    microbatches=1,
+    why="each microbatch draws noise of its own",
+    apart={"2 x 2": Apart("each replica draws noise for its own rows")},
+)
 def vae_as_one_model(wrap):
     """VAE as one Functional model, whose sampling layer adds the divergence as a loss."""
 
@@ -163,13 +175,13 @@ def vq_vae(wrap):
     return quantized(wrap, moving=False)
 
 
-@program("fit", microbatches=1, why="the codebook moves once per microbatch")
+@program("fit", microbatches=1, why="the codebook moves once per microbatch", apart=CODEBOOK)
 def vq_vae_with_moving_codebook(wrap):
     """VQ-VAE whose codebook is a moving average."""
     return quantized(wrap, moving=True)
 
 
-@program("smp.step")
+@program("smp.step", apart=CODEBOOK)
 def vq_vae_with_moving_codebook_by_steps(wrap):
     """VQ-VAE whose codebook moves once per microbatch, as in a loop over them."""
     inputs = keras.Input((6,))

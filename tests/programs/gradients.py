@@ -202,7 +202,7 @@ def per_example_gradients(wrap):
     return trained(wrap, Private(), keras.optimizers.SGD(0.5), epochs=2)
 
 
-@program("smp.step", microbatches=4, why="plain Keras clips for the same microbatches")
+@program("smp.step", microbatches=3, why="plain Keras clips for the same microbatches")
 def gradients_of_each_microbatch(wrap):
     """Differential privacy over microbatches: the gradient of each is clipped."""
     model = wrap(mlp(6, 8, 4))

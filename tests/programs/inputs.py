@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 from programs.material import labels, mlp, only_x, points, sums, words
-from programs.registry import program
+from programs.registry import Apart, program
 
 
 @program("fit")
@@ -166,7 +166,12 @@ def optional_inputs_of_a_functional_model(wrap):
     return {"found": found, "weights": sums(model)}
 
 
-@program("fit", microbatches=1, why="the balance of experts is not a mean over the rows")
+@program(
+    "fit",
+    microbatches=1,
+    why="the balance of experts is not a mean over the rows",
+    apart={"2 x 2": Apart("the mean of the balances of the rows of each replica")},
+)
 def mixture_of_experts(wrap):
     """Mixture of experts whose layer adds a loss for their balance."""
 

@@ -65,9 +65,9 @@ def saliency(wrap):
             score = tf.reduce_sum(tf.reduce_max(model(x, training=False), axis=1))
         return tape.gradient(score, x)
 
-    x = wrap.shard(images(seed=3))
-    noises = [0.1 * images(len(x), seed=4 + i) for i in range(3)]
-    found = sum(look(tf.constant(x + noise)).merge() for noise in noises)
+    x = images(seed=3)
+    noisy = [wrap.shard(x + 0.1 * images(seed=4 + i)) for i in range(3)]
+    found = sum(look(tf.constant(each)).merge() for each in noisy)
     return {"history": history, "slopes": wrap.unshard(found)}
 
 

@@ -34,6 +34,19 @@ class Refusal(NamedTuple):
     why: str
 
 
+class Apart(NamedTuple):
+    """How a program means something else where each replica has a part of the batch.
+
+    Attributes:
+        why: In words, for the table.
+        says: A piece of the warning that all ranks give; "" where nothing can be seen, and the
+            ranks have to agree with each other.
+    """
+
+    why: str
+    says: str = ""
+
+
 class Program(NamedTuple):
     """A training program.
 
@@ -46,6 +59,7 @@ class Program(NamedTuple):
         policy: The dtype policy.
         microbatches: How many, where it must be another number than that of the world.
         refused: Refusals by world.
+        apart: Worlds in which it means something else, as the documentation says.
         why: Why there is another number of microbatches, or a wide bound.
         needs: A module that may not be installed.
     """
@@ -57,6 +71,7 @@ class Program(NamedTuple):
     policy: str = "float64"
     microbatches: int | None = None
     refused: Mapping[str, Refusal] = {}
+    apart: Mapping[str, Apart] = {}
     why: str = ""
     needs: str = ""
 

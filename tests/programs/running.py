@@ -7,20 +7,24 @@ import functools
 import importlib.util
 import io
 import json
+import logging
 import math
 import pathlib
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 from processes import run_ranks
 from programs.catalogue import PROGRAMS
-from programs.registry import WORLDS, Program
+from programs.registry import WORLDS, Apart, Program
 from programs.wrap import Plain, Wrap
 from training.uses import difference, precision
+
+APART = "by parts:"
+"""How the words begin where the ranks mean something else than a whole batch."""
 
 RANKS = str(pathlib.Path(__file__).with_name("ranks.py"))
 
@@ -33,12 +37,14 @@ class Outcome(NamedTuple):
         error: Name of the exception's class; "" if it did not fail.
         message: Its message.
         split: Whether a model was split.
+        told: What opensmp has warned of.
     """
 
     numbers: Any = None
     error: str = ""
     message: str = ""
     split: bool = False
+    told: str = ""
 
 
 class Verdict(NamedTuple):
@@ -65,15 +71,30 @@ def run(program: Program, wrap: Wrap) -> Outcome:
     keras.utils.set_random_seed(0)
     try:
         with (
+            _warnings() as told,
             precision(program.policy),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             warnings.simplefilter("ignore")
             numbers = _bare(program.run(wrap))
-            return Outcome(numbers, split=wrap.was_split())
+            return Outcome(numbers, split=wrap.was_split(), told="\n".join(told))
     except Exception as error:
         return Outcome(error=type(error).__name__, message=str(error))
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """The warnings that opensmp logs."""
+    told: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("opensmp")
+    logger.addHandler(handler)
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
 
 
 def _bare(value: Any) -> Any:
@@ -117,6 +138,8 @@ def judge(name: str, world: str, outcomes: Sequence[Outcome]) -> Verdict:
             each.error == expected.error and expected.says in each.message for each in outcomes
         )
         return Verdict(right, math.nan, f"refused: {expected.why}" if right else words)
+    if world in program.apart:
+        return _apart(program.apart[world], program.bound, outcomes)
     try:
         reference = plain(name, world)
         worst = max(difference(reference, outcome.numbers) for outcome in outcomes)
@@ -128,6 +151,17 @@ def judge(name: str, world: str, outcomes: Sequence[Outcome]) -> Verdict:
         return Verdict(False, worst, f"nothing was split ({worst:.1e})")
     right = worst <= program.bound
     return Verdict(right, worst, f"equal ({worst:.0e})" if right else f"DIFFERENT ({worst:.1e})")
+
+
+def _apart(expected: Apart, bound: float, outcomes: Sequence[Outcome]) -> Verdict:
+    """Whether ranks that each see a part have warned of it, or agree with each other."""
+    if expected.says:
+        right = all(expected.says in outcome.told for outcome in outcomes)
+        return Verdict(right, math.nan, f"{APART} {expected.why}" if right else "NO WARNING")
+    first, *rest = outcomes
+    worst = max(difference(first.numbers, other.numbers) for other in rest)
+    right = worst <= bound and all(map(math.isfinite, _flat(first.numbers)))
+    return Verdict(right, worst, f"{APART} {expected.why}" if right else f"RANKS DIFFER ({worst})")
 
 
 def run_in_processes(world: str, names: Sequence[str], seconds: float = 1200) -> dict[str, list]:

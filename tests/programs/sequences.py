@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 from programs.material import points, sums, words
-from programs.registry import program
+from programs.registry import program, refused
 
 WORDS = 11
 
@@ -216,7 +216,17 @@ def ctc_as_a_layer(wrap):
     return {"history": history, "read": reader.predict(data[0][:4], verbose=0)}
 
 
-@program("fit", microbatches=1, why="the state of a row goes on in the next batch")
+@program(
+    "fit",
+    microbatches=1,
+    why="the state of a row goes on in the next batch",
+    refused=refused(
+        ("2 x 2",),
+        "StepError",
+        "a batch is divided among 2 replicas",
+        "the model is for the rows of a whole batch, and a replica has a part of them",
+    ),
+)
 def stateful_rnn(wrap):
     """A stateful LSTM that goes through long sequences in pieces, with resets."""
     inputs = keras.Input(batch_shape=(12, 4, 3))

@@ -6,7 +6,7 @@ import logging
 import re
 import weakref
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -22,13 +22,47 @@ _logger = logging.getLogger("opensmp")
 # Their state is an estimate that each microbatch improves; the documentation tells of them.
 _ESTIMATING = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
 
+
+class Division(NamedTuple):
+    """Into what a batch is divided.
+
+    Attributes:
+        microbatches: How many there are of the rows of a replica.
+        replicas: Among how many replicas the rows are divided.
+    """
+
+    microbatches: int
+    replicas: int = 1
+
+    @property
+    def parts(self) -> int:
+        """How many parts of a batch there are."""
+        return self.microbatches * self.replicas
+
+    def __str__(self) -> str:
+        if self.replicas == 1:
+            return f"split into {self.microbatches} microbatches"
+        among = f"divided among {self.replicas} replicas"
+        if self.microbatches == 1:
+            return among
+        return f"{among}, and split into {self.microbatches} microbatches in each of them"
+
+    @property
+    def mend(self) -> str:
+        """How it is left whole."""
+        one = '{"microbatches": 1} in smp.init'
+        if self.replicas == 1:
+            return one
+        return "as many processes as partitions" + f", and {one}" * (self.microbatches > 1)
+
+
 _warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
 def prepare_divided(
     model: Any,
     prepare: Prepare,
-    num_microbatches: int,
+    division: Division,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Prepared:
@@ -37,14 +71,14 @@ def prepare_divided(
     Args:
         model: The model.
         prepare: Traces and plans it.
-        num_microbatches: How many there are of a batch.
+        division: Into what a batch is divided.
         args: Positional arguments of its call on one microbatch.
         kwargs: Keyword arguments of the call.
 
     Raises:
         StepError: The model can be traced for the rows of a whole batch only, as it seems.
     """
-    if num_microbatches == 1:
+    if division.parts == 1:
         return prepare(args, kwargs)
     try:
         prepared = prepare(args, kwargs)
@@ -52,10 +86,10 @@ def prepare_divided(
         raise
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         rows = _num_rows((args, kwargs))
-        if rows is None or not _names_rows(str(error), rows, num_microbatches):
+        if rows is None or not _names_rows(str(error), rows, division.parts):
             raise
-        raise StepError(_about_rows(model.name, rows, num_microbatches, error)) from error
-    _warn_of_state(model, prepared.traced, num_microbatches)
+        raise StepError(_about_rows(model.name, rows, division, error)) from error
+    _warn_of_state(model, prepared.traced, division)
     return prepared
 
 
@@ -67,27 +101,27 @@ def _num_rows(nest: Any) -> int | None:
     return None
 
 
-def _names_rows(message: str, rows: int, num_microbatches: int) -> bool:
+def _names_rows(message: str, rows: int, parts: int) -> bool:
     """Whether an error is about the size of a batch: it says so, or has a shape of all its rows."""
     if "batch size" in message.lower():
         return True
-    least = max(rows + 1, (rows - 1) * num_microbatches + 1)  # microbatches may differ by a row
+    least = max(rows + 1, (rows - 1) * parts + 1)  # microbatches may differ by a row
     firsts = re.findall(r"(?<!\w)[\[(](\d{1,9})\s*[,\])]", message)
-    return any(least <= int(first) < (rows + 1) * num_microbatches for first in firsts)
+    return any(least <= int(first) < (rows + 1) * parts for first in firsts)
 
 
-def _about_rows(name: str, rows: int, num_microbatches: int, error: Exception) -> str:
+def _about_rows(name: str, rows: int, division: Division, error: Exception) -> str:
     return (
         f"Model '{name}' cannot be called with a microbatch, which has {rows} "
-        f"row{'s' * (rows > 1)}: a batch is split into {num_microbatches} microbatches. Expected: "
+        f"row{'s' * (rows > 1)}: a batch is {division}. Expected: "
         "layers that take any number of rows, or that of a microbatch. Received, from the model: "
         f"{error}\nWrite the number of rows of a microbatch where the model has that of a batch "
         f"(`batch_shape=({rows}, ...)`, an initial state, a reshape), better -1 or None, or use "
-        '{"microbatches": 1} in smp.init.'
+        f"{division.mend}."
     )
 
 
-def _warn_of_state(model: Any, traced: TracedGraph, num_microbatches: int) -> None:
+def _warn_of_state(model: Any, traced: TracedGraph, division: Division) -> None:
     """Logs, once, which variables get another value than from the whole batch."""
     warned = _warned.setdefault(model, set())
     found = {
@@ -99,13 +133,15 @@ def _warn_of_state(model: Any, traced: TracedGraph, num_microbatches: int) -> No
         return
     warned.update(found)
     _logger.warning(
-        "model '%s': a batch is split into %d microbatches, and the model's call, once for each of "
-        "them, changes what it keeps:\n%s\nThe numbers are those of plain Keras over the same "
-        "microbatches, not over whole batches. Where that is not meant, use "
-        '{"microbatches": 1} in smp.init, or change the variable outside of the call.',
+        "model '%s': a batch is %s, and the model's call, once for each of them, changes what it "
+        "keeps:\n%s\nThe numbers are those of plain Keras over the same parts of batches, not over "
+        "whole ones.%s Where that is not meant, use %s, or change the variable outside of the "
+        "call.",
         model.name,
-        num_microbatches,
+        division,
         "\n".join(f"  - {line}" for line in found),
+        " Each replica keeps its own; that of the first is saved." * (division.replicas > 1),
+        division.mend,
     )
 
 

@@ -20,6 +20,7 @@ from opensmp.training.microbatches import num_rows
 from opensmp.training.modes import calls_are
 from opensmp.training.progress import Progress, progress_of
 from opensmp.training.settings import Settings, settings_of, settings_of_optimizer
+from opensmp.training.statistics import average_statistics
 from opensmp.unreduced import refuse_unreduced
 
 _numbers = itertools.count()
@@ -187,7 +188,10 @@ class StepFunction:
                 progress.set_metrics()
 
     def _step(self, data: Any) -> Any:
-        return self._model._smp_step(self._name)(data)
+        result = self._model._smp_step(self._name)(data)
+        if self._name == "train":
+            average_statistics(self._model)
+        return result
 
     def _bring_back(self, functions: dict[str, Any]) -> None:
         """Partitioning a model makes it forget its functions; this one is in use."""
