@@ -373,3 +373,35 @@ def test_what_cannot_be_added_up_is_refused_in_one_process_too(smp_init):
         smp.allreduce(tf.constant([True]))
     with pytest.raises(CommunicationError, match="a value of type generator is no tensor"):
         smp.allreduce(i for i in range(3))
+
+
+def test_the_norm_is_of_double_precision_in_ranks_without_gradients():
+    check_ranks(
+        """
+        import keras, numpy as np, tensorflow as tf
+        import opensmp as smp
+        smp.init()
+        keras.config.set_floatx("float64")
+        layers = [keras.layers.Dense(4, trainable=False), keras.layers.Dense(3)]
+        plain = keras.Sequential([keras.Input((5,)), *layers])
+        model = smp.DistributedModel.from_keras(plain)
+
+        @smp.step
+        def gradients_of(x):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(model(x, training=True) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        def norm_of(x):
+            gradients = [each.accumulate() for each in gradients_of(x)]
+            _, norm = smp.clip_by_global_norm(gradients, 0.1)
+            return norm * tf.constant(2.0, tf.float64)
+
+        x = tf.constant(np.random.default_rng(0).normal(size=(4, 5)))
+        for run in (norm_of, tf.function(norm_of)):
+            norms = smp.allgather(float(run(x)))
+            assert norms[0] == norms[1] > 0, norms
+        """,
+        2,
+        {"partitions": 2, "microbatches": 2},
+    )

@@ -14,12 +14,10 @@ from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.nested_models import (
-    LOSSES,
     PENALTIES,
     PartPlans,
-    emitted_losses,
-    forget_losses,
-    nested_models,
+    added_losses,
+    forget_penalties,
     penalties,
     plans_by_layer,
     plans_of_parts,
@@ -48,6 +46,8 @@ Tensor = Any
 
 _STATE = "_smp_partitioning"
 _FUNCTION = "_smp_function"
+_LOSSES = "_smp_losses"
+_LOSS_LAYERS = "_smp_loss_layers"
 
 
 _ACTIVATIONS = (
@@ -171,7 +171,6 @@ class DistributedModel(Trainer, keras.Model):
         if is_inside_keras(args, kwargs):
             return super().__call__(*args, **kwargs)
         if current_mode() == "plain":
-            self.__dict__.pop(LOSSES, None)
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
@@ -180,7 +179,7 @@ class DistributedModel(Trainer, keras.Model):
         note_step()
         self.__dict__.pop(PENALTIES, None)
         if not tf.executing_eagerly():
-            forget_losses(self)
+            forget_penalties(self)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
         elif current_mode() == "whole" and not tf.executing_eagerly():
@@ -191,23 +190,27 @@ class DistributedModel(Trainer, keras.Model):
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(*args, **kwargs)
-        self.__dict__[LOSSES] = losses
+        self.__dict__[_LOSSES] = losses
+        self._smp_keep_losses(losses)
         return outputs
 
     @property
     def losses(self) -> list[Tensor]:
         """Losses of the last call: from `add_loss`, activities and weights."""
-        called = [m for m in (self, *nested_models(self)) if LOSSES in m.__dict__]
-        if not called or is_inside_keras((), {}):
+        if is_inside_keras((), {}):
             return list(super().losses)
-        return [*emitted_losses(called), *penalties(self, called)]
+        return [*added_losses(self), *penalties(self)]
 
     # --- running -------------------------------------------------------------------
 
     @property
     def _smp_emitted(self) -> list[Tensor]:
         """Losses of the last call that layers added, without those of the weights."""
-        return list(self.__dict__.get(LOSSES, ()))
+        return list(self.__dict__.get(_LOSSES, ()))
+
+    def _smp_keep_losses(self, losses: list[Tensor]) -> None:
+        layer, owners = self.__dict__[_LOSS_LAYERS]
+        _private.keep_losses(layer, owners.get(len(losses), ()), losses)
 
     @property
     def _smp_partitions(self) -> Partitioning:
@@ -219,8 +222,12 @@ class DistributedModel(Trainer, keras.Model):
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 outputs = plain_call(*args, **kwargs)
-                _private.order_losses(layer)
+                added_by = _private.order_losses(layer)
+                owners[len(added_by)] = added_by
                 return outputs
+
+            owners: dict[int, list[Any]] = {0: []}
+            self.__dict__[_LOSS_LAYERS] = layer, owners
 
             is_part = getattr(type(layer), "_smp_is_part", False)
             holders = known_models.holders_of(layer)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from opensmp import _private
@@ -18,7 +19,6 @@ Tensor = Any
 PART = "_smp_part"
 """Where a layer that is no model has the model that is split in its place."""
 
-LOSSES = "_smp_losses"
 PENALTIES = "_smp_penalties"
 
 
@@ -93,25 +93,23 @@ class PartPlans(Mapping[str, Plan]):
         return f"PartPlans({self.model!r}, {list(self._plans)})"
 
 
-def emitted_losses(models: list[Model]) -> list[Tensor]:
-    """What layers added in the last calls of models, as far as it can be used here."""
-    emitted = [loss for model in models for loss in vars(model).get(LOSSES) or ()]
-    return [loss for loss in emitted if _is_usable(loss)]
+def added_losses(model: Model) -> list[Tensor]:
+    """What the layers of a model have added in their last calls, as far as it can be used here."""
+    return [loss for loss in _private.own_losses(model) if _is_usable(loss)]
 
 
-def penalties(model: Model, called: list[Model]) -> list[Tensor]:
+def penalties(model: Model) -> list[Tensor]:
     """Losses of the weights of a model: those that calls have computed, and the others.
 
     A weight of another process cannot be read outside of a call.
 
     Args:
-        model: The model.
-        called: Models in it, or it itself, that may have computed some.
+        model: The model; it and those in it may have computed some in their last calls.
     """
     if tf.executing_eagerly():
         return _private.regularization_losses(model)
     computed: dict[int, Tensor] = {}
-    for each in called:
+    for each in (model, *nested_models(model)):
         found = vars(each).get(PENALTIES) or ()
         if all(map(_is_usable, found)):
             computed.update(zip(map(id, _regularized(each)), found, strict=False))
@@ -121,10 +119,9 @@ def penalties(model: Model, called: list[Model]) -> list[Tensor]:
     ]
 
 
-def forget_losses(model: Model) -> None:
-    """Forgets the losses of earlier calls of models in a model, as Keras does when it is called."""
+def forget_penalties(model: Model) -> None:
+    """Forgets the penalties that earlier calls of models in a model have computed."""
     for nested in nested_models(model):
-        nested.__dict__.pop(LOSSES, None)
         nested.__dict__.pop(PENALTIES, None)
 
 
@@ -140,9 +137,11 @@ def _regularized(model: Model) -> list[Any]:
 
 
 def _is_usable(tensor: Tensor) -> bool:
-    """Whether a tensor is of the graph under construction, or of one around it."""
-    if not hasattr(tensor, "graph"):
+    """Whether a tensor has a value, or is of the graph under construction or one around it."""
+    if isinstance(tensor, keras.KerasTensor):
         return bool(tf.executing_eagerly())
+    if not hasattr(tensor, "graph"):  # an eager one is a constant in graphs, as in plain Keras
+        return True
     graph = tf.compat.v1.get_default_graph()
     while graph is not None and graph is not tensor.graph:
         graph = getattr(graph, "outer_graph", None)

@@ -19,7 +19,7 @@ import tensorflow as tf
 from opensmp import _private, known_models
 from opensmp.collectives import copy_variables
 from opensmp.model import DistributedModel
-from opensmp.nested_models import LOSSES, PART
+from opensmp.nested_models import PART
 from opensmp.partitioning import Partitioning
 from opensmp.runtime import layer_calls, world
 from opensmp.runtime.current import current_runner
@@ -46,7 +46,6 @@ class _PartModel(_Part, DistributedModel):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs it split in steps, and in processes that have a part of it only; else plainly."""
         if _is_alone():
-            self.__dict__.pop(LOSSES, None)
             return super(DistributedModel, self).__call__(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -72,7 +71,6 @@ class _PartLayer(_Part):
         """As that of a part that is a model."""
         part: LayerModel = self.__dict__[PART]
         if _is_alone():
-            part.__dict__.pop(LOSSES, None)
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return part(*args, **kwargs)
 

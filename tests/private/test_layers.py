@@ -257,3 +257,14 @@ def test_makes_variables():
     assert _private.makes_variables(dense)
     assert _private.makes_variables(keras.Sequential([keras.layers.Dense(1)]))
     assert not _private.makes_variables(keras.layers.Flatten())
+
+
+def test_keep_losses():
+    inner = keras.layers.Dense(2, activity_regularizer="l2")
+    model = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(1)])
+    model(np.ones((1, 3)))
+    assert len(model.losses) == 1
+    loss = tf.constant(5.0)
+    _private.keep_losses(model, [model.layers[1]], [loss])
+    assert inner.losses == []
+    assert model.losses[0] is model.layers[1].losses[0] is loss

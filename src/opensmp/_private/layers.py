@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -77,17 +77,35 @@ def regularization_losses(layer: Any) -> list[Tensor]:
 
 def own_losses(layer: Any) -> list[Tensor]:
     """What a layer and those in it added in their last call, without weight penalties."""
-    layers = [layer, *layer._flatten_layers(include_self=False)]
-    return [loss for each in layers for loss in each._get_own_losses()]
+    return [loss for each in all_layers(layer) for loss in each._get_own_losses()]
 
 
-def order_losses(layer: Any) -> None:
+def order_losses(layer: Any) -> list[Any]:
     """Puts the losses that a StatelessScope has collected in the order of `layer.losses`.
 
     They come in the order of the layers' calls; Keras lists them layer by layer.
+
+    Returns:
+        For each of them the layer that added it.
     """
-    if in_stateless_scope():
-        keras_backend.get_stateless_scope().losses[:] = own_losses(layer)
+    if not in_stateless_scope():
+        return []
+    pairs = [(each, loss) for each in all_layers(layer) for loss in each._get_own_losses()]
+    keras_backend.get_stateless_scope().losses[:] = [loss for _, loss in pairs]
+    return [each for each, _ in pairs]
+
+
+def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> None:
+    """Has the layers in a layer keep what they added in its call, as after a plain call of it.
+
+    Args:
+        layer: What was called; it and those inside forget what they added before.
+        owners: For each loss the layer that has added it.
+        losses: What they added.
+    """
+    layer._clear_losses()
+    for owner, loss in zip(owners, losses, strict=True):
+        owner._losses.append(loss)
 
 
 def layer_calls(around: Callable[[Any], Any]) -> Any:

@@ -22,11 +22,13 @@ class Own(NamedTuple):
         gradients: They, each a tensor or `tf.IndexedSlices`.
         positions: The place of each among all.
         num_all: How many there are in all processes together.
+        is_double: Whether any of those is of double precision: all processes get the same norm.
     """
 
     gradients: Sequence[Gradient]
     positions: Sequence[int]
     num_all: int
+    is_double: bool = False
 
 
 def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
@@ -42,7 +44,7 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
         ranks: The processes of the replica; all of them call it.
 
     Returns:
-        A float32, or a float64 if this process has a gradient of that type.
+        A float32, or a float64 if any process has a gradient of double precision.
     """
     squares = [tf.zeros([], tf.float64)] * own.num_all
     copies = [0.0] * own.num_all
@@ -51,8 +53,7 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
         # Half precision would overflow; the squares of complex numbers are those of both parts.
         if values.dtype.is_complex:
             values = tf.abs(values)
-        exact = values.dtype == tf.float64
-        values = tf.cast(values, tf.float64 if exact else tf.float32)
+        values = tf.cast(values, tf.float64 if values.dtype == tf.float64 else tf.float32)
         squares[position] = tf.cast(tf.reduce_sum(tf.square(values)), tf.float64)
         copies[position] = 1.0
     packed = tf.stack([*squares, *map(tf.constant, map(tf.float64.as_numpy_dtype, copies))])
@@ -108,4 +109,10 @@ def _in_order(sums: Tensor, dtype: Any) -> Tensor:
 
 
 def _dtype(own: Own) -> Any:
-    return tf.float64 if any(g.dtype == tf.float64 for g in own.gradients) else tf.float32
+    is_double = own.is_double or any(map(is_of_double_precision, own.gradients))
+    return tf.float64 if is_double else tf.float32
+
+
+def is_of_double_precision(gradient: Gradient) -> bool:
+    """Whether a gradient, of this process or of another, has 64 bits for each real number."""
+    return tf.as_dtype(gradient.dtype) in (tf.float64, tf.complex128)
