@@ -14,11 +14,7 @@ from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.hooks import run_post_partition_hooks
 from opensmp.nested_models import (
-    PENALTIES,
     PartPlans,
-    added_losses,
-    forget_penalties,
-    penalties,
     plans_by_layer,
     plans_of_parts,
 )
@@ -47,7 +43,6 @@ Tensor = Any
 _STATE = "_smp_partitioning"
 _FUNCTION = "_smp_function"
 _LOSSES = "_smp_losses"
-_LOSS_LAYERS = "_smp_loss_layers"
 
 
 _ACTIVATIONS = (
@@ -177,29 +172,24 @@ class DistributedModel(Trainer, keras.Model):
         if active := _private.accumulators():
             return self._smp_call_under(active, here, args, kwargs)
         note_step()
-        self.__dict__.pop(PENALTIES, None)
-        if not tf.executing_eagerly():
-            forget_penalties(self)
         if runner is not None and not tf.executing_eagerly():
             outputs, losses = self._smp_run(runner, here, args, kwargs)
         elif current_mode() == "whole" and not tf.executing_eagerly():
             result = self._smp_call_whole(here, args, kwargs)
             outputs, losses = result.outputs, result.losses
             self._smp_refuse_activations(outputs)
-            self.__dict__[PENALTIES] = result.penalties
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(*args, **kwargs)
         self.__dict__[_LOSSES] = losses
-        self._smp_keep_losses(losses)
+        self._smp_partitions.keep_losses(losses)
         return outputs
 
     @property
     def losses(self) -> list[Tensor]:
         """Losses of the last call: from `add_loss`, activities and weights."""
-        if is_inside_keras((), {}):
-            return list(super().losses)
-        return [*added_losses(self), *penalties(self)]
+        found = list(super().losses)
+        return found if is_inside_keras((), {}) else list(filter(_is_usable, found))
 
     # --- running -------------------------------------------------------------------
 
@@ -207,10 +197,6 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_emitted(self) -> list[Tensor]:
         """Losses of the last call that layers added, without those of the weights."""
         return list(self.__dict__.get(_LOSSES, ()))
-
-    def _smp_keep_losses(self, losses: list[Tensor]) -> None:
-        layer, owners = self.__dict__[_LOSS_LAYERS]
-        _private.keep_losses(layer, owners.get(len(losses), ()), losses)
 
     @property
     def _smp_partitions(self) -> Partitioning:
@@ -222,12 +208,8 @@ class DistributedModel(Trainer, keras.Model):
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 outputs = plain_call(*args, **kwargs)
-                added_by = _private.order_losses(layer)
-                owners[len(added_by)] = added_by
+                partitions.note_losses(layer, _private.order_losses(layer))
                 return outputs
-
-            owners: dict[int, list[Any]] = {0: []}
-            self.__dict__[_LOSS_LAYERS] = layer, owners
 
             is_part = getattr(type(layer), "_smp_is_part", False)
             holders = known_models.holders_of(layer)
@@ -488,3 +470,15 @@ def _is_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether these are the arguments of a Functional model."""
     given = len(args) + ("inputs" in kwargs) + ("outputs" in kwargs)
     return given >= 2 and (len(args) == 2 or "outputs" in kwargs)
+
+
+def _is_usable(tensor: Tensor) -> bool:
+    """Whether a tensor has a value, or is of the graph under construction or one around it."""
+    if isinstance(tensor, keras.KerasTensor):
+        return bool(tf.executing_eagerly())
+    if not hasattr(tensor, "graph"):  # an eager one is a constant in graphs, as in plain Keras
+        return True
+    graph = tf.compat.v1.get_default_graph()
+    while graph is not None and graph is not tensor.graph:
+        graph = getattr(graph, "outer_graph", None)
+    return graph is not None and not tf.executing_eagerly()

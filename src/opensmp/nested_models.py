@@ -6,9 +6,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import keras
-import tensorflow as tf
-
 from opensmp import _private
 from opensmp.plan import Plan
 from opensmp.runtime.world import World
@@ -18,8 +15,6 @@ Tensor = Any
 
 PART = "_smp_part"
 """Where a layer that is no model has the model that is split in its place."""
-
-PENALTIES = "_smp_penalties"
 
 
 def nested_models(model: Model) -> list[Model]:
@@ -93,56 +88,8 @@ class PartPlans(Mapping[str, Plan]):
         return f"PartPlans({self.model!r}, {list(self._plans)})"
 
 
-def added_losses(model: Model) -> list[Tensor]:
-    """What the layers of a model have added in their last calls, as far as it can be used here."""
-    return [loss for loss in _private.own_losses(model) if _is_usable(loss)]
-
-
-def penalties(model: Model) -> list[Tensor]:
-    """Losses of the weights of a model: those that calls have computed, and the others.
-
-    A weight of another process cannot be read outside of a call.
-
-    Args:
-        model: The model; it and those in it may have computed some in their last calls.
-    """
-    if tf.executing_eagerly():
-        return _private.regularization_losses(model)
-    computed: dict[int, Tensor] = {}
-    for each in (model, *nested_models(model)):
-        found = vars(each).get(PENALTIES) or ()
-        if all(map(_is_usable, found)):
-            computed.update(zip(map(id, _regularized(each)), found, strict=False))
-    return [
-        computed[id(weight)] if id(weight) in computed else weight.regularizer(weight)
-        for weight in _regularized(model)
-    ]
-
-
-def forget_penalties(model: Model) -> None:
-    """Forgets the penalties that earlier calls of models in a model have computed."""
-    for nested in nested_models(model):
-        nested.__dict__.pop(PENALTIES, None)
-
-
 def _pairs(model: Model) -> Iterator[tuple[Any, Model]]:
     for layer in _private.all_layers(model)[1:]:
         nested = vars(layer).get(PART, layer)
         if hasattr(type(nested), "_smp_run") and vars(nested) is not vars(model):
             yield layer, nested
-
-
-def _regularized(model: Model) -> list[Any]:
-    return [weight for weight in model.trainable_weights if weight.regularizer is not None]
-
-
-def _is_usable(tensor: Tensor) -> bool:
-    """Whether a tensor has a value, or is of the graph under construction or one around it."""
-    if isinstance(tensor, keras.KerasTensor):
-        return bool(tf.executing_eagerly())
-    if not hasattr(tensor, "graph"):  # an eager one is a constant in graphs, as in plain Keras
-        return True
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not None and graph is not tensor.graph:
-        graph = getattr(graph, "outer_graph", None)
-    return graph is not None and not tf.executing_eagerly()

@@ -144,6 +144,9 @@ class Extractor:
             for feed, arg in zip(feeds, args, strict=True):
                 _private.copy_handle_data(feed, arg)
             results = part.paste(args)
+            for result, fetch in zip(results, fetches, strict=False):
+                if fetch.dtype not in (tf.variant, tf.resource):
+                    result.set_shape(fetch.shape)  # what Python code has said of it is not in ops
             if looked_at:
                 results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
             return [*results, tf.constant(0, name="done")] if must_run else results

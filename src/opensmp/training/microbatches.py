@@ -144,6 +144,30 @@ class Split:
                 )
         return values[0] if len(values) == 1 else tf.concat(list(values), 0)
 
+    def has_rows(self, loss: Tensor, part: Part, model: str) -> bool:
+        """Whether what a layer has added for a microbatch has an entry for each example.
+
+        Args:
+            loss: The loss.
+            part: The microbatch.
+            model: Name of the model, for the error.
+
+        Raises:
+            StepError: Nobody can tell, as its shape is not known.
+        """
+        if len(self.parts) == 1 and len(self.replicas) == 1:
+            return False  # it is the loss of the batch, whatever it is
+        shape = loss.shape
+        if shape.rank is None or (shape.rank and shape[0] is None):
+            raise StepError(
+                f"A layer of model '{model}' adds a loss of the shape {shape} for a microbatch of "
+                f"{part.size} examples: whether it is a number or has an entry for each example "
+                "decides how those of the microbatches make up that of the batch. Expected: a "
+                "known shape. Add tf.reduce_mean(loss) or tf.reduce_sum(loss), or call "
+                "loss.set_shape before add_loss."
+            )
+        return bool(shape.rank) and shape[0] == part.size
+
     def mean(self, values: Sequence[Tensor]) -> Tensor:
         """The sum of numbers of the microbatches, each times the part of the batch that it is."""
         if len(values) == 1 and self.fractions == (1.0,):

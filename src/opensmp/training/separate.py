@@ -177,7 +177,7 @@ class _Separate:
             if loss is not None:
                 terms.append(_times(loss, fraction if self._kind == "mean" else 1.0))
         for loss in self._model._smp_emitted:
-            has_rows = loss.shape.rank and loss.shape[0] == split.parts[index].size
+            has_rows = split.has_rows(loss, split.parts[index], self._model.name)
             terms.append(_times(keras.ops.sum(_float(loss)), 1.0 if has_rows else fraction))
         if split.parts[index].counted == 0:
             terms = [_times(term, 0.0) for term in terms]

@@ -38,12 +38,10 @@ class WholeResult:
     Attributes:
         outputs: The model's output, for all rows.
         losses: Losses that layers added; means over the microbatches where they are numbers.
-        penalties: Losses of the weights.
     """
 
     outputs: Any
     losses: list[Tensor]
-    penalties: list[Tensor]
 
 
 def call_whole(
@@ -105,7 +103,7 @@ class _WholeCall:
             if logits is not None:
                 _private.set_logits(output, logits)
         packed = tf.nest.pack_sequence_as(self._template, outputs)
-        return WholeResult(packed, found["losses"], found["penalties"])
+        return WholeResult(packed, found["losses"])
 
     def _forward(
         self, tensors: list[Tensor], masks: list[Tensor | None]
@@ -118,7 +116,6 @@ class _WholeCall:
                 for index, part in enumerate(self._parts(tensors, masks))
             ]
             found = self._joined(results)
-            found["penalties"] = _private.regularization_losses(self._model)
         found = dict(passes.finish_nest(found))
         self._passes = passes
         with tf.init_scope():
@@ -169,7 +166,7 @@ class _WholeCall:
         logits = [[_logits(leaf) for leaf in leaves] for leaves in flat]
         losses = list(zip(*(losses for _, losses in results), strict=True))
         self._loss_kinds = [
-            "rows" if self._split.rows and _has_rows(values, self._split) else "number"
+            "rows" if self._split.rows and self._have_rows(values) else "number"
             for values in losses
         ]
         return {
@@ -181,6 +178,11 @@ class _WholeCall:
                 for values, kind in zip(losses, self._loss_kinds, strict=True)
             ],
         }
+
+    def _have_rows(self, losses: Sequence[Tensor]) -> bool:
+        """Whether a loss of each microbatch has an entry for each example."""
+        pairs = zip(losses, self._split.parts, strict=True)
+        return all(self._split.has_rows(loss, part, self._model.name) for loss, part in pairs)
 
     def _join_each(self, leaves: Sequence[Sequence[Any]]) -> list[Any]:
         joined = []
@@ -206,7 +208,7 @@ class _WholeCall:
         split = self._split
         if len(split.replicas) == 1:
             return found
-        gathered: dict[str, Any] = {"penalties": found["penalties"]}
+        gathered: dict[str, Any] = {}
         for key in ("outputs", "masks", "logits"):
             gathered[key] = [
                 split.gather(leaf, self._name) if _is_tensor(leaf) else leaf for leaf in found[key]
@@ -223,15 +225,11 @@ class _WholeCall:
         """Makes the results ones that tapes can differentiate."""
         self._places = places = [
             (key, index)
-            for key in ("outputs", "logits", "losses", "penalties")
+            for key in ("outputs", "logits", "losses")
             for index, leaf in enumerate(found[key])
             if self._is_differentiable(leaf)
         ]
         results = [tf.identity(found[key][index]) for key, index in places]
-        kinds: dict[str, list[Kind]] = {
-            "losses": self._loss_kinds,
-            "penalties": ["penalty"] * len(found["penalties"]),
-        }
         assert self._passes is not None
         called = Called(
             model=self._model,
@@ -240,7 +238,7 @@ class _WholeCall:
             passes=self._passes,
             saved=saved,
             inputs=[t for t, watched in zip(self._tensors, self._watched, strict=True) if watched],
-            kinds=[kinds[key][index] if key in kinds else "rows" for key, index in places],
+            kinds=[self._loss_kinds[i] if key == "losses" else "rows" for key, i in places],
             given=(self._tensors, self._masks),
             run=self._run_again,
         )
@@ -262,7 +260,7 @@ class _WholeCall:
                 outputs, losses = self._run_part(passes, index, part)
                 leaves = tf.nest.flatten(outputs)
                 found = {"outputs": leaves, "logits": list(map(_logits, leaves)), "losses": losses}
-                return [None if key == "penalties" else found[key][i] for key, i in self._places]
+                return [found[key][i] for key, i in self._places]
 
             yield [t for t, w in zip(part[0], self._watched, strict=True) if w], run
 
@@ -301,11 +299,3 @@ def _mask(leaf: Any) -> Tensor | None:
 
 def _logits(leaf: Any) -> Tensor | None:
     return _private.get_logits(leaf) if _is_tensor(leaf) else None
-
-
-def _has_rows(values: Sequence[Tensor], split: Split) -> bool:
-    """Whether a loss has an entry for each example, rather than being a number."""
-    return all(
-        value.shape.rank and value.shape[0] == part.size
-        for value, part in zip(values, split.parts, strict=True)
-    )

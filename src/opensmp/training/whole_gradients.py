@@ -13,12 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import keras
 import tensorflow as tf
 
 from opensmp import _private
 from opensmp.graph.variables import is_trainable, tf_variable
-from opensmp.program.same_rows import scaled
 from opensmp.runtime.bridge import port
 from opensmp.runtime.fetch import known
 from opensmp.runtime.forward_backward import BackwardPasses, ForwardPasses
@@ -28,12 +26,11 @@ from opensmp.training.microbatches import Part, Split
 
 Tensor = Any
 
-Kind = Literal["rows", "number", "penalty", "sum"]
+Kind = Literal["rows", "number", "sum"]
 """How a result of the batch comes of those of microbatches.
 
 - `"rows"`: each has its rows.
 - `"number"`: the mean, in which each counts for its rows.
-- `"penalty"`: it is of the weights alone, and no microbatch has a part in it.
 - `"sum"`: the sum, as for the gradient of a variable.
 """
 
@@ -214,18 +211,13 @@ class _Backward:
                 self._join(values, kind)
                 for values, kind in zip(zip(*rest, strict=True), kinds[count:], strict=True)
             ]
-            more = self._of_penalties()
-            if more is not None:
-                accumulator.add(more[:count])
-                of_penalties = [None] * len(self._called.inputs) + more[count:]
-                others = [a if b is None else b for a, b in zip(others, of_penalties, strict=True)]
             gradients, others = accumulator.finish(pipeline, others)
         return [*gradients, *others]
 
     def _differentiate(
-        self, inputs: list[Tensor], call: Callable[[], list[Any]], part: Part | None
+        self, inputs: list[Tensor], call: Callable[[], list[Any]], part: Part
     ) -> list[Any]:
-        """Of one microbatch, or of the losses of the weights if there is no part."""
+        """Of one microbatch."""
         own = [
             [
                 self._take(gradient, kind, part)
@@ -264,10 +256,10 @@ class _Backward:
                 return [None if g is None else tf.convert_to_tensor(g) for g in gradients]
         return list(gradients)
 
-    def _take(self, gradient: Tensor, kind: Kind, part: Part | None) -> Tensor:
+    def _take(self, gradient: Tensor, kind: Kind, part: Part) -> Tensor:
         """What of the gradient of a result belongs to one microbatch."""
         split = self._called.split
-        if part is None or kind in ("sum", "penalty") or not split.rows:
+        if kind == "sum" or not split.rows:
             return gradient
         if kind == "number":
             return gradient * tf.constant(part.counted / split.rows, gradient.dtype)
@@ -279,29 +271,10 @@ class _Backward:
         split = self._called.split
         if all(value is None for value in values):
             return None
-        if not split.rows or kind == "penalty":
+        if not split.rows:
             return values[0]
         if kind == "number":
             return split.mean(values)
         if kind == "sum":
             return tf.add_n(list(values))
         return split.concat(values, "A gradient")
-
-    def _of_penalties(self) -> list[Any] | None:
-        """The part of the losses of the weights: each replica has it, and they are summed."""
-        kinds = self._called.kinds
-        first = self._upstreams[0]
-        if "penalty" not in first.kinds:
-            return None
-
-        def losses() -> list[Any]:
-            with keras.StatelessScope(state_mapping=self._pipeline.state_mapping()):
-                found = iter(_private.regularization_losses(self._called.model))
-            return [next(found) if kind == "penalty" else None for kind in kinds]
-
-        gradients = self._differentiate([], losses, None)
-        replicas = len(self._called.split.replicas)
-        if replicas == 1:
-            return gradients
-        share = tf.constant(1.0 / replicas, tf.float64)  # rounded to each gradient's own type
-        return [None if g is None else scaled(g, share) for g in gradients]
