@@ -263,3 +263,9 @@ def test_the_reason_is_the_one_that_can_be_mended(own, other, reason):
 )
 def test_fields_have_exactly_their_type(message, expected):
     assert has(message, rank=int) == expected
+
+
+def test_what_is_no_number_that_could_be_printed_is_no_field():
+    assert has({"rank": 2**63 - 1}, rank=int)
+    for rank in (True, "1", None, 2**63, -(2**63), 10**5000):
+        assert not has({"rank": rank}, rank=int)

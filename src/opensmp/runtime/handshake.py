@@ -79,14 +79,19 @@ class _Visit:
 
 
 def has(message: Message, **types: type) -> bool:
-    """Whether a message has fields of these types; a Boolean is no number.
+    """Whether a message has fields of these types; a Boolean is no number, and none has 64 bits.
 
     Example:
         ```python
         has({"rank": True}, rank=int)  # False
         ```
     """
-    return all(type(message.get(k)) is t for k, t in types.items())
+    values = [message.get(name) for name in types]
+    # Python refuses to print a number of some thousand digits.
+    return all(
+        type(value) is kind and not (type(value) is int and value.bit_length() > 63)
+        for value, kind in zip(values, types.values(), strict=True)
+    )
 
 
 def introduce(

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from opensmp._shown import plain, shown
 from opensmp.errors import LaunchError
 from opensmp.runtime.channel import Channel, Message
 from opensmp.runtime.handshake import TOKEN_VARIABLE, Guest, Reception, Secret, has
@@ -161,8 +162,8 @@ def disagreement(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
         for name in [*reference, *(name for name in facts if name not in reference)]:
             if facts.get(name) != reference.get(name):
                 return (
-                    f"rank {rank} has {name}={facts.get(name)!r}, rank 0 has "
-                    f"{name}={reference.get(name)!r}"
+                    f"rank {rank} has {plain(name)}={shown(facts.get(name), 400)}, rank 0 has "
+                    f"{plain(name)}={shown(reference.get(name), 400)}"
                 )
     return None
 
