@@ -238,10 +238,13 @@ def _members(what: str, group: CommGroup) -> tuple[int, ...]:
 def _own(gradients: Sequence[Gradient | None]) -> norms.Own:
     present = [g for g in gradients if g is not None]
     places = [i for i, g in enumerate(present) if not is_elsewhere(g) and not is_kept_elsewhere(g)]
-    own = [_tensor(present[i]) for i in places]
-    others = [g for g in present if is_elsewhere(g) or is_kept_elsewhere(g)]
-    is_double = any(map(norms.is_of_double_precision, [*own, *others]))
-    return norms.Own(own, places, len(present), is_double)
+    others = [g for i, g in enumerate(present) if i not in places]
+    return norms.Own(
+        [_tensor(present[i]) for i in places],
+        places,
+        len(present),
+        others_are_double=any(map(norms.is_double, others)),
+    )
 
 
 def _variables(given: Any) -> list[Any]:

@@ -42,7 +42,6 @@ Tensor = Any
 
 _STATE = "_smp_partitioning"
 _FUNCTION = "_smp_function"
-_LOSSES = "_smp_losses"
 
 
 _ACTIVATIONS = (
@@ -181,8 +180,7 @@ class DistributedModel(Trainer, keras.Model):
         else:
             self._smp_refuse_tape()
             outputs, losses = self._smp_infer(*args, **kwargs)
-        self.__dict__[_LOSSES] = losses
-        self._smp_partitions.keep_losses(losses)
+        _private.keep_losses(self, self._smp_partitions.loss_layers[len(losses)], losses)
         return outputs
 
     @property
@@ -194,11 +192,6 @@ class DistributedModel(Trainer, keras.Model):
     # --- running -------------------------------------------------------------------
 
     @property
-    def _smp_emitted(self) -> list[Tensor]:
-        """Losses of the last call that layers added, without those of the weights."""
-        return list(self.__dict__.get(_LOSSES, ()))
-
-    @property
     def _smp_partitions(self) -> Partitioning:
         return self._smp_partitions_of(super().__call__, self)
 
@@ -208,7 +201,8 @@ class DistributedModel(Trainer, keras.Model):
 
             def forward(*args: Any, **kwargs: Any) -> Any:
                 outputs = plain_call(*args, **kwargs)
-                partitions.note_losses(layer, _private.order_losses(layer))
+                added_by = _private.order_losses(layer)
+                partitions.loss_layers[len(added_by)] = added_by
                 return outputs
 
             is_part = getattr(type(layer), "_smp_is_part", False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -51,6 +51,11 @@ class Partitioning:
         holders: Gives the models that hold it.
         is_part: Whether it is a part of such a model rather than a model of its own.
         is_leaf: Whether it is a single layer, which stays in one piece.
+
+    Attributes:
+        tapped: Outputs of the last call that others are computed from.
+        loss_layers: For each number of losses that calls have, the layers that add them. Keras,
+            which looks for weights in what a model has, does not look here.
     """
 
     def __init__(
@@ -69,28 +74,10 @@ class Partitioning:
         self._plans: list[Plan] = []
         self._homes: dict[int, int] = {}
         self._world: World | None = None
-        self.tapped: list[int] = []  # outputs of the last call that others are computed from
+        self.tapped: list[int] = []
         self._equal: set[int] = set()  # ids of variables that are the same in all replicas
         self._read: dict[int, Any] = {}
-        # What was traced, and for each number of losses the layers that add them.
-        self._losses: tuple[Any, dict[int, Sequence[Any]]] = (lambda: None, {})
-
-    def note_losses(self, layer: Any, owners: Sequence[Any]) -> None:
-        """Notes which layers add the losses of a call that has just been traced.
-
-        Args:
-            layer: What was called.
-            owners: For each loss the layer that adds it.
-        """
-        known = self._losses[1] if self._losses[0]() is layer else {}
-        known[len(owners)] = [weakref.ref(owner) for owner in owners]
-        self._losses = weakref.ref(layer), known
-
-    def keep_losses(self, losses: Sequence[Any]) -> None:
-        """Has the layers keep what they have added in a call, as after a plain call."""
-        layer, owners = self._losses[0](), self._losses[1][len(losses)]
-        if layer is not None:
-            _private.keep_losses(layer, [owner() for owner in owners], losses)
+        self.loss_layers: dict[int, list[Any]] = {}
 
     def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
         """Traces and plans one call of the model, and puts its variables in place.

@@ -86,12 +86,14 @@ def has(message: Message, **types: type) -> bool:
         has({"rank": True}, rank=int)  # False
         ```
     """
-    values = [message.get(name) for name in types]
-    # Python refuses to print a number of some thousand digits.
-    return all(
-        type(value) is kind and not (type(value) is int and value.bit_length() > 63)
-        for value, kind in zip(values, types.values(), strict=True)
-    )
+    for name, kind in types.items():
+        value = message.get(name)
+        if type(value) is not kind:
+            return False
+        # Python does not print thousands of digits.
+        if isinstance(value, int) and value.bit_length() > 63:
+            return False
+    return True
 
 
 def introduce(

@@ -22,13 +22,14 @@ class Own(NamedTuple):
         gradients: They, each a tensor or `tf.IndexedSlices`.
         positions: The place of each among all.
         num_all: How many there are in all processes together.
-        is_double: Whether any of those is of double precision: all processes get the same norm.
+        others_are_double: Whether one of another process is of double precision: all processes
+            get the same norm.
     """
 
     gradients: Sequence[Gradient]
     positions: Sequence[int]
     num_all: int
-    is_double: bool = False
+    others_are_double: bool = False
 
 
 def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
@@ -109,10 +110,10 @@ def _in_order(sums: Tensor, dtype: Any) -> Tensor:
 
 
 def _dtype(own: Own) -> Any:
-    is_double = own.is_double or any(map(is_of_double_precision, own.gradients))
-    return tf.float64 if is_double else tf.float32
+    found = own.others_are_double or any(map(is_double, own.gradients))
+    return tf.float64 if found else tf.float32
 
 
-def is_of_double_precision(gradient: Gradient) -> bool:
+def is_double(gradient: Gradient) -> bool:
     """Whether a gradient, of this process or of another, has 64 bits for each real number."""
     return tf.as_dtype(gradient.dtype) in (tf.float64, tf.complex128)

@@ -142,9 +142,10 @@ def match(
             child_number = of_node.get(name)
             is_new = id(child) not in objects
             child_path = f"{path}/{name}" if path else name
-            below = waits, _role(owner, name, role), None if name == _WEIGHTS else fresh
+            of_fresh = None if name == _WEIGHTS else fresh
+            below = waits, _role(owner, name, role), of_fresh
             if is_new:
-                objects[id(child)] = _Found(child_path, child, below[-1])
+                objects[id(child)] = _Found(child_path, child, of_fresh)
             if child_number is not None and child_number not in owner_of:
                 owner_of[child_number], path_of[child_number] = child, child_path
                 queue.append((child_number, child, child_path, *below))
@@ -176,11 +177,11 @@ def _collect(
     matched = {id(owner) for number, owner in owner_of.items() if nodes[number].keys}
     missing: list[str] = []
     seeds: list[str] = []
-    before_updates: list[Any] = []
+    before_updates: dict[int, Any] = {}
     for path, owner, fresh in objects.values():
         if is_variable(owner) and id(owner) not in matched and path != _SAVE_COUNTER:
             if fresh is not None:
-                before_updates += [fresh] * all(fresh is not each for each in before_updates)
+                before_updates[id(fresh)] = fresh
                 continue
             line = f"{path}: {variable_name(owner)} with shape {tuple(owner.shape)}"
             is_seed = isinstance(owner, keras.Variable) and owner.name == "seed_generator_state"
@@ -197,7 +198,7 @@ def _collect(
         tuple(sorted({key for keys in waiting.values() for key in keys})),
         bool(waiting[_Role.PART] or waiting[_Role.WEIGHT]),
         tuple(seeds),
-        tuple(before_updates),
+        tuple(before_updates.values()),
     )
 
 

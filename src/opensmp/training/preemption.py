@@ -163,10 +163,10 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
     def _pass(self, is_due: bool) -> None:
         """Passes a boundary of steps: saves if it is time to, and ends if a signal has come."""
         name = preemption.arrive()
-        trained = self._progress().trained - self._saved_after
-        if name is not None and self._progress().trained == 0:
+        trained = self._progress().trained
+        if name is not None and not trained:
             _end(self.manager, None, name)
-        is_due |= isinstance(self.save_freq, int) and trained >= self.save_freq
+        is_due |= isinstance(self.save_freq, int) and trained - self._saved_after >= self.save_freq
         if is_due or name is not None:
             path = self._save(always=name is not None)
             if name is not None:

@@ -176,7 +176,7 @@ class _Separate:
             tracked = [values[id(metric)] for metric in self._metrics]
             if loss is not None:
                 terms.append(_times(loss, fraction if self._kind == "mean" else 1.0))
-        for loss in self._model._smp_emitted:
+        for loss in _private.own_losses(self._model):
             has_rows = split.has_rows(loss, split.parts[index], self._model.name)
             terms.append(_times(keras.ops.sum(_float(loss)), 1.0 if has_rows else fraction))
         if split.parts[index].counted == 0:
