@@ -75,7 +75,11 @@ def fit_of(
 
 
 def measure(
-    runs: Sequence[Run], rounds: int, warm_up: int, tolerance: float
+    runs: Sequence[Run],
+    rounds: int,
+    warm_up: int,
+    tolerance: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[float, list[float], list[float]]:
     """Seconds of a plain run, its ratios to itself, and ours to it.
 
@@ -84,11 +88,12 @@ def measure(
         rounds: How often each runs, in random order.
         warm_up: How often each runs before.
         tolerance: By which their losses may differ after that, relative.
+        clock: What tells the time in seconds.
     """
     for _ in range(warm_up):
         losses = [run() for run in runs]
     np.testing.assert_allclose(losses[1:], losses[0], rtol=tolerance)
-    plain, again, ours = by_turns(runs, rounds)
+    plain, again, ours = by_turns(runs, rounds, clock)
     return (
         statistics.median(plain),
         [b / a for a, b in zip(plain, again, strict=True)],
@@ -104,6 +109,7 @@ def compare(
     tolerance: float,
     columns: str,
     batches: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Prints a table; gives the largest median of our ratios.
 
@@ -115,6 +121,7 @@ def compare(
         tolerance: See `measure`.
         columns: Heads of the second and third column, as they stand in the table.
         batches: Batches of one run.
+        clock: What tells the time in seconds.
     """
     each = f" of {batches} batches" if batches > 1 else ""
     print(
@@ -125,7 +132,7 @@ def compare(
     print("| --- | --- | --- | --- |")
     worst = 0.0
     for workload in workloads:
-        seconds, floor, ratios = measure(runs_of(workload), rounds, warm_up, tolerance)
+        seconds, floor, ratios = measure(runs_of(workload), rounds, warm_up, tolerance, clock)
         worst = max(worst, statistics.median(ratios))
         print(
             f"| {workload.name} | {1e3 * seconds / batches:.0f} ms | {quartiles(ratios)} | "
