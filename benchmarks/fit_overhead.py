@@ -63,9 +63,7 @@ def main() -> int:
         workloads = paired.full_size()
     workloads = [workload for workload in workloads if arguments.only in workload.name]
     columns = "batch of plain fit | our fit / plain"
-    worst = paired.compare(
-        workloads, runs_of, rounds, WARM_UP, TOLERANCE, columns, BATCHES, clock
-    )
+    worst = paired.compare(workloads, runs_of, rounds, WARM_UP, TOLERANCE, columns, BATCHES, clock)
     if arguments.quick:
         return 0
     print(f"largest median {worst:.3f}, target at most {TARGET}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import functools
 import gc
+import inspect
 import weakref
 from typing import Any, NamedTuple
 
@@ -1008,3 +1009,27 @@ def test_nothing_of_a_step_stays_when_its_function_is_gone(smp_init):
     gc.collect()
     assert len(traced) >= 2
     assert [graph() for graph in traced] == [None] * len(traced)
+
+
+def test_a_step_as_an_argument_of_a_function_is_the_step(smp_init):
+    smp_init(TWO_BY_TWO)
+    scale = Scale(3.0)
+
+    @smp.step
+    def forward(x):
+        return scale(x)
+
+    class Holder:
+        @smp.step
+        def forward(self, x):
+            return scale(x)
+
+    @tf.function
+    def around(step, x):
+        return step(x).stack()
+
+    x = tf.ones((4, 1))
+    assert around(forward, x).shape == forward(x).stack().shape
+    assert around(Holder().forward, x).shape == forward(x).stack().shape
+    assert list(inspect.signature(forward).parameters) == ["x"]
+    assert list(inspect.signature(Holder().forward).parameters) == ["x"]

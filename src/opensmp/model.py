@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private, known_models
+from opensmp.attributes import attributes
 from opensmp.compat.old_models import about_no_model
 from opensmp.errors import PlanError, StepError
 from opensmp.hooks import run_post_partition_hooks
@@ -252,17 +253,23 @@ class DistributedModel(Trainer, keras.Model):
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
         known, function = self.__dict__.get(_FUNCTION, (None, None))
-        made_for = (here, *map(id, self.variables))  # a layer may have been given more of them
+        made_for = self._smp_made_for(here)
         if known != made_for:
 
             def forward(args: Any, kwargs: Any) -> Any:
                 return self._smp_forward(here, args, kwargs)
 
             function = tf.function(forward, autograph=False, reduce_retracing=True)
-            self.__dict__[_FUNCTION] = (made_for, function)
         assert function is not None
+        traces = function.experimental_get_tracing_count()
         outputs, losses = function(args, kwargs)
+        if function.experimental_get_tracing_count() != traces:  # the call may set attributes too
+            self.__dict__[_FUNCTION] = (self._smp_made_for(here), function)
         return outputs, list(losses)
+
+    def _smp_made_for(self, here: world.World) -> tuple[Any, ...]:
+        """What an eager call depends on besides its arguments."""
+        return (here, *map(id, self.variables), attributes(self))  # a layer may get new variables
 
     def _smp_forward(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]

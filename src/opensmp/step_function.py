@@ -120,6 +120,9 @@ class Step:
     ) -> None:
         _check(function, non_split_inputs, input_split_axes, tf_function_arguments)
         functools.update_wrapper(self, function)
+        # tf.function takes an argument that has __wrapped__ for that, and would call the function.
+        del self.__dict__["__wrapped__"]
+        self.__signature__ = inspect.signature(function)
         self.python_function = function
         self._non_split_inputs = tuple(non_split_inputs)
         self._input_split_axes = dict(input_split_axes)
@@ -142,6 +145,7 @@ class Step:
         key = id(instance)
         bound = copy.copy(self)
         bound.python_function = types.MethodType(self.python_function, instance)
+        bound.__signature__ = inspect.signature(bound.python_function)
         if key not in self._of_objects:
             compiled = _Compiled(inspect.signature(bound.python_function))
             self._of_objects[key] = (reference, compiled)

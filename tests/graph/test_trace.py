@@ -187,3 +187,13 @@ def test_a_trace_is_printed_with_its_sizes():
 def test_arrays_are_inputs():
     graph = traced(lambda x: x + 1.0, np.ones([2, 3], "float32"))
     assert [t.shape.as_list() for t in graph.inputs] == [[2, 3]]
+
+
+def test_a_tensor_of_the_graph_around_that_the_call_reads_by_itself_is_refused():
+    @tf.function
+    def around(x):
+        mean = tf.reduce_mean(x, name="mean_of_x")
+        return traced(lambda x: x * mean, x)
+
+    with pytest.raises(TraceError, match=r"reads tensor 'mean_of_x:0'.*Pass it to the call"):
+        around(X)

@@ -129,13 +129,15 @@ def trace(
             results = [_own(graph, tensor, "an output") for tensor in outputs.tensors]
             masks = [None if mask is None else _own(graph, mask, "a mask") for mask in masks]
             logits = [None if x is None else _own(graph, x, "logits") for x in logits]
+    captures = tuple(_private.captures(graph))
+    _refuse_tensors_around(name, captures)
     return TracedGraph(
         name=name,
         graph=graph,
         operations=tuple(graph.get_operations()),
         inputs=tuple(placeholders),
         variables=scope.inputs,
-        captures=tuple(_private.captures(graph)),
+        captures=captures,
         outputs=tuple(results),
         output_structure=outputs,
         masks=tuple(masks),
@@ -145,6 +147,20 @@ def trace(
         spans=tuple(spans),
         new_variables=tuple(_private.take_pending_variables()),
     )
+
+
+def _refuse_tensors_around(name: str, captures: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """A tensor of the function around the call differs between microbatches, and is no argument."""
+    read = [outer.name for outer, _ in captures if hasattr(outer, "graph")]
+    if read:
+        more = f" and {len(read) - 1} more" if len(read) > 1 else ""
+        raise TraceError(
+            f"The call of model '{name}' reads tensor '{read[0]}'{more}, which the function around "
+            "it has computed, by an attribute or a variable of Python. Expected: what the call "
+            "computes with are its arguments and the model's own variables. Pass it to the call, "
+            "model(x, scale=scale) or model([x, scale]), so that it is divided into microbatches "
+            "and sent to its partition as x is; or compute it in the model."
+        )
 
 
 def _own(graph: Any, tensor: Tensor, what: str) -> Tensor:

@@ -66,6 +66,7 @@ class ForwardPasses(_Passes):
             among what is saved, in their order.
         calls: Forward pass to the positions of its arguments and results.
         values: Id of a variable to it, and the position of the value that was read of it.
+        keys: Microbatch and number of a call to the trace that served it.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class ForwardPasses(_Passes):
         self.leaves: dict[tuple[int, int], list[int]] = {}
         self.calls: dict[Action, tuple[Indices, Indices]] = {}
         self.values: dict[int, tuple[Any, int]] = {}
+        self.keys: dict[tuple[int, int], tuple[Any, ...]] = {}
 
     @property
     def saves(self) -> bool:
@@ -97,6 +99,11 @@ class ForwardPasses(_Passes):
     def saved(self) -> Sequence[tuple[Tensor, int]]:
         """The saved tensors and their partitions."""
         return self._saved
+
+    def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
+        key = super()._key(model, call, ordinal)
+        self.keys[self._microbatch, ordinal] = key
+        return key
 
     def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
         values = super()._leaf_values(traced, call, ordinal)
@@ -164,6 +171,9 @@ class BackwardPasses(_Passes):
         self._values: dict[int, Tensor] = {}
         self._may_be_empty = True
         self._everywhere = everywhere
+
+    def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
+        return self._forward.keys[self._microbatch, ordinal]  # whatever Python has set since
 
     def state_mapping(self) -> list[tuple[Any, Tensor]]:
         """Pairs of a variable of Keras and the value that the calls have read of it."""

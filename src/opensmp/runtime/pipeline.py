@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.attributes import attributes
 from opensmp.errors import StepError
 from opensmp.graph import TracedGraph, call_inputs, call_signature
 from opensmp.graph.differentiable import is_differentiable
@@ -89,6 +90,7 @@ class Pipeline:
         self._calls = 0
         self._prepared: dict[Any, Prepared] = {}
         self._programs: dict[Any, Program] = {}
+        self._attributes: dict[int, list[tuple[Any, int]]] = {}
         self._numbers: dict[tuple[int, int], int] = {}
         self._tasks: dict[Action, Task] = {}
         self._state: dict[int, tuple[Any, Tensor]] = {}
@@ -171,12 +173,13 @@ class Pipeline:
                 "off the step function and its helpers."
             )
         call = Structure.of((args, dict(kwargs)))
-        key = (id(model), call_signature(call))
+        ordinal, self._calls = self._calls, self._calls + 1
+        key = self._key(model, call, ordinal)
         if key not in self._prepared:
             self._prepared[key] = prepare(args, kwargs)
+            self._note_attributes(model, key[-1])
         traced, plan, homes = self._prepared[key]
         self._homes.update(homes)
-        ordinal, self._calls = self._calls, self._calls + 1
         values = self._leaf_values(traced, call, ordinal)
         program = self._program(key, traced, plan, values, kwargs.get("training"))
         emitted: dict[int, Op | None] = {}
@@ -195,6 +198,23 @@ class Pipeline:
                 _private.set_logits(output, values[id(logits)])
         losses = [values[id(loss)] for loss in traced.losses]
         return traced.output_structure.pack(outputs), losses
+
+    def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
+        """Equal for two calls that one trace of the model can serve.
+
+        Its last entry numbers what Python has set in the model: `model.temperature` may be another
+        one in the next call of the step.
+        """
+        now, states = attributes(model), self._attributes.setdefault(id(model), [])
+        known = [number for state, number in states if state == now]
+        number = known[0] if known else len(states)
+        if not known:
+            states.append((now, number))
+        return (id(model), call_signature(call), number)
+
+    def _note_attributes(self, model: Any, number: int) -> None:
+        """The call may set attributes as well: those that it leaves are no change."""
+        self._attributes[id(model)].append((attributes(model), number))
 
     def _leaf_values(self, traced: TracedGraph, call: Structure, ordinal: int) -> dict[int, Tensor]:
         values = dict(zip(map(id, traced.inputs), call_inputs(call), strict=True))
