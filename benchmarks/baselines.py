@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.plan.coarse import CoarseGraph, Machine
-from opensmp.plan.objective import seconds_to_move
-from opensmp.plan.problem import price
-from opensmp.plan.runs import block_runs
+from opensmp.compiler.plan.cost_model import seconds_to_move
+from opensmp.compiler.plan.partitioner.baselines import block_runs
+from opensmp.compiler.plan.partitioner.problem import price
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 
 try:
     import pymetis

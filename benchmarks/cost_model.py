@@ -32,14 +32,14 @@ import numpy as np
 import tensorflow as tf
 
 import models
-from opensmp.graph import trace
-from opensmp.graph.costs import trainable_placeholders
-from opensmp.graph.measured import calibrate
-from opensmp.graph.stopwatch import segment_seconds
-from opensmp.plan import Plan
-from opensmp.plan.coarse import Machine
-from opensmp.plan.coarsen import coarsen, place
-from opensmp.program import lower
+from opensmp.compiler.costs.graph_costs import trainable_placeholders
+from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.plan.coarsening.coarsen import coarsen, place
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.unit_graph import Machine
+from opensmp.compiler.trace.trace import trace
+from opensmp.execution.profiling.calibration import calibrate
+from opensmp.execution.profiling.timing import segment_seconds
 
 LEAST_CORRELATION = 0.8
 

@@ -43,15 +43,15 @@ import tensorflow as tf
 from keras import layers
 
 import baselines
-from opensmp.plan.coarse import CoarseGraph, Machine
-from opensmp.plan.coarsen import coarsen
-from opensmp.plan.dry_run import build_model, dry_trace
-from opensmp.plan.exact import optimal_units
-from opensmp.plan.lattice import LatticeError, all_ideals
-from opensmp.plan.objective import Prediction, evaluate, microbatches_in_flight
-from opensmp.plan.partitioner import MEMORY_TOLERANCE, partition_units
-from opensmp.plan.pieces import excess_pieces
-from opensmp.plan.problem import price
+from opensmp.cli.dry_run import build_model, dry_trace
+from opensmp.compiler.plan.coarsening.coarsen import coarsen
+from opensmp.compiler.plan.cost_model import Prediction, evaluate, microbatches_in_flight
+from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
+from opensmp.compiler.plan.partitioner.exact import optimal_units
+from opensmp.compiler.plan.partitioner.ideals import LatticeError, all_ideals
+from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
+from opensmp.compiler.plan.partitioner.problem import price
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 
 MACHINE = Machine()
 MICROBATCHES = 8

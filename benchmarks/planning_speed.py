@@ -36,13 +36,14 @@ import keras
 import tensorflow as tf
 
 import opensmp as smp
-from opensmp import partitioning, step_function
-from opensmp.graph import TracedGraph, trace
-from opensmp.plan import PlanSettings
-from opensmp.plan.auto import plan_units
-from opensmp.plan.coarsen import coarsen
-from opensmp.program.program import Program
-from opensmp.runtime import pipeline
+from opensmp.api.step import step
+from opensmp.compiler.lowering.program import Program
+from opensmp.compiler.plan.coarsening.coarsen import coarsen
+from opensmp.compiler.plan.methods.auto import plan_units
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.trace.trace import TracedGraph, trace
+from opensmp.execution import partitioning
+from opensmp.execution.emission import pipeline
 
 LIMIT = 60.0
 ARROWS = ("build", "trace", "plan", "variables", "lower", "schedule", "rehearsal", "emit")
@@ -151,14 +152,14 @@ def traced_step(
         ):
             timed = times.around(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, timed))
-        rehearsing = step_function.rehearsing
+        rehearsing = step.rehearsing
 
         @contextlib.contextmanager
         def rehearsing_timed(*args: Any) -> Iterator[None]:
             with times.named("rehearsal"), rehearsing(*args):
                 yield
 
-        stack.enter_context(mock.patch.object(step_function, "rehearsing", rehearsing_timed))
+        stack.enter_context(mock.patch.object(step, "rehearsing", rehearsing_timed))
         with times.named("emit"):
             forward_backward.get_concrete_function([tokens, tokens, tokens], labels)
     return times, forward_backward, model

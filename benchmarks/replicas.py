@@ -55,7 +55,7 @@ def replica_step(workload: Any, microbatches: int, early: bool) -> Callable[...,
     import models
     import opensmp as smp
     import overlap
-    from opensmp.runtime import cluster
+    from opensmp.distributed.launch import cluster
 
     if early:  # ranks that take themselves to be on several machines
         name = cluster.machine_name()

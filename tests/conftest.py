@@ -21,7 +21,8 @@ import tensorflow as tf  # noqa: E402
 from tensorflow.python.framework import ops  # noqa: E402
 
 from opensmp import _private  # noqa: E402
-from opensmp.runtime import bootstrap, world  # noqa: E402
+from opensmp.api import init as bootstrap  # noqa: E402
+from opensmp.distributed import world  # noqa: E402
 
 NUM_DEVICES = 4
 

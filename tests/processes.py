@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensmp.cli.run import environment
-from opensmp.runtime.rendezvous import reserve_port
+from opensmp.distributed.launch.rendezvous import reserve_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = ("WARNING: All log messages before absl", "oneDNN custom operations are on")

@@ -8,8 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.runtime.localise import Transfer
-from opensmp.runtime.shared_memory import Memory, Pair, Room, share
+from opensmp.distributed.transport.shared_memory import Memory, Pair, Room, share
+from opensmp.execution.multi_process.placer import Transfer
 
 LARGE = [20_000]
 HERE = ["a", "a"]

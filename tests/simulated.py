@@ -21,8 +21,9 @@ import pytest
 import tensorflow as tf
 
 from opensmp.config import Config
-from opensmp.runtime import cluster, world
-from opensmp.runtime.world import World
+from opensmp.distributed import world
+from opensmp.distributed.launch import cluster
+from opensmp.distributed.world import World
 
 GROUPS = [
     tuple(range(12)),

@@ -10,8 +10,9 @@ import tensorflow as tf
 
 import opensmp as smp
 from opensmp import _private
-from opensmp.graph import TracedGraph, tags, trace
-from opensmp.plan import Plan
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.trace import partition_tags
+from opensmp.compiler.trace.trace import TracedGraph, trace
 
 MANUAL = {"auto_partition": False, "default_partition": 0}
 TWO_BY_TWO = {**MANUAL, "partitions": 2, "microbatches": 2}
@@ -103,7 +104,7 @@ def device_index(tensor: Any) -> int:
 
 def in_partition(index: int, function: Any, *args: Any) -> Any:
     """`function(*args)` with its operations marked for a partition, while a model is traced."""
-    with tags.tag(index):
+    with partition_tags.tag(index):
         return function(*args)
 
 

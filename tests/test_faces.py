@@ -111,7 +111,7 @@ print(smp.step.__name__, "tensorflow" in sys.modules, set(smp.__all__) - vars(sm
         assert out.splitlines() == ["StepError False", "step True set()"]
 
     def test_all_names_that_are_imported_are_handed_out_and_no_others(self):
-        imported = vars(importlib.import_module("opensmp._names")).keys()
+        imported = vars(importlib.import_module("opensmp.api.names")).keys()
         names = {name for name in imported if not name.startswith("_")}
         assert names - {"annotations", "require_tensorflow"} == set(opensmp.__all__)
 

@@ -16,7 +16,8 @@ from small import TWO_BY_TWO, Net, Scale, Wrapped, batch, plain_net
 
 import opensmp as smp
 from opensmp import errors
-from opensmp.schedule import TaskGraph, build
+from opensmp.compiler.schedule.actions import TaskGraph
+from opensmp.compiler.schedule.pipelines import build
 
 
 class Misuse(NamedTuple):
@@ -741,8 +742,9 @@ def test_the_message_says_what_happened_what_was_received_and_how_to_mend_it(smp
         assert part in message
 
 
-# These take several processes or files: tests/runtime, tests/cli, tests/test_communication.py,
-# tests/saving. NonFiniteError is no misuse: tests/runtime/test_finite.py.
+# These take several processes or files: tests/distributed, tests/execution, tests/cli,
+# tests/api/comm/test_communication.py, tests/saving. NonFiniteError is no misuse:
+# tests/execution/emission/test_finite_checks.py.
 ELSEWHERE = {
     errors.LaunchError,
     errors.CommunicationError,

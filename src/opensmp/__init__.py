@@ -13,10 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from opensmp._require import require_installed
+from opensmp.base.requirements import require_installed
 
 if TYPE_CHECKING:
-    from opensmp._names import *
+    from opensmp.api.names import *
 
 require_installed()
 
@@ -105,7 +105,7 @@ if not TYPE_CHECKING:  # which would take any name for one that is there
         # Imported at the first use: `opensmp run`, which only starts others, would otherwise wait
         # for TensorFlow and hold hundreds of megabytes of it for as long as they run.
         if name in __all__:
-            names = importlib.import_module("opensmp._names")
+            names = importlib.import_module("opensmp.api.names")
             globals().update({each: getattr(names, each) for each in __all__})
             return globals()[name]
         module = f"{__name__}.{name}"

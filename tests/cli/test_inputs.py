@@ -4,7 +4,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from opensmp._shown import shown
+from opensmp.base.message_text import shown
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.errors import PlanError
 

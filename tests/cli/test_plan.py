@@ -11,7 +11,7 @@ from helpers import output_of, run_python
 
 from opensmp import _private
 from opensmp.cli import main
-from opensmp.plan import Plan
+from opensmp.compiler.plan.plan import Plan
 
 MODELS = """
 import keras

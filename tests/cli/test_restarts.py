@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from processes import launch
 
-from opensmp.cli.ranks import Outcome
+from opensmp.cli.process_group import Outcome
 from opensmp.cli.restarts import Restarts, known_layout
-from opensmp.runtime.marks import Layout
+from opensmp.distributed.launch.init_markers import Layout
 
 TWO = Layout(2, None)
 

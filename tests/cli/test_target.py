@@ -5,7 +5,7 @@ import sys
 import keras
 import pytest
 
-from opensmp._shown import shown
+from opensmp.base.message_text import shown
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.errors import PlanError
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opensmp._shown import shown
+from opensmp.base.message_text import shown
 from opensmp.config import Config
 from opensmp.errors import ConfigError
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from opensmp.cli import app
 from opensmp.cli.inputs import input_specs, parse_input
-from opensmp.cli.ranks import Outcome
+from opensmp.cli.process_group import Outcome
 from opensmp.cli.target import load_target, parse_arguments
+from opensmp.compiler.format import parse_bytes
 from opensmp.errors import SmpError
-from opensmp.quantities import parse_bytes
 
 # `opensmp.cli` also has functions of these names.
 run_module = importlib.import_module("opensmp.cli.run")

@@ -26,10 +26,10 @@ from fuzz.strategies import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opensmp.api.init import _flags
 from opensmp.config import ENVIRONMENT_PREFIX, SERVICE_VARIABLE, Config
 from opensmp.config.kinds import KINDS
 from opensmp.config.sources import ALIASES
-from opensmp.runtime.bootstrap import _flags
 
 RIGHT: dict[str, tuple[Any, ...]] = {
     "partitions": (1, 2, 3, 4, 6),

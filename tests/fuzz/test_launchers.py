@@ -19,8 +19,8 @@ from fuzz.strategies import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opensmp.runtime.launched import claim, detect
-from opensmp.runtime.variables import first_host
+from opensmp.distributed.launch.environment import first_host
+from opensmp.distributed.launch.launchers import claim, detect
 
 MASTER = {"MASTER_ADDR": "node0", "MASTER_PORT": "29400"}
 HOSTS = '["algo-1", "algo-2"]'

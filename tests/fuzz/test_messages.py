@@ -16,10 +16,10 @@ from fuzz.strategies import json_texts, json_values, mutated, mutilated
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opensmp.runtime import rendezvous, visit
-from opensmp.runtime.channel import Channel
-from opensmp.runtime.handshake import Reception, Secret, introduce
-from opensmp.runtime.launched import Launch, detect
+from opensmp.distributed.channel.channel import Channel
+from opensmp.distributed.channel.handshake import Reception, Secret, introduce
+from opensmp.distributed.launch import rendezvous, rendezvous_client
+from opensmp.distributed.launch.launchers import Launch, detect
 
 TOKEN = "secret"
 NUMBER = "0123456789abcdef0123456789abcdef"
@@ -174,10 +174,13 @@ def test_tables_of_ranks_are_taken_or_refused(reply):
     def call() -> Any:
         if not isinstance(reply, dict):
             return None
-        if visit._is_refusal(reply):
+        if rendezvous_client._is_refusal(reply):
             return reply["text"] + ""
-        if visit._is_table(reply, 2):
-            return [rendezvous.Peer(*(row[name] for name in visit.ROW)) for row in reply["rows"]]
+        if rendezvous_client._is_table(reply, 2):
+            return [
+                rendezvous.Peer(*(row[name] for name in rendezvous_client.ROW))
+                for row in reply["rows"]
+            ]
         return None
 
     taken(call, refusals=())

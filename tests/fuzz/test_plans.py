@@ -10,19 +10,21 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from compiler.plan.hand_made import chain, plan_of
 from fuzz.bounds import cases, taken
 from fuzz.strategies import GREAT, MARKS, json_texts, json_values, mutated, nested, texts
 from hypothesis import given
 from hypothesis import strategies as st
-from plan.hand_made import chain, plan_of
 
-from opensmp.graph import trace
-from opensmp.plan import Plan, auto_plan, fit
-from opensmp.plan.calls import LayerCall, Piece
-from opensmp.plan.coarse import SharedVariable
-from opensmp.plan.make import make_plan
-from opensmp.plan.settings import PlanSettings
-from opensmp.plan.store import from_json, load, to_json
+from opensmp.compiler.plan.methods.auto import auto_plan
+from opensmp.compiler.plan.methods.build import make_plan
+from opensmp.compiler.plan.methods.match import fit
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.serialization.plan_file import from_json, load, to_json
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import SharedVariable
+from opensmp.compiler.trace.layer_calls import LayerCall, Piece
+from opensmp.compiler.trace.trace import trace
 
 CUT = Plan(
     "net",

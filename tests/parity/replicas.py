@@ -191,10 +191,11 @@ def _note_gradients(record: Record, model: keras.Model, gradients: Any) -> None:
 
 def main(folder: pathlib.Path, partitions: int, schedules: list[str], names: list[str]) -> None:
     import opensmp as smp
-    from opensmp.runtime import bootstrap, world
+    from opensmp.api import init
+    from opensmp.distributed import world
 
     for schedule in schedules:
-        bootstrap.shutdown()
+        init.shutdown()
         pipeline = schedule.removeprefix("early ")
         config = {"partitions": partitions, "microbatches": MICROBATCHES, "pipeline": pipeline}
         early = pipeline != schedule

@@ -17,7 +17,7 @@ from parity.records import Record, add
 
 import opensmp as smp
 from opensmp import _private
-from opensmp.runtime import bootstrap
+from opensmp.api import init
 
 NUM_STEPS = 3
 SEED = 20
@@ -74,7 +74,7 @@ def _run_plain(case: Case, num_microbatches: int) -> Record:
 
 
 def _run_split(case: Case, layout: Layout) -> Record:
-    bootstrap.shutdown()
+    init.shutdown()
     smp.init(layout.config)
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(SEED)

@@ -16,7 +16,7 @@ from parity.records import compare, worst
 from parity.runs import run_plain, run_split
 from turns import in_turn
 
-from opensmp import _versions
+from opensmp.base import versions
 
 
 def having(*bounds: Bound) -> list[Any]:
@@ -39,7 +39,7 @@ def test_sums_in_another_order_differ_by_rounding_only(case: Case) -> None:
     double = dataclasses.replace(
         case, parts=lambda make: with_policy("float64", case.parts, make), batch=batch
     )
-    if case.name == "add_loss, regularizers" and _versions.release(keras.__version__) < (3, 14):
+    if case.name == "add_loss, regularizers" and versions.release(keras.__version__) < (3, 14):
         pytest.skip("plain Keras takes no float64 in regularizers.L1 before 3.14")
     for layout in case.layouts:
         plain = run_plain(double, layout.microbatches)

@@ -18,8 +18,8 @@ from parity.records import compare
 from parity.rotation import part_of_today
 from parity.runs import reference, run_split
 
-from opensmp.program import Program
-from opensmp.program.products import Product
+from opensmp.compiler.lowering.matmul_gradients import Product
+from opensmp.compiler.lowering.program import Program
 
 NUM_TODAY = 3
 # Convolutions and attention, whose factors are sums already, lose a digit more than the dense

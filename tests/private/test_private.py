@@ -30,8 +30,8 @@ def test_every_function_has_a_canary():
     for name in _private.__all__:
         function = getattr(_private, name)
         if inspect.isfunction(function):
-            module = function.__module__.rsplit(".", 1)[1]
-            canaries = (HERE / f"test_{module}.py").read_text(encoding="utf-8")
+            *folders, module = function.__module__.removeprefix(f"{_private.__name__}.").split(".")
+            canaries = HERE.joinpath(*folders, f"test_{module}.py").read_text(encoding="utf-8")
             if not re.search(rf"^def test_{name}(__\w+)?\(", canaries, re.MULTILINE):
                 missing.append(f"{module}.{name}")
     assert missing == []
@@ -39,11 +39,15 @@ def test_every_function_has_a_canary():
 
 def test_every_function_is_handed_out():
     folder = Path(_private.__file__).parent
+    modules = {
+        ".".join([_private.__name__, *path.relative_to(folder).with_suffix("").parts])
+        for path in folder.rglob("[a-z]*.py")
+    }
     defined = {
         name
-        for path in folder.glob("[a-z]*.py")
-        for name, value in vars(importlib.import_module(f"opensmp._private.{path.stem}")).items()
-        if inspect.isfunction(value) and value.__module__ == f"opensmp._private.{path.stem}"
+        for module in modules
+        for name, value in vars(importlib.import_module(module)).items()
+        if inspect.isfunction(value) and value.__module__ == module
     }
     public = {name for name in defined if not name.startswith("_")}
     assert public - set(_private.__all__) == AMONG_THEMSELVES

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from processes import check_ranks
-from saving.models import X
+from saving.sample_models import X
 
 SCRIPT = """
 import os, sys
@@ -14,7 +14,7 @@ import keras, numpy as np, tensorflow as tf
 import opensmp as smp
 from opensmp import _private
 from opensmp.errors import SavingError
-from saving.models import X, functional
+from saving.sample_models import X, functional
 
 smp.init({"partitions": 2, "microbatches": 2})
 folder = sys.argv[1]

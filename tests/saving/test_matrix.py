@@ -56,9 +56,9 @@ def load_here(source, ending, folder, smp_init):
         if setup in matrix.PARTITIONS:
             smp_init(matrix.config_of(setup))
         else:
-            from opensmp.runtime import bootstrap
+            from opensmp.api import init
 
-            bootstrap.shutdown()
+            init.shutdown()
         results.append(matrix.load_one(setup, folder, f"{source}{ending}"))
     check(results)
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 from processes import check_ranks
 
 import opensmp as smp
-from opensmp.plan.plan import Plan
-from opensmp.program.program import Program
+from opensmp.compiler.lowering.program import Program
+from opensmp.compiler.plan.plan import Plan
 
 KINDS = (tf.__internal__.FuncGraph, Plan, Program, smp.DistributedModel)
 

@@ -14,9 +14,9 @@ from training.containers import PROGRAMS, ROWS, assert_same, data, mlp
 
 import opensmp as smp
 from opensmp import _private
+from opensmp.api.model.model_parts import is_part
 from opensmp.errors import SavingError, StepError
-from opensmp.parts import is_part
-from opensmp.training.leading import _index_in
+from opensmp.training.callbacks.rank_zero import _index_in
 
 BY_TWO = {"partitions": 2, "microbatches": 2}
 OTHERS = [(2, 1), (2, 3), (4, 4)]

@@ -143,7 +143,7 @@ def test_nothing_is_sent_that_nobody_reads():
     script = (
         PREPARE
         + """
-from opensmp.runtime import fetching
+from opensmp.execution.multi_process import remote_transfers as fetching
 sent = []
 transfer = fetching._transfer
 def noted(one, *rest):

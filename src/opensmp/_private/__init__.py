@@ -7,87 +7,7 @@ from __future__ import annotations
 
 from keras.src.models.functional import Functional
 
-from opensmp._private.api_calls import refuse_in_api_calls
-from opensmp._private.arrivals import is_lent, place_of, take_in, with_slots
-from opensmp._private.checkpoints import (
-    OBJECT_GRAPH_KEY,
-    CheckpointNode,
-    CheckpointValue,
-    HeldBackRestores,
-    before_late_restores,
-    checkpoint_nodes,
-    checkpoint_root,
-    checkpoint_values,
-    iterator_state,
-    keep_with_restore,
-    restore_where_values_are,
-    set_iterator_state,
-    track_all_variables,
-    values_at_hand,
-)
-from opensmp._private.cluster import (
-    answers,
-    fetch,
-    interrupt_collectives,
-    is_tensorflow_started,
-    join_cluster,
-    post,
-    renew_collectives,
-)
-from opensmp._private.creation import before_variables
-from opensmp._private.files import (
-    compilation_kept,
-    in_safe_mode,
-    inlined,
-    operation_modules,
-    silence_deprecations,
-    weights_layout,
-)
-from opensmp._private.flops import has_registered_flops, registered_flops
-from opensmp._private.forward_mode import (
-    accumulators,
-    follow_accumulators,
-    is_accumulated,
-    without_accumulators,
-)
-from opensmp._private.function_calls import call_functions_by
-from opensmp._private.graphs import (
-    add_control_input,
-    at_end_of_trace,
-    automatic_control_dependencies,
-    captured_from_outside,
-    captures,
-    copy_handle_data,
-    follow_traces,
-    function_graphs,
-    functions_of,
-    has_custom_gradient,
-    is_of_function,
-    is_stateful,
-    is_traced_by_function,
-    leave_out,
-    must_run,
-    new_graph,
-    read_nothing,
-    replace_input,
-    set_control_inputs,
-    strip_attributes,
-    tag_of,
-    tagged,
-)
-from opensmp._private.homes import (
-    Home,
-    follow_reads,
-    home_of,
-    home_of_handle,
-    is_followed,
-    not_followed,
-    note_assigned,
-    record_read,
-    set_home,
-)
-from opensmp._private.host_calls import host_call
-from opensmp._private.layers import (
+from opensmp._private.keras.layers import (
     all_layers,
     eager_builds,
     forget_compiled_functions,
@@ -111,7 +31,8 @@ from opensmp._private.layers import (
     set_logits,
     set_mask,
 )
-from opensmp._private.optimizers import (
+from opensmp._private.keras.moved_variables import is_lent, place_of, take_in, with_slots
+from opensmp._private.keras.optimizers import (
     agree_on_finite_with,
     averages_of_own,
     before_updates,
@@ -121,27 +42,15 @@ from opensmp._private.optimizers import (
     place_updates_with_variables,
     scales_loss,
 )
-from opensmp._private.replacing import replaced
-from opensmp._private.slices import NotedSlices
-from opensmp._private.sources import check_sources, note_source, refuse_jacobian
-from opensmp._private.tapes import (
-    is_bridge,
-    is_watched,
-    lifted,
-    record_call,
-    recording,
-    stop_recording,
-    tape_is_active,
-    watches_variable,
-    with_gradient,
+from opensmp._private.keras.saving import (
+    compilation_kept,
+    in_safe_mode,
+    inlined,
+    operation_modules,
+    silence_deprecations,
+    weights_layout,
 )
-from opensmp._private.traces import (
-    call_attributes,
-    hand_out_results,
-    trace_apart_while,
-    with_autograph,
-)
-from opensmp._private.trainer import (
+from opensmp._private.keras.trainer import (
     arrays_shuffled_by,
     backup_path,
     build_loss,
@@ -163,7 +72,8 @@ from opensmp._private.trainer import (
     track_loss,
     tracked_values,
 )
-from opensmp._private.variables import (
+from opensmp._private.keras.variable_creation import before_variables
+from opensmp._private.keras.variables import (
     assignments_elsewhere_ignored,
     give_up,
     initialize_on,
@@ -179,6 +89,100 @@ from opensmp._private.variables import (
     take_pending_variables,
     variable_access,
     variable_dtype,
+)
+from opensmp._private.patching import replaced
+from opensmp._private.tensorflow.api_calls import refuse_in_api_calls
+from opensmp._private.tensorflow.autodiff.forward_mode import (
+    accumulators,
+    follow_accumulators,
+    is_accumulated,
+    without_accumulators,
+)
+from opensmp._private.tensorflow.autodiff.gradient_sources import (
+    check_sources,
+    note_source,
+    refuse_jacobian,
+)
+from opensmp._private.tensorflow.autodiff.tapes import (
+    is_bridge,
+    is_watched,
+    lifted,
+    record_call,
+    recording,
+    stop_recording,
+    tape_is_active,
+    watches_variable,
+    with_gradient,
+)
+from opensmp._private.tensorflow.checkpoints import (
+    OBJECT_GRAPH_KEY,
+    CheckpointNode,
+    CheckpointValue,
+    HeldBackRestores,
+    before_late_restores,
+    checkpoint_nodes,
+    checkpoint_root,
+    checkpoint_values,
+    iterator_state,
+    keep_with_restore,
+    restore_where_values_are,
+    set_iterator_state,
+    track_all_variables,
+    values_at_hand,
+)
+from opensmp._private.tensorflow.cluster import (
+    answers,
+    fetch,
+    interrupt_collectives,
+    is_tensorflow_started,
+    join_cluster,
+    post,
+    renew_collectives,
+)
+from opensmp._private.tensorflow.flop_registry import has_registered_flops, registered_flops
+from opensmp._private.tensorflow.function_calls import call_functions_by
+from opensmp._private.tensorflow.function_graphs import (
+    add_control_input,
+    at_end_of_trace,
+    automatic_control_dependencies,
+    captured_from_outside,
+    captures,
+    copy_handle_data,
+    follow_traces,
+    function_graphs,
+    functions_of,
+    has_custom_gradient,
+    is_of_function,
+    is_stateful,
+    is_traced_by_function,
+    leave_out,
+    must_run,
+    new_graph,
+    read_nothing,
+    replace_input,
+    set_control_inputs,
+    strip_attributes,
+    tag_of,
+    tagged,
+)
+from opensmp._private.tensorflow.host_calls import host_call
+from opensmp._private.tensorflow.indexed_slices import NotedSlices
+from opensmp._private.tensorflow.tracing import (
+    call_attributes,
+    hand_out_results,
+    trace_apart_while,
+    with_autograph,
+)
+from opensmp._private.tensorflow.variable_placement import (
+    Home,
+    follow_reads,
+    home_of,
+    home_of_handle,
+    is_followed,
+    not_followed,
+    note_assigned,
+    record_read,
+    set_home,
 )
 
 __all__ = [

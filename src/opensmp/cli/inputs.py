@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from opensmp._shown import shown
+from opensmp.base.message_text import shown
 from opensmp.errors import PlanError
 
 _SIZES = r"[0-9]{1,18}(?:[x,][0-9]{1,18})*"

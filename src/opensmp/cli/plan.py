@@ -13,25 +13,31 @@ import tensorflow as tf
 import typer
 from rich.console import Console
 
-from opensmp._divisors import nearest_divisors
-from opensmp._shown import shown
+from opensmp.base.divisors import nearest_divisors
+from opensmp.base.message_text import shown
+from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.target import load_target, parse_arguments
+from opensmp.compiler.format import parse_bytes
+from opensmp.compiler.plan.coarsening.coarsen import coarsen
+from opensmp.compiler.plan.methods.auto import plan_units
+from opensmp.compiler.plan.methods.build import warn_of_empty
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.report.recommendation import Candidate, shortfall
+from opensmp.compiler.plan.report.recommendation import recommend as rank_configurations
+from opensmp.compiler.plan.report.table import (
+    WIDE,
+    heading,
+    plan_table,
+    recommendation_table,
+    summary,
+)
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config
+from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
-from opensmp.graph import TracedGraph
-from opensmp.plan.auto import plan_units
-from opensmp.plan.coarse import CoarseGraph, Machine
-from opensmp.plan.coarsen import coarsen
-from opensmp.plan.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
-from opensmp.plan.make import warn_of_empty
-from opensmp.plan.plan import Plan
-from opensmp.plan.recommend import Candidate, shortfall
-from opensmp.plan.recommend import recommend as rank_configurations
-from opensmp.plan.settings import PlanSettings
-from opensmp.quantities import parse_bytes
-from opensmp.report.plan_table import WIDE, heading, plan_table, recommendation_table, summary
-from opensmp.runtime import world
 
 _PICTURES = (".svg", ".png", ".pdf")
 _NUM_SHOWN = 12

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from opensmp.cli.ranks import Outcome
+from opensmp.cli.process_group import Outcome
+from opensmp.distributed import world
+from opensmp.distributed.launch.init_markers import Layout
+from opensmp.distributed.watchdog.deadlock import listed
 from opensmp.errors import ConfigError
-from opensmp.runtime import world
-from opensmp.runtime.deadlock import listed
-from opensmp.runtime.marks import Layout
 
 _USAGE, _INTERRUPTED = 2, 130
 

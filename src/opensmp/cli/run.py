@@ -15,16 +15,16 @@ from typing import Annotated, Any
 
 import typer
 
-from opensmp._shown import shown
-from opensmp.cli.ranks import GRACE_SECONDS, Ranks
+from opensmp.base.message_text import shown
+from opensmp.cli.process_group import GRACE_SECONDS, Ranks
 from opensmp.cli.restarts import Restarts, known_layout
-from opensmp.compat import finder
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
+from opensmp.distributed import world
+from opensmp.distributed.launch import horovod_finder, rendezvous
+from opensmp.distributed.launch.exit_notice import Absence
+from opensmp.distributed.launch.init_markers import clear_marks, read_marks
+from opensmp.distributed.launch.launchers import LONGEST_JOIN_SECONDS
 from opensmp.errors import LaunchError
-from opensmp.runtime import rendezvous, world
-from opensmp.runtime.absence import Absence
-from opensmp.runtime.launched import LONGEST_JOIN_SECONDS
-from opensmp.runtime.marks import clear_marks, read_marks
 
 # Large tensors are allocated and freed at every step: memory that glibc gives back to the
 # system each time costs more to get again than the message takes.
@@ -173,7 +173,7 @@ def run(
         )
     # By way of a file, not a module: importing a module would import TensorFlow before the
     # script could set variables for it.
-    command = [sys.executable, finder.__file__, *(["-m"] if module else [])]
+    command = [sys.executable, horovod_finder.__file__, *(["-m"] if module else [])]
     command += [script, *(arguments or [])]
     to_show = set(range(processes)) if all_output else {show_rank}
     restarts = Restarts(max_restarts, processes, min_procs, known_layout(flags))

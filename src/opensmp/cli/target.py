@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opensmp._json import JsonFault, NotJson, parse_json
-from opensmp._shown import MOST_FAULTS, did_you_mean, shown
+from opensmp.base.message_text import MOST_FAULTS, did_you_mean, shown
+from opensmp.base.strict_json import JsonFault, NotJson, parse_json
 from opensmp.errors import PlanError
 
 

@@ -24,11 +24,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp import collectives
+from opensmp.api.comm import collectives
+from opensmp.compiler.lowering.sparse_gradients import with_values
+from opensmp.distributed import world
+from opensmp.distributed.collectives.scalars import scalar
 from opensmp.errors import CommunicationError
-from opensmp.program.same_rows import with_values
-from opensmp.runtime import world
-from opensmp.runtime.scalars import scalar
 
 __all__ = [
     "Average",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from opensmp._divisors import nearest_divisors
-from opensmp._shown import did_you_mean, numbered
+from opensmp.base.divisors import nearest_divisors
+from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config.kinds import KINDS
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
-from opensmp._json import JsonFault, parse_json
-from opensmp._shown import did_you_mean, shown
+from opensmp.base.message_text import did_you_mean, shown
+from opensmp.base.strict_json import JsonFault, parse_json
 
 MOST_PARTITIONS = 100_000
 """More than that is a slip of the finger, and nothing that counts them would ever end."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from opensmp import _shown
-from opensmp._json import JsonFault, NotJson, parse_json
+from opensmp.base import message_text
+from opensmp.base.strict_json import JsonFault, NotJson, parse_json
 
 ENVIRONMENT_PREFIX = "OPENSMP_"
 """`OPENSMP_PARTITIONS=2` sets the key `partitions`; an empty value counts as not set."""
@@ -38,7 +38,7 @@ class Given(NamedTuple):
         return ALIASES.get(self.name, self.name)
 
     def __str__(self) -> str:
-        return f"{_shown.plain(self.name)} ({self.source}): received {shown(self.value)}"
+        return f"{message_text.plain(self.name)} ({self.source}): received {shown(self.value)}"
 
 
 def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
@@ -57,7 +57,12 @@ def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
 def from_variables(environ: Mapping[str, str]) -> list[Given]:
     """What the variables `OPENSMP_<KEY>` say."""
     return [
-        Given(variable[len(ENVIRONMENT_PREFIX) :].lower(), text, _shown.plain(variable), text=True)
+        Given(
+            variable[len(ENVIRONMENT_PREFIX) :].lower(),
+            text,
+            message_text.plain(variable),
+            text=True,
+        )
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
@@ -92,4 +97,4 @@ def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
 
 def shown(value: Any) -> str:
     """A value and its type, for messages."""
-    return f"{_shown.shown(value)} ({type(value).__name__})"
+    return f"{message_text.shown(value)} ({type(value).__name__})"

@@ -1,1 +1,1 @@
-"""Checkpoints: values of models, optimizers and whatever else, between memory and files."""
+"""Checkpoints and files of models: between memory and disk."""

@@ -11,10 +11,11 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.compiler.trace.variables import is_keras, tf_dtype, tf_variable
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
-from opensmp.graph.variables import is_keras, tf_dtype, tf_variable
-from opensmp.runtime import objects, world
-from opensmp.saving import outcomes
+from opensmp.saving import collective_errors
 
 Variable = Any
 
@@ -119,8 +120,12 @@ def together(what: str, work: Callable[[], Any]) -> Any:
         result = work()
     except Exception as error:
         failure = error
-    outcome = outcomes.Outcome() if failure is None else outcomes.outcome_of(failure)
-    text = outcomes.first_error(outcomes.gathered(outcome, range(here.size), what))
+    outcome = (
+        collective_errors.Outcome() if failure is None else collective_errors.outcome_of(failure)
+    )
+    text = collective_errors.first_error(
+        collective_errors.gathered(outcome, range(here.size), what)
+    )
     if failure is not None:
         raise failure
     if text is not None:

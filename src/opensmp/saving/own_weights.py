@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from opensmp import _private
-from opensmp.graph.variables import tf_dtype, tf_variable
-from opensmp.runtime import objects, world
+from opensmp.compiler.trace.variables import tf_dtype, tf_variable
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
 
 _local = threading.local()
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import keras
 
+from opensmp.distributed import world
 from opensmp.errors import StepError
-from opensmp.runtime import world
-from opensmp.saving.everywhere import readable_everywhere
-from opensmp.training.leading import everywhere
+from opensmp.saving.replicated_values import readable_everywhere
+from opensmp.training.callbacks.rank_zero import everywhere
 
 _MODES = ("int8", "int4", "float8")
 

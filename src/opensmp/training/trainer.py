@@ -12,22 +12,23 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.distributed import world
+from opensmp.distributed.watchdog import recovery
 from opensmp.errors import StepError
-from opensmp.runtime import recovery, world
 from opensmp.saving import own_weights
 from opensmp.saving.gather import assigning_own
-from opensmp.training.callbacks import shared_call
-from opensmp.training.check_finite import checking_if_asked
-from opensmp.training.functions import StepFunction
-from opensmp.training.leading import everywhere
-from opensmp.training.meeting import is_shared
-from opensmp.training.microbatches import num_rows
-from opensmp.training.modes import current_mode
-from opensmp.training.progress import progress_of
+from opensmp.training.batch.batch_split import num_rows
+from opensmp.training.batch.loss_reduction import Kind
+from opensmp.training.batch.microbatched_loss import NotSeparable, kind_of_model, loss_and_gradients
+from opensmp.training.call_mode import current_mode
+from opensmp.training.callbacks.callbacks import shared_call
+from opensmp.training.callbacks.check_finite import checking_if_asked
+from opensmp.training.callbacks.rank_zero import everywhere
 from opensmp.training.quantize import Quantize
-from opensmp.training.resuming import is_resumable, resumable
-from opensmp.training.separate import NotSeparable, kind_of_model, loss_and_gradients
-from opensmp.training.weighting import Kind
+from opensmp.training.resume.progress import progress_of
+from opensmp.training.resume.resuming import is_resumable, resumable
+from opensmp.training.step_functions import StepFunction
+from opensmp.training.sync.sync import is_shared
 
 
 class Trainer:

@@ -17,8 +17,8 @@ from __future__ import annotations
 from typing import Any
 
 import opensmp as _opensmp
-from opensmp.compat import finder as _finder
 from opensmp.compat import keras2 as _keras2
+from opensmp.distributed.launch import horovod_finder as _finder
 
 _finder.install()
 _keras2.install()

@@ -1,0 +1,250 @@
+"""Layers, their calls, and what Keras lets travel with tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src import backend as keras_backend
+from keras.src.ops.function import Function
+from keras.src.ops.node import Node
+
+from opensmp._private.patching import replaced
+
+Tensor = Any
+
+
+def in_stateless_scope() -> bool:
+    """Whether Keras runs functionally now (`stateless_call`, shape inference)."""
+    return bool(keras_backend.in_stateless_scope())
+
+
+def is_keras_tensor(value: Any) -> bool:
+    """Whether a value is a symbolic Keras tensor."""
+    return isinstance(value, keras.KerasTensor)
+
+
+def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
+    """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
+
+    Their functions hold on to the memory that variables had before they moved.
+
+    Args:
+        model: The model.
+        moved: Ids of these variables; models without any of them keep what is traced. None: all
+            models forget it.
+    """
+    for layer in model._flatten_layers():
+        if not isinstance(layer, keras.Model):
+            continue
+        if moved is None or any(id(v) in moved for v in layer.variables):
+            layer.train_function = layer.test_function = layer.predict_function = None
+
+
+def get_mask(tensor: Tensor) -> Tensor | None:
+    """The Keras mask that travels with a tensor."""
+    return keras_backend.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Tensor, mask: Tensor) -> None:
+    """Lets a Keras mask travel with a tensor."""
+    keras_backend.set_keras_mask(tensor, mask)
+
+
+def get_logits(tensor: Tensor) -> Tensor | None:
+    """The logits that Keras noted on a tensor of probabilities.
+
+    Its cross-entropies compute with these instead of the probabilities, which makes a
+    difference wherever a probability is small.
+    """
+    return getattr(tensor, "_keras_logits", None)
+
+
+def set_logits(tensor: Tensor, logits: Tensor) -> None:
+    """Notes the logits of a tensor of probabilities for Keras' cross-entropies."""
+    tensor._keras_logits = logits
+
+
+def regularization_losses(layer: Any) -> list[Tensor]:
+    """Weight penalties alone; `layer.losses` mixes them with those of activations."""
+    return list(layer._get_regularization_losses())
+
+
+def own_losses(layer: Any) -> list[Tensor]:
+    """What a layer and those in it added in their last call, without weight penalties."""
+    return [loss for each in all_layers(layer) for loss in each._get_own_losses()]
+
+
+def order_losses(layer: Any) -> list[Any]:
+    """Puts the losses that a StatelessScope has collected in the order of `layer.losses`.
+
+    They come in the order of the layers' calls; Keras lists them layer by layer.
+
+    Returns:
+        For each of them the layer that added it.
+    """
+    if not in_stateless_scope():
+        return []
+    pairs = [(each, loss) for each in all_layers(layer) for loss in each._get_own_losses()]
+    keras_backend.get_stateless_scope().losses[:] = [loss for _, loss in pairs]
+    return [each for each, _ in pairs]
+
+
+def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> None:
+    """Has the layers in a layer keep what they added in its call, as after a plain call of it.
+
+    Args:
+        layer: What was called; it and those inside forget what they added before.
+        owners: For each loss the layer that has added it.
+        losses: What they added.
+    """
+    layer._clear_losses()
+    for owner, loss in zip(owners, losses, strict=True):
+        owner._losses.append(loss)
+
+
+def layer_calls(around: Callable[[Any], Any]) -> Any:
+    """Context in which every Keras layer call runs inside `around(layer)`.
+
+    Name scopes do not identify layers (shared layers, nested functions).
+    """
+
+    def make(original: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with around(self):
+                return original(self, *args, **kwargs)
+
+        return __call__
+
+    return replaced(keras.layers.Layer, "__call__", make)
+
+
+def layer_calls_by(run: Callable[..., Any]) -> Any:
+    """Context in which `run(layer, call, args, kwargs)` does every Keras layer call.
+
+    `call` is the method of Keras, for the layer as its first argument. Only a class can say what a
+    call does, and a layer that somebody else has made is to stay of its class.
+    """
+
+    def make(original: Any) -> Any:
+        def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return run(self, original, args, kwargs)
+
+        return __call__
+
+    return replaced(keras.layers.Layer, "__call__", make)
+
+
+def makes_variables(layer: Any) -> bool:
+    """Whether a layer has variables, or may make some in its first call."""
+    if layer.variables:
+        return True
+    return any(not each.built and not _is_default_build(each) for each in all_layers(layer))
+
+
+def _is_default_build(layer: Any) -> bool:
+    return type(layer).build is keras.layers.Layer.build
+
+
+def functional_nodes(around: Callable[[Any], Any]) -> Any:
+    """Context in which each node of a Functional model runs inside `around(node)`.
+
+    `around` is asked with the Node, as one layer may have several. Keras offers
+    only the layer to its per-call hook, in the order of the nodes.
+    """
+
+    def make(original: Any) -> Any:
+        def run(self: Any, inputs: Any, operation_fn: Any = None, call_fn: Any = None) -> Any:
+            if call_fn is not None:
+                return original(self, inputs, operation_fn or (lambda op: op), call_fn)
+            depths = sorted(self._nodes_by_depth, reverse=True)
+            nodes = itertools.chain.from_iterable(self._nodes_by_depth[d] for d in depths)
+            waiting = iter([n for n in nodes if n.operation and not n.is_input])
+
+            def in_context(operation: Any) -> Any:
+                node = next(n for n in waiting if n.operation is operation)
+                function = operation_fn(operation) if operation_fn else operation
+
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    with around(node):
+                        return function(*args, **kwargs)
+
+                return call
+
+            return original(self, inputs, in_context)
+
+        return run
+
+    return replaced(Function, "_run_through_graph", make)
+
+
+def new_nodes(created: Callable[[Any], None]) -> Any:
+    """Context in which `created(node)` is told of every new node of a Functional graph."""
+
+    def make(original: Any) -> Any:
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            created(self)
+
+        return __init__
+
+    return replaced(Node, "__init__", make)
+
+
+def in_symbolic_scope() -> bool:
+    """Whether Keras runs a layer for its output shapes only, in a scratch graph."""
+    return bool(keras_backend.in_symbolic_scope())
+
+
+def is_variable_creation_error(error: Exception) -> bool:
+    """Whether Keras refused to make a variable that cannot wait for its first value."""
+    return "create a variable while in a stateless scope" in " ".join(str(error).split())
+
+
+def eager_builds() -> Any:
+    """Context in which layers run their `build` outside of any graph.
+
+    A layer that computes a tensor in `build` and keeps it would keep a tensor of the graph
+    that is current at its first call, of no use to any later one. Keras sets `build` on each
+    layer object, so that it cannot be replaced in the class.
+    """
+
+    @contextlib.contextmanager
+    def around(layer: Any) -> Iterator[None]:
+        original = vars(layer).get("build")
+        if layer.built or original is None:
+            yield
+            return
+
+        @functools.wraps(original)
+        def build(*args: Any, **kwargs: Any) -> Any:
+            with tf.init_scope():
+                return original(*args, **kwargs)
+
+        vars(layer)["build"] = build
+        try:
+            yield
+        finally:
+            vars(layer)["build"] = original
+
+    return layer_calls(around)
+
+
+def all_layers(model: Any) -> list[Any]:
+    """A model and all layers in it, at any depth; the public `layers` are those of the top."""
+    return list(model._flatten_layers())
+
+
+def layers_inside(layer: Any) -> list[Any]:
+    """The layers that a layer holds itself; the public `layers` is there for models only."""
+    return list(layer._flatten_layers(recursive=False, include_self=False))
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """The variables of a layer without those of the layers inside."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]

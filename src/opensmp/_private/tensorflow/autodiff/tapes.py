@@ -1,0 +1,139 @@
+"""Gradient tapes, and gradients of our own."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python import pywrap_tfe
+from tensorflow.python.eager import record, tape
+
+from opensmp._private.tensorflow.function_graphs import copy_handle_data
+
+Op = Any
+Tensor = Any
+
+
+def tape_is_active() -> bool:
+    """Whether any `tf.GradientTape` is recording now; there is no public question."""
+    return bool(record.could_possibly_record())
+
+
+def is_watched(tensor: Tensor) -> bool:
+    """Whether an active tape would differentiate through `tensor`."""
+    return bool(record.should_record_backprop([tensor]))
+
+
+def watches_variable(variable: Any) -> bool:
+    """Whether an active tape differentiates with respect to a `tf.Variable`, once it is read."""
+    with recording():
+        tape.variable_accessed(variable)
+        return bool(record.should_record_backprop([variable.handle]))
+
+
+def stop_recording() -> Any:
+    """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
+    return record.stop_recording()
+
+
+_BRIDGE = "OpensmpBridge"
+
+
+_GRADIENTS = "_smp_gradients"
+
+
+def with_gradient(
+    results: Sequence[Tensor], args: Sequence[Tensor], gradient: Callable[..., Sequence[Any]]
+) -> list[Tensor]:
+    """Makes `gradient` the gradient of `results` with respect to `args`, in a graph.
+
+    As `tf.custom_gradient`, which however registers each function for the life of the
+    process: with it all that a trace holds would stay for ever. Here the functions belong
+    to the graph.
+
+    Args:
+        results: Tensors that were computed from `args`.
+        args: Tensors.
+        gradient: Takes the gradient of each result, gives that of each argument or None.
+
+    Returns:
+        The results, to be used in place of the given ones.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    tensors = [*results, *args]
+
+    def of_all(*upstream: Any) -> list[Any]:
+        return [None] * len(results) + list(gradient(*upstream[: len(results)]))
+
+    with graph.gradient_override_map({"IdentityN": _BRIDGE}):
+        passed = tf.raw_ops.IdentityN(input=tensors, name="smp_bridge")
+    for source, target in zip(tensors, passed, strict=True):
+        copy_handle_data(source, target)
+    if not hasattr(graph, _GRADIENTS):
+        setattr(graph, _GRADIENTS, {})
+    getattr(graph, _GRADIENTS)[passed[0].op.name] = of_all
+    # To a tape the arguments do not pass: it would make zeros for each, in each microbatch.
+    record.record_operation(_BRIDGE, passed[: len(results)], tensors, of_all)
+    return list(passed[: len(results)])
+
+
+@tf.RegisterGradient(_BRIDGE)
+@tf.autograph.experimental.do_not_convert
+def _bridge_gradient(op: Op, *upstream: Any) -> Any:
+    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+        return None
+    return getattr(op.graph, _GRADIENTS)[op.name](*upstream)
+
+
+def is_bridge(op: Op) -> bool:
+    """Whether an operation was made by `with_gradient`: result i is input i."""
+    return op.name in getattr(op.graph, _GRADIENTS, ())
+
+
+@contextlib.contextmanager
+def lifted() -> Iterator[None]:
+    """Leaves all graphs under construction, as `tf.init_scope` does, but lets new tapes record.
+
+    A model's own code, and custom gradients such as that of `tf.recompute_grad`, may
+    open a tape; `tf.init_scope` would make it see nothing and give zeros.
+    """
+    with tf.init_scope(), recording():
+        yield
+
+
+def record_call(
+    results: Sequence[Tensor],
+    variables: Sequence[Any],
+    inputs: Sequence[Tensor],
+    backward: Callable[..., Sequence[Any]],
+) -> None:
+    """Tells tapes how to differentiate results that they have not seen being computed.
+
+    As `tf.custom_gradient`, but with the variables themselves as arguments: they need not be
+    read, which a variable of another process cannot be.
+
+    Args:
+        results: Tensors that were made while no tape recorded.
+        variables: `tf.Variable`s that they depend on.
+        inputs: Tensors that they depend on.
+        backward: Takes the gradient of each result, gives that of each variable and input.
+    """
+    for variable in variables:
+        tape.variable_accessed(variable)
+    arguments = [*(variable.handle for variable in variables), *inputs]
+    record.record_operation("OpensmpCall", list(results), arguments, backward)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Lets tapes record inside of `stop_recording`, as the code of a function traced there may."""
+    stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
+    if stopped:
+        pywrap_tfe.TFE_Py_TapeSetRestartOnThread()
+    try:
+        yield
+    finally:
+        if stopped:
+            pywrap_tfe.TFE_Py_TapeSetStopOnThread()

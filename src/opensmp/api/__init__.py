@@ -1,0 +1,1 @@
+"""What users see: the names that `opensmp` hands out."""

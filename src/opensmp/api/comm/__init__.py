@@ -1,0 +1,1 @@
+"""Tensors and objects of several ranks."""

@@ -1,0 +1,1 @@
+"""Decorators for functions that make a model or its data."""

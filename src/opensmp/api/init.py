@@ -1,0 +1,245 @@
+"""`smp.init` and `smp.shutdown`: the only way into and out of a world."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.base.message_text import shown
+from opensmp.base.strict_json import JsonFault, parse_json
+from opensmp.compiler.plan.methods.match import check_partitions
+from opensmp.compiler.plan.plan import Plan
+from opensmp.config import LAUNCHER_PREFIX, Config
+from opensmp.distributed import devices, world
+from opensmp.distributed.collectives import clipping
+from opensmp.distributed.collectives.objects import allgather_objects
+from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers, rendezvous
+from opensmp.distributed.watchdog import (
+    call_log,
+    exit_hooks,
+    monitor,
+    preemption,
+    recovery,
+    root_cause,
+)
+from opensmp.errors import AlreadyInitializedError, LaunchError
+from opensmp.execution.emission import finite_checks
+from opensmp.execution.models import hooks
+from opensmp.execution.models.shared_layers import refuse_unwrapped_models
+
+_logger = logging.getLogger("opensmp")
+
+# Facts in which processes may differ: their devices, and the paths of files.
+_LOCAL_KEYS = ("devices", "plan")
+
+
+def init(config: Mapping[str, Any] | None = None) -> None:
+    """Reads the configuration, sets up the devices of this process and joins the others.
+
+    In a process that a launcher started, such as `opensmp run`, `mpirun` or `torchrun`, it
+    returns when all processes of the run have called it.
+
+    Call it once, right after the imports and before the first TensorFlow operation, variable
+    or layer: the logical CPU devices on which partitions run cannot be made later.
+
+    Each partition gets a GPU when there are any, else a logical CPU device (`devices="cpu"`
+    asks for the latter). Without a value for `partitions` there is one per GPU, or one in
+    all; with several processes, one. Keys that are not in `config` come from the launcher's
+    flags, then from the environment: `OPENSMP_<KEY>`, then the JSON object in
+    `SM_HP_MP_PARAMETERS`.
+
+    Running on GPUs has not been tested yet.
+
+    Args:
+        config: Keys and values as listed in `opensmp.config.Config`; everything is optional.
+
+    Raises:
+        ConfigError: The configuration has faults; all of them are listed, and nothing was
+            changed.
+        PlanError: A file that `plan` names cannot be read, is broken, or is for another
+            number of partitions.
+        AlreadyInitializedError: `init` was called before, or TensorFlow was used before and
+            has too few devices.
+        LaunchError: The processes of a run do not find each other, or differ in their
+            configuration.
+
+    Example:
+        ```python
+        import opensmp as smp
+
+        smp.init({"partitions": 2, "microbatches": 4})
+        ```
+    """
+    if world.is_initialized():
+        first = world.current("smp.init").config
+        raise AlreadyInitializedError(
+            "smp.init was called a second time. Expected: one call per process. Received first: "
+            f"{first}. Remove one of the two calls, or call smp.shutdown() before the second one."
+        )
+    launch = launchers.detect(os.environ)
+    num_gpus = devices.count_gpus()
+    resolved = Config.resolve(
+        config,
+        flags=_flags(os.environ),
+        environ=os.environ,
+        default_partitions=(num_gpus or 1) if launch.size == 1 else 1,
+    )
+    _check_plans(resolved)
+    made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
+    _private.place_updates_with_variables()
+    _private.follow_accumulators()
+    if launch.size == 1:
+        _private.call_functions_by(
+            lambda function, work: root_cause.call(lambda: finite_checks.call(work), again=True)
+        )
+    refuse_unwrapped_models()
+    if resolved.horovod:
+        horovod_finder.install()
+    _private.clip_with(clipping.clipping(made.mp_group))
+    _private.agree_on_finite_with(clipping.agreement_on_finite(made.mp_group))
+    world.set_current(made)
+    _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
+
+
+def _alone(config: Config, num_gpus: int) -> world.World:
+    """The world of a process that owns all partitions."""
+    assigned = devices.assign(config, num_gpus)
+    devices.prepare(assigned)
+    return world.World(config=config, devices=assigned)
+
+
+def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.World:
+    """The world of one of several processes, which are one cluster afterwards."""
+    launchers.claim(launch, os.environ, os.getpid())
+    layout = init_markers.Layout(config.partitions, config.processes_per_replica)
+    init_markers.mark(os.environ, launch.rank, layout)
+    processes = world.replica_size(launch.size, config.partitions, config.processes_per_replica)
+    mp, dp = world.groups(launch.size, processes, config.placement_strategy)
+    mp_group = next(group for group in mp if launch.rank in group)
+    dp_group = next(group for group in dp if launch.rank in group)
+    own = world.owned(config.partitions, processes, mp_group.index(launch.rank))
+    members = cluster.joined()
+    if members is None:
+        members = cluster.meet(launch, _facts(config))
+        watch = monitor.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
+        preemption.attach(watch, launch.rank, launch.size)
+        exit_hooks.install(watch)
+        _recover(launch, watch)
+        assigned = _prepare(config, num_gpus, own, members)
+        restore_sigterm = exit_hooks.keep_sigterm()
+        cluster.start(members, nccl=any("GPU" in name for name in assigned))
+        restore_sigterm()
+        watch.answers = _private.answers
+    else:  # after smp.shutdown
+        facts = allgather_objects(_facts(config), range(launch.size), "smp.init")
+        difference = rendezvous.disagreement(dict(enumerate(facts)))
+        if difference is not None:
+            raise LaunchError(
+                f"smp.init: the processes do not agree: {difference}. Expected: the same "
+                "configuration in every process."
+            )
+        assigned = _prepare(config, num_gpus, own, members)
+    own_devices = [assigned[partition] for partition in own]
+    machines = {members.meeting.peers[rank].machine for rank in dp_group}
+    return world.World(
+        config=config,
+        devices=assigned,
+        rank=launch.rank,
+        size=launch.size,
+        local_rank=members.local_rank,
+        local_size=members.local_size,
+        mp_group=mp_group,
+        dp_group=dp_group,
+        one_core_each=devices.have_one_core_each(own_devices),
+        sums_early=len(dp_group) > 1
+        and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
+    )
+
+
+def _recover(launch: launchers.Launch, watch: monitor.Watch) -> None:
+    """Lets the ranks go on together after errors that their programs catch."""
+    made = recovery.Recovery(
+        launch.rank,
+        launch.size,
+        watch.tell,
+        call_log.waits,
+        is_consequence=exit_hooks.is_consequence,
+        interrupt=_private.interrupt_collectives,
+        renew=_private.renew_collectives,
+    )
+    watch.hear = made.hear
+    recovery.install(made)
+    _private.call_functions_by(
+        lambda function, work: made.call(
+            function,
+            lambda: root_cause.call(lambda: finite_checks.call(work), again=False),
+        )
+    )
+
+
+def _prepare(
+    config: Config, num_gpus: int, own: tuple[int, ...], members: cluster.Cluster
+) -> tuple[str, ...]:
+    """Makes the devices of the partitions that this process owns."""
+    assigned = devices.assign(config, num_gpus, own, members.local_rank, members.local_size)
+    devices.prepare([assigned[partition] for partition in own], members.local_size)
+    return assigned
+
+
+def _facts(config: Config) -> dict[str, Any]:
+    """What must be the same in all processes of a run."""
+    values = {key: value for key, value in config.to_dict().items() if key not in _LOCAL_KEYS}
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    return {**values, **versions}
+
+
+def _flags(environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """The keys that were given to the launcher as flags."""
+    variable = f"{LAUNCHER_PREFIX}FLAGS"
+    text = environ.get(variable, "")
+    if not text:
+        return None
+    try:
+        given = parse_json(text)
+        if not isinstance(given, dict):
+            raise JsonFault("it is no JSON object")
+    except JsonFault as error:
+        raise LaunchError(
+            f"{variable} is what `opensmp run` tells its ranks; it cannot be read: {error}. "
+            f"Expected: a JSON object. Received: {shown(text)}. Remove the variable from the "
+            "environment, or start the script with `opensmp run`."
+        ) from None
+    return given
+
+
+def shutdown() -> None:
+    """Forgets the configuration, so that `smp.init` can be called again.
+
+    Devices stay: TensorFlow cannot remove them, nor make more once it has run an operation.
+    The next `smp.init` can therefore have at most as many partitions as there are devices.
+    Models made before are partitioned again when they are called next; post-partition hooks
+    that have not run are forgotten. Without a configuration nothing happens.
+
+    Example:
+        ```python
+        smp.init({"partitions": 4})
+        smp.shutdown()
+        smp.init({"partitions": 2, "microbatches": 8})
+        ```
+    """
+    world.clear()
+    hooks.clear()
+
+
+def _check_plans(config: Config) -> None:
+    """Reads the plans that the configuration names, so that a fault shows at once."""
+    named = dict(config.plan) if isinstance(config.plan, tuple) else {"": config.plan}
+    for path in named.values():
+        if path is not None:
+            check_partitions(Plan.load(path), config.partitions)

@@ -1,0 +1,142 @@
+"""Which partition, and which device, each layer of a model is on: the end of `model.summary()`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from opensmp.compiler.plan.plan import Plan
+from opensmp.distributed.world import World
+
+_AGAIN = re.compile(r"#\d+(?=/|$)")
+_NO_PARTS: Mapping[int, Plan] = MappingProxyType({})
+
+
+class LayerPlace(NamedTuple):
+    """Where a layer is.
+
+    Attributes:
+        name: Its name, with a mark for each model around it.
+        partitions: The partitions that have a part of it; none if it does nothing.
+    """
+
+    name: str
+    partitions: tuple[int, ...]
+
+
+def partitions_text(
+    model: Any,
+    plan: Plan | None,
+    world: World,
+    expand_nested: bool = False,
+    layer_range: Sequence[str] | None = None,
+    parts: Mapping[int, Plan] = _NO_PARTS,
+) -> str:
+    """The layers of a model with their partitions and devices, as text.
+
+    Args:
+        model: The model.
+        plan: Its plan; None if it has not been called.
+        world: The devices of the partitions, and whose they are.
+        expand_nested: Whether to show the layers of models in the model.
+        layer_range: Regular expressions of the names of the first and the last layer to show.
+        parts: Id to plan of layers that have been called by themselves.
+
+    Example:
+        ```python
+        print(partitions_text(model, model.plan, world))
+        ```
+    """
+    number = world.config.partitions
+    if plan is None and not parts:
+        return (
+            f" Partitions: {number}. Which layer is in which is not known yet: that is decided "
+            "from a first batch, by `fit`, in an smp.step function, or by calling the model."
+        )
+    places = list(layer_places(model, plan, expand_nested, layer_range, parts))
+    rows = [("Layer", "Partition", "Device")]
+    for place in places:
+        partitions = ", ".join(map(str, place.partitions)) or "-"
+        devices = ", ".join(_device(world, p) for p in place.partitions) or "-"
+        rows.append((place.name, partitions, devices))
+    name_width, number_width = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [f" {a:<{name_width}}  {b:<{number_width}}  {c}" for a, b, c in rows]
+    return "\n".join([f" Partitions: {number}", *lines])
+
+
+def layer_places(
+    model: Any,
+    plan: Plan | None,
+    expand_nested: bool = False,
+    layer_range: Sequence[str] | None = None,
+    parts: Mapping[int, Plan] = _NO_PARTS,
+) -> Iterator[LayerPlace]:
+    """The partitions of each layer, in the order in which `model.layers` has them.
+
+    Args:
+        model: The model.
+        plan: Its plan; None if it has not been called.
+        expand_nested: Whether to go into models in the model.
+        layer_range: As `partitions_text`.
+        parts: As `partitions_text`.
+    """
+    layers = list(model.layers)
+    if layer_range is not None:
+        first, last = layer_range
+        lower = [i for i, layer in enumerate(layers) if re.match(first, layer.name)]
+        upper = [i for i, layer in enumerate(layers) if re.match(last, layer.name)]
+        begin, end = min(lower), max(upper)
+        if begin > end:
+            begin, end = min(upper), max(lower)
+        layers = layers[begin : end + 1]
+    known = () if plan is None else ((plan, ()),)
+    yield from _places(layers, known, 0, expand_nested, parts)
+
+
+def _places(
+    layers: Iterable[Any],
+    around: Sequence[tuple[Plan, tuple[str, ...]]],
+    depth: int,
+    expand_nested: bool,
+    parts: Mapping[int, Plan],
+) -> Iterator[LayerPlace]:
+    """Places of layers, and of those in them.
+
+    Args:
+        layers: The layers.
+        around: Pairs of a plan that may know them, and where it has what they are in.
+        depth: Number of models around them.
+        expand_nested: As `partitions_text`.
+        parts: As `partitions_text`.
+    """
+    for layer in layers:
+        known = [(plan, (*path, layer.name)) for plan, path in around]
+        if id(layer) in parts:
+            known.append((parts[id(layer)], ()))
+        found = {p for plan, path in known for p in _partitions_below(plan, "/".join(path))}
+        mark = "   " * depth + "└ " if depth else ""
+        yield LayerPlace(mark + layer.name, tuple(sorted(found)))
+        inside = getattr(layer, "layers", None)
+        if expand_nested and inside:
+            yield from _places(inside, known, depth + 1, expand_nested, parts)
+
+
+def _partitions_below(plan: Plan, label: str) -> set[int]:
+    """Partitions of all calls of a layer, and of the layers in it; of all layers without one."""
+    found: set[int] = set()
+    for call in plan.calls:
+        name = _AGAIN.sub("", call.label)
+        if not label or name == label or name.startswith(f"{label}/"):
+            found.update(plan.partition_of[op] for op in call.operations)
+    return found
+
+
+def _device(world: World, partition: int) -> str:
+    device = world.devices[partition]
+    here = device.rpartition("device:")[2] or device
+    if world.size == 1:
+        return here
+    rank = world.mp_group[world.owner(partition)]
+    return f"rank {rank} {here}" if partition in world.my_partitions else f"rank {rank}"

@@ -1,0 +1,84 @@
+"""All public names, which `opensmp` hands out; importing them brings TensorFlow."""
+
+from __future__ import annotations
+
+from opensmp.base.requirements import require_tensorflow
+
+require_tensorflow()
+
+from opensmp.api.comm import gradient_norms as _gradient_norms  # noqa: E402 - registers itself
+from opensmp.api.comm.collectives import allreduce, broadcast_variables, clip_by_global_norm  # noqa: E402
+from opensmp.api.comm.communication import (  # noqa: E402
+    allgather,
+    barrier,
+    broadcast,
+    dp_barrier,
+    mp_barrier,
+    recv_from,
+    send,
+)
+from opensmp.api.decorators.dataset import distributed_dataset  # noqa: E402
+from opensmp.api.decorators.pretrained import pretrained_weights  # noqa: E402
+from opensmp.api.decorators.scope import scope  # noqa: E402
+from opensmp.api.init import init, shutdown  # noqa: E402
+from opensmp.api.io import load_model, save_model  # noqa: E402
+from opensmp.api.model.local_variables import local_variables  # noqa: E402
+from opensmp.api.model.model import DistributedModel  # noqa: E402
+from opensmp.api.model.model_parts import as_part as _as_part  # noqa: E402
+from opensmp.api.partition import partition  # noqa: E402
+from opensmp.api.sharding import shard  # noqa: E402
+from opensmp.api.step.step import step  # noqa: E402
+from opensmp.api.step.step_output import StepOutput  # noqa: E402
+from opensmp.api.timeline.record import record_timeline  # noqa: E402
+from opensmp.api.timeline.timeline import Timeline  # noqa: E402
+from opensmp.compiler.plan.plan import Plan  # noqa: E402
+from opensmp.config import Config  # noqa: E402
+from opensmp.distributed.world import (  # noqa: E402
+    DP_GROUP,
+    MP_GROUP,
+    PP_GROUP,
+    RDP_GROUP,
+    TP_GROUP,
+    WORLD,
+    CommGroup,
+    RankType,
+    dp_rank,
+    dp_size,
+    get_dp_group,
+    get_mp_group,
+    is_initialized,
+    local_rank,
+    local_size,
+    mp_rank,
+    mp_size,
+    pp_rank,
+    pp_size,
+    rank,
+    rdp_rank,
+    rdp_size,
+    size,
+    tp_rank,
+    tp_size,
+)
+from opensmp.errors import (  # noqa: E402
+    AlreadyInitializedError,
+    CheckpointError,
+    CommunicationError,
+    ConfigError,
+    LaunchError,
+    NonFiniteError,
+    NotInitializedError,
+    PartitionError,
+    PlanError,
+    SavingError,
+    ScheduleError,
+    SmpError,
+    StepError,
+    TraceError,
+)
+from opensmp.execution.models.hooks import register_post_partition_hook  # noqa: E402
+from opensmp.saving.checkpoint.manager import CheckpointManager  # noqa: E402
+from opensmp.saving.models.saved_model_layer import SavedModelLayer  # noqa: E402
+from opensmp.training.callbacks.callbacks import OnRankZero  # noqa: E402
+from opensmp.training.callbacks.check_finite import CheckFinite  # noqa: E402
+from opensmp.training.resume.preemption import CheckpointOnPreemption, checkpoint_on_preemption  # noqa: E402

@@ -1,0 +1,308 @@
+"""What a step returns for one tensor: its value in every microbatch."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.compiler.lowering.sparse_gradients import side_by_side
+from opensmp.errors import StepError
+from opensmp.execution.multi_process.remote_gradient import Elsewhere
+from opensmp.execution.multi_process.remote_values import known
+from opensmp.execution.unreduced import Unreduced
+
+Tensor = Any
+
+_METHODS = ("variable", "add_n", "accumulate_n")
+
+
+class StepOutput(Unreduced):
+    """One returned tensor of an `smp.step` function, for all microbatches.
+
+    It passes through `tf.function` and `tf.nest` like a list of its tensors. Given to
+    another step as an argument it is split into its microbatches again.
+
+    It is no tensor: arithmetic, comparison, `float`, `bool`, a format such as `.3f`, NumPy,
+    TensorFlow, metrics and optimizers raise a `StepError` that names the method to call first,
+    also where there is one microbatch only. `print`, `len`, iteration and an index, over the
+    microbatches, work.
+
+    Args:
+        outputs: The tensor of each microbatch, in order; `tf.Tensor`,
+            `tf.IndexedSlices`, `tf.RaggedTensor` or `tf.SparseTensor`.
+        device: Device on which to reduce them; where they were computed if None.
+        terms: Fewer tensors with the same sum, computed for several microbatches at once; none
+            where there is nothing but the outputs.
+
+    Example:
+        ```python
+        gradients, loss, predictions = forward_backward(images, labels)
+        gradients = [g.accumulate() for g in gradients]
+        loss = loss.reduce_mean()
+        predictions = predictions.merge()
+        ```
+    """
+
+    def __init__(
+        self, outputs: Sequence[Tensor], device: str | None = None, terms: Sequence[Tensor] = ()
+    ) -> None:
+        self._outputs = list(outputs)
+        self._device = device
+        self._terms = list(terms)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The tensor of each microbatch."""
+        return known(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+    def __iter__(self) -> Any:
+        return iter(self.outputs)
+
+    def __getitem__(self, microbatch: int | slice) -> Tensor:
+        return self.outputs[self._smp_position(microbatch)]
+
+    def __repr__(self) -> str:
+        count, first = len(self._outputs), self._outputs[0]
+        if not hasattr(first, "dtype"):  # what tf.nest has put in place of the tensors
+            return f"StepOutput({self._outputs!r})"
+        return (
+            f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
+            f"dtype={tf.as_dtype(first.dtype).name})"
+        )
+
+    def _smp_mend(self) -> str:
+        first = self._outputs[0]
+        if isinstance(first, tf.Tensor) and first.shape.rank == 0:
+            return "call `reduce_mean()` on it first, as in `loss = loss.reduce_mean()`"
+        return (
+            "call a method of it first, `accumulate()` where it is a gradient, as in "
+            "`gradients = [g.accumulate() for g in gradients]`, `reduce_mean()` where it is a "
+            "mean, such as a loss, `merge()` where it has the rows of the batch"
+        )
+
+    def reduce_mean(self) -> Tensor:
+        """The mean over microbatches, elementwise; same shape as one output.
+
+        Integers give a floating-point mean.
+
+        Raises:
+            StepError: if the outputs have different shapes, or values without a mean.
+        """
+        self._check_addable("reduce_mean", "mean")
+        with self._on_device():
+            return _known(_divide(self._sum(_running_sum), len(self._outputs)))
+
+    def reduce_sum(self) -> Tensor:
+        """The sum over microbatches, elementwise; same shape and dtype as one output.
+
+        Raises:
+            StepError: if the outputs have different shapes, or values without a sum.
+        """
+        self._check_addable("reduce_sum", "sum")
+        with self._on_device():
+            return _known(self._sum(_running_sum))
+
+    def concat(self, axis: int = 0) -> Tensor:
+        """The outputs side by side along `axis`; scalars become a vector."""
+        first = self._outputs[0]
+        with self._on_device():
+            if isinstance(first, tf.SparseTensor):
+                return tf.sparse.concat(axis, self._outputs)
+            dense = [_dense(t) for t in self.outputs]
+            if not isinstance(first, tf.RaggedTensor) and dense[0].shape.rank == 0:
+                return tf.stack(dense)
+            return tf.concat(dense, axis)
+
+    def merge(self) -> Tensor:
+        """The output for the whole batch: the microbatches' along the batch axis."""
+        return self.concat(0)
+
+    def stack(self) -> Tensor:
+        """The outputs along a new first axis of length `microbatches`.
+
+        Raises:
+            StepError: if the outputs have different shapes.
+        """
+        self._check_same_shape("stack")
+        with self._on_device():
+            return tf.stack([_dense(t) for t in self.outputs])
+
+    def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
+        """The mean over microbatches without holding all outputs at once.
+
+        Args:
+            method: "variable" adds one microbatch after the other; "add_n" and
+                "accumulate_n" use the TensorFlow operations of these names.
+            var: A variable of the outputs' shape and dtype to accumulate in; it holds
+                the mean afterwards. With method "variable" only.
+
+        Raises:
+            StepError: if the method is unknown, or the variable does not fit.
+        """
+        self._check_accumulate(method, var)
+        self._check_addable("accumulate", "mean")
+        with self._on_device():
+            if var is not None:
+                first, *rest = self._terms or self._outputs
+                var.assign(_dense(first))
+                for tensor in rest:
+                    var.assign_add(_dense(tensor))
+                var.assign(tf.convert_to_tensor(var) / len(self._outputs))
+                return tf.convert_to_tensor(var)
+            how = {"variable": _running_sum, "add_n": tf.add_n, "accumulate_n": _accumulate_n}
+            return _known(_divide(self._sum(how[method]), len(self._outputs)))
+
+    def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
+        terms = self._terms or self._outputs
+        first = terms[0]
+        if isinstance(first, Elsewhere):
+            return first
+        if isinstance(first, tf.IndexedSlices):
+            return side_by_side(terms)
+        if isinstance(first, tf.SparseTensor):
+            return reduce(tf.sparse.add, terms)
+        return how(terms)
+
+    def _on_device(self) -> contextlib.AbstractContextManager[Any]:
+        return tf.device(self._device) if self._device else contextlib.nullcontext()
+
+    def _check_addable(self, method: str, what: str) -> None:
+        dtype = self._outputs[0].dtype
+        if dtype in (tf.bool, tf.string):
+            raise StepError(
+                f"StepOutput.{method}: a {what} of {dtype.name} values is not defined; use concat, "
+                "merge or stack, or cast the values in the step function."
+            )
+        self._check_same_shape(method)
+
+    def _check_same_shape(self, method: str) -> None:
+        first, *rest = [t.shape for t in self._outputs]
+        other = next((shape for shape in rest if not shape.is_compatible_with(first)), None)
+        if other is not None and not isinstance(self._outputs[0], tf.RaggedTensor):
+            raise StepError(
+                f"StepOutput.{method}: the microbatches' outputs must have one shape, received "
+                f"{first} and {other}. Put them side by side with merge(), or reduce each of them "
+                "in the step function."
+            )
+
+    def smp_slice(self, num_mb: int, mb: int, axis: int) -> Tensor:
+        """Output number `mb`: another step that is given this one splits it back.
+
+        Args:
+            num_mb: Number of microbatches; as many as there are outputs.
+            mb: Number of the microbatch.
+            axis: Of no use here.
+
+        Raises:
+            StepError: if there is another number of outputs.
+        """
+        if num_mb != len(self._outputs):
+            raise StepError(
+                f"A StepOutput of {len(self._outputs)} microbatches was given to an smp.step "
+                f"function, but the step has {num_mb}. Give it the whole batch, merge()."
+            )
+        return self._outputs[mb]
+
+    def _check_accumulate(self, method: str, var: Any) -> None:
+        if method not in _METHODS:
+            raise StepError(
+                f"StepOutput.accumulate: method={method!r} is unknown; accepted: "
+                f"{', '.join(map(repr, _METHODS))}."
+            )
+        if var is None:
+            return
+        first = self._outputs[0]
+        if method != "variable":
+            raise StepError(
+                f"StepOutput.accumulate: var can be used with method='variable' only, received "
+                f"method={method!r}."
+            )
+        dtype = tf.as_dtype(var.dtype)
+        if not var.shape.is_compatible_with(first.shape) or dtype != first.dtype:
+            raise StepError(
+                f"StepOutput.accumulate: var must have shape {first.shape} and dtype "
+                f"{first.dtype.name} like the outputs, received shape {var.shape} and dtype "
+                f"{dtype.name}."
+            )
+        if not dtype.is_floating:
+            raise StepError(
+                f"StepOutput.accumulate: the mean needs a floating-point var, received "
+                f"{dtype.name}."
+            )
+
+    # tf.nest and tf.function take a StepOutput apart and put it together with these.
+
+    # The terms stay behind: what is made of each tensor need not have the sum of what is made of
+    # the terms.
+
+    def __tf_flatten__(self) -> tuple[tuple[str | None], tuple[Tensor, ...]]:
+        return (self._device,), tuple(self._outputs)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: tuple[str | None], leaves: Sequence[Tensor]) -> StepOutput:
+        return cls(leaves, metadata[0])
+
+
+class Returned(StepOutput):
+    """A `StepOutput` on its way out of the step's own function, where it keeps its terms.
+
+    The caller gets a `StepOutput`.
+    """
+
+    def __tf_flatten__(self) -> tuple[Any, tuple[Tensor, ...]]:
+        return (self._device, len(self._outputs)), (*self._outputs, *self._terms)
+
+    @classmethod
+    def __tf_unflatten__(cls, metadata: Any, leaves: Sequence[Tensor]) -> StepOutput:
+        device, count = metadata
+        is_inside = tf.compat.v1.get_default_graph() in _step_graphs
+        return (cls if is_inside else StepOutput)(leaves[:count], device, leaves[count:])
+
+
+_step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def returns_terms(graph: Any) -> None:
+    """Tells that a graph is that of a step, whose outputs are `Returned`."""
+    _step_graphs.add(graph)
+
+
+def _known(value: Tensor) -> Tensor:
+    """A result that can be computed with also where another process has it."""
+    return known([value])[0]
+
+
+def _running_sum(tensors: list[Tensor]) -> Tensor:
+    return reduce(lambda total, tensor: total + tensor, tensors)
+
+
+def _accumulate_n(tensors: list[Tensor]) -> Tensor:
+    return tf.math.accumulate_n(tensors)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, tf.IndexedSlices):
+        return tf.convert_to_tensor(tensor)
+    if isinstance(tensor, tf.SparseTensor):
+        return tf.sparse.to_dense(tensor)
+    return tensor
+
+
+def _divide(total: Tensor, count: int) -> Tensor:
+    if count == 1 and total.dtype.is_floating:
+        return total  # a division by one would still pass over all of a gradient
+    if isinstance(total, Elsewhere):
+        return total
+    if isinstance(total, tf.IndexedSlices):
+        return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
+    if isinstance(total, tf.SparseTensor):
+        return total / count
+    return total / count

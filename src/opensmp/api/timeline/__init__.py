@@ -1,0 +1,1 @@
+"""`smp.record_timeline`: what a step did, measured."""

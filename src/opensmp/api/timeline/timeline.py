@@ -1,0 +1,262 @@
+"""A timeline: when each action of a step ran, measured; and what follows from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from opensmp.api.timeline.gantt import gantt
+from opensmp.compiler.schedule.actions import Action
+
+_CATEGORIES = {"F": "forward", "B": "backward", "W": "weight gradient", "R": "recomputation"}
+
+
+class Event(NamedTuple):
+    """One run of one action.
+
+    Attributes:
+        step: Index of the step in its timeline, from 0.
+        action: What was done.
+        partition: Where; each partition runs one action at a time.
+        device: The partition's device, such as `"/device:CPU:1"`.
+        start_seconds: When its inputs were there and the partition was free, in seconds
+            since the first event of the timeline.
+        end_seconds: When its results were there.
+    """
+
+    step: int
+    action: Action
+    partition: int
+    device: str
+    start_seconds: float
+    end_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.end_seconds - self.start_seconds
+
+
+@dataclass(frozen=True)
+class StepTimeline:
+    """The timeline of one run of a step. `print` draws it.
+
+    Attributes:
+        index: Number of the run in the recording, from 0.
+        name: Name of the step's function.
+        devices: Device of each partition; empty for partitions of other processes, which are
+            not measured here.
+        events: One per action of the step's schedule, by start.
+    """
+
+    index: int
+    name: str
+    devices: tuple[str, ...]
+    events: tuple[Event, ...]
+
+    @property
+    def start_seconds(self) -> float:
+        """When the first action started."""
+        return min((event.start_seconds for event in self.events), default=0.0)
+
+    @property
+    def end_seconds(self) -> float:
+        """When the last action ended."""
+        return max((event.end_seconds for event in self.events), default=0.0)
+
+    @property
+    def makespan_seconds(self) -> float:
+        """Time from the start of the first action to the end of the last."""
+        return self.end_seconds - self.start_seconds
+
+    @property
+    def busy_seconds(self) -> Mapping[str, float]:
+        """For how long each device worked, by device."""
+        return {
+            device: math.fsum(e.seconds for e in self.events if e.device == device)
+            for device in self.devices
+            if device
+        }
+
+    @property
+    def overlap_seconds(self) -> float:
+        """For how long two devices or more worked at the same time."""
+        return _overlap_seconds(self.events)
+
+    @property
+    def busy_fraction(self) -> Mapping[str, float]:
+        """Share of the makespan in which each device worked, by device."""
+        return Timeline([self]).busy_fraction
+
+    @property
+    def overlap(self) -> float:
+        """Share of the makespan in which two devices or more worked, 0 <= overlap <= 1."""
+        return Timeline([self]).overlap
+
+    @property
+    def bubble(self) -> float:
+        """Share of all devices' time in which they were idle, 0 <= bubble <= 1."""
+        return Timeline([self]).bubble
+
+    def __str__(self) -> str:
+        return gantt(self)
+
+
+class Timeline:
+    """What `smp.record_timeline` measured: a `StepTimeline` per run of a step.
+
+    Shares are over the makespans of all steps together; what passes between steps (the
+    optimizer, the next batch) is not in them. `print` draws the last step.
+
+    Args:
+        steps: The steps, in the order in which they ended.
+
+    Example:
+        ```python
+        with smp.record_timeline() as timeline:
+            train_step(images, labels)
+            train_step(images, labels)
+        print(timeline.steps[-1].bubble, timeline.busy_fraction)
+        ```
+    """
+
+    def __init__(self, steps: Iterable[StepTimeline] = ()) -> None:
+        self._steps = list(steps)
+
+    def append(self, step: StepTimeline) -> None:
+        """Adds a step at the end."""
+        self._steps.append(step)
+
+    @property
+    def steps(self) -> tuple[StepTimeline, ...]:
+        """The measured steps."""
+        return tuple(self._steps)
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The events of all steps, step by step."""
+        return tuple(event for step in self._steps for event in step.events)
+
+    @property
+    def busy_fraction(self) -> Mapping[str, float]:
+        """Share of the steps' makespans in which each device worked, by device."""
+        devices = dict.fromkeys(device for step in self._steps for device in step.busy_seconds)
+        busy = [step.busy_seconds for step in self._steps]
+        return {
+            device: _share(math.fsum(b.get(device, 0.0) for b in busy), self._makespan_seconds)
+            for device in devices
+        }
+
+    @property
+    def overlap(self) -> float:
+        """Share of the steps' makespans in which two devices or more worked."""
+        overlap = math.fsum(step.overlap_seconds for step in self._steps)
+        return _share(overlap, self._makespan_seconds)
+
+    @property
+    def bubble(self) -> float:
+        """Share of all devices' time during the steps in which they were idle."""
+        busy = math.fsum(seconds for s in self._steps for seconds in s.busy_seconds.values())
+        available = math.fsum(sum(map(bool, s.devices)) * s.makespan_seconds for s in self._steps)
+        return _share(max(0.0, available - busy), available)
+
+    @property
+    def _makespan_seconds(self) -> float:
+        return math.fsum(step.makespan_seconds for step in self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __repr__(self) -> str:
+        return f"Timeline({len(self._steps)} steps, {len(self.events)} events)"
+
+    def __str__(self) -> str:
+        if not self._steps:
+            return "Timeline: nothing was measured"
+        drawn = gantt(self._steps[-1])
+        if len(self._steps) == 1:
+            return drawn
+        return f"{drawn}\nthe last of {len(self._steps)} steps"
+
+    def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the timeline in the format of Chrome's tracer.
+
+        Open the file at https://ui.perfetto.dev (nothing is uploaded) or chrome://tracing.
+
+        Args:
+            path: File to write, JSON by its contents; an existing one is replaced.
+
+        Example:
+            ```python
+            timeline.to_chrome_trace("timeline.json")
+            ```
+        """
+        trace = {"traceEvents": _trace_events(self._steps), "displayTimeUnit": "ms"}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(trace, file, indent=1)
+
+
+def _share(part: float, whole: float) -> float:
+    return min(1.0, part / whole) if whole else 0.0
+
+
+def _overlap_seconds(events: Iterable[Event]) -> float:
+    changes = []
+    for event in events:
+        changes += [(event.start_seconds, 1, event.device), (event.end_seconds, -1, event.device)]
+    running: dict[str, int] = {}
+    total, since = 0.0, 0.0
+    for moment, change, device in sorted(changes):
+        if sum(count > 0 for count in running.values()) >= 2:
+            total += moment - since
+        running[device] = running.get(device, 0) + change
+        since = moment
+    return total
+
+
+# The format is described in "Trace Event Format" of the Chromium project: complete events
+# ("X") with times in microseconds, named rows ("M").
+
+
+def _trace_events(steps: Sequence[StepTimeline]) -> list[dict[str, Any]]:
+    rows: dict[tuple[int, str], None] = {}
+    for step in steps:
+        rows.update(dict.fromkeys((p, device) for p, device in enumerate(step.devices) if device))
+    events: list[dict[str, Any]] = [_row(0, "steps")]
+    events += [_row(p + 1, f"partition {p} ({device})") for p, device in rows]
+    for step in steps:
+        events.append(
+            _slice(0, f"{step.name} {step.index}", "step", step.start_seconds, step.end_seconds)
+        )
+        for event in step.events:
+            action = event.action
+            slice_ = _slice(
+                event.partition + 1,
+                action.text,
+                _CATEGORIES[action.kind],
+                event.start_seconds,
+                event.end_seconds,
+            )
+            slice_["args"] = {"step": step.index, **action._asdict()}
+            events.append(slice_)
+    return events
+
+
+def _row(row: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": "thread_name", "pid": 0, "tid": row, "args": {"name": name}}
+
+
+def _slice(row: int, name: str, category: str, start: float, end: float) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": name,
+        "cat": category,
+        "pid": 0,
+        "tid": row,
+        "ts": 1e6 * start,
+        "dur": 1e6 * (end - start),
+    }

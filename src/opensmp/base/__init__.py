@@ -1,0 +1,1 @@
+"""What every room may use, with the standard library only."""

@@ -1,0 +1,121 @@
+"""What must be there before anything else of the package can be imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+from opensmp.base import versions
+
+_BACKEND_MENDING = (
+    "Set it before Keras is imported for the first time: `KERAS_BACKEND=tensorflow` in the "
+    'environment, or `os.environ["KERAS_BACKEND"] = "tensorflow"` as the first line of the '
+    'script; or write "backend": "tensorflow" into ~/.keras/keras.json.'
+)
+
+
+def require_installed() -> None:
+    """Checks what can be known of TensorFlow and Keras without importing them.
+
+    Raises:
+        ImportError: TensorFlow or Keras is missing or too old, or the environment asks for
+            another backend or for Keras 2. The message says how to mend it.
+
+    Example:
+        ```python
+        require_installed()
+        ```
+    """
+    # TensorFlow reads this variable in the same way.
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    if legacy in ("1", "true", "True"):
+        raise ImportError(
+            f"opensmp needs Keras 3, but TF_USE_LEGACY_KERAS={legacy} makes tf.keras Keras 2. "
+            "Remove the variable from the environment before TensorFlow is imported. A model that "
+            'tf_keras has saved by model.save("old.h5") is taken to Keras 3, weights and all, by '
+            'keras.models.load_model("old.h5", compile=False).'
+        )
+    # Asked before the import: importing Keras with a backend that is not installed fails with
+    # a message about that backend, which does not help here.
+    asked = os.environ.get("KERAS_BACKEND")
+    if "keras" not in sys.modules and asked and asked != "tensorflow":
+        raise ImportError(_wrong_backend(f"KERAS_BACKEND={asked}"))
+    found = {package: _installed(package) for package in versions.OLDEST}
+    too_old = versions.too_old(found)
+    if too_old is not None:
+        raise ImportError(too_old)
+
+
+def require_tensorflow() -> None:
+    """Imports TensorFlow, and checks that Keras 3 runs on it.
+
+    Raises:
+        ImportError: As `require_installed`; or TensorFlow cannot be imported, Keras is not
+            Keras 3, or it uses another backend. The message says how to mend it.
+
+    Example:
+        ```python
+        require_tensorflow()
+        import tensorflow as tf
+        ```
+    """
+    require_installed()
+    try:
+        import tensorflow  # noqa: F401, I001  # imports Keras itself, so that either may be missing
+        import keras
+    except ImportError as error:
+        raise ImportError(_not_importable(error)) from error
+    # Of what was built from source, or copied, there may be no metadata to ask before.
+    too_old = versions.too_old({name: _loaded(name) for name in versions.OLDEST})
+    if too_old is not None:
+        raise ImportError(too_old)
+    if keras.backend.backend() != "tensorflow":
+        raise ImportError(_wrong_backend(f"Keras uses the backend {keras.backend.backend()!r}"))
+
+
+def _installed(package: str) -> dict[str, str]:
+    """The version that is said of a package, by distribution; what is loaded counts itself."""
+    if package in sys.modules:
+        return _loaded(package)
+    try:
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    except ImportError as error:
+        raise ImportError(_not_importable(error)) from error
+    if spec.origin is None:
+        return {}
+    return versions.installed(package, Path(spec.origin).parent.parent)
+
+
+def _loaded(package: str) -> dict[str, str]:
+    """The version of a package that is imported, under the name that it was installed by."""
+    module = sys.modules[package]
+    version = getattr(module, "__version__", None)  # none yet if its import is under way
+    origin = getattr(module, "__file__", None)
+    if not isinstance(version, str):
+        return {}
+    names = versions.installed(package, Path(origin).parent.parent) if origin else {}
+    return {next(iter(names), package): version}
+
+
+def _not_importable(error: ImportError) -> str:
+    missing = (error.name or "").partition(".")[0]
+    if missing in ("jax", "jaxlib", "torch", "openvino"):
+        return _wrong_backend(f"Keras was told to use another one ({error})")
+    if missing == "keras":
+        return (
+            f"opensmp needs Keras 3, which could not be imported ({error}). Install it with: "
+            f'pip install "keras>={versions.oldest("keras")}".'
+        )
+    return (
+        f"opensmp needs TensorFlow, which could not be imported ({error}). Install it with one "
+        'of: pip install "opensmp[cpu]" for machines without a GPU, or '
+        'pip install "opensmp[gpu]" for NVIDIA GPUs.'
+    )
+
+
+def _wrong_backend(received: str) -> str:
+    return f"opensmp needs Keras on the backend 'tensorflow', but {received}. {_BACKEND_MENDING}"

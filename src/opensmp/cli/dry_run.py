@@ -1,0 +1,148 @@
+"""Dry run: a model built and traced without memory for a single variable."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.trace.trace import TracedGraph, trace
+from opensmp.errors import PlanError
+
+Nest = Any
+
+
+def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> keras.Model:
+    """Calls a factory so that the variables of the model it makes get no memory.
+
+    Args:
+        build: Returns a Keras model.
+        arguments: Keyword arguments for it.
+        name: What the user calls it, for messages.
+
+    Raises:
+        PlanError: If it needs other arguments, fails, returns no Keras model, or makes
+            variables that cannot wait for their memory.
+
+    Example:
+        ```python
+        model = build_model(keras.applications.ResNet50, {"weights": None}, "ResNet50")
+        ```
+    """
+    _check_arguments(build, arguments, name)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            model = build(**arguments)
+    except Exception as error:
+        if _private.is_variable_creation_error(error):
+            raise PlanError(_cannot_wait(f"'{name}'")) from error
+        raise PlanError(
+            f"'{name}' failed while it made the model: {type(error).__name__}: {error}. A dry run "
+            "calls it as it is: no weights can be loaded and no data read in it; pass what turns "
+            "that off, such as --arg weights=null."
+        ) from error
+    finally:
+        # Keras keeps a list of variables that wait for memory, and any layer that is called
+        # later would give it to all of them.
+        _private.take_pending_variables()
+    return checked_model(model, name)
+
+
+def checked_model(model: Any, name: str) -> keras.Model:
+    """The model, if it is one.
+
+    Raises:
+        PlanError: If it is something else.
+    """
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__name__}"
+        raise PlanError(
+            f"'{name}' gave a value of type {kind}. Expected: a keras.Model. Name a function that "
+            "returns one, or a class that is one."
+        )
+    return model
+
+
+def _check_arguments(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> None:
+    try:
+        signature = inspect.signature(build)
+    except (TypeError, ValueError):
+        return  # a builtin does not tell; calling it will
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        required = [
+            p.name
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        missing = [parameter for parameter in required if parameter not in arguments]
+        mend = " ".join(f"--arg {parameter}=..." for parameter in missing) or "other --arg values"
+        raise PlanError(
+            f"'{name}' cannot be called with {dict(arguments)}: {error}. Its parameters are "
+            f"{signature}. Add {mend}, or name a function without parameters that calls it."
+        ) from error
+
+
+def symbolic_inputs(model: keras.Model) -> Nest | None:
+    """What a Functional or Sequential model says of its inputs, as a nest of Keras tensors.
+
+    Args:
+        model: Any Keras model.
+
+    Returns:
+        None if the model does not know before it is called.
+    """
+    try:
+        return model.input
+    except (AttributeError, ValueError):
+        inputs = getattr(model, "inputs", None)
+        return inputs[0] if inputs and len(inputs) == 1 else inputs
+
+
+def dry_trace(model: keras.Model, inputs: Nest, **kwargs: Any) -> TracedGraph:
+    """Traces a call of a model, built or not, without memory for inputs or variables.
+
+    Args:
+        model: The model.
+        inputs: Its first argument as a nest of `tf.TensorSpec`s, of one microbatch.
+        **kwargs: Further arguments of the call, such as `training=True`.
+
+    Raises:
+        PlanError: If the model makes variables that cannot wait for their memory, or cannot
+            be called with such inputs.
+        TraceError: If it does something that one graph cannot express.
+
+    Example:
+        ```python
+        traced = dry_trace(model, tf.TensorSpec([4, 224, 224, 3]), training=True)
+        ```
+    """
+    with _private.new_graph("dry_run").as_default():
+        placeholders = tf.nest.map_structure(
+            lambda spec: tf.compat.v1.placeholder(spec.dtype, spec.shape), inputs
+        )
+    try:
+        return trace(model, (placeholders,), kwargs, name=model.name)
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+        _private.take_pending_variables()
+        if _private.is_variable_creation_error(error):
+            raise PlanError(_cannot_wait(f"Model '{model.name}'")) from error
+        shown = tf.nest.map_structure(lambda spec: f"{spec.dtype.name}{spec.shape}", inputs)
+        raise PlanError(
+            f"Model '{model.name}' cannot be called with one input {shown}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _cannot_wait(what: str) -> str:
+    return (
+        f"{what} makes variables that have a value from the start and so cannot wait for their "
+        "memory: an optimizer, compile(), keras.Variable([1.0, 2.0]), or a layer without a build "
+        "method that makes its weights when it is called. Take them out of what the dry run "
+        "calls, or add --allocate to give all variables their memory."
+    )

@@ -1,0 +1,421 @@
+"""The local processes of one run: started together, watched, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from opensmp.cli.guardian import Guardian
+from opensmp.config import LAUNCHER_PREFIX
+from opensmp.distributed.watchdog.deadlock import listed
+from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
+
+GRACE_SECONDS = 20.0
+"""How long ranks may go on after a signal, unless the user says otherwise."""
+
+_POLL_SECONDS = 0.05
+_LEFT_SECONDS = 1.0
+_FAILED_SECONDS = 2.0  # for ranks to end by themselves when one has failed
+_TERM_SECONDS = 1.0
+_DRAIN_SECONDS = 2.0
+_TAIL_LINES = 40
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What TensorFlow tells of itself in every process, and nobody looks for at the end of one.
+_NOISE = re.compile(
+    r"WARNING: All log messages before absl|To enable the following instructions|"
+    r"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
+)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0 if all ranks ended with it, also after a signal; or the exit code of the rank
+            that failed first; 128 + n if signal n ended it, be it the rank or, forwarded, all.
+        failed_rank: The rank that failed first; None if none did.
+        signal: The signal that the launcher received; None if it received none.
+        seconds: How long the ranks ran.
+        lost: Ranks that SIGKILL ended before the launcher ended any, and the first that failed if
+            it was by another signal that asks for nothing, such as SIGBUS.
+    """
+
+    exit_code: int
+    failed_rank: int | None
+    signal: int | None
+    seconds: float
+    lost: tuple[int, ...] = ()
+
+
+@dataclass
+class _Rank:
+    """One process and what it printed last."""
+
+    number: int
+    process: subprocess.Popen[bytes]
+    tails: dict[str, deque[str]] = field(
+        default_factory=lambda: {
+            "stdout": deque(maxlen=_TAIL_LINES),
+            "stderr": deque(maxlen=_TAIL_LINES),
+        }
+    )
+    partial: dict[str, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+    log: IO[bytes] | None = None
+    code: int | None = None
+    ended: float = 0.0
+
+
+class Ranks:
+    """Starts a command once per rank and waits for all of them.
+
+    Args:
+        command: What each rank runs.
+        environments: The environment of each rank.
+        shown: Ranks whose output is shown.
+        log_directory: Where the whole output of each rank is written; None for nowhere.
+        appends: Whether what is written there already stays.
+        cores: The cores of each rank; None to leave that to the system.
+        has_left: Told of ranks that have ended well, as long as others run.
+        grace_seconds: How long ranks may go on after the first signal that was forwarded to them.
+
+    Example:
+        ```python
+        outcome = Ranks([sys.executable, "train.py"], environments, shown={0}).run()
+        ```
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        shown: set[int],
+        log_directory: Path | None = None,
+        appends: bool = False,
+        cores: Sequence[set[int]] | None = None,
+        has_left: Callable[[int], None] | None = None,
+        grace_seconds: float = GRACE_SECONDS,
+    ) -> None:
+        self._command = list(command)
+        self._environments = environments
+        self._shown = shown
+        self._log_directory, self._appends = log_directory, appends
+        self._cores = cores
+        self._has_left = has_left
+        self._grace_seconds = grace_seconds
+        self._left_told = 0.0
+        self._ranks: list[_Rank] = []
+        self._selector = selectors.DefaultSelector()
+        self._received: list[int] = []
+
+    def run(self) -> Outcome:
+        """Runs all ranks to their end; when it returns, none of their processes is left."""
+        began = time.monotonic()
+        _become_subreaper()
+        guardian = Guardian(self._environments[0].get(f"{LAUNCHER_PREFIX}TOKEN"), os.environ)
+        others = _children()  # as a shell has left them that became this process
+        with self._signals():
+            try:
+                self._start(guardian)
+                failed = self._watch()
+                lost = tuple(rank.number for rank in self._ranks if _is_lost(rank, failed))
+            finally:
+                self._end_all(others)
+                guardian.dismiss()
+                self._drain_all()
+                self._selector.close()
+                for rank in self._ranks:
+                    if rank.log is not None:
+                        rank.log.close()
+        if failed is not None and not self._received:
+            self._tell(failed)
+        received = self._received[0] if self._received else None
+        code = 0 if failed is None else _shell_code(failed.code)
+        ended_well = all(rank.code == 0 for rank in self._ranks)
+        return Outcome(
+            exit_code=code if received is None or ended_well else 128 + received,
+            failed_rank=None if failed is None else failed.number,
+            signal=received,
+            seconds=time.monotonic() - began,
+            lost=lost,
+        )
+
+    # ------------------------------------------------------------------------------- start
+
+    def _start(self, guardian: Guardian) -> None:
+        for number, environment in enumerate(self._environments):
+            process = subprocess.Popen(
+                self._command,
+                env=dict(environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # so that its own children end with it
+                preexec_fn=_die_with(os.getpid()),
+            )
+            if self._cores is not None:
+                os.sched_setaffinity(process.pid, self._cores[number])
+            guardian.watch(process.pid)
+            rank = _Rank(number, process)
+            self._ranks.append(rank)
+            if self._received:  # while it was being started
+                _signal_group(rank, self._received[-1])
+            if self._log_directory is not None:
+                path = self._log_directory / f"rank-{number}.log"
+                rank.log = open(path, "ab" if self._appends else "wb", buffering=0)  # noqa: SIM115
+            for name in ("stdout", "stderr"):
+                stream = getattr(process, name)
+                os.set_blocking(stream.fileno(), False)
+                self._selector.register(stream, selectors.EVENT_READ, (rank, name))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Forwards signals to the ranks, except for hangups that are ignored, as by nohup.
+
+        At once, for the launcher itself may be blocked, as in a print to a pager. Whoever sends
+        three of them will not wait any more.
+        """
+
+        def receive(number: int, frame: Any) -> None:
+            self._received.append(number)
+            is_last = len(self._received) > 2
+            for rank in self._ranks:
+                _signal_group(rank, signal.SIGKILL if is_last else number)
+            if is_last:
+                os._exit(128 + number)
+
+        is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        numbers = [n for n in _FORWARDED if not (n == signal.SIGHUP and is_nohup)]
+        previous = {number: signal.signal(number, receive) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    # ------------------------------------------------------------------------------- watch
+
+    def _watch(self) -> _Rank | None:
+        """Until all have ended; gives the rank that failed first."""
+        failed: _Rank | None = None
+        forwarded = 0
+        deadline = None
+        while True:
+            self._drain(_POLL_SECONDS)
+            ended = [rank for rank in self._ranks if rank.code is None and self._has_ended(rank)]
+            failures = [rank for rank in ended if rank.code]
+            # Those that ended only because another one failed may be seen before that one.
+            own = [rank for rank in failures if rank.code != ENDED_BY_PEER]
+            if failed is None or (failed.code == ENDED_BY_PEER and own):
+                failed = next(iter(own or failures), failed)
+            now = time.monotonic()
+            if failures and deadline is None:
+                together = failures[0].code == PREEMPTED  # the others have saved as well
+                deadline = now + (self._grace_seconds if together else _FAILED_SECONDS)
+            if len(self._received) > forwarded:
+                number = self._received[-1]
+                _say(f"forwarding {signal.Signals(number).name} to all ranks")
+                forwarded = len(self._received)
+                # A second signal means that whoever sent it will not wait.
+                deadline = now + (self._grace_seconds if forwarded == 1 else 0)
+            self._tell_who_left(now)
+            have_ended = all(rank.code is not None for rank in self._ranks)
+            if have_ended or (deadline is not None and now > deadline):
+                return failed
+
+    def _tell_who_left(self, now: float) -> None:
+        if self._has_left is None or now < self._left_told + _LEFT_SECONDS:
+            return
+        self._left_told = now
+        left = [rank for rank in self._ranks if rank.code == 0]
+        if len(left) < len(self._ranks):
+            for rank in left:
+                self._has_left(rank.number)
+
+    def _has_ended(self, rank: _Rank) -> bool:
+        rank.code, rank.ended = rank.process.poll(), time.monotonic()
+        return rank.code is not None
+
+    def _end_all(self, others: set[int]) -> None:
+        """Ends what still runs, with all the processes that the ranks have started.
+
+        Args:
+            others: Children that are none of the ranks' doing.
+        """
+        for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
+            running = [rank for rank in self._ranks if rank.process.poll() is None]
+            for rank in running:
+                _signal_group(rank, number)
+            end = time.monotonic() + seconds
+            while running and time.monotonic() < end:
+                self._drain(_POLL_SECONDS)
+                running = [rank for rank in running if rank.process.poll() is None]
+        for rank in self._ranks:
+            _signal_group(rank, signal.SIGKILL)
+            if rank.code is None:
+                rank.code = rank.process.poll()
+        _end_orphans(others)
+
+    # ------------------------------------------------------------------------------ output
+
+    def _drain(self, seconds: float) -> None:
+        """Reads what the ranks print, waiting at most so long for it."""
+        if not self._selector.get_map():
+            time.sleep(min(seconds, _POLL_SECONDS))
+            return
+        for key, _ in self._selector.select(min(seconds, _POLL_SECONDS)):
+            rank, name = key.data
+            try:
+                data = os.read(key.fd, 1 << 16)
+            except BlockingIOError:
+                continue
+            self._log(rank, data)
+            if not data:
+                self._selector.unregister(key.fileobj)
+                key.fileobj.close()  # type: ignore[union-attr]
+                if not rank.partial[name]:
+                    continue
+                data = b"\n"
+            self._lines(rank, name, data)
+
+    def _log(self, rank: _Rank, data: bytes) -> None:
+        if rank.log is None:
+            return
+        try:
+            rank.log.write(data)
+        except OSError as error:
+            _say(f"the output of rank {rank.number} is no longer written to a file: {error}")
+            rank.log.close()
+            rank.log = None
+
+    def _drain_all(self) -> None:
+        """Reads what ranks that have ended left behind in the pipes."""
+        end = time.monotonic() + _DRAIN_SECONDS
+        while self._selector.get_map() and time.monotonic() < end:
+            self._drain(_POLL_SECONDS)
+
+    def _lines(self, rank: _Rank, name: str, data: bytes) -> None:
+        # Progress bars end their lines with a carriage return.
+        *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
+        if lines:
+            lines[0] = b"".join([*rank.partial[name], lines[0]])
+            rank.partial[name].clear()
+        if rest:
+            rank.partial[name].append(rest)
+        for line in lines:
+            text = line.decode(errors="replace")
+            rank.tails[name].append(text)
+            if rank.number in self._shown and text:
+                _print(f"[{rank.number}] {text}", sys.stdout if name == "stdout" else sys.stderr)
+
+    def _tell(self, failed: _Rank) -> None:
+        """The failing rank's error, after everything else."""
+        code = failed.code or 0
+        if code == PREEMPTED:
+            _say(f"rank {failed.number} ended with exit code {code}: it was asked to, start again")
+            return
+        if code == ENDED_BY_PEER:
+            how = "ended because of another rank"
+        elif code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        else:
+            how = f"failed with exit code {code}"
+        lines = [line for line in failed.tails["stderr"] if not _NOISE.match(line)]
+        lines = lines or list(failed.tails["stdout"])
+        early = [r.number for r in self._ranks if r.code == 0 and r.ended < failed.ended]
+        before = f"; {listed(early)} had ended before, with exit code 0" if early else ""
+        _say(f"rank {failed.number} {how}{before}" + ("; its last lines:" if lines else ""))
+        for line in lines:
+            _print(f"[{failed.number}] {line}", sys.stderr)
+
+
+# ---------------------------------------------------------------------------------- helpers
+
+
+def _say(text: str) -> None:
+    _print(f"opensmp run: {text}", sys.stderr)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        text = text.encode(encoding, errors="backslashreplace").decode(encoding)
+        print(text, file=stream, flush=True)
+
+
+def _shell_code(code: int | None) -> int:
+    if code is None:
+        return 1
+    return 128 - code if code < 0 else code
+
+
+def _is_lost(rank: _Rank, failed: _Rank | None) -> bool:
+    """Whether the system has taken a rank; others may crash in consequence of the first."""
+    if rank.code is None or rank.code >= 0 or -rank.code in _FORWARDED:
+        return False
+    return rank is failed or -rank.code == signal.SIGKILL
+
+
+def _signal_group(rank: _Rank, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(rank.process.pid, number)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with(parent: int) -> Any:
+    """For the child: end when the launcher ends, however that happens (Linux only)."""
+    libc = _libc() if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        if libc is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:
+                os._exit(1)
+
+    return prepare
+
+
+def _become_subreaper() -> None:
+    """Processes that outlive their rank become children of the launcher (Linux only)."""
+    if sys.platform == "linux":
+        _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _children() -> set[int]:
+    """The processes that are children of this one."""
+    children: set[int] = set()
+    for task in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children |= {int(number) for number in task.read_text().split()}
+    return children
+
+
+def _end_orphans(others: set[int]) -> None:
+    """Ends processes that ranks had started in sessions of their own, not the others."""
+    for _ in range(10):
+        children = _children() - others
+        if not children:
+            return
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(child, 0)

@@ -1,0 +1,1 @@
+"""Costs: FLOPs and bytes of the operations of a traced graph."""

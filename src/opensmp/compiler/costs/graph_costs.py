@@ -1,0 +1,366 @@
+"""What each operation of a traced graph costs, forward and backward, in FLOPs and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp import _private
+from opensmp.compiler.costs import gradient_costs, op_costs
+from opensmp.compiler.costs.gradient_flow import GradientFlow
+from opensmp.compiler.costs.op_costs import Call, Work
+from opensmp.compiler.costs.op_graph import Port, Wiring
+from opensmp.compiler.costs.residuals import Keeper
+from opensmp.compiler.trace.control_flow import LOOPS, bodies
+from opensmp.compiler.trace.shared_ops import replicated
+from opensmp.compiler.trace.trace import TracedGraph
+
+Op = Any
+Tensor = Any
+
+UNKNOWN_SIZE = 32
+"""Size that is taken for a dimension that the trace leaves open, such as the batch."""
+
+_NOT_RUN = frozenset({"Const", "Placeholder", "NoOp"})
+
+
+@dataclass(frozen=True, eq=False)
+class Costs:
+    """The costs of a traced graph, for one microbatch. Lists have one entry per operation.
+
+    Operations that no result depends on cost nothing: they do not run.
+
+    Attributes:
+        wiring: The operations and what they read.
+        flow: Where gradients flow.
+        forward: What the forward pass of each operation takes.
+        backward: What its share of the backward pass takes.
+        residual_bytes: What each operation makes and the backward pass keeps; an input of the
+            model counts for the first operation whose gradient reads it.
+        replicated: Indices of operations that belong to no partition.
+        defaulted: Types that neither TensorFlow's statistics nor a formula covers.
+
+    Example:
+        ```python
+        costs = graph_costs(traced)
+        sum(work.flops for work in costs.forward)
+        ```
+    """
+
+    wiring: Wiring
+    flow: GradientFlow
+    forward: list[Work]
+    backward: list[Work]
+    residual_bytes: NDArray[np.int64]
+    replicated: frozenset[int]
+    defaulted: tuple[str, ...]
+
+    def flops(self) -> dict[str, tuple[float, float]]:
+        """Operation name to FLOPs, forward and backward."""
+        return {
+            op.name: (forward.flops, backward.flops)
+            for op, forward, backward in zip(
+                self.wiring.operations, self.forward, self.backward, strict=True
+            )
+        }
+
+
+def trainable_placeholders(traced: TracedGraph) -> tuple[Tensor, ...]:
+    """Placeholders of the variables that training wants gradients for."""
+    updated = {id(variable) for variable, _ in traced.updates}
+    return tuple(
+        v.placeholder
+        for v in traced.variables
+        if v.variable.trainable
+        and id(v.variable) not in updated
+        and (v.placeholder.dtype.is_floating or v.placeholder.dtype.is_complex)
+    )
+
+
+def graph_costs(
+    traced: TracedGraph,
+    *,
+    required: Collection[Tensor] | None = None,
+    unknown_size: int = UNKNOWN_SIZE,
+) -> Costs:
+    """Counts FLOPs, bytes and residuals of every operation of a traced graph.
+
+    Forward FLOPs are those of TensorFlow's own op statistics where it has any, and of
+    `opensmp.compiler.costs.op_costs` elsewhere; loops, branches and calls sum over what they run.
+    The backward pass and what it keeps follow `opensmp.compiler.costs.gradient_costs`.
+
+    Args:
+        traced: The traced model.
+        required: Inputs and variables (their placeholders) whose gradients are wanted;
+            None for all trainable variables, empty for inference.
+        unknown_size: Size of dimensions that the trace leaves open.
+
+    Example:
+        ```python
+        costs = graph_costs(traced)
+        print(sum(work.flops for work in costs.forward), "FLOPs forward")
+        ```
+    """
+    wiring = Wiring.of(traced.operations, unknown_size)
+    wanted = trainable_placeholders(traced) if required is None else required
+    copied = frozenset(wiring.index[op] for op in replicated(traced))
+    state = {id(variable) for variable, _ in traced.updates}
+    leaves = {wiring.index[t.op] for t in wanted}
+    active = {wiring.index[t.op] for t in traced.inputs}
+    active |= {wiring.index[v.placeholder.op] for v in traced.variables if id(v.variable) in state}
+    constant = copied | {wiring.index[op] for op in traced.sources} - active
+    results = [_port(wiring, tensor) for tensor in traced.results]
+    loss_like = [*traced.outputs, *(t for t in traced.logits if t is not None), *traced.losses]
+    counter = _Counter(unknown_size)
+    counted = counter.count(
+        wiring,
+        leaves=leaves,
+        active=active,
+        constant=constant,
+        differentiated=[_port(wiring, tensor) for tensor in loss_like],
+        results=results,
+    )
+    for source, reader in counted.kept_sources.items():
+        counted.residual_bytes[reader] += wiring.array((source, 0)).nbytes
+    return Costs(
+        wiring,
+        counted.flow,
+        counted.forward,
+        counted.backward,
+        np.array(counted.residual_bytes, dtype=np.int64),
+        copied,
+        tuple(sorted(counter.defaulted)),
+    )
+
+
+def defaulted_types(traced: TracedGraph) -> tuple[str, ...]:
+    """Types of operations in a graph whose FLOPs are counted by the default.
+
+    Neither TensorFlow's op statistics nor `opensmp.compiler.costs.op_costs` covers these; they are
+    counted as if they were elementwise: one FLOP per element of their results.
+
+    Args:
+        traced: The traced model.
+
+    Example:
+        ```python
+        assert not defaulted_types(traced)
+        ```
+    """
+    return graph_costs(traced, required=()).defaulted
+
+
+def _port(wiring: Wiring, tensor: Tensor) -> Port:
+    return wiring.index[tensor.op], tensor.value_index
+
+
+# --- counting one graph ---------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Counted:
+    """The costs of one graph, the model's or a function's.
+
+    Attributes:
+        flow: Where gradients flow.
+        forward: Work of each operation.
+        backward: Work of each operation's gradient.
+        residual_bytes: What each operation makes and the backward pass keeps.
+        kept_sources: Placeholders whose value the backward pass reads, with a reader.
+    """
+
+    flow: GradientFlow
+    forward: list[Work]
+    backward: list[Work]
+    residual_bytes: list[int]
+    kept_sources: dict[int, int]
+
+
+class _Counter:
+    """Counts graphs and the functions that they run."""
+
+    def __init__(self, unknown_size: int) -> None:
+        self.defaulted: set[str] = set()
+        self._unknown_size = unknown_size
+        self._wirings: dict[int, Wiring] = {}
+
+    def count(
+        self,
+        wiring: Wiring,
+        *,
+        leaves: Collection[int],
+        active: Collection[int],
+        constant: Collection[int],
+        differentiated: Sequence[Port],
+        results: Sequence[Port],
+    ) -> _Counted:
+        """Counts one graph.
+
+        Args:
+            wiring: The graph.
+            leaves: Placeholders whose gradients are wanted.
+            active: Placeholders whose value differs between microbatches.
+            constant: Operations whose results nobody has to keep.
+            differentiated: Results that gradients come from.
+            results: All results.
+        """
+        size = len(wiring.operations)
+        flow = GradientFlow.of(wiring, leaves, differentiated)
+        live = _live(wiring, results)
+        keeper = Keeper(wiring, active, constant)
+        forward, backward = [Work()] * size, [Work()] * size
+        counted = _Counted(flow, forward, backward, keeper.residual_bytes, keeper.sources)
+        for i in range(size):
+            if not live[i] or wiring.types[i] in _NOT_RUN:
+                continue
+            nested = bodies(wiring.operations[i], self._unknown_size)
+            if nested is not None:
+                self._count_nested(wiring, i, nested, counted, keeper)
+                continue
+            call = _call(wiring, i)
+            counted.forward[i] = self._forward(wiring.operations[i], call)
+            if flow.wanted[i]:
+                self._count_gradient(wiring, i, call, counted, keeper)
+        for i in keeper.again():
+            counted.backward[i] = counted.backward[i] + counted.forward[i]
+        for port, readers in flow.summed(wiring).items():
+            array = wiring.array(port)  # one gradient per reader: they are added up
+            work = Work((readers - 1) * array.elements, (readers + 1) * array.nbytes, 1)
+            counted.backward[port[0]] = counted.backward[port[0]] + work
+        return counted
+
+    def _forward(self, op: Op, call: Call) -> Work:
+        shapes = ([a.shape for a in call.inputs], [a.shape for a in call.outputs])
+        found = op_costs.formula(call)
+        flops = _private.registered_flops(op, *shapes)
+        if found is None:
+            if flops is None:
+                self.defaulted.add(op.type)
+            found = op_costs.default(call)
+        flops = found[0] if flops is None else flops
+        return Work(flops, found[1], 1, op_costs.narrow_flops(call, flops))
+
+    def _count_gradient(
+        self, wiring: Wiring, i: int, call: Call, counted: _Counted, keeper: Keeper
+    ) -> None:
+        wanted = counted.flow.wanted[i]
+        forward = counted.forward[i]
+        sparse = wiring.types[wiring.inputs[i][0][0]] == "Placeholder" if call.inputs else False
+        work = gradient_costs.backward(call, wanted, forward, sparse=sparse)
+        if i in counted.flow.hidden:  # behind a custom gradient, which computes it again
+            counted.backward[i] = forward + work
+            return
+        counted.backward[i] = work
+        custom = i in counted.flow.custom  # it may read all arguments of its function
+        inputs, outputs = (wanted, ()) if custom else gradient_costs.reads(call, wanted)
+        for port in (*(wiring.inputs[i][k] for k in inputs), *((i, k) for k in outputs)):
+            keeper.keep(port, i)
+
+    def _count_nested(
+        self, wiring: Wiring, i: int, nested: Any, counted: _Counted, keeper: Keeper
+    ) -> None:
+        """Counts a loop, a branch or a call; of several branches, the largest of each cost."""
+        loop = wiring.types[i] in LOOPS
+        ports = wiring.inputs[i][nested.skip :]
+        wanted = [k - nested.skip for k in counted.flow.wanted[i] if k >= nested.skip]
+        every: list[tuple[Work, Work, int]] = []
+        for graph in nested.graphs:
+            inside = self._wiring(graph)
+            arguments = [inside.index[t.op] for t in graph.inputs[: len(ports)]]
+            results = [_port(inside, tensor) for tensor in graph.outputs]
+            results = results[: len(ports)] if loop else results
+            invariant = {
+                k
+                for k, t in enumerate(graph.outputs[: len(ports)])
+                if loop and _passed_on(t) is graph.inputs[k]
+            }
+            leaves = {arguments[k] for k in wanted}
+            if loop and leaves:
+                leaves = _carried(inside, arguments, results, leaves)
+            active = {
+                a
+                for k, a in enumerate(arguments)
+                if (loop and k not in invariant) or keeper.is_active(ports[k])
+            }
+            body = self.count(
+                inside,
+                leaves=leaves,
+                active=active - {arguments[k] for k in invariant},
+                constant=set(arguments) - active,
+                differentiated=results,
+                results=results,
+            )
+            residual = sum(body.residual_bytes)
+            for k, argument in enumerate(arguments):
+                if argument not in body.kept_sources:
+                    continue
+                if loop and k not in invariant:
+                    residual += inside.array((argument, 0)).nbytes  # of each iteration
+                else:
+                    keeper.keep(ports[k], i)
+            backward = sum(body.backward, Work()) if wanted else Work()
+            every.append((sum(body.forward, Work()), backward, residual if wanted else 0))
+        kept = max(residual for *_, residual in every) * nested.trips
+        counted.residual_bytes[i] += kept
+        counted.forward[i] = _largest([f for f, _, _ in every]) * nested.trips + Work(launches=1)
+        if wanted:  # what a loop keeps is stacked and taken apart again
+            work = _largest([b for _, b, _ in every]) * nested.trips
+            counted.backward[i] = work + Work(0.0, 2 * kept if loop else 0, 1)
+
+    def _wiring(self, graph: Any) -> Wiring:
+        if id(graph) not in self._wirings:
+            self._wirings[id(graph)] = Wiring.of(graph.get_operations(), self._unknown_size)
+        return self._wirings[id(graph)]
+
+
+def _call(wiring: Wiring, i: int) -> Call:
+    op = wiring.operations[i]
+    return Call(op.type, wiring.input_arrays(i), wiring.arrays[i], op.get_attr)
+
+
+def _live(wiring: Wiring, results: Sequence[Port]) -> bytearray:
+    """Which operations run: those that results depend on, and those with side effects."""
+    live = bytearray(len(wiring.operations))
+    for i, _ in results:
+        live[i] = 1
+    for i in range(len(live) - 1, -1, -1):
+        if live[i] or _private.is_stateful(wiring.operations[i]):
+            live[i] = 1
+            for p in wiring.producers(i):
+                live[p] = 1
+    return live
+
+
+def _passed_on(tensor: Tensor) -> Tensor:
+    while tensor.op.type == "Identity":
+        tensor = tensor.op.inputs[0]
+    return tensor
+
+
+def _carried(
+    wiring: Wiring, arguments: Sequence[int], results: Sequence[Port], leaves: set[int]
+) -> set[int]:
+    """Arguments of a loop's body that gradients flow to, from one iteration to the next."""
+    while True:
+        reached = GradientFlow.reached_from(wiring, leaves)
+        more = {
+            arguments[k]
+            for k, (i, o) in enumerate(results)
+            if reached[i] and wiring.arrays[i][o].differentiable
+        }
+        if more <= leaves:
+            return leaves
+        leaves = leaves | more
+
+
+def _largest(works: Sequence[Work]) -> Work:
+    return Work(
+        max(work.flops for work in works),
+        max(work.bytes for work in works),
+        max(work.launches for work in works),
+        max(work.narrow for work in works),
+    )

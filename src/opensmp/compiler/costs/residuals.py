@@ -1,0 +1,81 @@
+"""What the forward pass keeps for the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from opensmp import _private
+from opensmp.compiler.costs.op_costs import ALIASES
+from opensmp.compiler.costs.op_graph import Port, Wiring
+
+
+class Keeper:
+    """Decides what becomes of each value that the backward pass reads.
+
+    What depends on activations or state is kept. What depends on weights alone is computed
+    again. Variables and constants are there anyway. Tensors that share memory, such as the
+    input and the result of a reshape, are kept once.
+
+    Args:
+        wiring: The graph.
+        active: Placeholders whose value differs between microbatches.
+        constant: Operations whose results nobody has to keep.
+
+    Attributes:
+        residual_bytes: For each operation, what is kept of its results.
+        sources: Placeholders whose value is kept, with the first operation whose gradient
+            reads it.
+    """
+
+    def __init__(self, wiring: Wiring, active: Collection[int], constant: Collection[int]) -> None:
+        self.residual_bytes = [0] * len(wiring.operations)
+        self.sources: dict[int, int] = {}
+        self._wiring = wiring
+        self._constant = constant
+        self._kept: set[Port] = set()
+        self._again: set[int] = set()
+        self._active = bytearray(len(wiring.operations))
+        for i, op in enumerate(wiring.operations):
+            self._active[i] = (
+                i in active
+                or any(self._active[p] for p, _ in wiring.inputs[i])
+                or (_private.is_stateful(op) and i not in constant)
+            )
+
+    def is_active(self, port: Port) -> bool:
+        """Whether a tensor depends on activations or state."""
+        return bool(self._active[port[0]])
+
+    def keep(self, port: Port, reader: int) -> None:
+        """Provides for a value that the gradient of operation `reader` reads."""
+        producer = port[0]
+        if producer in self._constant:
+            return
+        if not self._active[producer]:
+            self._again.add(producer)
+            return
+        root = self._memory(port)
+        if root in self._kept:
+            return
+        self._kept.add(root)
+        if self._wiring.types[root[0]] == "Placeholder":
+            self.sources[root[0]] = reader
+        else:
+            self.residual_bytes[root[0]] += self._wiring.array(root).nbytes
+
+    def again(self) -> list[int]:
+        """The operations on weights alone that the backward pass runs again."""
+        waiting, found = sorted(self._again), set[int]()
+        while waiting:
+            i = waiting.pop()
+            if i not in found and i not in self._constant and not self._active[i]:
+                found.add(i)
+                waiting.extend(p for p, _ in self._wiring.inputs[i])
+        return sorted(found)
+
+    def _memory(self, port: Port) -> Port:
+        """The tensor whose memory a tensor shares."""
+        i, k = port
+        while self._wiring.types[i] in ALIASES and self._wiring.inputs[i]:
+            i, k = self._wiring.inputs[i][k if self._wiring.types[i] == "IdentityN" else 0]
+        return i, k

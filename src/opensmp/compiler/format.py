@@ -1,0 +1,146 @@
+"""Bytes, seconds, counts and long names as people write and read them."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from opensmp.base.message_text import shown
+from opensmp.errors import ConfigError
+
+_BYTES = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z]*)")
+_MOST_BYTES = 2**60
+_SPELLED = {"KIB": "KiB", "MIB": "MiB", "GIB": "GiB", "TIB": "TiB", "KB": "kB"}
+
+
+def parse_bytes(text: str, what: str = "size") -> int:
+    """Reads an amount of memory.
+
+    Args:
+        text: A number and a unit: B; kB, MB, GB, TB (powers of 1000); KiB, MiB, GiB, TiB
+            (powers of 1024). Case does not matter. A number alone is bytes.
+        what: What it is, for the message.
+
+    Raises:
+        ConfigError: It cannot be read, is ambiguous, or is not positive.
+
+    Example:
+        >>> parse_bytes("16GiB"), parse_bytes("1.5 kB"), parse_bytes("4096")
+        (17179869184, 1500, 4096)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    hint = "write a number and a unit, such as 16GiB, 16GB or 512MiB"
+    if match:
+        number, unit = match.group(1), match.group(2).upper() or "B"
+        if unit in _BYTES:
+            size = float(number) * _BYTES[unit]
+            if 0.5 < size <= _MOST_BYTES:
+                return round(size)
+            hint = "it must be at least one byte" if size < 1 else "no device has as much"
+        elif f"{unit}B" in _BYTES and f"{unit}IB" in _BYTES:
+            binary, decimal = _unit(f"{unit}IB"), _unit(f"{unit}B")
+            hint = (
+                f"'{match.group(2)}' may mean two things: write {number[:30]}{binary} "
+                f"({1024:d}s) or {number[:30]}{decimal} (1000s)"
+            )
+        else:
+            known = ", ".join(map(_unit, _BYTES))
+            hint = f"the unit {shown(match.group(2), 30)} is not known; use one of {known}"
+    raise ConfigError(f"{what}: received {shown(text)}, which is no amount of memory; {hint}.")
+
+
+def _unit(name: str) -> str:
+    return _SPELLED.get(name, name)
+
+
+def format_bytes(size: float) -> str:
+    """An amount of memory with three digits or so: `"1.5 GiB"`.
+
+    Example:
+        >>> format_bytes(0), format_bytes(1536), format_bytes(100 * 2**30)
+        ('0 B', '1.5 KiB', '100 GiB')
+    """
+    if abs(size) < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        size /= 1024
+        # 1023.7 would be printed as 1024: such a size is one of the next unit.
+        if abs(size) < 1023.5 or unit == "TiB":
+            break
+    return f"{_three_digits(size)} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A time with three digits or so: `"12.5 ms"`.
+
+    Example:
+        >>> format_seconds(0.0125), format_seconds(2.5e-6), format_seconds(300)
+        ('12.5 ms', '2.5 µs', '300 s')
+    """
+    if seconds == 0:
+        return "0 s"
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if abs(seconds) * factor >= 0.9995:
+            return f"{_three_digits(seconds * factor)} {unit}"
+    return f"{_three_digits(seconds * 1e9)} ns"
+
+
+def format_count(count: float) -> str:
+    """A large number with a factor: `"25.6 M"`.
+
+    Example:
+        >>> format_count(999), format_count(25_600_000), format_count(4.1e12)
+        ('999', '25.6 M', '4.1 T')
+    """
+    if abs(count) < 999.5:
+        return f"{count:.0f}"
+    for unit in ("k", "M", "G", "T", "P"):
+        count /= 1000
+        if abs(count) < 999.5 or unit == "P":
+            break
+    return f"{_three_digits(count)} {unit}"
+
+
+def format_change(new: float, old: float) -> str:
+    """By how much something changed, in percent: `"+1.6 %"`.
+
+    Example:
+        >>> format_change(103, 100), format_change(100, 100), format_change(1, 0)
+        ('+3.0 %', '±0 %', 'from 0')
+    """
+    if new == old:
+        return "±0 %"
+    if old == 0:
+        return "from 0"
+    change = 100 * (new / old - 1)
+    return f"{change:+.1f} %" if abs(change) >= 0.05 else "±0.0 %"
+
+
+def shortened(name: str, longest: int = 26) -> str:
+    """A name with its middle left out if it is long; its end tells most.
+
+    Example:
+        >>> shortened("encoder/block_11/attention/output", 20)
+        'encode…ention/output'
+    """
+    if len(name) <= longest:
+        return name
+    tail = (longest - 1) * 2 // 3
+    return f"{name[: longest - 1 - tail]}…{name[-tail:]}"
+
+
+def _three_digits(value: float) -> str:
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:.{min(max(digits, 0), 2)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

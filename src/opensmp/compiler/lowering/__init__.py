@@ -1,0 +1,1 @@
+"""Lower: from a planned graph to forward and backward functions per segment."""

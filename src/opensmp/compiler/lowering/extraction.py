@@ -1,0 +1,227 @@
+"""Takes parts out of a graph and makes each a function of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.lowering.finite_flags import finite_flags
+
+Op = Any
+Tensor = Any
+ConcreteFunction = Any
+
+
+def needed(
+    roots: Iterable[Op], stop: Collection[int], follow_control: Callable[[Op], bool]
+) -> list[Op]:
+    """Operations that `roots` depend on, themselves included, in topological order.
+
+    Args:
+        roots: Operations to reach.
+        stop: Ids of tensors not to look behind.
+        follow_control: Which operations to reach through control edges, too.
+    """
+    order: list[Op] = []
+    done: set[Op] = set()
+    stack: list[tuple[Op, bool]] = [(op, False) for op in roots]
+    while stack:
+        op, leaving = stack.pop()
+        if leaving:
+            order.append(op)
+        elif op not in done:
+            done.add(op)
+            stack.append((op, True))
+            stack.extend((t.op, False) for t in op.inputs if id(t) not in stop and t.op not in done)
+            controls = _control_inputs(op)
+            stack.extend((c, False) for c in controls if c not in done and follow_control(c))
+    return order
+
+
+def _control_inputs(op: Op) -> list[Op]:
+    """The control inputs, in the same order in every process: TensorFlow keeps them by address."""
+    inputs = list(op.control_inputs)
+    return sorted(inputs, key=lambda other: other.name) if len(inputs) > 1 else inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A part of a graph, to be put into others.
+
+    Attributes:
+        graph_def: Its operations.
+        feeds: Tensors to be given.
+        fetches: Tensors it makes.
+        outside: Name to tensor, of what its operations read from outside.
+        captures: Id of a further tensor that may be read to what it stands for.
+    """
+
+    graph_def: Any
+    feeds: tuple[Tensor, ...]
+    fetches: tuple[Tensor, ...]
+    outside: Mapping[str, Tensor]
+    captures: Mapping[int, Tensor]
+
+    def paste(self, values: Sequence[Tensor], name: str = "") -> list[Tensor]:
+        """Adds a copy of the part to the current graph.
+
+        Args:
+            values: The value of each feed.
+            name: What the names of its operations begin with, another one for each copy.
+
+        Returns:
+            The copies of the fetches.
+        """
+        value = {id(t): given for t, given in zip(self.feeds, values, strict=True)}
+        made = [t for t in self.fetches if id(t) not in value and id(t) not in self.captures]
+        given = {
+            key: tf.convert_to_tensor(value[id(t)] if id(t) in value else self.captures[id(t)])
+            for key, t in self.outside.items()
+        }
+        imported = tf.graph_util.import_graph_def(
+            self.graph_def, input_map=given, return_elements=[t.name for t in made], name=name
+        )
+        value.update({id(t): new for t, new in zip(made, imported or [], strict=True)})
+        for t in self.fetches:
+            if id(t) in self.captures and id(t) not in value:
+                value[id(t)] = tf.convert_to_tensor(self.captures[id(t)])
+        return [value[id(t)] for t in self.fetches]
+
+
+class Extractor:
+    """Copies parts of one function graph into functions.
+
+    The copies go through GraphDefs, so that loops, branches, nested functions and
+    control edges inside the part stay as they are.
+
+    Args:
+        graph: The graph.
+        captures: Pairs of a tensor outside and what stands for it in the graph.
+        units: Whether calls of the functions stay units that can be ordered and timed;
+            otherwise TensorFlow may dissolve them in the graph of the caller.
+    """
+
+    def __init__(
+        self, graph: Any, captures: Sequence[tuple[Tensor, Tensor]], units: bool = True
+    ) -> None:
+        self._graph = graph
+        self._units = units
+        self._captures = {id(inner): outer for outer, inner in captures}
+        self._nodes: dict[str, Any] = {}
+        self._library: dict[str, Any] = {}
+        self._size = -1
+
+    def function(
+        self,
+        name: str,
+        feeds: Sequence[Tensor],
+        fetches: Sequence[Tensor],
+        must_run: Sequence[Op] = (),
+        control: Collection[Op] = (),
+        is_open: bool = False,
+        looked_at: Sequence[Tensor] = (),
+    ) -> ConcreteFunction:
+        """The part of the graph between `feeds` and `fetches` as a concrete function.
+
+        Args:
+            name: Name of the function.
+            feeds: Tensors that become arguments, in this order.
+            fetches: Tensors that become results, in this order.
+            must_run: Operations to keep even if no result needs them. With any, a zero is
+                added to the results: TensorFlow drops a call whose results are not read.
+            control: Operations to reach through control edges, too.
+            is_open: See `compiled`.
+            looked_at: Tensors to tell of whether they are finite: with any, `finite_flags` of
+                them are the result behind `fetches`.
+        """
+        part = self.part(feeds, (*fetches, *looked_at), must_run, control)
+
+        def body(*args: Tensor) -> list[Tensor]:
+            for feed, arg in zip(feeds, args, strict=True):
+                _private.copy_handle_data(feed, arg)
+            results = part.paste(args)
+            for result, fetch in zip(results, fetches, strict=False):
+                if fetch.dtype not in (tf.variant, tf.resource):
+                    result.set_shape(fetch.shape)  # what Python code has said of it is not in ops
+            if looked_at:
+                results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
+            return [*results, tf.constant(0, name="done")] if must_run else results
+
+        return self.compiled(name, body, feeds, is_open)
+
+    def compiled(
+        self,
+        name: str,
+        body: Callable[..., list[Tensor]],
+        specs: Sequence[Tensor],
+        is_open: bool = False,
+    ) -> ConcreteFunction:
+        """A concrete function of a Python function.
+
+        Args:
+            name: Name of the function.
+            body: Takes tensors, returns tensors.
+            specs: Tensors that look like its arguments.
+            is_open: Whether its calls are no units, even where others are.
+        """
+        body.__name__ = name
+        attributes = {"_noinline": True} if self._units and not is_open else {}
+        function = tf.function(body, autograph=False, experimental_attributes=attributes)
+        return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
+
+    def part(
+        self,
+        feeds: Sequence[Tensor],
+        fetches: Sequence[Tensor],
+        must_run: Sequence[Op] = (),
+        control: Collection[Op] = (),
+    ) -> Part:
+        """The part of the graph between `feeds` and `fetches`; for the arguments see `function`."""
+        stop = {id(t) for t in feeds} | set(self._captures)
+        roots = [t.op for t in fetches if id(t) not in stop] + list(must_run)
+        operations = needed(roots, stop, lambda op: op in control)
+        members = set(operations)
+        outside = {
+            t.name: t
+            for op in operations
+            for t in op.inputs
+            if id(t) in stop or t.op not in members
+        }
+        graph_def = self._graph_def(operations)
+        return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures)
+
+    def _graph_def(self, operations: Sequence[Op]) -> Any:
+        self._refresh()
+        part = tf.compat.v1.GraphDef()
+        part.versions.CopyFrom(self._graph.graph_def_versions)
+        names = {op.name for op in operations}
+        wanted: list[str] = []
+        for op in operations:
+            node = part.node.add()
+            node.CopyFrom(self._nodes[op.name])
+            _private.strip_attributes(node)
+            kept = [i for i in node.input if not i.startswith("^") or i[1:] in names]
+            del node.input[:]
+            node.input.extend(kept)
+            wanted.extend(_private.functions_of(node))
+        added: set[str] = set()
+        while wanted:
+            function = wanted.pop()
+            if function in self._library and function not in added:
+                added.add(function)
+                part.library.function.add().CopyFrom(self._library[function])
+                for node in self._library[function].node_def:
+                    wanted.extend(_private.functions_of(node))
+        return part
+
+    def _refresh(self) -> None:
+        size = len(self._graph.get_operations())
+        if size != self._size:  # gradients were added, which may rewrite loops in place
+            graph_def = self._graph.as_graph_def()
+            self._nodes = {node.name: node for node in graph_def.node}
+            self._library = {f.signature.name: f for f in graph_def.library.function}
+            self._size = size

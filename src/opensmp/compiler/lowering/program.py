@@ -1,0 +1,298 @@
+"""The program: for each segment, the functions that a schedule can call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from opensmp import _private
+from opensmp.compiler.lowering.extraction import Extractor, needed
+from opensmp.compiler.lowering.finite_flags import activations
+from opensmp.compiler.lowering.gradients import (
+    SegmentGradient,
+    differentiate,
+    reached_from,
+    repeated,
+    residuals,
+)
+from opensmp.compiler.lowering.passes import Backward, Forward
+from opensmp.compiler.lowering.segments import Segment, cut
+from opensmp.compiler.lowering.split_backward import split
+from opensmp.compiler.lowering.weight_gradient_fusion import is_worth_joining, joint
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.trace.differentiable import is_differentiable, is_differentiable_number
+from opensmp.compiler.trace.intermediate_outputs import taps
+from opensmp.compiler.trace.trace import TracedGraph
+from opensmp.errors import StepError
+
+Op = Any
+Tensor = Any
+ConcreteFunction = Any
+
+
+class Program:
+    """A planned model lowered to functions.
+
+    Args:
+        traced: The traced model.
+        plan: Its plan.
+        required: Inputs and variables (their placeholders) whose gradients the
+            backward pass will be asked for; only for these are residuals kept.
+        optional: Inputs and variables whose gradients may be asked for late; such a
+            gradient runs the segment's forward pass again.
+        units: Whether calls of the functions stay units that can be ordered and timed.
+        split_backward: Whether a backward pass computes the gradients of the segment's inputs,
+            for which other segments wait, in one function and those of its variables in
+            another.
+        joins: Whether second halves of several microbatches may be joined, see `joint`. Then
+            a segment without gradients of inputs has two halves as well.
+        checks_finite: Whether forward passes also tell which activations are finite.
+    """
+
+    def __init__(
+        self,
+        traced: TracedGraph,
+        plan: Plan,
+        required: Collection[Tensor] = (),
+        optional: Collection[Tensor] = (),
+        units: bool = True,
+        split_backward: bool = False,
+        joins: bool = False,
+        checks_finite: bool = False,
+    ) -> None:
+        self.traced = traced
+        self.plan = plan
+        self.segments = cut(traced, plan)
+        self.taps = taps(traced)
+        self._required = reached_from(traced, required)
+        self._optional = reached_from(traced, optional)
+        self._extractor = Extractor(traced.graph, traced.captures, units)
+        self._split_backward = split_backward
+        self._joins = joins
+        self._checks_finite = checks_finite
+        self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
+        self._layers: dict[int, tuple[str, ...]] = {}
+        self._open: dict[Backward, ConcreteFunction] = {}
+        self._captured = frozenset(id(inner) for _, inner in traced.captures)
+        self._backward: dict[tuple[int, frozenset[int]], Backward | None] = {}
+        self._recompute: dict[tuple[int, frozenset[int]], Backward] = {}
+        self._derivatives: dict[tuple[int, tuple[int, ...], tuple[int, ...]], Backward | None] = {}
+        gradients = {s.index: self._differentiate(s, s.outputs) for s in self.segments}
+        self._forward = {s.index: self._build_forward(s, gradients[s.index]) for s in self.segments}
+        for segment in self.segments:
+            self._build_backward(segment, gradients[segment.index])
+
+    def __str__(self) -> str:
+        lines = [str(self.plan), *(f"  {segment}" for segment in self.segments)]
+        return "\n".join(lines)
+
+    def is_required(self, tensor: Tensor) -> bool:
+        """Whether the gradient of a tensor flows on to a required leaf."""
+        return tensor.op in self._required and is_differentiable(tensor)
+
+    def is_optional(self, tensor: Tensor) -> bool:
+        """Whether the gradient of a tensor flows on to an optional leaf only."""
+        return (
+            not self.is_required(tensor)
+            and tensor.op in self._optional
+            and is_differentiable(tensor)
+        )
+
+    def forward(self, segment: Segment) -> Forward:
+        """The forward pass of a segment."""
+        return self._forward[segment.index]
+
+    def backward(self, segment: Segment, connected: Sequence[Tensor]) -> Backward | None:
+        """The backward pass for the outputs that the loss depends on.
+
+        Args:
+            segment: The segment.
+            connected: Those of its outputs that have a gradient.
+
+        Returns:
+            None if no required gradient depends on these outputs.
+        """
+        chosen = [t for t in connected if self.is_required(t)]
+        key = (segment.index, frozenset(id(t) for t in chosen))
+        if key not in self._backward:
+            self._build_backward(segment, self._differentiate(segment, chosen))
+        return self._backward[key]
+
+    def recompute(self, segment: Segment, connected: Sequence[Tensor]) -> Backward:
+        """A backward pass for the optional gradients, with the forward pass run again."""
+        key = (segment.index, frozenset(id(t) for t in connected))
+        if key not in self._recompute:
+            wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_optional(t)]
+            gradient = differentiate(self.traced, segment, connected, wrt)
+            feeds = (*segment.inputs, *segment.variables, *gradient.upstream)
+            self._refuse_second_draw(segment, gradient, feeds)
+            self._recompute[key] = self._extract("R", segment, gradient, feeds)
+        return self._recompute[key]
+
+    def derivative(
+        self, segment: Segment, outputs: Sequence[Tensor], feeds: Sequence[Tensor]
+    ) -> Backward | None:
+        """A backward pass that can be differentiated again: it computes all from the feeds.
+
+        Args:
+            segment: The segment.
+            outputs: Its outputs, or gradients that such a pass gives.
+            feeds: What they are computed from: inputs and variables of the segment, and for
+                gradients also those that they were made from.
+
+        Returns:
+            A pass whose gradients are dense tensors; None if no feed has a gradient.
+        """
+        key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
+        if key not in self._derivatives:
+            wrt = [t for t in feeds if is_differentiable_number(t)]
+            gradient = differentiate(self.traced, segment, outputs, wrt, feeds, dense=True)
+            everything = (*feeds, *gradient.upstream)
+            self._refuse_second_draw(segment, gradient, everything)
+            found = self._extract("R", segment, gradient, everything) if gradient.flat else None
+            self._derivatives[key] = found
+        return self._derivatives[key]
+
+    def layers(self, segment: Segment) -> tuple[str, ...]:
+        """Names of the innermost layers that a segment's operations belong to, in order."""
+        if segment.index not in self._layers:
+            spans = sorted(self.traced.spans, key=lambda span: span.depth)
+            of: dict[int, str] = {}
+            for span in spans:  # inner ones replace those around them
+                of.update(dict.fromkeys(range(span.start, span.stop), span.layer.name))
+            number = {op: i for i, op in enumerate(self.traced.graph.get_operations())}
+            names = (of.get(number[op]) for op in segment.operations)
+            self._layers[segment.index] = tuple(dict.fromkeys(filter(None, names)))
+        return self._layers[segment.index]
+
+    def open(self, backward: Backward) -> ConcreteFunction:
+        """A backward pass whose calls give each result as soon as it is there.
+
+        TensorFlow dissolves the call in the graph of the caller; a call that stays a unit gives
+        all its results when it ends.
+
+        Args:
+            backward: It, or one of its halves.
+        """
+        if backward not in self._open:
+            fetches = (*backward.gradient.flat, *backward.handed)
+            self._open[backward] = self._extractor.function(
+                "open", backward.feeds, fetches, is_open=True
+            )
+        return self._open[backward]
+
+    def is_worth_joining(self, weights: Backward) -> bool:
+        """Whether second halves of several microbatches take less time joined than apart."""
+        return self._joins and is_worth_joining(weights, self._captured)
+
+    def joint(
+        self,
+        weights: Backward,
+        is_shared: Sequence[bool],
+        num_microbatches: int,
+        is_open: bool = False,
+    ) -> ConcreteFunction:
+        """The sum of the second halves of several microbatches, in one call.
+
+        Args:
+            weights: The second half of a backward pass.
+            is_shared: Whether a feed has the same value for all microbatches.
+            num_microbatches: How many.
+            is_open: Whether its calls give each result as soon as it is there, see `open`.
+
+        Returns:
+            A function that takes the value of each feed, where they differ those of all
+            microbatches, and returns the tensors of `weights.gradient.flat`; sparse gradients are
+            below each other.
+        """
+        key = (weights, tuple(is_shared), num_microbatches, is_open)
+        if key not in self._joint:
+            self._joint[key] = joint(
+                self._extractor, weights, is_shared, num_microbatches, self._captured, is_open
+            )
+        return self._joint[key]
+
+    def _differentiate(self, segment: Segment, outputs: Sequence[Tensor]) -> SegmentGradient:
+        chosen = [t for t in outputs if self.is_required(t)]
+        wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_required(t)]
+        return differentiate(self.traced, segment, chosen, wrt)
+
+    def _build_forward(self, segment: Segment, gradient: SegmentGradient) -> Forward:
+        made = {id(t) for t in segment.outputs}
+        extra = [t for t in residuals(self.traced, segment, gradient) if id(t) not in made]
+        feeds = (*segment.inputs, *segment.variables)
+        found = activations(self.traced, segment) if self._checks_finite else ()
+        function = self._extractor.function(
+            f"F{segment.index}",
+            feeds,
+            (*segment.outputs, *extra),
+            must_run=segment.side_effects,
+            control=frozenset(segment.operations),
+            looked_at=[each.tensor for each in found],
+        )
+        return Forward(function, feeds, segment.outputs, tuple(extra), found)
+
+    def _build_backward(self, segment: Segment, gradient: SegmentGradient) -> None:
+        key = (segment.index, frozenset(id(t) for t in gradient.outputs))
+        if not gradient.flat:
+            self._backward[key] = None
+            return
+        forward = self._forward[segment.index]
+        again = repeated(segment, gradient)
+        outputs = (t for t in forward.outputs if t.op not in again)
+        feeds = (*forward.feeds, *outputs, *forward.residuals, *gradient.upstream)
+        if self._split_backward:
+            halves = split(segment, gradient, feeds, self._captured, self._joins)
+            if halves is not None:
+                weights = self._extract("W", segment, halves.second, (*feeds, *halves.handed))
+                self._backward[key] = self._extract(
+                    "B", segment, halves.first, feeds, halves.handed, weights
+                )
+                return
+        self._backward[key] = self._extract("B", segment, gradient, feeds)
+
+    def _extract(
+        self,
+        kind: str,
+        segment: Segment,
+        gradient: SegmentGradient,
+        feeds: Sequence[Tensor],
+        handed: tuple[Tensor, ...] = (),
+        weights: Backward | None = None,
+    ) -> Backward:
+        fetches = (*gradient.flat, *handed)
+        stop = {id(t) for t in feeds} | self._captured
+        operations = needed([t.op for t in fetches if id(t) not in stop], stop, lambda op: False)
+        read = {id(t) for op in operations for t in op.inputs} | {id(t) for t in fetches}
+        used = tuple(t for t in feeds if id(t) in read)
+        function = self._extractor.function(f"{kind}{segment.index}", used, fetches)
+        return Backward(function, used, gradient, handed, weights)
+
+    def _refuse_second_draw(
+        self, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
+    ) -> None:
+        members = set(segment.operations)
+        again = needed([t.op for t in gradient.flat], {id(t) for t in feeds}, lambda op: False)
+        stateful = [op.name for op in again if op in members and _private.is_stateful(op)]
+        if stateful:
+            raise StepError(
+                f"A gradient with respect to an input or a frozen variable of model "
+                f"'{self.traced.name}' was asked for outside of what a GradientTape watched. It "
+                f"would run the random operations {stateful} a second time, with other results. "
+                "Compute the gradient with tf.GradientTape and tape.watch(...), or draw with "
+                "keras.random and a seed generator."
+            )
+
+
+def lower(
+    traced: TracedGraph,
+    plan: Plan,
+    required: Collection[Tensor] = (),
+    optional: Collection[Tensor] = (),
+    units: bool = True,
+    split_backward: bool = False,
+    joins: bool = False,
+    checks_finite: bool = False,
+) -> Program:
+    """Lowers a planned model to functions; see `Program`."""
+    return Program(traced, plan, required, optional, units, split_backward, joins, checks_finite)

@@ -1,0 +1,120 @@
+"""The gradients of variables of several microbatches in one call, which gives their sum.
+
+Where a microbatch has few rows, most of its backward pass is spent on passing gradients of
+weights through memory: each is written, and read again to be added up. Products of matrices need
+not be added up: the rows of all microbatches below each other give the sum at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.lowering.extraction import Extractor
+from opensmp.compiler.lowering.gradients import components
+from opensmp.compiler.lowering.matmul_gradients import Product, product_of
+from opensmp.compiler.lowering.passes import Backward
+from opensmp.compiler.lowering.sparse_gradients import SameRows
+
+Tensor = Any
+ConcreteFunction = Any
+
+
+def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
+    """Whether the products worth to be joined are the better part of the gradients.
+
+    Args:
+        weights: The second half of a backward pass.
+        captured: Ids of tensors, besides its feeds, not to look behind.
+    """
+    if any(isinstance(gradient, SameRows) for gradient in weights.gradient.gradients):
+        return False  # joined, sparse gradients are side by side
+    products = _products(weights, captured)
+    sizes = [_size(gradient) for gradient in weights.gradient.gradients]
+    return 2 * sum(_size(product.gradient) for product in products.values()) > sum(sizes)
+
+
+def joint(
+    extractor: Extractor,
+    weights: Backward,
+    is_shared: Sequence[bool],
+    num_microbatches: int,
+    captured: Collection[int],
+    is_open: bool,
+) -> ConcreteFunction:
+    """A function for the sum of the gradients of several microbatches; see `Program.joint`."""
+    feeds, gradient = weights.feeds, weights.gradient
+    products = _products(weights, captured)
+    wanted: dict[int, Tensor] = {}
+    for each in gradient.gradients:
+        product = products.get(id(each))
+        wanted |= {id(t): t for t in (components(each) if product is None else _read(product))}
+    single = extractor.part(feeds, tuple(wanted.values()))
+    last = {
+        key: extractor.part(_read(product), [product.gradient]) for key, product in products.items()
+    }
+    specs = [
+        feed
+        for feed, shared in zip(feeds, is_shared, strict=True)
+        for _ in range(1 if shared else num_microbatches)
+    ]
+
+    def body(*args: Tensor) -> list[Tensor]:
+        for spec, arg in zip(specs, args, strict=True):
+            _private.copy_handle_data(spec, arg)
+        waiting = iter(args)
+        columns = []
+        for shared in is_shared:
+            own = [next(waiting) for _ in range(1 if shared else num_microbatches)]
+            columns.append(own * num_microbatches if shared else own)
+        pasted = [
+            single.paste(values, f"microbatch_{index}")
+            for index, values in enumerate(zip(*columns, strict=True))
+        ]
+        found = dict(zip(wanted, zip(*pasted, strict=True), strict=True))
+        results: list[Tensor] = []
+        for each in gradient.gradients:
+            product = products.get(id(each))
+            if product is not None:
+                joined = _joined(product, found)
+                results += last[id(each)].paste(joined, f"product_{len(results)}")
+            elif isinstance(each, tf.IndexedSlices):
+                values, indices, *shape = (found[id(t)] for t in components(each))
+                results += [tf.concat(values, 0), tf.concat(indices, 0)]
+                results += [all_shapes[0] for all_shapes in shape]
+            elif each is not None:
+                results.append(tf.add_n(found[id(each)]))
+        return results
+
+    return extractor.compiled("joint", body, specs, is_open)
+
+
+def _products(weights: Backward, captured: Collection[int]) -> dict[int, Product]:
+    """Id of a gradient to the product that it is, for those worth to be joined."""
+    stop = {id(t) for t in weights.feeds} | set(captured)
+    found = [product_of(t, stop) for t in weights.gradient.gradients if t is not None]
+    return {id(p.gradient): p for p in found if p is not None and p.is_worth_joining}
+
+
+def _read(product: Product) -> list[Tensor]:
+    """What the operations of a product read from outside: its factors first, then shapes."""
+    shapes = [t for op in product.operations[1:] for t in op.inputs[1:]]
+    return list({id(t): t for t in (*product.factors, *shapes)}.values())
+
+
+def _joined(product: Product, found: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
+    """The same for all microbatches: factors below each other."""
+    axis_of = dict(zip(map(id, product.factors), product.axes, strict=True))
+    return [
+        tf.concat(found[id(t)], axis_of[id(t)]) if id(t) in axis_of else found[id(t)][0]
+        for t in _read(product)
+    ]
+
+
+def _size(gradient: Any) -> int:
+    if gradient is None:
+        return 0
+    return int(gradient.shape.num_elements() or 0)

@@ -1,0 +1,1 @@
+"""Plan: which operation runs in which partition."""

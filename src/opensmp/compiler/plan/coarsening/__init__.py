@@ -1,0 +1,1 @@
+"""From the operations of a traced graph to few units."""

@@ -1,0 +1,212 @@
+"""Which operations of a graph stay together whatever the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp.compiler.costs.graph_costs import Costs
+from opensmp.compiler.costs.op_costs import ALIASES, CONTRACTIONS
+from opensmp.compiler.plan.coarsening.contraction import (
+    Pair,
+    chained,
+    contracted,
+    joined,
+    reduced,
+    topological_order,
+)
+from opensmp.compiler.trace.control_flow import CONTROL_FLOW
+from opensmp.compiler.trace.layer_calls import MODEL, operation_labels
+from opensmp.compiler.trace.trace import TracedGraph
+
+Op = Any
+
+HEAVY = CONTRACTIONS | CONTROL_FLOW
+"""Types of operations that begin a run."""
+
+# A layer this large a part of the model is divided, if it consists of several heavy operations.
+_LARGE_SHARE = 1 / 8
+
+# Light operations outside of layers go together up to this share of the model's time.
+_LIGHT_SHARE = 1 / 256
+
+_HANDLES = (tf.variant, tf.resource)
+
+
+class Units:
+    """The units of a traced graph; see `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
+
+    Args:
+        traced: The traced model.
+        costs: Its costs.
+        times: Seconds of each operation, forward and backward.
+        max_units: Most units to leave.
+
+    Attributes:
+        wiring: The operations by index.
+        variables: Index of a variable's placeholder to the variable.
+        labels: Index of each operation that belongs to a unit to the label of its layer call.
+    """
+
+    def __init__(
+        self, traced: TracedGraph, costs: Costs, times: Sequence[float], max_units: int
+    ) -> None:
+        self.wiring = costs.wiring
+        self.variables = {self.wiring.index[v.placeholder.op]: v for v in traced.variables}
+        self._graph = traced.graph
+        self._times = times
+        self._max_units = max_units
+        sources = {self.wiring.index[op] for op in traced.sources}
+        _, label_of = operation_labels(traced)
+        self.labels = {
+            i: label_of[op.name]
+            for i, op in enumerate(self.wiring.operations)
+            if i not in sources and i not in costs.replicated
+        }
+        self._composite = {MODEL} | {
+            label[:cut]
+            for label in set(self.labels.values())
+            for cut, character in enumerate(label)
+            if character == "/"
+        }
+        self._limit = _LIGHT_SHARE * sum(times[i] for i in self.labels)
+
+    def find(self) -> dict[int, int]:
+        """Index of each operation to its unit, units numbered in topological order."""
+        units = self._layers_and_runs()
+        needs = self._needs(units)
+        units, needs = _regroup(units, needs, joined(needs, self._pairs(units))[0])
+        for by_reader in (True, False):
+            weights = self._light(units, len(needs), aliases=not by_reader)
+            groups = chained(needs, weights, self._limit, by_reader=by_reader)
+            units, needs = _regroup(units, needs, groups)
+        if len(needs) > self._max_units:
+            weights = self._shares(units, len(needs))
+            units, needs = _regroup(units, needs, reduced(needs, weights, self._max_units))
+        position = {unit: at for at, unit in enumerate(topological_order(needs))}
+        return {i: position[unit] for i, unit in units.items()}
+
+    def _layers_and_runs(self) -> dict[int, int]:
+        """Operations to units: one for each layer call, others by runs.
+
+        The calls are stretches of a topological order, and what leads into a run leads
+        to its first operation: no cycle can come about.
+        """
+        opened = self._composite | self._large_layers()
+        units: dict[int, int] = {}
+        unit_of_label: dict[str, int] = {}
+        label_of_run: dict[int, str] = {}
+        light_time: dict[int, float] = {}
+        count = 0
+        for i, label in self.labels.items():
+            if label not in opened:
+                if label not in unit_of_label:
+                    unit_of_label[label] = count
+                    count += 1
+                units[i] = unit_of_label[label]
+                continue
+            before = {units[p] for p in self.wiring.producers(i) if p in units}
+            run = before.pop() if len(before) == 1 else -1
+            heavy = self.wiring.types[i] in HEAVY
+            time = light_time.get(run, 0.0) + (0.0 if heavy else self._times[i])
+            if heavy or label_of_run.get(run) != label or time > self._limit:
+                run, count = count, count + 1
+                label_of_run[run] = label
+                time = 0.0 if heavy else self._times[i]
+            light_time[run] = time
+            units[i] = run
+        return units
+
+    def _large_layers(self) -> set[str]:
+        """Layers that are a large part of the model and made of several heavy operations."""
+        time: dict[str, float] = {}
+        size: dict[str, int] = {}
+        heavy: dict[str, int] = {}
+        for i, label in self.labels.items():
+            time[label] = time.get(label, 0.0) + self._times[i]
+            size[label] = size.get(label, 0) + self._parameter_bytes(i)
+            heavy[label] = heavy.get(label, 0) + (self.wiring.types[i] in HEAVY)
+        much_time = _LARGE_SHARE * sum(time.values())
+        much_size = _LARGE_SHARE * sum(size.values())
+        return {
+            label
+            for label, count in heavy.items()
+            if count > 1 and (time[label] > much_time or size[label] > much_size)
+        }
+
+    def _parameter_bytes(self, i: int) -> int:
+        ports = {port for port in self.wiring.inputs[i] if port[0] in self.variables}
+        return sum(self.wiring.array(port).nbytes for port in ports)
+
+    def _needs(self, units: Mapping[int, int]) -> list[set[int]]:
+        needs: list[set[int]] = [set() for _ in range(max(units.values(), default=-1) + 1)]
+        for i, unit in units.items():
+            producers = {units[p] for p in self.wiring.producers(i) if p in units}
+            needs[unit] |= producers - {unit}
+        return needs
+
+    def _pairs(self, units: Mapping[int, int]) -> list[Pair]:
+        """Pairs of units to join: for tensor lists, for colocation, for variables."""
+        lists: list[Pair] = []
+        colocated: list[Pair] = []
+        shared: list[Pair] = []
+        leaders: dict[bytes, int] = {}
+        last_reader: dict[int, int] = {}
+        for i, unit in units.items():
+            op = self.wiring.operations[i]
+            for p, k in self.wiring.inputs[i]:
+                if p in self.variables:
+                    shared.append((last_reader.get(p, unit), unit))
+                    last_reader[p] = unit
+                elif p in units and self.wiring.operations[p].outputs[k].dtype in _HANDLES:
+                    lists.append((units[p], unit))
+            for group in op.colocation_groups():
+                if group != b"loc:@" + op.name.encode():
+                    if group not in leaders:
+                        leaders[group] = units.get(self._index_of(group), unit)
+                    colocated.append((leaders[group], unit))
+        pairs = dict.fromkeys([*lists, *colocated, *shared])
+        return [(a, b) for a, b in pairs if a != b]
+
+    def _index_of(self, group: bytes) -> int:
+        """The operation that a colocation group is named after; -1 if there is none."""
+        try:
+            op = self._graph.get_operation_by_name(group.decode().removeprefix("loc:@"))
+        except KeyError:
+            return -1
+        return self.wiring.index.get(op, -1)
+
+    def _light(self, units: Mapping[int, int], count: int, *, aliases: bool) -> list[float]:
+        """Time of units of light operations outside of layers; infinite for all others.
+
+        Args:
+            units: Operations to units.
+            count: Number of units.
+            aliases: Whether only units without arithmetic or traffic of their own count.
+        """
+        weights = [0.0] * count
+        for i, unit in units.items():
+            kind = self.wiring.types[i]
+            if self.labels[i] not in self._composite or kind in HEAVY:
+                weights[unit] = float("inf")
+            elif kind not in ALIASES:
+                weights[unit] += float("inf") if aliases else self._times[i]
+        return weights
+
+    def _shares(self, units: Mapping[int, int], count: int) -> list[float]:
+        """Each unit's share of the time, of the parameters and of the number of units."""
+        time, size = np.zeros(count), np.zeros(count)
+        for i, unit in units.items():
+            time[unit] += self._times[i]
+            size[unit] += self._parameter_bytes(i)
+        shares = time / max(time.sum(), 1e-30) + size / max(size.sum(), 1) + 1 / count
+        return [float(share) for share in shares]
+
+
+def _regroup(
+    units: Mapping[int, int], needs: Sequence[Iterable[int]], groups: Sequence[int]
+) -> tuple[dict[int, int], list[set[int]]]:
+    return {i: groups[unit] for i, unit in units.items()}, contracted(needs, groups)

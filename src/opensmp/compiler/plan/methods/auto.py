@@ -1,0 +1,131 @@
+"""A plan without help from the user: the graph's units, cut by the partitioner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.coarsening.coarsen import coarsen
+from opensmp.compiler.plan.methods.build import make_plan
+from opensmp.compiler.plan.methods.pinned import kept_units, partition_around, tell_of_kept
+from opensmp.compiler.plan.partitioner.partitioner import partition_for
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
+from opensmp.compiler.trace.trace import TracedGraph
+from opensmp.errors import PlanError
+
+
+def auto_plan(
+    traced: TracedGraph,
+    num_partitions: int,
+    settings: PlanSettings | None = None,
+    homes: Mapping[int, int] | None = None,
+) -> Plan:
+    """Cuts a model by its predicted costs.
+
+    Args:
+        traced: The traced model.
+        num_partitions: Number of partitions.
+        settings: What to plan for.
+        homes: Id to partition of variables that lie somewhere already; what reads them goes
+            there.
+
+    Raises:
+        PlanError: If no plan fits the memory of the devices.
+
+    Example:
+        ```python
+        plan = auto_plan(traced, 4, PlanSettings(microbatches=8, optimize="speed"))
+        ```
+    """
+    settings = settings or PlanSettings()
+    graph = coarsen(traced, settings.machine)
+    return plan_units(traced, graph, num_partitions, settings, homes)
+
+
+def plan_units(
+    traced: TracedGraph,
+    graph: CoarseGraph,
+    num_partitions: int,
+    settings: PlanSettings,
+    homes: Mapping[int, int] | None = None,
+) -> Plan:
+    """As `auto_plan`, for a model whose units and costs are known.
+
+    Args:
+        traced: The traced model.
+        graph: Its units.
+        num_partitions: Number of partitions.
+        settings: What to plan for.
+        homes: See `auto_plan`.
+
+    Raises:
+        PlanError: If no plan fits the memory of the devices.
+    """
+    stages = _stages(graph, num_partitions * settings.pieces, settings)
+    # By turns, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+    # Clusters Using Megatron-LM", SC 2021, section 2.2.
+    assignment = free = stages % num_partitions
+    kept = kept_units(traced, graph, homes or {})
+    if kept:
+        assignment = partition_around(graph, kept, num_partitions, settings, free)
+    groups = _whole_groups(traced, graph)
+    partition_of = {
+        name: int(partition)
+        for names, partition in zip(groups, assignment, strict=True)
+        for name in names
+    }
+    plan = make_plan(
+        traced,
+        num_partitions,
+        partition_of,
+        groups=zip(graph.names, groups, strict=True),
+        settings=settings,
+        source="auto",
+        graph=graph,
+    )
+    tell_of_kept(plan, kept, free)
+    return plan
+
+
+def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[np.int64]:
+    """The stage of each unit, in the order of the model; a device has several of them."""
+    machine = settings.machine
+    if machine.memory_bytes is not None:
+        machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
+    try:
+        return partition_for(graph, count, replace(settings, machine=machine))
+    except PlanError as error:
+        if settings.pieces == 1:
+            raise
+        raise PlanError(
+            f"{error} Here a partition is one of the {settings.pieces} pieces that each device "
+            f"holds (pieces_per_partition={settings.pieces}), and may take its share of the memory."
+        ) from None
+
+
+def _whole_groups(traced: TracedGraph, graph: CoarseGraph) -> list[list[str]]:
+    """The operations of each unit, and with them those that are in no unit.
+
+    Operations that every partition makes for itself belong to no unit. They are counted to
+    the first unit that reads them, so that every operation has its place.
+    """
+    unit_of = {name: u for u, names in enumerate(graph.operations) for name in names}
+    consumer: dict[str, int] = {}
+    for op in reversed(traced.operations):
+        unit = unit_of.get(op.name, consumer.get(op.name))
+        if unit is not None:
+            for producer in (*(tensor.op for tensor in op.inputs), *op.control_inputs):
+                consumer[producer.name] = min(unit, consumer.get(producer.name, unit))
+    groups: list[list[str]] = [[] for _ in graph.operations]
+    unit = 0
+    for op in traced.operations:
+        if op not in traced.sources and groups:
+            # What nobody reads goes with what was made before it.
+            unit = unit_of.get(op.name, consumer.get(op.name, unit))
+            groups[unit].append(op.name)
+    return groups

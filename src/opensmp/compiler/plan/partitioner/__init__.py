@@ -1,0 +1,1 @@
+"""Cuts a graph of units into partitions."""

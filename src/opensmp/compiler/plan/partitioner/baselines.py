@@ -1,0 +1,93 @@
+"""Simple plans: runs of consecutive units. No plan of ours may be worse than one of these."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from opensmp.compiler.plan.partitioner.problem import Problem
+
+Assignment = NDArray[np.int64]
+
+
+def simple_runs(problem: Problem) -> list[Assignment]:
+    """Runs equal in number of units, in time and in bytes, and the blocks of torchgpipe.
+
+    Args:
+        problem: The problem; units are taken in their own order.
+    """
+    size, count = len(problem), problem.num_partitions
+    return [
+        even_runs(np.ones(size), count),
+        block_runs(problem.ticks, count),
+        even_runs(problem.ticks, count),
+        even_runs(problem.bytes, count),
+    ]
+
+
+def even_runs(weights: ArrayLike, count: int) -> Assignment:
+    """Runs that end where the weight so far comes to equal shares of the whole.
+
+    Args:
+        weights: Weight of each unit, >= 0.
+        count: Number of runs, at most one for each unit; none is empty.
+
+    Example:
+        >>> even_runs([1, 1, 1, 1, 4], 2)
+        array([0, 0, 0, 0, 1])
+    """
+    total = np.cumsum(np.asarray(weights, dtype=np.float64))
+    size = len(total)
+    cuts = np.searchsorted(total, total[-1] * np.arange(1, count) / count) + 1
+    index = np.arange(1, count)
+    cuts = np.maximum.accumulate(cuts - index) + index  # at least one unit apart
+    cuts = np.minimum(cuts, size - count + index)
+    return np.searchsorted(cuts, np.arange(size), side="right").astype(np.int64)
+
+
+def block_runs(weights: ArrayLike, count: int) -> Assignment:
+    """Runs whose weights differ by no more than the largest weight: torchgpipe's way.
+
+    Such block sums always exist (Barany and Grinberg, "Block Partitions of Sequences",
+    2015). As in their proof, units wander from the heaviest run towards the lightest: over
+    the first boundary between the two where that makes the heavier of its two neighbours
+    lighter, or else one over each boundary on the way.
+
+    Args:
+        weights: Weight of each unit, whole numbers >= 0.
+        count: Number of runs, at most one for each unit; none is empty.
+
+    Example:
+        >>> block_runs([1, 1, 1, 3, 3], 2)
+        array([0, 0, 0, 1, 1])
+    """
+    each: list[int] = np.asarray(weights, dtype=np.int64).tolist()
+    size, largest = len(each), max(each)
+    cuts = [run * size // count for run in range(count + 1)]
+    sums = [sum(each[a:b]) for a, b in pairwise(cuts)]
+    for _ in range(size * count):
+        low, high = sums.index(min(sums)), sums.index(max(sums))
+        if sums[high] - sums[low] <= largest:
+            break
+        sign = 1 if high > low else -1
+        way = range(low, high, sign)
+        movable = {run: each[_crosses(cuts, run, sign)] for run in way}
+        single = (run for run in way if sums[run] + movable[run] < sums[run + sign])
+        first = next(single, None)
+        moved_cuts, moved_sums = cuts.copy(), sums.copy()
+        for run in way if first is None else (first,):
+            moved_cuts[max(run, run + sign)] += sign
+            moved_sums[run] += movable[run]
+            moved_sums[run + sign] -= movable[run]
+        empty = any(a >= b for a, b in pairwise(moved_cuts))
+        if empty or sorted(moved_sums, reverse=True) >= sorted(sums, reverse=True):
+            break
+        cuts, sums = moved_cuts, moved_sums
+    return np.repeat(np.arange(count), np.diff(cuts)).astype(np.int64)
+
+
+def _crosses(cuts: list[int], run: int, sign: int) -> int:
+    """The unit that goes over the boundary to `run`, from the run that `sign` points to."""
+    return cuts[run + 1] if sign > 0 else cuts[run] - 1

@@ -1,0 +1,153 @@
+"""The best chain of cuts: dynamic programming over steps from one cut to a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.partitioner.problem import Problem, Score
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_MOST_LIMITS = 40
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps from a cut to a later one: what a partition may hold. One entry per step.
+
+    Cut 0 is before all units, the last one after all. Costs are whole numbers in float64.
+
+    Attributes:
+        num_cuts: Number of cuts.
+        start: The earlier cut.
+        stop: The later cut; ascending.
+        ticks: Time of what lies between as a stage, at least: where several later
+            partitions read one tensor, the gradient of only one of them is counted.
+        moved: What it costs to move tensors in, and their gradients back.
+        bytes: Memory of the partition.
+    """
+
+    num_cuts: int
+    start: Integers
+    stop: Integers
+    ticks: Floats
+    moved: Floats
+    bytes: Floats
+
+    def where(self, keep: NDArray[np.bool_]) -> Steps:
+        """Some of the steps."""
+        return Steps(
+            self.num_cuts,
+            self.start[keep],
+            self.stop[keep],
+            self.ticks[keep],
+            self.moved[keep],
+            self.bytes[keep],
+        )
+
+    def cuts(self, chain: Integers) -> Integers:
+        """The cuts that a chain of steps goes through, first and last included."""
+        return np.append(self.start[chain], self.num_cuts - 1)
+
+    def least(self, weight: Floats, count: int, *, maximum: bool = False) -> list[Floats]:
+        """The least sum, or maximum, of weights of 0, 1, ..., `count` steps from cut 0.
+
+        Args:
+            weight: One entry per step.
+            count: Number of steps.
+            maximum: Whether the largest weight of a chain counts, else their sum.
+
+        Returns:
+            For each number of steps an array of one entry per cut: where the chain ends.
+        """
+        stops, begins = np.unique(self.stop, return_index=True)
+        combine = np.maximum if maximum else np.add
+        value = np.full(self.num_cuts, np.inf)
+        value[0] = 0
+        values = [value]
+        for _ in range(count):
+            value = np.full(self.num_cuts, np.inf)
+            if len(stops):
+                value[stops] = np.minimum.reduceat(combine(values[-1][self.start], weight), begins)
+            values.append(value)
+        return values
+
+    def best_chain(self, weight: Floats, count: int, *, maximum: bool = False) -> Integers | None:
+        """The steps of the best chain from the first cut to the last one, None if none is."""
+        values = self.least(weight, count, maximum=maximum)
+        if not np.isfinite(values[-1][-1]):
+            return None
+        combine = np.maximum if maximum else np.add
+        cut, chain = self.num_cuts - 1, []
+        for value in reversed(values[:-1]):
+            first, last = np.searchsorted(self.stop, [cut, cut + 1])
+            costs = combine(value[self.start[first:last]], weight[first:last])
+            chain.append(int(first + costs.argmin()))
+            cut = int(self.start[chain[-1]])
+        return np.array(chain[::-1], dtype=np.int64)
+
+
+def best_chains(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
+    """Chains of cuts, from first to last, that are good for the goal of a problem.
+
+    Args:
+        problem: The problem.
+        steps: What may be a partition.
+        best: Score of the best assignment known; what is sure to be much worse is left out.
+    """
+    if problem.minimise_bytes:
+        return _fewest_bytes(problem, steps)
+    return _least_time(problem, steps, best)
+
+
+def most_ticks(problem: Problem, best: Score, *, slack: bool = True) -> float:
+    """Most ticks of a stage in plans that are as fast as the best known, or not much slower."""
+    if problem.minimise_bytes or problem.microbatches == 1 or best.excess_bytes:
+        return np.inf
+    step = best.cost + best.cost // 16 if slack else best.cost
+    return float((step - int(problem.ticks.sum())) // (problem.microbatches - 1))
+
+
+def most_bytes(problem: Problem, best: Score) -> float:
+    """Most bytes of a partition, as `most_ticks`."""
+    if problem.minimise_bytes:
+        return float(best.cost + best.cost // 16)
+    return np.inf if problem.memory_bytes is None else float(problem.memory_bytes)
+
+
+def _least_time(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
+    """Bounds the slowest stage by less and less, and moves as little as the bound permits.
+
+    As in Alpa, but a bound that cannot pay is skipped: a tighter one never moves less, so
+    it has to make up for the difference to the best so far.
+    """
+    arithmetic, repeats = float(problem.ticks.sum()), problem.microbatches - 1
+    steps = steps.where(steps.bytes <= most_bytes(problem, best))
+    limit, fastest = most_ticks(problem, best), np.inf
+    for _ in range(_MOST_LIMITS):
+        steps = steps.where(steps.ticks <= limit)
+        chain = steps.best_chain(steps.moved, problem.num_partitions)
+        if chain is None:
+            return
+        yield steps.cuts(chain)
+        if not repeats:
+            return
+        slowest = float(steps.ticks[chain].max())
+        fixed = arithmetic + float(steps.moved[chain].sum())
+        fastest = min(fastest, fixed + repeats * slowest)
+        limit = min(slowest - 1, (fastest - fixed - 1) // repeats)
+
+
+def _fewest_bytes(problem: Problem, steps: Steps) -> Iterator[Integers]:
+    """Makes the fullest partition as small as it gets, then moves as little as that permits."""
+    count = problem.num_partitions
+    fullest = steps.least(steps.bytes, count, maximum=True)[-1][-1]
+    steps = steps.where(steps.bytes <= fullest)
+    chain = steps.best_chain(steps.moved, count)
+    if chain is not None:
+        yield steps.cuts(chain)

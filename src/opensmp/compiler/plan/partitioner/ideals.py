@@ -1,0 +1,257 @@
+"""All ways to cut a small graph in two, and what lies between any two of them.
+
+A cut that nothing crosses backward is an ideal: a set of units that has, with every unit,
+all that it reads from. A plan is a chain of ideals, each within the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import or_
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.partitioner.connectivity import part_of_graph
+from opensmp.compiler.plan.partitioner.dynamic_programming import (
+    Steps,
+    best_chains,
+    most_bytes,
+    most_ticks,
+)
+from opensmp.compiler.plan.partitioner.problem import Problem, Score
+from opensmp.compiler.plan.partitioner.topological_orders import Order, follow
+from opensmp.errors import PlanError
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_CHUNK = 50_000
+
+
+class LatticeError(PlanError):
+    """The graph has too many ideals to look at all of them."""
+
+
+def all_ideals(problem: Problem, most: int) -> list[int]:
+    """All ideals as bit masks of units, the empty one first, each after all inside it.
+
+    Raises:
+        LatticeError: If there are more than `most`.
+    """
+    size = len(problem)
+    needs = [sum(1 << other for other in units) for units in problem.predecessors]
+    found, layer = [0], [0]
+    for _ in range(size):
+        layer = sorted(
+            {
+                ideal | 1 << unit
+                for ideal in layer
+                for unit in range(size)
+                if not ideal >> unit & 1 and needs[unit] & ~ideal == 0
+            }
+        )
+        found.extend(layer)
+        if len(found) > most:
+            raise LatticeError(
+                f"Plan: this graph of {size} units has more than {most} ways to cut it in two, "
+                "too many to find the best plan for sure; use partition_units."
+            )
+    return found
+
+
+def ideals_near(
+    problem: Problem, plans: Sequence[Integers], orders: Sequence[Order], most: int
+) -> list[int]:
+    """About `most` ideals that are close to the cuts of some plans.
+
+    Along every order that follows a plan there are ideals before and after each cut, with
+    one unit more or less, two, and so on.
+    """
+    size = len(problem)
+    found = {0, (1 << size) - 1}
+    walks = []
+    for plan in plans:
+        for order in orders:
+            along = follow(plan, order)
+            masks = list(accumulate((1 << unit for unit in along.tolist()), or_, initial=0))
+            cuts = np.searchsorted(plan[along], np.arange(1, problem.num_partitions)).tolist()
+            walks.append((masks, cuts))
+    for radius in range(size):
+        for masks, cuts in walks:
+            for cut in cuts:
+                found.add(masks[max(cut - radius, 0)])
+                found.add(masks[min(cut + radius, size)])
+            if len(found) >= most:
+                return sorted(found, key=lambda ideal: (ideal.bit_count(), ideal))
+    return sorted(found, key=lambda ideal: (ideal.bit_count(), ideal))
+
+
+def cut_lattice(
+    problem: Problem, ideals: list[int], best: Score, *, contiguous: bool
+) -> list[Integers]:
+    """Assignments whose cuts are among some ideals, good for the goal of the problem.
+
+    Args:
+        problem: The problem; its goal decides what is good.
+        ideals: See `steps_between`.
+        best: Score of the best assignment known; what is sure to be much worse is left out.
+        contiguous: Whether to allow connected partitions only.
+    """
+    steps = steps_between(
+        problem,
+        ideals,
+        connected=contiguous,
+        most_ticks=most_ticks(problem, best),
+        most_bytes=most_bytes(problem, best),
+    )
+    return [
+        assignment_of([ideals[cut] for cut in cuts], len(problem))
+        for cuts in best_chains(problem, steps, best)
+    ]
+
+
+def assignment_of(chain: Sequence[int], size: int) -> Integers:
+    """The assignment whose cuts are the ideals of a chain, first and last included."""
+    placed = np.zeros(size, dtype=np.int64)
+    for ideal in chain[1:-1]:
+        placed += [1 - (ideal >> unit & 1) for unit in range(size)]
+    return placed
+
+
+def steps_between(
+    problem: Problem,
+    ideals: list[int],
+    *,
+    connected: bool,
+    most_ticks: float = np.inf,
+    most_bytes: float = np.inf,
+) -> Steps:
+    """All steps from one of some ideals to another that cost no more than given.
+
+    What a step costs is a sum, over all links, of products of something about its start
+    and something about its stop; so matrix products find it for all steps at once.
+
+    Args:
+        problem: The problem.
+        ideals: Without repetitions, the empty one first and the whole graph last, each after
+            those within it.
+        connected: Whether to leave out steps whose units fall apart.
+        most_ticks: Most time of a stage.
+        most_bytes: Most memory of a partition.
+    """
+    size = len(problem)
+    member = np.array([[ideal >> u & 1 for u in range(size)] for ideal in ideals], np.float64)
+    home = member[:, problem.homes]
+    receive = _Received(home, *_readers_inside(problem, member))
+    send = _Sent(problem, home, member)
+    keep = member @ (1 - member).T == 0
+    np.fill_diagonal(keep, False)
+    ticks = (
+        _between(member @ problem.ticks)
+        + receive(problem.forward_ticks)
+        + send(problem.backward_ticks)
+    )
+    keep &= ticks <= most_ticks
+    held = (
+        _between(member @ problem.bytes)
+        + receive(problem.received_bytes)
+        + send(problem.sent_bytes)
+    )
+    keep &= held <= most_bytes
+    stop, start = np.nonzero(keep.T)
+    moved = receive(problem.forward_ticks + problem.backward_ticks)
+    at = (start, stop)
+    steps = Steps(len(ideals), start, stop, ticks[at], moved[at], held[at])
+    if connected:
+        steps = steps.where(_connected(problem, member == 1, steps))
+    return steps
+
+
+def _connected(problem: Problem, member: NDArray[np.bool_], steps: Steps) -> NDArray[np.bool_]:
+    """Whether the units of each step are connected, within each part of the graph."""
+    part = part_of_graph(problem)
+    pairs = [(unit, other) for unit, near in enumerate(problem.predecessors) for other in near]
+    for link in np.flatnonzero(~problem.ordered).tolist():
+        first, last = np.searchsorted(problem.links, [link, link + 1])
+        units = sorted({int(problem.homes[link]), *problem.readers[first:last].tolist()})
+        pairs.extend((a, b) for a in units for b in units if b < a)
+    pairs.sort()
+    results = []
+    for begin in range(0, len(steps.start), _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        inside = (member[steps.stop[chunk]] & ~member[steps.start[chunk]]).T.copy()
+        reached = np.zeros_like(inside)
+        for name in np.unique(part):
+            members = np.flatnonzero(part == name)
+            lowest = members[inside[members].argmax(axis=0)]
+            reached[lowest, np.arange(inside.shape[1])] = True
+        reached &= inside
+        count = -1
+        while count != (now := int(np.count_nonzero(reached))):
+            count = now
+            for unit, other in (*pairs, *reversed(pairs)):
+                both = (reached[unit] | reached[other]) & inside[unit] & inside[other]
+                reached[unit] |= both
+                reached[other] |= both
+        results.append((reached == inside).all(axis=0))
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *results])
+
+
+def _between(weight: Floats) -> Floats:
+    return np.asarray(weight[None, :] - weight[:, None])
+
+
+def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[np.int64]]:
+    """Which sets of readers of each link occur in an ideal, and which one each ideal has.
+
+    Returns:
+        0/1 of shape (ideals, sets), and the link of each set.
+    """
+    columns, link_of = [], []
+    for link in range(len(problem.homes)):
+        first, last = np.searchsorted(problem.links, [link, link + 1])
+        inside = member[:, problem.readers[first:last]]
+        kinds, which = np.unique(inside, axis=0, return_inverse=True)
+        columns.append(np.eye(len(kinds))[which.reshape(-1)])
+        link_of.extend([link] * len(kinds))
+    if not columns:
+        return np.zeros((len(member), 0)), np.zeros(0, dtype=np.int64)
+    return np.concatenate(columns, axis=1), np.array(link_of, dtype=np.int64)
+
+
+class _Received:
+    """Weighs the links that a step receives: home outside, some reader inside the step."""
+
+    def __init__(self, home: Floats, read: Floats, link_of_read: NDArray[np.int64]) -> None:
+        self._home, self._read, self._link = home, read, link_of_read
+
+    def __call__(self, weight: NDArray[np.int64]) -> Floats:
+        # Some reader is inside: the readers in start and in stop are not the same set. The
+        # home is outside: in the start, or not in the stop.
+        outside = _outside(self._home, weight)
+        home, each = self._home[:, self._link], weight[self._link]
+        read = self._read
+        same = (read * (1 + home) * each) @ read.T - (read * each) @ (read * home).T
+        return np.asarray(outside - same)
+
+
+def _outside(home: Floats, weight: NDArray[np.int64]) -> Floats:
+    return np.asarray(weight.sum() - _between(home @ weight))
+
+
+class _Sent:
+    """Weighs the links that a step sends: home inside, some reader outside the step."""
+
+    def __init__(self, problem: Problem, home: Floats, member: Floats) -> None:
+        self._home = home
+        count = np.zeros((len(member), len(problem.homes)))
+        np.add.at(count.T, problem.links, member.T[problem.readers])
+        total = np.bincount(problem.links, minlength=len(problem.homes))
+        self._none, self._all = count == 0, count == total
+
+    def __call__(self, weight: NDArray[np.int64]) -> Floats:
+        # Home and all readers inside: none of them in the start, all of them in the stop.
+        start, stop = self._none & (self._home == 0), self._all & (self._home == 1)
+        return np.asarray(_between(self._home @ weight) - (start * weight) @ stop.T.astype(float))

@@ -1,0 +1,147 @@
+"""What to say when no plan fits the memory: how much is missing, and what would help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.cost_model import evaluate, microbatches_in_flight
+from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
+from opensmp.compiler.plan.partitioner.problem import Score, price
+from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+
+_NUM_ORDERS = 3
+_MORE_PARTITIONS = (1.25, 1.5, 2, 3, 4, 6, 8)
+_SMALLER_MICROBATCHES = (2, 4, 8, 16, 32)
+
+
+def describe_shortage(
+    graph: CoarseGraph,
+    assignment: NDArray[np.int64],
+    num_partitions: int,
+    machine: Machine,
+    microbatches: int,
+    pipeline: str,
+    active_microbatches: int | None,
+) -> str:
+    """Explains by how much the best plan found misses the memory, and what would help.
+
+    Each remedy is tried, on a few orders, before it is proposed.
+
+    Args:
+        graph: What does not fit.
+        assignment: The plan whose fullest device is the smallest.
+        num_partitions: Number of partitions asked for.
+        machine: The devices; `memory_bytes` is not None.
+        microbatches: Microbatches of a step.
+        pipeline: See `evaluate`.
+        active_microbatches: See `evaluate`.
+    """
+    cap = machine.memory_bytes
+    assert cap is not None
+    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
+    peaks = evaluate(
+        graph,
+        assignment,
+        num_partitions,
+        machine,
+        microbatches,
+        pipeline=pipeline,
+        active_microbatches=active_microbatches,
+    ).peak_bytes
+    fullest = int(np.argmax(peaks))
+    need = peaks[fullest]
+    inside = assignment == fullest
+    lasting = int((graph.parameter_bytes + graph.state_bytes)[inside].sum())
+    lasting += sum(
+        variable.parameter_bytes + variable.gradient_bytes
+        for variable in graph.shared
+        if inside[list(variable.units)].any()
+    )
+
+    def least(graph: CoarseGraph, num_partitions: int, microbatches: int) -> int:
+        held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
+        problem = price(
+            graph,
+            min(num_partitions, len(graph)),
+            machine,
+            microbatches,
+            held,
+            minimise_bytes=True,
+        )
+        plans = [
+            placed
+            for order in topological_orders(problem, _NUM_ORDERS)
+            for placed in cut_order(problem, order, Score(0, 2**62, 0), contiguous=False)
+        ]
+        return min(problem.score(placed).cost for placed in plans)
+
+    remedies = [
+        _first_that_fits(
+            sorted({int(np.ceil(num_partitions * factor)) for factor in _MORE_PARTITIONS}),
+            cap,
+            lambda count: least(graph, count, microbatches),
+            "{} partitions",
+            "more partitions, though not even {} are enough alone",
+        ),
+        _first_that_fits(
+            [microbatches * factor for factor in _SMALLER_MICROBATCHES],
+            cap,
+            lambda count: least(_shrunk(graph, count // microbatches), num_partitions, count),
+            "a smaller microbatch: {} microbatches of the same batch",
+            "a smaller microbatch, though not even {} microbatches are enough alone",
+        ),
+    ]
+    if graph.residual_bytes.any():
+        kept_nothing = replace(graph, residual_bytes=np.zeros_like(graph.residual_bytes))
+        without = least(kept_nothing, num_partitions, microbatches)
+        enough = "" if without <= cap else ", which is not enough alone"
+        remedies.append(
+            "recomputing in the backward pass what the forward pass now keeps: "
+            f"at least {_size(without)} per device{enough}"
+        )
+    remedies.append(f"devices of {_size(need)}")
+    cut = "one partition" if num_partitions == 1 else f"{num_partitions} partitions"
+    return (
+        f"Plan: no cut into {cut} was found that fits into {_size(cap)} per device. "
+        f"The best one needs {_size(need)} in partition {fullest}, {_size(need - cap)} too much: "
+        f"{_size(lasting)} for variables, gradients and optimizer state, and "
+        f"{_size(need - lasting)} for what {held} microbatches in flight keep and exchange. "
+        f"What would help: {'; or '.join(remedies)}."
+    )
+
+
+def _first_that_fits(
+    counts: list[int], cap: int, least: Callable[[int], int], yes: str, no: str
+) -> str:
+    for count in counts:
+        if least(count) <= cap:
+            return yes.format(count)
+    return no.format(counts[-1])
+
+
+def _shrunk(graph: CoarseGraph, factor: int) -> CoarseGraph:
+    """The graph for a microbatch that is smaller by a factor."""
+    return replace(
+        graph,
+        residual_bytes=graph.residual_bytes // factor,
+        tensors=tuple(
+            tensor._replace(
+                forward_bytes=tensor.forward_bytes // factor,
+                backward_bytes=tensor.backward_bytes // factor,
+            )
+            for tensor in graph.tensors
+        ),
+    )
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.4g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.4g} TiB"

@@ -1,0 +1,203 @@
+"""The partitioning problem in whole numbers, so that every machine finds the same plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.cost_model import seconds_to_move
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+
+# Sums of this many ticks, and products with microbatches, are exact in float64.
+_MOST_TICKS = 2.0**50
+
+
+class Score(NamedTuple):
+    """How good an assignment is; the least is the best.
+
+    Attributes:
+        excess_bytes: What all devices together hold above the cap.
+        cost: Ticks of a step, or bytes of the fullest device if these are minimised.
+        tie: The other one of the two.
+    """
+
+    excess_bytes: int
+    cost: int
+    tie: int
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Units and links with what they cost; times are whole ticks of `seconds_per_tick`.
+
+    Floats add up differently on different processors, and near ties would then go different
+    ways on the processes of one run; whole numbers do not.
+
+    A link is a tensor, or a variable of several units: it has a home unit and units that
+    read it. `ticks` and `bytes` have one entry per unit, `links` and `readers` one per
+    reader of a link, all other arrays one per link.
+
+    Attributes:
+        num_partitions: Number of partitions, none of which stays empty.
+        microbatches: Microbatches of a step.
+        ticks: Arithmetic of each unit, int64.
+        bytes: What each unit holds at its peak, int64.
+        homes: Unit that each link comes from.
+        forward_ticks: What a link costs each other partition that reads it.
+        backward_ticks: What it then costs its home, for each such partition.
+        received_bytes: What each other partition that reads it holds.
+        sent_bytes: What its home holds if any other partition reads it.
+        ordered: Whether readers come after the home; not so for variables.
+        links: Link of each reader, ascending.
+        readers: Unit of each reader.
+        memory_bytes: The cap, None for no cap.
+        minimise_bytes: Whether the fullest device is the cost, else the time of a step.
+        seconds_per_tick: Length of a tick.
+    """
+
+    num_partitions: int
+    microbatches: int
+    ticks: NDArray[np.int64]
+    bytes: NDArray[np.int64]
+    homes: NDArray[np.int64]
+    forward_ticks: NDArray[np.int64]
+    backward_ticks: NDArray[np.int64]
+    received_bytes: NDArray[np.int64]
+    sent_bytes: NDArray[np.int64]
+    ordered: NDArray[np.bool_]
+    links: NDArray[np.int64]
+    readers: NDArray[np.int64]
+    memory_bytes: int | None
+    minimise_bytes: bool
+    seconds_per_tick: float
+
+    def __len__(self) -> int:
+        return len(self.ticks)
+
+    @cached_property
+    def successors(self) -> list[list[int]]:
+        """Units that read what a unit makes, ascending, for each unit."""
+        return self._neighbours(self.homes[self.links], self.readers)
+
+    @cached_property
+    def predecessors(self) -> list[list[int]]:
+        """Units whose tensors a unit reads, ascending, for each unit."""
+        return self._neighbours(self.readers, self.homes[self.links])
+
+    def _neighbours(self, of: NDArray[np.int64], to: NDArray[np.int64]) -> list[list[int]]:
+        tensors = self.ordered[self.links]
+        pairs = np.unique(np.stack([of[tensors], to[tensors]], axis=1), axis=0)
+        ends = np.searchsorted(pairs[:, 0], np.arange(len(self) + 1))
+        flat = pairs[:, 1].tolist()
+        return [flat[a:b] for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+
+    def loads(self, placed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ticks and bytes of each partition."""
+        count = self.num_partitions
+        present = np.zeros(len(self.homes) * count, dtype=np.bool_)
+        present[self.links * count + placed[self.readers]] = True
+        pairs = np.flatnonzero(present)
+        links, readers = pairs // count, pairs % count
+        remote = readers != placed[self.homes[links]]
+        links, readers = links[remote], readers[remote]
+        homes, sent = placed[self.homes[links]], links[np.diff(links, prepend=-1) > 0]
+        ticks = (
+            np.bincount(placed, self.ticks, count)
+            + np.bincount(readers, self.forward_ticks[links], count)
+            + np.bincount(homes, self.backward_ticks[links], count)
+        )
+        held = (
+            np.bincount(placed, self.bytes, count)
+            + np.bincount(readers, self.received_bytes[links], count)
+            + np.bincount(placed[self.homes[sent]], self.sent_bytes[sent], count)
+        )
+        return ticks.astype(np.int64), held.astype(np.int64)
+
+    def score(self, placed: NDArray[np.int64]) -> Score:
+        """How good an assignment is."""
+        ticks, held = self.loads(placed)
+        return self.score_of(ticks.tolist(), held.tolist())
+
+    def score_of(self, ticks: Sequence[int], held: Sequence[int]) -> Score:
+        """How good an assignment with these ticks and bytes of each partition is."""
+        step = sum(ticks) + (self.microbatches - 1) * max(ticks)
+        if self.minimise_bytes:
+            return Score(0, max(held), step)
+        cap, fullest = self.memory_bytes, max(held)
+        if cap is None or fullest <= cap:
+            return Score(0, step, fullest)
+        return Score(sum(max(0, size - cap) for size in held), step, fullest)
+
+
+def price(
+    graph: CoarseGraph,
+    num_partitions: int,
+    machine: Machine,
+    microbatches: int,
+    held: int,
+    *,
+    minimise_bytes: bool = False,
+) -> Problem:
+    """States the problem of cutting a graph, in whole numbers.
+
+    Args:
+        graph: What to cut.
+        num_partitions: Number of partitions, none of which stays empty.
+        machine: Speed and memory of the devices.
+        microbatches: Microbatches of a step.
+        held: Microbatches in flight.
+        minimise_bytes: Whether the fullest device is the cost, else the time of a step.
+    """
+
+    def cost_to_move(num_bytes: int) -> float:
+        return seconds_to_move(machine, num_bytes) if num_bytes else 0.0
+
+    homes: list[int] = []
+    readers: list[list[int]] = []
+    costs: list[tuple[float, float, int, int, bool]] = []
+    for tensor in graph.tensors:
+        homes.append(tensor.producer)
+        readers.append(sorted(set(tensor.consumers) - {tensor.producer}))
+        forward = seconds_to_move(machine, tensor.forward_bytes)
+        size = held * tensor.forward_bytes
+        costs.append((forward, cost_to_move(tensor.backward_bytes), size, size, True))
+    sizes = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
+    sizes = sizes.astype(np.int64)
+    for variable in graph.shared:
+        homes.append(variable.units[0])
+        readers.append(sorted(set(variable.units) - {variable.units[0]}))
+        size = variable.parameter_bytes + variable.gradient_bytes
+        sizes[variable.units[0]] += size
+        forward = seconds_to_move(machine, variable.parameter_bytes)
+        costs.append((forward, cost_to_move(variable.gradient_bytes), size, 0, False))
+    seconds = (graph.forward_seconds + graph.backward_seconds).tolist()
+    transfers = [(c[0] + c[1]) * len(r) for c, r in zip(costs, readers, strict=True)]
+    most = math.fsum(seconds + transfers) * max(microbatches, 1)
+    scale = 2.0 ** math.floor(math.log2(_MOST_TICKS / most)) if most > 0 else 1.0
+    return Problem(
+        num_partitions=num_partitions,
+        microbatches=microbatches,
+        ticks=_whole(seconds, scale),
+        bytes=sizes,
+        homes=np.array(homes, dtype=np.int64),
+        forward_ticks=_whole([cost[0] for cost in costs], scale),
+        backward_ticks=_whole([cost[1] for cost in costs], scale),
+        received_bytes=np.array([cost[2] for cost in costs], dtype=np.int64),
+        sent_bytes=np.array([cost[3] for cost in costs], dtype=np.int64),
+        ordered=np.array([cost[4] for cost in costs], dtype=np.bool_),
+        links=np.repeat(np.arange(len(homes)), [len(r) for r in readers]).astype(np.int64),
+        readers=np.array([unit for units in readers for unit in units], dtype=np.int64),
+        memory_bytes=machine.memory_bytes,
+        minimise_bytes=minimise_bytes,
+        seconds_per_tick=1 / scale,
+    )
+
+
+def _whole(seconds: Sequence[float], scale: float) -> NDArray[np.int64]:
+    return np.rint(np.array(seconds, dtype=np.float64) * scale).astype(np.int64)

@@ -1,0 +1,1 @@
+"""Views of a plan: table, picture, explanation, predicted schedule."""

@@ -1,0 +1,347 @@
+"""A plan as a picture: its layers in bands, what is cut, what it costs, when it runs."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patches import Patch, PathPatch
+from matplotlib.path import Path
+
+from opensmp.compiler.format import format_bytes, format_seconds, shortened
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.report.explanation import passing
+from opensmp.compiler.plan.report.picture_nodes import Band, LayerGraph, condense
+from opensmp.compiler.plan.report.predicted_schedule import Timetable, timetable
+
+# Okabe and Ito, "Color Universal Design" (2008): told apart by all kinds of eyes. Partitions
+# beyond the palette repeat it; each is numbered wherever it is shown.
+_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+_INK, _FAINT = "#222222", "#999999"
+_SMALL, _NORMAL = 7.5, 9.0
+_MOST_NAMED = 2
+_MOST_BANDS = 10
+_LABELLED_ROWS = 32
+
+Axes = Any
+
+
+class PlanFigure(Figure):
+    """A figure that a notebook shows without any set-up of matplotlib."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
+def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
+    """Draws a plan.
+
+    From the top: the layers, as bars of their time in the band of their partition, with arcs
+    for what one reads from another and the tensors that pass each cut; the time and the
+    memory of each partition; the predicted schedule.
+
+    Args:
+        plan: A plan with costs.
+        path: File to write, its format by the suffix (SVG, PNG, PDF); an existing one is
+            replaced. None writes nothing.
+
+    Returns:
+        The figure.
+
+    Raises:
+        PlanError: If the plan has no costs.
+
+    Example:
+        ```python
+        draw_plan(model.plan, "plan.png")
+        ```
+    """
+    layers = condense(plan)
+    times = timetable(plan)
+    rows = plan.num_partitions
+    width = max(13.0, 1.0 * len(layers.bands))
+    heights = (3.0, 2.0, max(1.0, 0.33 * rows + 0.4))
+    engine = ConstrainedLayoutEngine(hspace=0.05, h_pad=0.1)
+    figure = PlanFigure(figsize=(width, sum(heights) + 3.3), layout=engine)
+    grid = figure.add_gridspec(3, 2, height_ratios=heights)
+    figure.suptitle(_title(plan), fontsize=11, color=_INK, x=0.01, ha="left")
+    _draw_layers(figure.add_subplot(grid[0, :]), plan, layers)
+    _draw_times(figure.add_subplot(grid[1, 0]), plan)
+    _draw_memory(figure.add_subplot(grid[1, 1]), plan)
+    _draw_schedule(figure.add_subplot(grid[2, :]), plan, times)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def colour(partition: int) -> str:
+    """The colour of a partition."""
+    return _PALETTE[partition % len(_PALETTE)]
+
+
+def tint(partition: int, share: float) -> tuple[float, float, float]:
+    """The colour of a partition mixed with white; `share` of it is colour."""
+    return _mixed(colour(partition), share)
+
+
+def _mixed(hue: str, share: float) -> tuple[float, float, float]:
+    red, green, blue = (share * c + 1 - share for c in to_rgb(hue))
+    return red, green, blue
+
+
+def _title(plan: Plan) -> str:
+    prediction = plan.prediction
+    return (
+        f"{plan.model} over {plan.num_partitions} partitions · {plan.settings}\n"
+        f"predicted step {format_seconds(prediction.step_seconds)} · peak memory "
+        f"{format_bytes(max(prediction.peak_bytes))} · slowest stage {prediction.balance:.2f} x "
+        f"the mean"
+    )
+
+
+def _plain(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=_NORMAL, color=_INK, loc="left", fontweight="bold")
+    axes.tick_params(labelsize=_SMALL, colors=_INK, length=2)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+# --- the layers --------------------------------------------------------------------------------
+
+
+def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
+    """Every band is one unit wide; bars hang from the line that arcs stand on."""
+    place = _places(layers)
+    longest = max((node.seconds for node in layers.nodes), default=0.0) or 1.0
+    for index, band in enumerate(layers.bands):
+        axes.axvspan(index, index + 1, color=tint(band.partition, 0.18), lw=0, zorder=0)
+        stage = (
+            f"partition {band.partition}" if band.nodes else f"partition {band.partition}: empty"
+        )
+        axes.text(index + 0.5, 1.62, stage, ha="center", va="top", fontsize=_NORMAL, color=_INK)
+        width = 0.62 * _spacing(band)
+        for node in band.nodes:
+            height = 0.8 * layers.nodes[node].seconds / longest
+            axes.bar(place[node], -height, width, color=colour(band.partition), zorder=3)
+    axes.axhline(0, color=_INK, lw=0.8, zorder=4)
+    _draw_arcs(axes, layers, place)
+    _draw_cuts(axes, plan, layers)
+    axes.set_xlim(0, len(layers.bands))
+    axes.set_ylim(-0.9, 1.66)
+    names = [(place[i], node.name) for i, node in enumerate(layers.nodes)]
+    axes.set_xticks([x for x, _ in names], [name for _, name in names], rotation=90)
+    axes.set_yticks([-0.8, 0], [format_seconds(longest), "0"])
+    _plain(axes, "Layers: time of one microbatch (bars), what is read from where (arcs)")
+
+
+def _places(layers: LayerGraph) -> dict[int, float]:
+    return {
+        node: index + 0.5 + (position - (len(band.nodes) - 1) / 2) * _spacing(band)
+        for index, band in enumerate(layers.bands)
+        for position, node in enumerate(band.nodes)
+    }
+
+
+def _spacing(band: Band) -> float:
+    return 1.0 / max(len(band.nodes), 3)
+
+
+def _draw_arcs(axes: Axes, layers: LayerGraph, place: dict[int, float]) -> None:
+    largest = max((edge.forward_bytes for edge in layers.edges), default=0) or 1
+    reach = max((place[e.target] - place[e.source] for e in layers.edges), default=0.0) or 1.0
+    for edge in layers.edges:
+        left, right = place[edge.source], place[edge.target]
+        # A cubic's summit is at three quarters of its handles.
+        height = (0.2 + 0.5 * (right - left) / reach) / 0.75
+        path = Path(
+            [(left, 0), (left, height), (right, height), (right, 0)],
+            [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4],
+        )
+        axes.add_patch(
+            PathPatch(
+                path,
+                fill=False,
+                lw=0.6 + 2.0 * edge.forward_bytes / largest,
+                color=_INK if edge.cut else _FAINT,
+                zorder=2 if edge.cut else 1,
+            )
+        )
+
+
+def _draw_cuts(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
+    """At each border what passes it."""
+    bands = layers.bands
+    one_each = [band.partition for band in bands] == list(range(plan.num_partitions))
+    for index in range(1, len(bands)):
+        axes.axvline(index, color="white", lw=2, zorder=1)
+        text = _passing_text(plan, index - 1) if one_each else _arcs_text(layers, index)
+        if text:
+            axes.text(
+                index,
+                1.42,
+                text,
+                ha="center",
+                va="top",
+                fontsize=6.5,
+                color=_INK,
+                zorder=6,
+                bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _FAINT, "lw": 0.5},
+            )
+
+
+def _passing_text(plan: Plan, before: int) -> str:
+    """The largest tensors that pass the border after a partition, with their sizes."""
+    tensors = passing(plan.costs, plan.assignment, before)
+    if not tensors:
+        return ""
+    total = format_bytes(sum(tensor.forward_bytes for tensor in tensors))
+    if plan.num_partitions > _MOST_BANDS:
+        return total
+    lines = [f"{total} in {len(tensors)}"] if len(tensors) > 1 else []
+    room = 26 if plan.num_partitions <= 6 else 18
+    for tensor in tensors[:_MOST_NAMED]:
+        lines.append(shortened(plan.costs.names[tensor.producer], room))
+        lines.append(format_bytes(tensor.forward_bytes))
+    return "\n".join(lines)
+
+
+def _arcs_text(layers: LayerGraph, index: int) -> str:
+    """What all cut arcs over a border carry, where a partition has several bands."""
+    left = {node for band in layers.bands[:index] for node in band.nodes}
+    total = sum(
+        edge.forward_bytes
+        for edge in layers.edges
+        if edge.cut and edge.source in left and edge.target not in left
+    )
+    return format_bytes(total) if total else ""
+
+
+# --- what it costs -----------------------------------------------------------------------------
+
+
+def _draw_times(axes: Axes, plan: Plan) -> None:
+    parts = [
+        ("forward", 0.45, "", [row.forward_seconds for row in plan.rows]),
+        ("backward", 1.0, "", [row.backward_seconds for row in plan.rows]),
+        ("transfer", 0.12, "////", [row.transfer_seconds for row in plan.rows]),
+    ]
+    _stacked(axes, parts, format_seconds)
+    _plain(axes, "Time of one microbatch")
+
+
+def _draw_memory(axes: Axes, plan: Plan) -> None:
+    parts = [
+        ("parameters", 1.0, "", [row.parameter_bytes for row in plan.rows]),
+        ("gradients, optimizer", 0.45, "", [row.state_bytes for row in plan.rows]),
+        ("activations", 0.12, "////", [row.activation_bytes for row in plan.rows]),
+    ]
+    cap = plan.settings.machine.memory_bytes
+    _stacked(axes, parts, format_bytes, cap)
+    _plain(axes, "Memory at its peak")
+
+
+def _stacked(
+    axes: Axes,
+    parts: Sequence[tuple[str, float, str, Sequence[float]]],
+    shown: Any,
+    limit: float | None = None,
+) -> None:
+    rows = range(len(parts[0][3]))
+    base = [0.0 for _ in rows]
+    for _, share, hatch, values in parts:
+        for row, value in zip(rows, values, strict=True):
+            axes.barh(
+                row,
+                value,
+                0.7,
+                base[row],
+                color=tint(row, share),
+                hatch=hatch,
+                edgecolor=colour(row),
+                lw=0.6,
+            )
+            base[row] += value
+    longest = max(base) or 1.0
+    for row in rows:
+        axes.text(base[row] + 0.01 * longest, row, shown(base[row]), va="center", fontsize=_SMALL)
+    if limit is not None and limit <= 3 * longest:
+        axes.axvline(limit, color=_INK, lw=1, ls="--")
+        axes.text(limit, -0.62, f"limit {shown(limit)} ", ha="right", va="center", fontsize=_SMALL)
+        longest = max(longest, limit)
+    axes.set_xlim(0, 1.14 * longest)
+    axes.set_ylim(len(rows) - 0.4, -0.9)
+    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
+    axes.set_ylabel("partition", fontsize=_SMALL)
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    grey = "#666666"
+    axes.legend(
+        handles=[
+            Patch(
+                facecolor=_mixed(grey, share),
+                edgecolor=grey,
+                hatch=hatch,
+                label=name,
+            )
+            for name, share, hatch, _ in parts
+        ],
+        fontsize=_SMALL,
+        frameon=False,
+        ncols=3,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        borderaxespad=0.1,
+        handlelength=1.4,
+    )
+
+
+# --- when it runs --------------------------------------------------------------------------------
+
+
+def _draw_schedule(axes: Axes, plan: Plan, times: Timetable) -> None:
+    simulation = times.simulation
+    makespan = simulation.makespan_seconds or 1.0
+    scale, unit = (1.0, "s") if makespan >= 1 else (1e3, "ms") if makespan >= 1e-3 else (1e6, "µs")
+    stages_of: dict[int, set[int]] = {}
+    for action, device in times.graph.device.items():
+        stages_of.setdefault(device, set()).add(action.segment)
+    some_come_back = any(len(stages) > 1 for stages in stages_of.values())
+    inches = axes.figure.get_figwidth() * 0.92
+    bars: dict[tuple[int, bool], list[tuple[float, float]]] = {}
+    for action, device in times.graph.device.items():
+        start, end = simulation.start[action] * scale, simulation.end[action] * scale
+        forward = action.kind == "F"
+        bars.setdefault((device, forward), []).append((start, end - start))
+        text = action.text if len(stages_of[device]) > 1 else str(action.microbatch)
+        room = (end - start) / (makespan * scale) * inches * 72 / (0.62 * _SMALL)
+        if len(text) + 0.6 <= room:
+            ink = _INK if forward or _is_light(device) else "white"
+            at = ((start + end) / 2, device)
+            axes.text(*at, text, ha="center", va="center", fontsize=_SMALL, color=ink)
+    for (device, forward), spans in bars.items():
+        hue = tint(device, 0.45 if forward else 1.0)
+        axes.broken_barh(spans, (device - 0.41, 0.82), color=hue, edgecolor="white", lw=0.4)
+    rows = range(plan.num_partitions)
+    axes.set_xlim(0, makespan * scale)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
+    axes.set_ylabel("partition", fontsize=_SMALL)
+    axes.set_xlabel(unit, fontsize=_SMALL)
+    _plain(
+        axes,
+        f"Simulated schedule '{times.schedule.name}': {format_seconds(makespan)}, bubble "
+        f"{100 * simulation.bubble:.0f} % (pale: forward, full: backward, white: bubble; numbers "
+        f"are microbatches{', 2F0 is forward of stage 2, microbatch 0' * some_come_back})",
+    )
+
+
+def _is_light(partition: int) -> bool:
+    red, green, blue = to_rgb(colour(partition))
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 0.55

@@ -1,0 +1,135 @@
+"""The predicted schedule of a plan: which stage works on which microbatch, and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.plan.cost_model import microbatches_in_flight, seconds_to_move
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.unit_graph import CoarseGraph
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.compiler.schedule.pipelines import build
+from opensmp.compiler.schedule.simulate import Simulation, simulate
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """A plan's schedule, run in simulated time.
+
+    Attributes:
+        graph: The actions with their predicted times in seconds. A transfer is part of the
+            action that waits for it.
+        schedule: Their order on each device.
+        simulation: When each runs.
+    """
+
+    graph: TaskGraph
+    schedule: Schedule
+    simulation: Simulation
+
+
+def timetable(plan: Plan) -> Timetable:
+    """Predicts when each action of a step runs.
+
+    Args:
+        plan: A plan with costs.
+
+    Raises:
+        PlanError: If the plan has no costs.
+
+    Example:
+        ```python
+        print(timetable(model.plan).schedule)
+        ```
+    """
+    tasks = _tasks(plan)
+    settings = plan.settings
+    active = microbatches_in_flight(
+        plan.num_partitions,
+        settings.microbatches,
+        settings.pipeline,
+        settings.active_microbatches,
+    )
+    schedule = build(settings.pipeline, tasks, active)
+    return Timetable(tasks, schedule, simulate(schedule, tasks))
+
+
+def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The stage of each unit: a stay in a partition, numbered in an order of execution.
+
+    Where tensors only go to higher partitions there is one stage per partition in use. A
+    plan by hand may come back to a partition; each stay is a stage of its own then.
+
+    Args:
+        graph: The units.
+        assignment: Partition of each unit.
+
+    Returns:
+        Stage of each unit, int64 of shape (len(graph),).
+    """
+    backwards = any(
+        assignment[unit] < assignment[tensor.producer]
+        for tensor in graph.tensors
+        for unit in tensor.consumers
+    )
+    phase = np.zeros(len(graph), dtype=np.int64)
+    if backwards:
+        # Units are in topological order, and so are the tensors by their producer.
+        for tensor in sorted(graph.tensors, key=lambda tensor: tensor.producer):
+            for unit in tensor.consumers:
+                changes = assignment[unit] != assignment[tensor.producer]
+                phase[unit] = max(phase[unit], phase[tensor.producer] + changes)
+    keys = list(zip(phase.tolist(), assignment.tolist(), strict=True))
+    number = {key: index for index, key in enumerate(sorted(set(keys)))}
+    return np.array([number[key] for key in keys], dtype=np.int64)
+
+
+def _tasks(plan: Plan) -> TaskGraph:
+    graph, machine = plan.costs, plan.settings.machine
+    stage = stages(graph, plan.assignment)
+    num_stages = int(stage.max(initial=-1)) + 1
+    partition = np.zeros(num_stages, dtype=np.int64)
+    partition[stage] = plan.assignment
+    forward = np.bincount(stage, graph.forward_seconds, num_stages)
+    backward = np.bincount(stage, graph.backward_seconds, num_stages)
+    trains = backward > 0
+    needs: list[set[int]] = [set() for _ in range(num_stages)]
+    returns: list[set[int]] = [set() for _ in range(num_stages)]  # stages a gradient comes from
+    for tensor in graph.tensors:
+        home = int(stage[tensor.producer])
+        for reader in sorted({int(stage[unit]) for unit in tensor.consumers} - {home}):
+            needs[reader].add(home)
+            moved = partition[reader] != partition[home]
+            forward[reader] += moved * seconds_to_move(machine, tensor.forward_bytes)
+            if tensor.backward_bytes:
+                returns[home].add(reader)
+                backward[home] += moved * seconds_to_move(machine, tensor.backward_bytes)
+    for variable in graph.shared:
+        home = int(stage[variable.units[0]])
+        for reader in sorted({int(stage[unit]) for unit in variable.units} - {home}):
+            if partition[reader] != partition[home]:
+                forward[reader] += seconds_to_move(machine, variable.parameter_bytes)
+                if variable.gradient_bytes:
+                    backward[home] += seconds_to_move(machine, variable.gradient_bytes)
+    last = [s for s in range(num_stages) if not any(s in needed for needed in needs)]
+    device: dict[Action, int] = {}
+    needed: dict[Action, frozenset[Action]] = {}
+    seconds: dict[Action, float] = {}
+    for m in range(plan.settings.microbatches):
+        for s in range(num_stages):
+            action = Action("F", s, m)
+            device[action] = int(partition[s])
+            seconds[action] = float(forward[s])
+            needed[action] = frozenset(Action("F", other, m) for other in needs[s])
+            if trains[s]:
+                action = Action("B", s, m)
+                device[action] = int(partition[s])
+                seconds[action] = float(backward[s])
+                # The loss is there when all outputs are.
+                before = {Action("F", other, m) for other in [s, *last]}
+                before |= {Action("B", other, m) for other in returns[s] if trains[other]}
+                needed[action] = frozenset(before)
+    return TaskGraph(device, needed, seconds, plan.num_partitions)

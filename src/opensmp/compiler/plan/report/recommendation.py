@@ -1,0 +1,183 @@
+"""Which number of partitions, number of microbatches and schedule to choose for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opensmp.compiler.format import format_bytes
+from opensmp.compiler.plan.cost_model import Prediction, evaluate
+from opensmp.compiler.plan.partitioner.partitioner import partition_for
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.schedule.pipelines import DEFERS_WEIGHTS, PIPELINES
+from opensmp.errors import PlanError
+
+_WITH_KNOWN_COSTS = tuple(name for name in PIPELINES if name not in DEFERS_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One configuration and what it would cost.
+
+    Attributes:
+        num_partitions: Number of partitions.
+        settings: Microbatches, schedule and the rest.
+        assignment: Partition of each unit, int64.
+        prediction: Times and memory.
+        fits: Whether every partition keeps within the device's memory.
+    """
+
+    num_partitions: int
+    settings: PlanSettings
+    assignment: NDArray[np.int64]
+    prediction: Prediction
+    fits: bool
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory of the fullest partition."""
+        return max(self.prediction.peak_bytes)
+
+
+def recommend(
+    graph_for: Callable[[int], CoarseGraph],
+    batch: int,
+    machine: Machine,
+    *,
+    partitions: Sequence[int],
+    microbatches: Sequence[int] = (),
+    pipelines: Sequence[str] = _WITH_KNOWN_COSTS,
+    optimize: str = "speed",
+    contiguous: bool = True,
+) -> tuple[Candidate, ...]:
+    """Plans a model for many configurations and ranks them.
+
+    Those that fit come first, the fastest step first; of equal speed the one that takes
+    less memory, then fewer partitions and fewer microbatches. Those that do not fit follow,
+    the least memory first, so that one sees how far off they are.
+
+    Args:
+        graph_for: Gives the model's units for a number of microbatches; called once each.
+        batch: Examples per step; only divisors of it can be numbers of microbatches.
+        machine: The devices; `memory_bytes` is the budget of each.
+        partitions: Numbers of partitions to try, up to the number of devices.
+        microbatches: Numbers of microbatches to try; all divisors up to 64 by default.
+        pipelines: Schedules to try. `zero_bubble` is not among them by itself: what it saves and
+            what its split backward passes keep depend on more than the formula knows.
+        optimize: What each plan balances, `"memory"` or `"speed"`.
+        contiguous: Whether partitions must be connected.
+
+    Returns:
+        All candidates, the best one first.
+
+    Raises:
+        PlanError: If there is nothing to try: no number of microbatches divides the batch.
+
+    Example:
+        ```python
+        best = recommend(graph_for, 32, Machine(memory_bytes=16 * 2**30), partitions=(1, 2, 4))[0]
+        best.num_partitions, best.settings.microbatches, best.settings.pipeline
+        ```
+    """
+    counts = microbatches or [m for m in range(1, min(batch, 64) + 1) if batch % m == 0]
+    counts = [m for m in counts if m >= 1 and batch % m == 0]
+    if not counts:
+        raise PlanError(
+            f"recommend: none of the numbers of microbatches {list(microbatches)} divides the "
+            f"batch of {batch}; the examples of a step are divided equally."
+        )
+    cached = lru_cache(maxsize=None)(graph_for)
+    candidates = []
+    for count in counts:
+        for num_partitions in sorted(set(partitions)):
+            for pipeline in pipelines:
+                settings = PlanSettings(
+                    microbatches=count,
+                    pipeline=pipeline,
+                    optimize=optimize,
+                    contiguous=contiguous,
+                    machine=machine,
+                )
+                candidates.append(_candidate(cached(count), num_partitions, settings))
+    return tuple(sorted(_distinct(candidates), key=_rank))
+
+
+def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Candidate:
+    from dataclasses import replace
+
+    fits = True
+    machine = settings.machine
+    try:
+        assignment = partition_for(graph, num_partitions, settings)
+    except PlanError:
+        fits = False
+        unlimited = replace(machine, memory_bytes=None)
+        # Memory first, whatever is asked for: how far off it is when nothing else counts.
+        closest = replace(settings, optimize="memory", machine=unlimited)
+        assignment = partition_for(graph, num_partitions, closest)
+    prediction = evaluate(
+        graph,
+        assignment,
+        num_partitions,
+        machine,
+        settings.microbatches,
+        pipeline=settings.pipeline,
+        active_microbatches=settings.active_microbatches,
+    )
+    return Candidate(num_partitions, settings, assignment, prediction, fits)
+
+
+def _distinct(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
+    """Leaves out what is the same thing twice.
+
+    A plan with empty partitions is that of fewer partitions; and schedules do not differ
+    with one microbatch or one partition.
+    """
+    seen = set()
+    for candidate in candidates:
+        if candidate.prediction.empty_partitions:
+            continue
+        alike = candidate.num_partitions == 1 or candidate.settings.microbatches == 1
+        key = (
+            candidate.num_partitions,
+            candidate.settings.microbatches,
+            "" if alike else candidate.settings.pipeline,
+        )
+        if key not in seen:
+            seen.add(key)
+            yield candidate
+
+
+def _rank(candidate: Candidate) -> tuple[float, ...]:
+    seconds, peak = candidate.prediction.step_seconds, candidate.peak_bytes
+    order = (seconds, peak) if candidate.fits else (peak, seconds)
+    return (
+        not candidate.fits,
+        *order,
+        candidate.num_partitions,
+        candidate.settings.microbatches,
+    )
+
+
+def shortfall(candidates: Sequence[Candidate], machine: Machine) -> str:
+    """Why nothing fits, and what would help; empty if something fits.
+
+    Args:
+        candidates: Ranked, from `recommend`.
+        machine: The devices that they were planned for.
+    """
+    if not candidates or candidates[0].fits or machine.memory_bytes is None:
+        return ""
+    closest = candidates[0]
+    missing = closest.peak_bytes - machine.memory_bytes
+    return (
+        f"No configuration fits {format_bytes(machine.memory_bytes)} per device. The closest, "
+        f"{closest.num_partitions} partitions and {closest.settings.microbatches} microbatches, "
+        f"needs {format_bytes(closest.peak_bytes)}, {format_bytes(missing)} too much. More "
+        "partitions, a smaller batch or larger devices would help."
+    )

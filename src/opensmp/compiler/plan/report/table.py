@@ -1,0 +1,148 @@
+"""A plan as a table, for a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from opensmp.compiler.format import format_bytes, format_count, format_seconds, shortened
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.report.partition_stats import PartitionRow
+from opensmp.compiler.plan.report.recommendation import Candidate
+
+WIDE = 128
+"""Columns that the table with everything in it may need."""
+
+
+def plan_table(plan: Plan, compact: bool = False) -> Table:
+    """The partitions of a plan: what is in them, what they cost, what they send to whom.
+
+    Args:
+        plan: A plan with costs.
+        compact: Leaves out what a terminal of 80 columns has no room for.
+
+    Raises:
+        PlanError: If the plan has no costs.
+
+    Example:
+        ```python
+        rich.print(plan_table(model.plan))
+        ```
+    """
+    columns = [column for column in _COLUMNS if not (compact and column.wide)]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column.title == "layers" else "right"
+        table.add_column(column.title, justify=justify, no_wrap=True)
+    for row in plan.rows:
+        # As Text: names of layers may look like rich's markup.
+        table.add_row(*(Text(column.cell(row)) for column in columns))
+    return table
+
+
+class _Column(NamedTuple):
+    title: str
+    cell: Callable[[PartitionRow], str]
+    wide: bool = False
+
+
+_COLUMNS = (
+    _Column("part", lambda row: str(row.partition)),
+    _Column("layers", lambda row: shown_layers(row.layers)),
+    _Column("oper-\nations", lambda row: str(row.num_operations), wide=True),
+    _Column("para-\nmeters", lambda row: format_bytes(row.parameter_bytes)),
+    _Column("peak\nmemory", lambda row: format_bytes(row.peak_bytes)),
+    _Column("forward\nFLOPs", lambda row: format_count(row.forward_flops), wide=True),
+    _Column("forward\ntime", lambda row: format_seconds(row.forward_seconds), wide=True),
+    _Column("backward\ntime", lambda row: format_seconds(row.backward_seconds), wide=True),
+    _Column("transfer\ntime", lambda row: format_seconds(row.transfer_seconds), wide=True),
+    _Column("stage\ntime", lambda row: format_seconds(row.stage_seconds)),
+    _Column("sends", lambda row: _sent(row.sends)),
+)
+
+
+def _sent(sends: Mapping[int, int]) -> str:
+    return "\n".join(f"{format_bytes(size)} to {to}" for to, size in sends.items()) or "-"
+
+
+def plan_text(plan: Plan) -> str:
+    """The table, what it is of, and its summary, as plain text."""
+    return f"{heading(plan)}\n{_rendered(plan_table(plan))}\n{summary(plan)}"
+
+
+def heading(plan: Plan) -> str:
+    """One line: what the plan is of and for."""
+    return f"Plan of {plan.model} over {plan.num_partitions} partitions: {plan.settings}"
+
+
+def summary(plan: Plan) -> str:
+    """One line: predicted step time, memory, balance and bubble of a plan."""
+    prediction = plan.prediction
+    return (
+        f"predicted step {format_seconds(prediction.step_seconds)}, peak memory "
+        f"{format_bytes(max(prediction.peak_bytes))}, slowest stage {prediction.balance:.2f} x the "
+        f"mean, bubble {100 * prediction.bubble:.0f} %, "
+        f"{format_bytes(prediction.cut_bytes)} moved per microbatch"
+    )
+
+
+def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | None) -> Table:
+    """Ranked configurations.
+
+    Args:
+        candidates: The best one first.
+        memory_bytes: Memory of a device; None for no limit.
+    """
+    limit = "no memory limit" if memory_bytes is None else f"{format_bytes(memory_bytes)} a device"
+    table = Table(
+        title=f"Configurations, the best one first ({limit})",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for name in ("rank", "partitions", "micro-\nbatches"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("pipeline", no_wrap=True)
+    for name in ("step", "peak\nmemory", "balance", "bubble", "moved"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("fits", no_wrap=True)
+    for rank, candidate in enumerate(candidates, start=1):
+        prediction = candidate.prediction
+        table.add_row(
+            str(rank),
+            str(candidate.num_partitions),
+            str(candidate.settings.microbatches),
+            candidate.settings.pipeline,
+            format_seconds(prediction.step_seconds),
+            format_bytes(candidate.peak_bytes),
+            f"{prediction.balance:.2f}",
+            f"{100 * prediction.bubble:.0f} %",
+            format_bytes(prediction.cut_bytes),
+            "yes" if candidate.fits else "no",
+        )
+    return table
+
+
+def shown_layers(layers: Iterable[str]) -> str:
+    """A few names for many: the first, the last, and how many there are, on two lines."""
+    names = [shortened(name, 24) for name in layers]
+    if not names:
+        return "(empty)"
+    if len(names) <= 2:
+        return "\n".join(names)
+    return f"{names[0]}\n… {names[-1]} ({len(names)})"
+
+
+def _rendered(table: Table) -> str:
+    console = Console(file=io.StringIO(), width=WIDE, color_system=None)
+    console.print(table)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return "\n".join(line.rstrip() for line in file.getvalue().strip("\n").splitlines())

@@ -1,0 +1,308 @@
+"""What is scheduled (`Action`, `TaskGraph`) and the result (`Schedule`), as plain values."""
+
+from __future__ import annotations
+
+import graphlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal, NamedTuple, get_args
+
+from opensmp.errors import ScheduleError
+
+Kind = Literal["F", "B", "W", "R"]
+"""Forward, backward, weight-gradient part of a backward, recomputation of a forward."""
+
+KINDS: tuple[str, ...] = get_args(Kind)
+
+_SECONDS_OF_KIND = {"F": 1.0, "B": 2.0, "W": 1.0, "R": 1.0}
+
+_TEXT = re.compile(r"(\d+)([FBWR])(\d+)(?:\.(\d+))?", re.ASCII)
+
+
+class Action(NamedTuple):
+    """One piece of work: one kind of pass of one segment for one microbatch.
+
+    Attributes:
+        kind: `"F"`, `"B"`, `"W"` or `"R"` (see `Kind`).
+        segment: Number of the segment, counted over all models of a step.
+        microbatch: Number of the microbatch.
+        call: How often the same work was asked for before; 1 for the second backward pass
+            of a persistent gradient tape.
+
+    Example:
+        >>> Action("F", segment=2, microbatch=0).text
+        '2F0'
+        >>> str(Action("B", 2, 0, call=1))
+        '2B0.1'
+        >>> Action.parse("2B0.1") == Action("B", 2, 0, call=1)
+        True
+    """
+
+    kind: str
+    segment: int
+    microbatch: int
+    call: int = 0
+
+    @property
+    def text(self) -> str:
+        """The short form: segment, kind, microbatch, and the call unless it is 0."""
+        call = f".{self.call}" if self.call else ""
+        return f"{self.segment}{self.kind}{self.microbatch}{call}"
+
+    def __str__(self) -> str:
+        return self.text
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """Reads the short form back.
+
+        Args:
+            text: Such as `"2F0"` or `"2B0.1"`.
+
+        Raises:
+            ScheduleError: If the text is not the short form of an action.
+
+        Example:
+            >>> Action.parse("2F0")
+            Action(kind='F', segment=2, microbatch=0, call=0)
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise ScheduleError(
+                f"Action: {text!r} is not the text of an action; write segment, kind "
+                f"({', '.join(KINDS)}), microbatch and, above 0, the call: '2F0', '2B0.1'."
+            )
+        segment, kind, microbatch, call = match.groups(default="0")
+        return cls(kind, int(segment), int(microbatch), int(call))
+
+
+def default_seconds(actions: Iterable[Action]) -> dict[Action, float]:
+    """Relative durations for want of measured ones: F=1, B=2, W=1, R=1.
+
+    A backward pass computes two products, with respect to inputs and weights, where a
+    forward pass computes one; B=1 where the one with respect to weights is an action W of its
+    own.
+
+    Example:
+        >>> default_seconds([Action.parse("0F0"), Action.parse("0B0")])[Action("B", 0, 0)]
+        2.0
+    """
+    listed = list(actions)
+    seconds = {action: _SECONDS_OF_KIND[action.kind] for action in listed}
+    for action in listed:
+        whole = action._replace(kind="B")
+        if action.kind == "W" and whole in seconds:
+            seconds[whole] = _SECONDS_OF_KIND["B"] - _SECONDS_OF_KIND["W"]
+    return seconds
+
+
+@dataclass(frozen=True)
+class TaskGraph:
+    """The actions of one step, where they run, and what they wait for.
+
+    Dependencies may be any acyclic graph: chains, skips, user code that ties one
+    microbatch to another, segments without a backward pass.
+
+    Attributes:
+        device: Device index of every action, 0 <= index < `num_devices`. Its keys are the
+            actions of the graph.
+        needs: Direct dependencies. An action that is no key depends on nothing.
+        seconds: Relative duration of each action, >= 0. `default_seconds` fills in what is
+            left out.
+        num_devices: Number of devices; 0 stands for as many as `device` mentions.
+
+    Raises:
+        ScheduleError: With every fault found: unknown actions or kinds, devices out of
+            range, impossible durations; or with the cycle, if the dependencies have one.
+
+    Example:
+        >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
+        >>> graph = TaskGraph({forward: 0, backward: 0}, {backward: frozenset({forward})})
+        >>> graph.num_devices, graph.seconds[backward]
+        (1, 2.0)
+    """
+
+    device: Mapping[Action, int]
+    needs: Mapping[Action, frozenset[Action]]
+    seconds: Mapping[Action, float] = field(default_factory=dict)
+    num_devices: int = 0
+
+    def __post_init__(self) -> None:
+        faults = [fault for action in self.device for fault in _action_faults(action)]
+        num_devices = self.num_devices or 1 + max(self.device.values(), default=-1)
+        faults += [
+            f"{action} is on device {device}, but there are only devices 0 to {num_devices - 1}"
+            for action, device in self.device.items()
+            if not 0 <= device < num_devices
+        ]
+        for action, needed in self.needs.items():
+            if action not in self.device:
+                faults.append(f"{action} has dependencies, but no device")
+            faults += [
+                f"{action} needs {other}, which has no device"
+                for other in sorted(needed)
+                if other not in self.device
+            ]
+        for action, seconds in self.seconds.items():
+            if action not in self.device:
+                faults.append(f"{action} has a duration, but no device")
+            if not (math.isfinite(seconds) and seconds >= 0):
+                faults.append(f"{action} takes {seconds} seconds; give a finite number >= 0")
+        if faults:
+            raise ScheduleError("TaskGraph: " + "; ".join(faults) + ".")
+        # Own copies: a frozen value must not change when the caller's dicts do.
+        nothing: frozenset[Action] = frozenset()
+        own = {
+            "device": dict(self.device),
+            "needs": {action: frozenset(self.needs.get(action, nothing)) for action in self.device},
+            "seconds": default_seconds(self.device) | dict(self.seconds),
+            "num_devices": num_devices,
+        }
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
+        _ = self.topological_order
+
+    @cached_property
+    def topological_order(self) -> tuple[Action, ...]:
+        """All actions, each after everything it needs.
+
+        Raises:
+            ScheduleError: If the dependencies form a cycle.
+        """
+        # Sorted: sets iterate in another order in every process, and all processes of a
+        # step must come to the same result.
+        sorter = graphlib.TopologicalSorter(
+            {action: sorted(self.needs[action]) for action in sorted(self.device)}
+        )
+        try:
+            return tuple(sorter.static_order())
+        except graphlib.CycleError as error:
+            cycle: list[Action] = error.args[1][:0:-1]
+            first = cycle.index(min(cycle))
+            cycle = cycle[first:] + cycle[: first + 1]
+            raise ScheduleError(
+                f"TaskGraph: the dependencies form a cycle: {' needs '.join(map(str, cycle))}; "
+                "no order of the actions can meet them, so drop one of these dependencies."
+            ) from None
+
+    @cached_property
+    def dependents(self) -> Mapping[Action, tuple[Action, ...]]:
+        """The reverse of `needs`: which actions wait directly for an action."""
+        dependents: dict[Action, list[Action]] = {action: [] for action in self.device}
+        for action in self.topological_order:
+            for needed in self.needs[action]:
+                dependents[needed].append(action)
+        return {action: tuple(others) for action, others in dependents.items()}
+
+    @cached_property
+    def microbatches(self) -> tuple[int, ...]:
+        """The numbers of all microbatches, ascending."""
+        return tuple(sorted({action.microbatch for action in self.device}))
+
+    @classmethod
+    def chain(
+        cls,
+        num_partitions: int,
+        num_microbatches: int,
+        backward: bool = True,
+        split_backward: bool = False,
+    ) -> TaskGraph:
+        """The plain linear pipeline: segment s on device s feeds segment s + 1.
+
+        Args:
+            num_partitions: Number of segments, and of devices; >= 1.
+            num_microbatches: Number of microbatches; >= 1.
+            backward: Whether there are backward passes too. The one of a segment needs
+                its forward pass and the backward pass of the next segment.
+            split_backward: Whether the gradients of weights are actions W of their own, each
+                after the B of its segment. The first segment has no B apart from its W.
+
+        Raises:
+            ScheduleError: If a number is below 1.
+
+        Example:
+            >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=1)
+            >>> sorted(map(str, graph.needs[Action.parse("0B0")]))
+            ['0F0', '1B0']
+        """
+        if num_partitions < 1 or num_microbatches < 1:
+            raise ScheduleError(
+                f"TaskGraph.chain: num_partitions={num_partitions} and "
+                f"num_microbatches={num_microbatches} must both be at least 1."
+            )
+        device: dict[Action, int] = {}
+        needs: dict[Action, frozenset[Action]] = {}
+        for microbatch in range(num_microbatches):
+            for segment in range(num_partitions):
+                forward = Action("F", segment, microbatch)
+                device[forward] = segment
+                if segment > 0:
+                    needs[forward] = frozenset({Action("F", segment - 1, microbatch)})
+                if backward:
+                    back = Action("B", segment, microbatch)
+                    device[back] = segment
+                    needs[back] = frozenset({forward})
+                    if segment + 1 < num_partitions:
+                        needs[back] |= {Action("B", segment + 1, microbatch)}
+                    if split_backward and segment > 0:
+                        weights = Action("W", segment, microbatch)
+                        device[weights] = segment
+                        needs[weights] = frozenset({back})
+        return cls(device, needs, default_seconds(device), num_partitions)
+
+
+def _action_faults(action: Action) -> list[str]:
+    faults = []
+    if action.kind not in KINDS:
+        faults.append(f"{action!r} has the kind {action.kind!r}; choose one of {', '.join(KINDS)}")
+    if min(action.segment, action.microbatch, action.call) < 0:
+        faults.append(f"{action!r} has a negative number; segment, microbatch, call are >= 0")
+    return faults
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order in which every device runs its actions.
+
+    `print(schedule)` shows it as a grid, see `opensmp.compiler.schedule.grid`.
+
+    Attributes:
+        name: Name of the method that made it, such as `"interleaved"`.
+        orders: One order of actions per device, by device index.
+        active_microbatches: Most microbatches in flight, None where nobody bounded them. It
+            is above the bound that was asked for if dependencies between microbatches left
+            no other way.
+        releases: Pairs (before, after) of actions on different devices: `after` may start
+            once `before` has finished. They keep the microbatches in flight within
+            `active_microbatches` however long the actions really take, and are to be
+            enforced like dependencies. Empty where the orders alone see to it, as in every
+            chain that ends with the backward pass of its first segment.
+        graph: The task graph it was made for, which gives the grid its times.
+
+    Example:
+        >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
+        >>> print(Schedule("by hand", ((forward, backward),)))
+        device 0 | F0 B0
+        by hand: one column per action
+    """
+
+    name: str
+    orders: tuple[tuple[Action, ...], ...]
+    active_microbatches: int | None = None
+    releases: tuple[tuple[Action, Action], ...] = ()
+    graph: TaskGraph | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        # Imported here because the grid is drawn from a simulation of a schedule.
+        from opensmp.compiler.schedule.grid import grid
+
+        if self.graph is not None:
+            try:
+                return grid(self, self.graph)
+            except ScheduleError:
+                # Whoever looks for the fault in a broken schedule wants to print it.
+                pass
+        return grid(self)

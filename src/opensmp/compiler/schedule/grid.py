@@ -1,0 +1,102 @@
+"""Draw a schedule as text: a row per device, a column per unit of time."""
+
+from __future__ import annotations
+
+import math
+
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.compiler.schedule.simulate import Simulation, simulate
+
+
+def grid(schedule: Schedule, graph: TaskGraph | None = None, max_columns: int = 1000) -> str:
+    """Draws a schedule with its bubbles.
+
+    A cell is `F0` or `B3` (kind and microbatch), with the segment in front when a device
+    has more than one: `2F0`. Hyphens draw out an action that takes more than one unit, dots
+    are a unit of bubble. The unit is the shortest action.
+
+    Args:
+        schedule: A valid schedule for `graph`.
+        graph: The tasks, for the times. Without, each row is just the order of a device.
+        max_columns: Widest drawing; a longer schedule gets a coarser unit, in which the
+            shortest actions are not drawn.
+
+    Returns:
+        The rows and a legend, without a newline at the end.
+
+    Raises:
+        ScheduleError: If the schedule is not valid for the graph.
+
+    Example:
+        >>> from opensmp.compiler.schedule.simple import simple
+        >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)
+        >>> print(grid(simple(graph), graph))
+        device 0 | F0 F1 .. .. .. B0--- B1---
+        device 1 | .. F0 F1 B0--- B1--- .. ..
+        simple: makespan 9 s, bubble 33.3 %, one column 1 s
+    """
+    label = _labels(schedule)
+    width = max((len(text) for text in label.values()), default=2)
+    if graph is None:
+        rows = [
+            " ".join(label[action].ljust(width) for action in order).rstrip()
+            for order in schedule.orders
+        ]
+        return _frame(rows, f"{schedule.name}: one column per action")
+
+    simulation = simulate(schedule, graph)
+    unit = _unit_seconds(graph, simulation, max_columns)
+    columns = _column(simulation.makespan_seconds, unit)
+    rows, num_hidden = [], 0
+    for order in schedule.orders:
+        cells, drawn = [], 0
+        for action in order:
+            first = _column(simulation.start[action], unit)
+            last = _column(simulation.end[action], unit)
+            if first == last:
+                num_hidden += 1
+                continue
+            cells += ["." * width] * (first - drawn)
+            cells.append(_stretched(label[action], width, last - first))
+            drawn = last
+        cells += ["." * width] * (columns - drawn)
+        rows.append(" ".join(cells).rstrip())
+    legend = (
+        f"{schedule.name}: makespan {simulation.makespan_seconds:g} s, "
+        f"bubble {100 * simulation.bubble:.1f} %, one column {unit:g} s"
+    )
+    if num_hidden:
+        legend += f", {num_hidden} shorter actions not drawn"
+    return _frame(rows, legend)
+
+
+def _labels(schedule: Schedule) -> dict[Action, str]:
+    several = any(len({action.segment for action in order}) > 1 for order in schedule.orders)
+    return {
+        action: action.text if several else action.text.removeprefix(str(action.segment))
+        for order in schedule.orders
+        for action in order
+    }
+
+
+def _unit_seconds(graph: TaskGraph, simulation: Simulation, max_columns: int) -> float:
+    shortest = min((seconds for seconds in graph.seconds.values() if seconds > 0), default=1.0)
+    return max(shortest, simulation.makespan_seconds / max_columns)
+
+
+def _column(seconds: float, unit: float) -> int:
+    # Halves go up always: `round` sends them to even numbers, and an action of one unit
+    # would then have no column, or two.
+    return math.floor(seconds / unit + 0.5)
+
+
+def _stretched(text: str, width: int, num_columns: int) -> str:
+    if num_columns == 1:
+        return text.ljust(width)
+    return text.ljust(num_columns * (width + 1) - 1, "-")
+
+
+def _frame(rows: list[str], legend: str) -> str:
+    digits = len(str(len(rows) - 1))
+    lines = [f"device {device:>{digits}} | {row}".rstrip() for device, row in enumerate(rows)]
+    return "\n".join([*lines, legend])

@@ -1,0 +1,65 @@
+"""Priorities for devices that have several segments each: a turn for every action."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.compiler.schedule.list_scheduling import Priority
+from opensmp.compiler.schedule.simulate import simulate
+
+_TRANSFER_SHARE = 0.1
+
+
+def by_turns(graph: TaskGraph) -> Priority:
+    """Forward and backward passes take turns, microbatches in groups of one per device.
+
+    The order of interleaved 1F1B: a group goes through the first segments of all devices, then
+    through their second ones, and so on; when a device has enough in flight to keep the others
+    busy, every forward pass is followed by a backward pass (Narayanan et al., "Efficient
+    Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", SC 2021, section
+    2.2). As a priority it is good for any graph: a device whose turn is not ready goes on
+    with the next that is. Weight gradients go before all else.
+
+    Args:
+        graph: The tasks. Segments count by their order on their device.
+    """
+    group = graph.num_devices
+    segments: dict[int, set[int]] = defaultdict(set)
+    for action, device in graph.device.items():
+        segments[device].add(action.segment)
+    chunk = {
+        (device, segment): position
+        for device, present in segments.items()
+        for position, segment in enumerate(sorted(present))
+    }
+
+    def priority(action: Action) -> tuple[int, ...]:
+        if action.kind == "W":
+            return (-1, action.microbatch, action.segment)
+        device = graph.device[action]
+        count, position = len(segments[device]), chunk[device, action.segment]
+        whole, rest = divmod(action.microbatch, group)
+        turn = whole * group * count + rest
+        if action.kind == "F":
+            return (0, 2 * (turn + position * group), action.call)
+        ahead = 2 * (group - device - 1) + (count - 1) * group
+        return (0, 2 * (turn + (count - 1 - position) * group + ahead) + 1, action.call)
+
+    return priority
+
+
+def quickest(graph: TaskGraph, schedules: Iterable[Schedule]) -> Schedule:
+    """The schedule with the shortest step, the first one of equals.
+
+    What passes between devices counts a tenth of an average action: of schedules that would
+    else be equal, the one that waits less for transfers is better.
+    """
+    transfer = _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))
+
+    def makespan(schedule: Schedule) -> float:
+        seconds = simulate(schedule, graph, transfer_seconds=transfer).makespan_seconds
+        return float(f"{seconds:.9g}")  # sums in another order are not shorter
+
+    return min(schedules, key=makespan)

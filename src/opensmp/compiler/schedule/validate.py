@@ -1,0 +1,187 @@
+"""Check that a schedule can run before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.errors import ScheduleError
+
+_Places = Mapping[Action, list[tuple[int, int]]]
+"""Where the orders have each action: (device, position), usually one."""
+
+_Homes = Mapping[Action, tuple[int, int]]
+"""The first place of each action in the order of its own device, if it has one there."""
+
+
+def validate(schedule: Schedule, graph: TaskGraph) -> None:
+    """Checks a schedule against the tasks it is for.
+
+    Every action must be there exactly once, on its own device, after what it needs on that
+    device; and the devices, each running its order and blocking where a dependency on
+    another device is not met, must all come to their ends.
+
+    Args:
+        schedule: The schedule; its `releases` count as dependencies.
+        graph: The tasks.
+
+    Raises:
+        ScheduleError: Listing all faults.
+
+    Example:
+        >>> graph = TaskGraph.chain(num_partitions=1, num_microbatches=1)
+        >>> backwards = (Action.parse("0B0"), Action.parse("0F0"))
+        >>> validate(Schedule("mine", (backwards,)), graph)
+        Traceback (most recent call last):
+        opensmp.errors.ScheduleError: Schedule 'mine' does not fit its task graph; 1 fault:
+        - order: device 0 runs 0B0 before 0F0, which it needs; put 0F0 first.
+    """
+    places = _places(schedule)
+    homes = {
+        action: home
+        for action, found in places.items()
+        for home in [place for place in found if place[0] == graph.device.get(action)][:1]
+    }
+    blockers = blocking_needs(schedule, graph)
+    faults = [
+        *_count_faults(schedule, graph, places),
+        *_device_faults(graph, places),
+        *_order_faults(blockers, homes),
+        *_deadlocks(schedule, blockers, homes),
+    ]
+    if faults:
+        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise ScheduleError(
+            f"Schedule {schedule.name!r} does not fit its task graph; {number}:\n"
+            + "\n".join(f"- {fault}" for fault in faults)
+        )
+
+
+def blocking_needs(schedule: Schedule, graph: TaskGraph) -> dict[Action, frozenset[Action]]:
+    """What each action waits for: its dependencies, and the schedule's releases."""
+    blockers = dict(graph.needs)
+    for before, after in schedule.releases:
+        blockers[after] = blockers.get(after, frozenset()) | {before}
+    return blockers
+
+
+def _places(schedule: Schedule) -> _Places:
+    places: dict[Action, list[tuple[int, int]]] = {}
+    for device, order in enumerate(schedule.orders):
+        for position, action in enumerate(order):
+            places.setdefault(action, []).append((device, position))
+    return places
+
+
+def _count_faults(schedule: Schedule, graph: TaskGraph, places: _Places) -> Iterable[str]:
+    if len(schedule.orders) != graph.num_devices:
+        yield (
+            f"devices: there are {len(schedule.orders)} orders for {graph.num_devices} devices; "
+            "give one per device, an empty one where a device has no work."
+        )
+    for action in sorted(set(graph.device) - set(places)):
+        yield (
+            f"missing: {action} is in no order; add it to that of device {graph.device[action]}."
+        )
+    released = {action for pair in schedule.releases for action in pair}
+    for action in sorted((set(places) | released) - set(graph.device)):
+        yield f"unknown: {action} is not in the task graph; take it out."
+    for action, found in places.items():
+        if len(found) > 1:
+            where = " and ".join(f"device {d} at position {p}" for d, p in found)
+            yield f"doubled: {action} is there {len(found)} times, on {where}; keep one."
+
+
+def _device_faults(graph: TaskGraph, places: _Places) -> Iterable[str]:
+    for action, found in places.items():
+        own = graph.device.get(action)
+        for device in sorted({device for device, _ in found}):
+            if own is not None and device != own:
+                yield (
+                    f"device: {action} is in the order of device {device}, but belongs to "
+                    f"device {own}; move it there."
+                )
+
+
+def _order_faults(blockers: Mapping[Action, frozenset[Action]], homes: _Homes) -> Iterable[str]:
+    for action, (device, _) in homes.items():
+        for needed in sorted(blockers[action]):
+            if _runs_too_late(needed, action, homes):
+                yield (
+                    f"order: device {device} runs {action} before {needed}, which it needs; "
+                    f"put {needed} first."
+                )
+
+
+def _runs_too_late(needed: Action, action: Action, homes: _Homes) -> bool:
+    if needed not in homes:
+        return False
+    (needed_device, needed_position), (device, position) = homes[needed], homes[action]
+    return needed_device == device and needed_position > position
+
+
+def _deadlocks(
+    schedule: Schedule, blockers: Mapping[Action, frozenset[Action]], homes: _Homes
+) -> Iterable[str]:
+    """Runs the orders with blocking semantics and names each cycle of waiting devices.
+
+    What the other checks report (actions missing or on another device, wrong orders on one
+    device) is taken as mended, and a cycle once reported as broken, so that each fault is
+    named once.
+    """
+    orders = [
+        [action for position, action in enumerate(order) if homes.get(action) == (device, position)]
+        for device, order in enumerate(schedule.orders)
+    ]
+    waits_for = {
+        action: {
+            needed
+            for needed in blockers[action]
+            if needed in homes and not _runs_too_late(needed, action, homes)
+        }
+        for action in homes
+    }
+    heads = [0] * len(orders)
+    done: set[Action] = set()
+    while True:
+        progress = False
+        for device, order in enumerate(orders):
+            while heads[device] < len(order) and waits_for[order[heads[device]]] <= done:
+                done.add(order[heads[device]])
+                heads[device] += 1
+                progress = True
+        if progress:
+            continue
+        stuck = {d: order[heads[d]] for d, order in enumerate(orders) if heads[d] < len(order)}
+        if not stuck:
+            return
+        waited_for = {d: min(waits_for[action] - done) for d, action in stuck.items()}
+        cycle = _cycle({d: homes[action][0] for d, action in waited_for.items()})
+        yield (
+            "deadlock: "
+            + "; ".join(
+                f"device {device} waits at {stuck[device]} for {waited_for[device]}"
+                + _behind(homes[waited_for[device]][0], waited_for[device], stuck)
+                for device in cycle
+            )
+            + "; change one of these orders."
+        )
+        waits_for[stuck[cycle[0]]].discard(waited_for[cycle[0]])
+
+
+def _behind(device: int, waited_for: Action, stuck: Mapping[int, Action]) -> str:
+    if stuck[device] == waited_for:
+        return ""
+    return f", which device {device} runs after {stuck[device]}"
+
+
+def _cycle(next_device: Mapping[int, int]) -> list[int]:
+    """The first cycle on the way from the smallest device, smallest device first."""
+    way: list[int] = []
+    device = min(next_device)
+    while device not in way:
+        way.append(device)
+        device = next_device[device]
+    cycle = way[way.index(device) :]
+    first = cycle.index(min(cycle))
+    return cycle[first:] + cycle[:first]

@@ -1,0 +1,1 @@
+"""Trace: from a Keras model to one graph whose variables are inputs."""

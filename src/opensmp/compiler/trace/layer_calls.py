@@ -1,0 +1,146 @@
+"""Layer calls: the operations of a traced graph under names that a person can read.
+
+A call is labelled with the names of the layers around it, without the model's own:
+`encoder/block_3/attention`. Where a name comes again below the same parent, because a layer
+is called twice or two layers share a name, its number follows: `encoder/dense#2`. What no
+layer made, and what the model's own `call` makes, has the label `*`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from opensmp.compiler.trace.trace import TracedGraph
+
+MODEL = "*"
+"""Label of the operations that belong to no layer but the model itself."""
+
+# Keras and TensorFlow number names in the order in which a process makes them, so the same
+# model gets other numbers where something else was made before.
+# The pattern is that of the name read backwards, where each match begins at an end: forwards, a
+# long row of numbers in the middle of a name would be tried from each of them on.
+_NUMBERS = re.compile(r"(?:^|(?<=[/#]))(?:[0-9]+_)+|(?:^|(?<=/))[0-9]+#")
+
+
+class Piece(NamedTuple):
+    """Operations of one layer call that stay together.
+
+    Attributes:
+        name: Name within its call.
+        operations: Names of the operations, in the order of the graph.
+    """
+
+    name: str
+    operations: tuple[str, ...]
+
+
+class LayerCall(NamedTuple):
+    """One call of one layer, with the operations made by itself, not by layers inside.
+
+    Attributes:
+        label: See the module.
+        pieces: Its operations; none if all its work is done by layers inside, or if it does
+            nothing, as Dropout in inference.
+    """
+
+    label: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Names of all its operations."""
+        return tuple(name for piece in self.pieces for name in piece.operations)
+
+
+def operation_labels(traced: TracedGraph) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The labels of all layer calls, and the innermost one of each operation.
+
+    Args:
+        traced: The traced model.
+
+    Returns:
+        Labels in the order of the calls, the model first; and operation name to label,
+        without inputs, variables and captures.
+    """
+    labels = [MODEL]
+    owner = [MODEL] * len(traced.operations)
+    seen: dict[str, int] = {}
+    around: list[str] = []
+    for span in traced.spans:  # in order of start; outer spans before inner ones
+        if span.depth == 0 and span.layer.name == traced.name:
+            around = [MODEL]
+            label = MODEL
+        else:
+            del around[span.depth :]
+            parent = around[-1] if around else MODEL
+            name = span.layer.name if parent == MODEL else f"{parent}/{span.layer.name}"
+            seen[name] = seen.get(name, 0) + 1
+            label = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            labels.append(label)
+            around.append(label)
+        owner[span.start : span.stop] = [label] * (span.stop - span.start)
+    label_of = {
+        op.name: label
+        for op, label in zip(traced.operations, owner, strict=True)
+        if op not in traced.sources
+    }
+    return tuple(labels), label_of
+
+
+def layer_calls(
+    traced: TracedGraph, groups: Iterable[tuple[str, Sequence[str]]] = ()
+) -> tuple[LayerCall, ...]:
+    """Divides the operations of a graph among its layer calls.
+
+    Args:
+        traced: The traced model.
+        groups: Pairs (name, names of operations) of what stays together. What is in no
+            group makes up one piece of its call.
+
+    Returns:
+        All layer calls in their order.
+    """
+    labels, label_of = operation_labels(traced)
+    group_of: dict[str, tuple[int, str]] = {}
+    for index, (group, operations) in enumerate(groups):
+        group_of.update(dict.fromkeys(operations, (index, group)))
+    found: dict[str, dict[tuple[int, str], list[str]]] = {label: {} for label in labels}
+    for name, label in label_of.items():
+        found[label].setdefault(group_of.get(name, (-1, "operations")), []).append(name)
+    return tuple(LayerCall(label, tuple(_pieces(label, pieces))) for label, pieces in found.items())
+
+
+def _pieces(label: str, groups: dict[tuple[int, str], list[str]]) -> Iterable[Piece]:
+    taken: dict[str, int] = {}
+    for (_, group), operations in groups.items():
+        name = group.removeprefix(f"{label}/") or group
+        taken[name] = taken.get(name, 0) + 1
+        yield Piece(name if taken[name] == 1 else f"{name}#{taken[name]}", tuple(operations))
+
+
+def stem(name: str) -> str:
+    """A label or the name of an operation without the numbers that differ between processes.
+
+    Example:
+        >>> stem("sequential_1/dense_2_1/MatMul_3"), stem("encoder/dense_4#2")
+        ('sequential/dense/MatMul', 'encoder/dense')
+    """
+    return _NUMBERS.sub("", name[::-1])[::-1]
+
+
+def numbered_stems(operations: Iterable[str]) -> list[tuple[str, int]]:
+    """Each operation's stem, and how often that stem was there before.
+
+    Example:
+        >>> numbered_stems(["dense/MatMul", "dense/Add", "dense/Add_1"])
+        [('dense/MatMul', 0), ('dense/Add', 0), ('dense/Add', 1)]
+    """
+    counts: dict[str, int] = {}
+    result = []
+    for name in operations:
+        key = stem(name)
+        result.append((key, counts.get(key, 0)))
+        counts[key] = counts.get(key, 0) + 1
+    return result

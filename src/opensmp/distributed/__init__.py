@@ -1,0 +1,4 @@
+"""Processes and the communication between them.
+
+The package knows nothing of pipelines.
+"""

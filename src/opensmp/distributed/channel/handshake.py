@@ -1,0 +1,339 @@
+"""How two processes of a run make sure that they know the same secret.
+
+The guest, who has connected, knocks; the host answers with a number that it has drawn, and what
+the guest says after that is signed with a key of both their numbers. So what was overheard at
+another time is of no use, and neither side acts on anything before the other has shown that it
+knows the token. Without a secret token the system says which user the other side belongs to, as
+long as it is on the same machine: it must be that of this process.
+
+A host reads from all guests side by side. One that says nothing, or trickles, costs nobody time,
+and is sent away after a while.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import selectors
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from opensmp.distributed.channel.channel import Channel, Closed, Message, UnsignedError, parse
+from opensmp.distributed.channel.peer_owner import NOBODY, owner
+
+TOKEN_VARIABLE = "OPENSMP_RUN_TOKEN"
+
+_KNOCK_SECONDS = 5.0
+_HELLO_SECONDS = 15.0  # the guest has shown by then that it knows the token
+_KNOCK_BYTES, _HELLO_BYTES = 1 << 10, 1 << 16
+_MOST_GUESTS = 256
+_MOST_AT_ONCE = 64
+_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Secret(NamedTuple):
+    """What the processes of a run have in common.
+
+    Attributes:
+        token: Secret, or name, of the run.
+        is_secret: Whether it is one; else processes of this machine must be of the same user.
+    """
+
+    token: str
+    is_secret: bool
+
+
+class StrangerError(PermissionError):
+    """The other side is no process of this run, or does not take this one for one."""
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One who knows the token.
+
+    Attributes:
+        channel: The connection.
+        host: The address that it came from.
+        hello: Its first message.
+    """
+
+    channel: Channel
+    host: str
+    hello: Message
+
+
+@dataclass
+class _Visit:
+    """A connection whose other side is not known yet."""
+
+    channel: Channel
+    host: str
+    end: float
+    has_knocked: bool = False
+
+
+def has(message: Message, **types: type) -> bool:
+    """Whether a message has fields of these types; a Boolean is no number, and none has 64 bits.
+
+    Example:
+        ```python
+        has({"rank": True}, rank=int)  # False
+        ```
+    """
+    for name, kind in types.items():
+        value = message.get(name)
+        if type(value) is not kind:
+            return False
+        # Python does not print thousands of digits.
+        if isinstance(value, int) and value.bit_length() > 63:
+            return False
+    return True
+
+
+def introduce(
+    connection: socket.socket, secret: Secret, rank: int, size: int, seconds: float
+) -> Channel:
+    """Shows the host of a run that this process belongs to it, and has the host show it.
+
+    Args:
+        connection: The connection to the host; it is closed if this raises.
+        secret: What both know.
+        rank: Rank of this process.
+        size: Number of ranks.
+        seconds: How long to wait for the answer.
+
+    Returns:
+        The channel, on which the host expects the first message.
+
+    Raises:
+        StrangerError: The host knows another secret, is of another user, or is none.
+        OSError: It is gone, or did not answer.
+
+    Example:
+        ```python
+        channel = introduce(socket.create_connection(address), secret, 1, 2, 5.0)
+        channel.send({"kind": "hello", "rank": 1})
+        ```
+    """
+    channel = Channel(connection, secret.token, _HELLO_BYTES)
+    number = secrets.token_hex(16)
+    knock = {"kind": "knock", "number": number, "rank": rank, "size": size}
+    try:
+        channel.send({**knock, "secret": secret.is_secret}, seconds)
+        try:
+            answer = channel.receive(seconds)
+        except UnsignedError as error:
+            answer = parse(error.text) or {}  # whose it is, is not known: good for an error only
+            if has(answer, kind=str, to=str, secret=bool) and answer["to"] == number:
+                raise StrangerError(difference(secret, answer)) from None
+            raise
+        if not has(answer, kind=str, to=str) or answer["to"] != number:
+            raise StrangerError("the answer is not one to this process")
+        if answer["kind"] == "stranger":
+            raise StrangerError(difference(secret, answer))
+        if not has(answer, number=str):
+            raise StrangerError("the answer is not one to this process")
+        if not secret.is_secret:
+            user = owner(connection)
+            if user == NOBODY:
+                raise Closed("it has closed the connection")
+            if user not in (None, os.geteuid()):
+                raise StrangerError(difference(secret, {"secret": False, "user": True}))
+    except BaseException:
+        channel.close()
+        raise
+    channel.agree(f"{answer['number']} {number}", listens=False)
+    return channel
+
+
+def difference(own: Secret, other: Message) -> str:
+    """Why the other side is a stranger, in words.
+
+    Args:
+        own: The secret of this process.
+        other: What the other side says: whether it has a `secret`, and whether it is of another
+            `user`.
+    """
+    mine, its = own.is_secret, other.get("secret") is True
+    if other.get("user") is True:
+        return f"it belongs to another user, and there is no {TOKEN_VARIABLE} that both know"
+    if mine and its:
+        return f"its {TOKEN_VARIABLE} is another one than that of this process"
+    if mine or its:
+        return f"{TOKEN_VARIABLE} is set in {'this process' if mine else 'it'}, but not in " + (
+            "it" if mine else "this process"
+        )
+    return "it belongs to another run"
+
+
+class Reception:
+    """The side that listens: it hears many guests at the same time.
+
+    Args:
+        listener: A socket that listens; it stays the caller's.
+        secret: What guests must know.
+        on_stranger: Called with a message and the reason when a process that knows another
+            secret says that it is a rank.
+
+    Example:
+        ```python
+        with contextlib.closing(Reception(listener, secret)) as reception:
+            for guest in reception.wait(0.2):
+                guest.channel.send({"kind": "welcome"})
+        ```
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        secret: Secret,
+        on_stranger: Callable[[Message, str], Any] | None = None,
+    ) -> None:
+        self._listener, self._secret, self._on_stranger = listener, secret, on_stranger
+        self._visits: dict[Channel, _Visit] = {}
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+
+    def wait(self, seconds: float, known: Callable[[Channel], Any] | None = None) -> list[Guest]:
+        """Hears what has come; waits so long if nothing has.
+
+        Args:
+            seconds: How long to wait.
+            known: Called with each channel given to `watch` that has something to say, or is
+                gone; before any new guest is heard.
+
+        Returns:
+            Those who have shown that they know the token.
+
+        Raises:
+            OSError: No more connections can be taken, since this process has too many files
+                open.
+        """
+        ready = [key.fileobj for key, _ in self._selector.select(seconds)]
+        for item in ready:
+            if isinstance(item, Channel) and item not in self._visits and known is not None:
+                known(item)
+        guests = []
+        for item in ready:
+            visit = self._visits.get(item) if isinstance(item, Channel) else None
+            if visit is not None:
+                guest = self._hear(visit)
+                if guest is not None:
+                    guests.append(guest)
+        if self._listener in ready:
+            self._admit()
+        now = time.monotonic()
+        for visit in [visit for visit in self._visits.values() if now > visit.end]:
+            self._send_away(visit)
+        return guests
+
+    @property
+    def num_visits(self) -> int:
+        """How many there are of whom nothing is known yet."""
+        return len(self._visits)
+
+    def watch(self, channel: Channel) -> None:
+        """Also looks at this channel from now on."""
+        self._selector.register(channel, selectors.EVENT_READ)
+
+    def forget(self, channel: Channel) -> None:
+        """No longer looks at it."""
+        self._selector.unregister(channel)
+
+    def close(self) -> None:
+        """Sends away all of whom nothing is known."""
+        for visit in list(self._visits.values()):
+            self._send_away(visit)
+        self._selector.close()
+
+    def _admit(self) -> None:
+        for _ in range(_MOST_AT_ONCE):
+            try:
+                connection, address = self._listener.accept()
+            except OSError as error:
+                if error.errno in _FULL:
+                    if not self._visits:
+                        raise
+                    self._make_room()
+                    continue
+                return  # nobody is left, or one is gone already
+            if len(self._visits) >= _MOST_GUESTS:
+                self._make_room()
+            channel = Channel(connection, self._secret.token, _KNOCK_BYTES)
+            host = str(address[0]).removeprefix("::ffff:").partition("%")[0]
+            visit = _Visit(channel, host, time.monotonic() + _KNOCK_SECONDS)
+            self._visits[channel] = visit
+            self._selector.register(channel, selectors.EVENT_READ)
+
+    def _make_room(self) -> None:
+        """Sends away who has been there longest, of the machine that most come from."""
+        # A process of the run is a visitor for moments only, so that it is never the oldest.
+        ((crowd, _),) = Counter(visit.host for visit in self._visits.values()).most_common(1)
+        self._send_away(next(visit for visit in self._visits.values() if visit.host == crowd))
+
+    def _send_away(self, visit: _Visit) -> None:
+        self._let_go(visit)
+        visit.channel.close()
+
+    def _let_go(self, visit: _Visit) -> None:
+        del self._visits[visit.channel]
+        self._selector.unregister(visit.channel)
+
+    def _hear(self, visit: _Visit) -> Guest | None:
+        try:
+            message = visit.channel.receive_now()
+            if message is None:
+                return None
+            if visit.has_knocked:
+                self._let_go(visit)
+                return Guest(visit.channel, visit.host, message)
+            self._answer(visit, message)
+        except UnsignedError as error:
+            if not visit.has_knocked:
+                self._refuse(visit, parse(error.text), {})
+            self._send_away(visit)
+        except OSError:
+            self._send_away(visit)
+        return None
+
+    def _answer(self, visit: _Visit, knock: Message) -> None:
+        if not _is_knock(knock):
+            self._send_away(visit)
+            return
+        user = None if self._secret.is_secret else owner(visit.channel.connection)
+        if user not in (None, os.geteuid()):
+            if user != NOBODY:
+                self._refuse(visit, knock, {"user": True})
+            self._send_away(visit)
+            return
+        number = secrets.token_hex(16)
+        visit.channel.send({"kind": "challenge", "to": knock["number"], "number": number}, 0.0)
+        visit.channel.agree(f"{number} {knock['number']}", listens=True)
+        visit.channel.most_bytes = _HELLO_BYTES
+        visit.has_knocked, visit.end = True, time.monotonic() + _HELLO_SECONDS
+
+    def _refuse(self, visit: _Visit, knock: Message | None, why: Message) -> None:
+        """Tells one who seems to be a process of opensmp why it is not let in."""
+        if knock is None or not _is_knock(knock):
+            return
+        reason = difference(self._secret, {**knock, **why})
+        answer = {"kind": "stranger", "to": knock["number"], "secret": self._secret.is_secret}
+        with contextlib.suppress(OSError):
+            visit.channel.send({**answer, **why}, 0.0)
+        if self._on_stranger is not None:
+            self._on_stranger({**knock, "host": visit.host}, reason)
+
+
+def _is_knock(message: Message) -> bool:
+    return (
+        has(message, kind=str, number=str, rank=int, size=int, secret=bool)
+        and message["kind"] == "knock"
+        and len(message["number"]) <= 64
+    )

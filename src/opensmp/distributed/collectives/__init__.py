@@ -1,0 +1,1 @@
+"""Collective operations on tensors and Python objects."""

@@ -1,0 +1,85 @@
+"""The one gather of the package: a tensor of each rank, put together in the order of the ranks.
+
+TensorFlow counts the processes of a group in an order of its own, and `CollectiveGatherV2` and all
+other collectives whose result depends on an order go by it: by the names of their tasks, compared
+as texts. Task 10 comes before task 2, so that from eleven processes on, and in any group whose
+ranks have different numbers of digits, that order is not the one of the ranks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp.distributed.launch.cluster import task_name
+
+Tensor = Any
+
+
+def tasks_in_order(ranks: Sequence[int]) -> tuple[int, ...]:
+    """The ranks of a group in the order in which TensorFlow counts their processes.
+
+    Args:
+        ranks: Ranks of the world.
+
+    Example:
+        ```python
+        tasks_in_order((2, 9, 10, 100))  # (10, 100, 2, 9)
+        ```
+    """
+    return tuple(sorted(ranks, key=task_name))
+
+
+def gather_by_rank(
+    tensor: Tensor,
+    ranks: Sequence[int],
+    *,
+    group: Any,
+    instance: Any,
+    tokens: Sequence[Tensor] = (),
+) -> Tensor:
+    """Concatenates a tensor of each rank along the first axis, in rank order.
+
+    It runs on the current device, which is the host of this process; all ranks call it.
+
+    Args:
+        tensor: float32, float64, int32 or int64, with one dimension or more; type and shape are
+            the same on all ranks, the shape is known.
+        ranks: Those that take part, ascending; this process is one of them.
+        group: The key of the group; see `opensmp.distributed.collectives.keys`.
+        instance: The key of this use of the group.
+        tokens: Resources; operations that share one run in the order in which they were made.
+
+    Returns:
+        The rows, shape `[len(ranks) * tensor.shape[0], *tensor.shape[1:]]`.
+    """
+    tensor = tf.convert_to_tensor(tensor)
+    rows = tf.raw_ops.CollectiveGatherV2(
+        input=tensor,
+        group_size=len(ranks),
+        group_key=group,
+        instance_key=instance,
+        ordering_token=tokens,
+        timeout_seconds=0,  # any other value leaves a thread behind
+    )
+    shape = tensor.shape.as_list()
+    order = _where_each_is(tuple(ranks))
+    if order is not None:
+        by_task = tf.reshape(rows, [len(ranks), *shape])
+        rows = tf.reshape(tf.gather(by_task, order), [len(ranks) * shape[0], *shape[1:]])
+    rows.set_shape([len(ranks) * shape[0], *shape[1:]])
+    return rows
+
+
+@functools.lru_cache(maxsize=1024)
+def _where_each_is(ranks: tuple[int, ...]) -> Any:
+    """The place of each rank in TensorFlow's order; None if it is that of the ranks."""
+    by_task = tasks_in_order(ranks)
+    if by_task == ranks:
+        return None
+    places = {rank: place for place, rank in enumerate(by_task)}
+    return np.array([places[rank] for rank in ranks], np.int32)

@@ -1,0 +1,405 @@
+"""Sums of tensors over processes, eagerly and inside of graphs.
+
+TensorFlow's `CollectiveReduceV2` does it, on the host of each process. A reduce in a graph
+depends on nothing but its own tensor, so that TensorFlow runs it as soon as that is there,
+beside whatever else the graph has to do.
+
+Which reduces of different processes belong together is a matter of keys, see
+`opensmp.distributed.collectives.keys`. A key stands for a group, a type, a shape and the number of
+the use in its function: the first sum of a float32 of shape [3, 4] in one process is paired with
+the first such sum in another. Functions that are not traced equally often everywhere, as when one
+process has been given an odd batch, are therefore paired all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import weakref
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from opensmp.distributed.collectives.chunks import CHUNK_BYTES, chunk_sizes
+from opensmp.distributed.collectives.gather import gather_by_rank
+from opensmp.distributed.collectives.keys import instance_of_shape, registry
+from opensmp.distributed.launch import cluster
+from opensmp.distributed.watchdog import recovery
+from opensmp.distributed.watchdog.traced_calls import noted
+from opensmp.errors import CommunicationError
+
+Tensor = Any
+
+BUCKET_BYTES = CHUNK_BYTES
+"""Neighbouring tensors of one call that are smaller travel together; larger ones in pieces."""
+
+_AS_THEY_ARE = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
+_WIDER = {
+    tf.int8: tf.int32,
+    tf.uint8: tf.int32,
+    tf.int16: tf.int32,
+    tf.uint16: tf.int32,
+    tf.uint32: tf.int64,
+}
+_REAL = {tf.complex64: tf.float32, tf.complex128: tf.float64}
+
+_NUM_SHOWN = 4  # tensors, in messages
+
+_counters: weakref.WeakKeyDictionary[Any, Counter[Any]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+class _Parcel(NamedTuple):
+    """A tensor in a form that can be added up, and the way back."""
+
+    tensor: Tensor
+    unpack: Callable[[Tensor], Tensor]
+
+
+def sum_over(
+    tensors: Sequence[Tensor], ranks: Sequence[int], *, mean: bool = False, name: str = "a sum"
+) -> list[Tensor]:
+    """Adds up each tensor over the processes of a group. All of them call it.
+
+    Args:
+        tensors: Dense tensors of numbers; types and shapes are the same in all processes.
+        ranks: Those that take part, ascending; this process is one of them.
+        mean: Whether to divide by their number. The mean of integers is a float64.
+        name: What this call is, for messages; the same in all processes.
+
+    Returns:
+        The sums, on the host.
+
+    Raises:
+        CommunicationError: A tensor is not of numbers, or has an unknown number of dimensions.
+
+    Example:
+        ```python
+        (total,) = sum_over([tf.constant([1.0, 2.0])], ranks=(0, 1))
+        ```
+    """
+    members = tuple(ranks)
+    if len(members) == 1 or not tensors:
+        return [_divided(tensor, 1 if mean else None) for tensor in tensors]
+    check_summable(tensors, name)
+    with _call(name, members, tensors) as call:
+        parcels = [_parcel(tensor, len(members) if mean else None) for tensor in tensors]
+        results: list[Tensor] = []
+        for bucket in _buckets([parcel.tensor for parcel in parcels]):
+            results += _reduce_bucket(bucket, call)
+        return [parcel.unpack(t) for parcel, t in zip(parcels, results, strict=True)]
+
+
+def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
+    """Puts the rows of a tensor of each process below each other. All of them call it.
+
+    Args:
+        tensor: float32, float64, int32 or int64; type and shape are the same in all processes,
+            the shape is known.
+        ranks: Those that take part, ascending; this process is one of them.
+        name: What this call is, for messages; the same in all processes.
+
+    Returns:
+        The rows by rank in the group, on the host.
+    """
+    members = tuple(ranks)
+    if len(members) == 1:
+        return tensor
+    with _call(name, members, [tensor]) as call:
+        key = _Key.of(f"gather for {name}", tensor, members)
+        rows = gather_by_rank(
+            tensor, members, group=key.group, instance=key.instance, tokens=[key.token]
+        )
+        call.note(rows)
+        return rows
+
+
+def replace_by(
+    tensors: Sequence[Tensor], ranks: Sequence[int], root: int, *, name: str = "a broadcast"
+) -> list[Tensor]:
+    """Gives each process the tensors of one of them, bit by bit. All of them call it.
+
+    The bits are added up as integers, where all but one process contribute zeros: unlike a
+    broadcast proper, TensorFlow orders sums and never drops them from a graph.
+
+    Args:
+        tensors: Tensors of numbers or booleans; types and shapes are the same everywhere.
+        ranks: Those that take part, ascending; this process is one of them.
+        root: The rank of the world whose tensors they are.
+        name: What this call is, for messages; the same in all processes.
+    """
+    members = tuple(ranks)
+    if len(members) == 1:
+        return list(tensors)
+    is_root = cluster.needed(name, members).rank == root
+    bits = [_bits(tensor) for tensor in tensors]
+    given = [t if is_root else tf.zeros_like(t) for t in bits]
+    sums = sum_over(given, members, name=f"{name} from rank {root}")
+    return [_from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
+
+
+class _Call(NamedTuple):
+    """A call that is being made.
+
+    Attributes:
+        name: What it is, the same in all processes. It belongs to the keys: sums of other calls
+            are others.
+        members: The ranks that take part.
+        waiting: To be filled with the operations of a graph that wait for other ranks.
+    """
+
+    name: str
+    members: tuple[int, ...]
+    waiting: list[Any]
+
+    def note(self, result: Tensor) -> None:
+        """Notes that an operation waits for other ranks."""
+        if not tf.executing_eagerly():
+            self.waiting.append(result.op)
+
+
+@contextlib.contextmanager
+def _call(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Iterator[_Call]:
+    """Runs what is inside on this process's host; it is noted while it waits."""
+    here = cluster.needed(name, members)
+    what = f"{name} of {_looks(tensors)}"
+    with tf.device(here.host):
+        if tf.executing_eagerly():
+            with recovery.entered(what, members):
+                yield _Call(name, members, [])
+        else:
+            with noted(what, members, here.host) as waiting:
+                yield _Call(name, members, waiting)
+
+
+# ----------------------------------------------------------------------------------- buckets
+
+
+def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Neighbours of one type and known shape together, as many as fit."""
+    buckets: list[list[Tensor]] = []
+    filled = 0
+    for tensor in tensors:
+        size = _num_bytes(tensor)
+        fits = buckets and size is not None and filled + size <= BUCKET_BYTES
+        if fits and buckets[-1][0].dtype == tensor.dtype:
+            buckets[-1].append(tensor)
+            filled += size or 0
+        else:
+            buckets.append([tensor])
+            filled = BUCKET_BYTES if size is None else size
+    return buckets
+
+
+def _reduce_bucket(bucket: list[Tensor], call: _Call) -> list[Tensor]:
+    if len(bucket) == 1:
+        return [_reduce_in_chunks(bucket[0], call)]
+    flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in bucket], 0)
+    sizes = [tensor.shape.num_elements() for tensor in bucket]
+    parts = tf.split(_reduce(flat, call, [t.shape.as_list() for t in bucket]), sizes)
+    return [tf.reshape(p, t.shape) for p, t in zip(parts, bucket, strict=True)]
+
+
+def _reduce_in_chunks(tensor: Tensor, call: _Call) -> Tensor:
+    """Large tensors travel as several chunks at once, which fills the connection better."""
+    size = _num_bytes(tensor)
+    if size is None:
+        return _reduce_of_unknown_shape(tensor, call)
+    if size <= BUCKET_BYTES or tf.executing_eagerly():
+        return _reduce(tensor, call)
+    chunks = tf.split(tf.reshape(tensor, [-1]), chunk_sizes(tensor))
+    sums = [_reduce(chunk, call, [tensor.shape.as_list()]) for chunk in chunks]
+    return tf.reshape(tf.concat(sums, 0), tensor.shape)
+
+
+def _reduce_of_unknown_shape(tensor: Tensor, call: _Call) -> Tensor:
+    """With one element more, for there may be none, and the collectives crash then."""
+    flat = tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
+    key = _Key.of(f"sum for {call.name}", tensor, call.members)
+    total = tf.reshape(_reduce_by(key, flat, call)[:-1], tf.shape(tensor))
+    total.set_shape(tensor.shape)
+    return total
+
+
+def _reduce(tensor: Tensor, call: _Call, shapes: Sequence[Any] = ()) -> Tensor:
+    """The sum of a tensor of known shape.
+
+    Args:
+        tensor: The tensor.
+        call: What it is for.
+        shapes: Those of the tensors that it consists of. They belong to the key: parts of other
+            shapes, or in another order, are another sum.
+    """
+    if not tensor.shape.num_elements():
+        return tf.identity(tensor)
+    key = _Key.of(f"sum for {call.name} of {list(shapes)}", tensor, call.members)
+    total = _reduce_by(key, tensor, call)
+    total.set_shape(tensor.shape)
+    return total
+
+
+def _reduce_by(key: _Key, tensor: Tensor, call: _Call) -> Tensor:
+    total = tf.raw_ops.CollectiveReduceV2(
+        input=tensor,
+        group_size=len(call.members),
+        group_key=key.group,
+        instance_key=key.instance,
+        # What shares a token runs in the order of the trace: only what shares a key must.
+        ordering_token=[key.token],
+        merge_op="Add",
+        final_op="Id",
+        timeout_seconds=0,  # any other value leaves a thread behind
+    )
+    call.note(total)
+    return total
+
+
+# -------------------------------------------------------------------------------------- keys
+
+
+class _Key(NamedTuple):
+    """The numbers of one reduce."""
+
+    group: int
+    instance: Any
+    token: Tensor
+
+    @classmethod
+    def of(cls, kind: str, tensor: Tensor, members: tuple[int, ...]) -> _Key:
+        """A key for this use, the same in all processes of the group."""
+        shape = tuple(tensor.shape.as_list())
+        number = _number((kind, members, tensor.dtype.name, shape))
+        meaning = ("collective", kind, tensor.dtype.name, shape, number)
+        if None not in shape:
+            group = registry.group(members)
+            instance = registry.instance(group, meaning)
+            return cls(group, instance, _token(group, instance))
+        # Instance keys made when the graph runs could be those of another use: the tensor has
+        # a group of its own, in which they stand for shapes.
+        group = registry.group(members, [repr(meaning)] * len(members))
+        return cls(group, instance_of_shape(tf.shape(tensor)), _token(group, 0))
+
+
+def _number(what: tuple[Any, ...]) -> int:
+    """How many such uses the function being traced has had before; 0 outside of functions."""
+    if tf.executing_eagerly():
+        return 0
+    with _lock:
+        counter = _counters.setdefault(tf.compat.v1.get_default_graph(), Counter())
+        counter[what] += 1
+        return counter[what] - 1
+
+
+@functools.cache
+def _token(group: int, instance: int) -> Tensor:
+    """A resource that stands for a key: TensorFlow orders the operations that have it."""
+    with tf.init_scope():
+        return tf.raw_ops.VarHandleOp(
+            dtype=tf.int32, shape=[], shared_name=f"opensmp_token_{group}_{instance}"
+        )
+
+
+# ------------------------------------------------------------------------------------- types
+
+
+def _parcel(tensor: Tensor, divisor: int | None) -> _Parcel:
+    dtype = tensor.dtype
+    if dtype in _AS_THEY_ARE:
+        return _Parcel(tensor, lambda total: _divided(total, divisor))
+    if dtype in _WIDER:
+        wide = tf.cast(tensor, _WIDER[dtype])
+        if divisor is None:
+            return _Parcel(wide, lambda total: tf.cast(total, dtype))
+        return _Parcel(wide, lambda total: _divided(total, divisor))
+    if dtype == tf.uint64:
+        bits = tf.bitcast(tensor, tf.int64)
+        return _Parcel(bits, lambda total: _divided(tf.bitcast(total, dtype), divisor))
+    parts = tf.stack([tf.math.real(tensor), tf.math.imag(tensor)])
+    return _Parcel(parts, lambda total: _divided(tf.complex(total[0], total[1]), divisor))
+
+
+def _divided(total: Tensor, count: int | None) -> Tensor:
+    if count is None:
+        return total
+    if not (total.dtype.is_floating or total.dtype.is_complex):
+        total = tf.cast(total, tf.float64)
+    return total if count == 1 else total / tf.cast(count, total.dtype)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bits of a tensor as integers."""
+    size = tensor.dtype.size
+    if tensor.dtype in (tf.int32, tf.int64):
+        return tensor
+    if tensor.dtype == tf.bool or (tensor.dtype.is_integer and size < 4):
+        return tf.cast(tensor, tf.int32)
+    if tensor.dtype == tf.complex128:
+        return tf.bitcast(tf.stack([tf.math.real(tensor), tf.math.imag(tensor)]), tf.int64)
+    if size == 2:
+        return tf.cast(tf.bitcast(tensor, tf.uint16), tf.int32)
+    if size in (4, 8):
+        return tf.bitcast(tensor, tf.int32 if size == 4 else tf.int64)
+    raise CommunicationError(
+        f"A tensor of dtype {tensor.dtype.name} cannot be sent to other processes. Expected: "
+        "numbers or booleans."
+    )
+
+
+def _from_bits(bits: Tensor, like: Tensor) -> Tensor:
+    dtype = like.dtype
+    if bits.dtype == dtype:
+        return bits
+    if dtype == tf.bool or (dtype.is_integer and dtype.size < 4):
+        return tf.cast(bits, dtype)
+    if dtype == tf.complex128:
+        parts = tf.bitcast(bits, tf.float64)
+        return tf.complex(parts[0], parts[1])
+    if dtype.size == 2:
+        return tf.bitcast(tf.cast(bits, tf.uint16), dtype)
+    return tf.bitcast(bits, dtype)
+
+
+# ------------------------------------------------------------------------------------ checks
+
+
+def check_summable(tensors: Sequence[Tensor], name: str) -> None:
+    """Checks that tensors can be added up over processes.
+
+    Args:
+        tensors: The tensors.
+        name: The call, for errors.
+
+    Raises:
+        CommunicationError: A tensor is not of numbers, or has an unknown number of dimensions;
+            all faults.
+    """
+    known = {*_AS_THEY_ARE, *_WIDER, *_REAL, tf.uint64}
+    faults = []
+    for index, tensor in enumerate(tensors):
+        if tensor.dtype not in known:
+            faults.append(f"tensor {index} has the dtype {tensor.dtype.name}")
+        elif tensor.shape.rank is None:
+            faults.append(f"tensor {index} has an unknown number of dimensions")
+    if faults:
+        raise CommunicationError(
+            f"{name}: {'; '.join(faults)}. Expected: tensors of numbers with a known number of "
+            "dimensions. Cast booleans to tf.int32, and give a tensor a rank with tf.ensure_shape."
+        )
+
+
+def _num_bytes(tensor: Tensor) -> int | None:
+    if not tensor.shape.is_fully_defined():
+        return None
+    return int(tensor.shape.num_elements()) * int(tensor.dtype.size)
+
+
+def _looks(tensors: Sequence[Tensor]) -> str:
+    """Types and shapes, for messages; of many the first ones, and a number for the others."""
+    all_of_them = [f"{t.dtype.name} {t.shape.as_list()}" for t in tensors]
+    shown, rest = all_of_them[:_NUM_SHOWN], all_of_them[_NUM_SHOWN:]
+    more = f" and {len(rest)} more ({zlib.crc32(repr(rest).encode()):08x})" if rest else ""
+    return ", ".join(shown) + more

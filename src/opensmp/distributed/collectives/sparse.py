@@ -1,0 +1,54 @@
+"""Sparse gradients of replicas put together: the slices of all below each other.
+
+That is also done where the dense gradient would be smaller: some optimizers of Keras, such as
+Adam, square each slice rather than the sum of those of one row, so that other numbers would come
+of it than from the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.distributed.collectives.reduce import gather_rows, sum_over
+from opensmp.distributed.launch import cluster
+
+Tensor = Any
+
+_GATHERED = (tf.float32, tf.float64)
+
+
+def slices_of_all(
+    slices: tf.IndexedSlices, ranks: Sequence[int], *, name: str, is_even: bool = False
+) -> tf.IndexedSlices:
+    """The slices of all ranks below each other, by rank. All of them call it.
+
+    Args:
+        slices: Those of this rank; how many may be known only when a graph runs, and be none.
+        ranks: Those that take part, ascending; this process is one of them.
+        name: What this call is, for messages; the same in all processes.
+        is_even: Whether all ranks have equally many, which saves counting them.
+    """
+    members = tuple(ranks)
+    values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
+    if len(members) == 1:
+        return tf.IndexedSlices(values, indices, slices.dense_shape)
+    known = values.shape.is_fully_defined() and indices.shape.is_fully_defined()
+    if known and is_even and values.dtype in _GATHERED:
+        values, indices = (gather_rows(t, members, name=name) for t in (values, indices))
+        return tf.IndexedSlices(values, indices, slices.dense_shape)
+    # Ranks may have more slices or fewer: each adds zeros where the others have theirs.
+    me = members.index(cluster.needed(name, members).rank)
+    own = tf.shape(indices)[0]
+    (counts,) = sum_over(
+        [own * tf.one_hot(me, len(members), dtype=tf.int32)], members, name=f"counting for {name}"
+    )
+    around = [tf.reduce_sum(counts[:me]), tf.reduce_sum(counts[me + 1 :])]
+
+    def padded(tensor: Tensor) -> Tensor:
+        return tf.pad(tensor, [around] + [[0, 0]] * (tensor.shape.rank - 1))
+
+    values, indices = sum_over([padded(values), padded(indices)], members, name=name)
+    return tf.IndexedSlices(values, indices, slices.dense_shape)

@@ -1,0 +1,72 @@
+"""Moves variables between ranks, with their values and what optimizers keep for them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from opensmp import _private
+from opensmp.compiler.trace.variables import tf_variable, variable_name
+from opensmp.distributed.collectives import objects
+from opensmp.distributed.world import World
+from opensmp.errors import ElsewhereError
+
+Variable = Any
+
+_NAME = "moving variables to the ranks of a new configuration"
+
+
+def move_between_ranks(
+    variables: Iterable[Variable], homes: Mapping[int, int], world: World
+) -> None:
+    """Brings variables that were placed before the last `smp.init` to those who own them now.
+
+    The number of partitions, or of processes per replica, may be another one since. A rank that
+    owns a variable now and does not have its value gets it from the first rank that has it; the
+    others keep theirs until they are told to give it up. All ranks must call it with the same
+    variables in the same order. Where all have what they own, values stay where they are.
+
+    Args:
+        variables: The variables.
+        homes: Id of a variable to the partition that it is to lie in; those without stay.
+        world: Devices and configuration.
+
+    Raises:
+        ElsewhereError: No rank has the value of a variable.
+    """
+    moving = list({id(v): v for v in variables if id(v) in homes}.values())
+    if world.size == 1 or not moving:
+        return
+    gc.collect()  # slots of optimizers that are gone on one rank, but not yet on another
+    found = [
+        (each, homes[id(variable)]) for variable in moving for each in _private.with_slots(variable)
+    ]
+    own = [(tuple(each.shape), _private.is_kept_here(each)) for each, _ in found]
+    ranks = range(world.size)
+    tables = objects.allgather_objects((world.mp_group, own), ranks, _NAME)
+    shapes = [[shape for shape, _ in table] for _, table in tables]
+    if any(each != shapes[0] for each in shapes):
+        raise ElsewhereError(
+            f"Rank {world.rank}: the ranks have made different models or optimizers, so that "
+            "variables cannot be moved to those who own them since the last smp.init. Expected: "
+            "the same program in all ranks."
+        )
+    for index, (variable, partition) in enumerate(found):
+        have = [rank for rank in ranks if tables[rank][1][index][1]]
+        position = world.owner(partition)
+        need = {group[position] for group, _ in tables} - set(have)
+        if not need:
+            continue
+        if not have:
+            raise ElsewhereError(
+                f"Variable {variable_name(variable)} has a value in no rank any more. Load the "
+                "model's weights again, or restore a checkpoint, after smp.init."
+            )
+        root = have[0]
+        value = np.asarray(tf_variable(variable)) if world.rank == root else None
+        value = objects.broadcast_object(value, ranks, root, _NAME)
+        if world.rank in need:
+            _private.take_in(variable, value, world.devices[partition])

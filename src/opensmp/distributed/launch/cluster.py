@@ -1,0 +1,204 @@
+"""The processes of a run become one TensorFlow cluster.
+
+Two steps: `meet` finds the others, and `start` boots TensorFlow's multi-client collective
+runtime, after which collective operations between the processes work. In between the devices
+of this process must be made, since TensorFlow cannot make them later. A cluster lasts until
+the process ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opensmp import _private
+from opensmp.distributed.launch import rendezvous
+from opensmp.distributed.launch.confinement import confined
+from opensmp.distributed.launch.launchers import Launch
+from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
+
+_logger = logging.getLogger("opensmp")
+
+# The library's own signs of life are quicker and say more; TensorFlow's are the second line.
+_HEARTBEAT_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes of this run.
+
+    Attributes:
+        launch: How this process was launched.
+        meeting: Who the others are, and the connections to them.
+        local_rank: Rank of this process among those of its machine.
+        local_size: Number of processes of its machine.
+    """
+
+    launch: Launch
+    meeting: rendezvous.Meeting
+    local_rank: int
+    local_size: int
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process in the world."""
+        return self.launch.rank
+
+    @property
+    def host(self) -> str:
+        """The device of this process through which it talks to others."""
+        return f"{task_name(self.rank)}/device:CPU:0"
+
+
+_joined: Cluster | None = None
+
+
+def task_name(rank: int) -> str:
+    """TensorFlow's name of the process of a rank, such as `"/job:worker/replica:0/task:1"`."""
+    return f"/job:worker/replica:0/task:{rank}"
+
+
+def joined() -> Cluster | None:
+    """The cluster that this process belongs to; None in a process of its own."""
+    return _joined
+
+
+def needed(what: str, members: Sequence[int] | None) -> Cluster:
+    """The cluster, for what cannot be done without others.
+
+    Args:
+        what: What needs it, for the error.
+        members: The ranks that take part; None if that is not known.
+
+    Raises:
+        CommunicationError: This process is on its own.
+    """
+    if _joined is None:
+        others = "another rank" if members is None else f"the ranks {list(members)}"
+        raise CommunicationError(
+            f"{what} needs {others}, but this process was started without a connection to others. "
+            "Expected: a group of one process. Start the processes with a launcher, such as "
+            "`opensmp run -n 2 script.py`."
+        )
+    return _joined
+
+
+def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
+    """Finds the other processes.
+
+    Args:
+        launch: How this process was launched, with a size above 1.
+        facts: What must be the same in all processes.
+
+    Raises:
+        AlreadyInitializedError: TensorFlow was used before.
+        LaunchError: The processes do not find each other, or differ.
+
+    Example:
+        ```python
+        members = meet(launch, {"partitions": 2})
+        start(members, nccl=False)
+        ```
+    """
+    if _private.is_tensorflow_started():
+        raise AlreadyInitializedError(
+            "smp.init: TensorFlow was used before in this process, so that it can no longer join "
+            f"the other {launch.size - 1}. Call smp.init before the first TensorFlow operation, "
+            "variable or layer, right after the imports."
+        )
+    meeting = rendezvous.meet(launch, machine_name(), os.getpid(), facts)
+    machine = meeting.peers[launch.rank].machine
+    here = [peer.rank for peer in meeting.peers if peer.machine == machine]
+    return Cluster(
+        launch=launch,
+        meeting=meeting,
+        local_rank=here.index(launch.rank) if launch.local_rank is None else launch.local_rank,
+        local_size=len(here) if launch.local_size is None else launch.local_size,
+    )
+
+
+def start(cluster: Cluster, nccl: bool) -> None:
+    """Boots TensorFlow's runtime; returns when all processes have.
+
+    Args:
+        cluster: The result of `meet`.
+        nccl: Whether collectives between GPUs use NCCL.
+
+    Raises:
+        LaunchError: A server could not start, or a process was lost on the way.
+    """
+    global _joined
+    launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
+    began = time.monotonic()
+    bypass_proxies(address.rsplit(":", 1)[0] for address in addresses)
+    ports = [int(address.rsplit(":", 1)[1]) for address in addresses]
+    is_here = _is_here(cluster.meeting)
+    if is_here:  # a server that is confined to this machine is found at no other address
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+    try:
+        with confined(ports[launch.rank]) if is_here else contextlib.nullcontext():
+            _private.join_cluster(
+                launch.rank,
+                addresses,
+                nccl=nccl,
+                heartbeat_seconds=_HEARTBEAT_SECONDS,
+                join_seconds=launch.join_seconds,
+            )
+    except Exception as error:
+        raise LaunchError(
+            f"{launch.source}: rank {launch.rank} of {launch.size} could not start TensorFlow's "
+            f"server at {addresses[launch.rank]} or reach the others at "
+            f"{', '.join(addresses)}: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        if cluster.meeting.reservation is not None:
+            cluster.meeting.reservation.close()
+    _joined = cluster
+    _logger.info(
+        "rank %d of %d joined by %s in %.1f s: %s",
+        launch.rank,
+        launch.size,
+        launch.source,
+        time.monotonic() - began,
+        ", ".join(addresses),
+    )
+
+
+def _is_here(meeting: rendezvous.Meeting) -> bool:
+    """Whether all processes reach each other without leaving this machine."""
+    # Containers may have the name of their machine, and still a network of their own.
+    return len({(peer.machine, peer.network) for peer in meeting.peers}) == 1
+
+
+def bypass_proxies(hosts: Iterable[str]) -> None:
+    """Keeps the connections between processes from going through a proxy.
+
+    TensorFlow's connections would take the one for downloads, of `http_proxy` and its like. What
+    stands in `no_proxy` stays.
+
+    Args:
+        hosts: Names or addresses of the machines.
+    """
+    added = [*(host.strip("[]") for host in hosts), "localhost", "127.0.0.1"]
+    for name in ("no_grpc_proxy", "no_proxy"):
+        known = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
+        if name == "no_grpc_proxy" and not known:
+            continue  # it would take the place of the other one
+        os.environ[name] = ",".join(dict.fromkeys([*known, *added]))
+
+
+def machine_name() -> str:
+    """A name that processes have in common if, and only if, they run on one machine."""
+    # Containers of one machine share the boot id, machines that were cloned the host name.
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()} {boot}".strip()

@@ -1,0 +1,81 @@
+"""Ranks that have ended are told of, so that nobody waits for them at the rendezvous.
+
+Whoever waits there cannot know it: only the launcher sees a process end that never came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from opensmp.distributed.channel.handshake import Reception, Secret, introduce
+from opensmp.distributed.launch.rendezvous import reserve_port
+
+_SECONDS = 0.5
+_TURN_SECONDS = 0.02  # in which a guest that is here goes on
+
+
+class Absence:
+    """Tells the ranks that wait for each other who will not come.
+
+    Args:
+        port: Port of this machine at which rank 0 listens for the others.
+        token: Secret of the run.
+        size: Number of ranks.
+
+    Example:
+        ```python
+        with contextlib.closing(Absence(port, token, 4)) as absence:
+            absence.tell(2)  # again and again, for the others may begin to wait later
+        ```
+    """
+
+    def __init__(self, port: int, token: str, size: int) -> None:
+        self._port, self._size = port, size
+        self._secret = Secret(token, is_secret=True)
+        self._listener: socket.socket | None = None
+        self._reception: Reception | None = None
+
+    def tell(self, rank: int) -> None:
+        """Ends the waiting of those who wait now for a rank that has ended."""
+        text = (
+            f"opensmp run: rank {rank} of {self._size} ended, with exit code 0, before it called "
+            "smp.init. Expected: every process calls smp.init at the top of the script, and does "
+            "its part to the end."
+        )
+        with contextlib.suppress(OSError):
+            if rank == 0:
+                self._answer_instead(text)
+            else:
+                self._visit(text)
+
+    def close(self) -> None:
+        """Leaves the port to the next run."""
+        if self._reception is not None:
+            self._reception.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _visit(self, text: str) -> None:
+        """Tells rank 0, which tells the others; if nobody listens, nobody waits."""
+        connection = socket.create_connection(("127.0.0.1", self._port), _SECONDS)
+        channel = introduce(connection, self._secret, -1, self._size, _SECONDS)
+        with contextlib.closing(channel):
+            channel.send({"kind": "absent", "text": text}, _SECONDS)
+
+    def _answer_instead(self, text: str) -> None:
+        """Tells those who have come to rank 0."""
+        if self._listener is None:
+            self._listener, _ = reserve_port("127.0.0.1", self._port)  # beside the launcher's
+            self._listener.listen(max(self._size, 128))
+        if self._reception is None:
+            self._reception = Reception(self._listener, self._secret)
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            guests = self._reception.wait(_TURN_SECONDS)
+            for guest in guests:
+                with contextlib.closing(guest.channel), contextlib.suppress(OSError):
+                    guest.channel.send({"kind": "refused", "text": text}, _SECONDS)
+            if not guests and not self._reception.num_visits:
+                return

@@ -1,0 +1,136 @@
+"""How a rank other than 0 comes to the rendezvous, which `rendezvous.py` in this folder holds."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from opensmp.distributed.channel.channel import Channel, Closed, Message
+from opensmp.distributed.channel.handshake import (
+    TOKEN_VARIABLE,
+    Secret,
+    StrangerError,
+    has,
+    introduce,
+)
+from opensmp.distributed.launch.launchers import Launch
+from opensmp.errors import LaunchError
+
+ROW = {"rank": int, "address": str, "machine": str, "process": int, "network": str}
+"""What all ranks get to know of each rank, and its types."""
+
+SAME_TOKEN = (
+    f"Expected: the same {TOKEN_VARIABLE} in every process of a run, or no such variable in any "
+    "process of a run of one machine and one user."
+)
+"""What is expected of processes that are to meet."""
+
+_HANDSHAKE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.1
+_REFUSED_SECONDS = 3.0  # in which what refuses a process, such as an earlier run, may go away
+_MOST_BYTES, _PEER_BYTES = 1 << 20, 1 << 12
+
+
+def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Channel]]:
+    """Comes to rank 0, again and again, until all ranks are there.
+
+    Args:
+        launch: What the launcher says.
+        hello: What this process says about itself.
+
+    Returns:
+        The rows of all ranks, with the fields of `ROW`, and the connection to rank 0 by its rank.
+
+    Raises:
+        LaunchError: Rank 0 did not come in time, or does not let this process in.
+
+    Example:
+        ```python
+        rows, channels = visit(launch, hello)
+        rows[1]["address"]  # "10.0.0.8:41233"
+        ```
+    """
+    end = time.monotonic() + launch.join_seconds
+    host, first = launch.meeting or ("", 0)
+    problem: object = None
+    refused_since: float | None = None
+    while time.monotonic() < end:
+        for port in range(first, first + launch.num_meeting_ports):
+            try:
+                reply, channel = _ask(launch, hello, (host, port))
+            except StrangerError as error:
+                problem = error
+                # On a derived port it may be another run, and the right one on the next.
+                refused_since = refused_since or time.monotonic()
+                is_sure = launch.num_meeting_ports == 1
+                if is_sure and time.monotonic() > refused_since + _REFUSED_SECONDS:
+                    raise LaunchError(
+                        f"{launch.source}: rank {launch.rank} of {launch.size} is not let in by "
+                        f"what listens at {host}:{port} for other ranks: {error}. {SAME_TOKEN} "
+                        "If it is another run, choose another port for this one."
+                    ) from None
+            except PermissionError as error:
+                problem = f"what listens there is no rank 0 of opensmp: {error}"
+            except OSError as error:
+                problem, refused_since = error, None
+            except UnicodeError as error:  # of a name that can be none of a machine
+                problem = error
+            else:
+                if reply["kind"] == "refused":
+                    channel.close()
+                    raise LaunchError(reply["text"])
+                return reply["rows"], {0: channel}
+        time.sleep(_PAUSE_SECONDS)
+    raise LaunchError(
+        f"{launch.source}: rank {launch.rank} of {launch.size} did not find rank 0 at "
+        f"{host}:{first} within {launch.join_seconds:g} s ({problem}). Expected: rank 0 calls "
+        "smp.init in this time, on a machine of that name, behind a port that is open to this "
+        "one. Look at what rank 0 was doing, or give it more time with "
+        f"{more_time(launch)}."
+    )
+
+
+def more_time(launch: Launch) -> str:
+    """The option or variable that makes processes wait longer for each other."""
+    return "--join-seconds" if launch.source == "opensmp run" else "OPENSMP_RUN_JOIN_SECONDS"
+
+
+def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Message, Channel]:
+    """What rank 0 says, if it listens at that place: all rows, or why it refuses."""
+    # Another program that listens on a derived port does not know how to answer.
+    channel = introduce(
+        socket.create_connection(place, 2.0),
+        Secret(launch.token, launch.has_secret),
+        launch.rank,
+        launch.size,
+        _HANDSHAKE_SECONDS,
+    )
+    try:
+        channel.most_bytes = max(_MOST_BYTES, _PEER_BYTES * launch.size)
+        channel.send(hello)
+        reply = channel.receive(_HANDSHAKE_SECONDS)
+        if reply.get("kind") == "welcome":
+            # All may be there late, since the time of rank 0 may have begun later.
+            reply = channel.receive(launch.join_seconds + _HANDSHAKE_SECONDS)
+        if not _is_refusal(reply) and not _is_table(reply, launch.size):
+            raise Closed("the answer makes no sense")
+    except BaseException:
+        channel.close()
+        raise
+    channel.most_bytes = _MOST_BYTES
+    return reply, channel
+
+
+def _is_refusal(reply: Message) -> bool:
+    return reply.get("kind") == "refused" and has(reply, text=str)
+
+
+def _is_table(reply: Message, size: int) -> bool:
+    rows = reply.get("rows")
+    return (
+        reply.get("kind") == "table"
+        and isinstance(rows, list)
+        and len(rows) == size
+        and all(isinstance(row, dict) and has(row, **ROW) for row in rows)
+        and [row["rank"] for row in rows] == list(range(size))
+    )

@@ -1,0 +1,1 @@
+"""Point-to-point transfers of tensors inside a graph."""

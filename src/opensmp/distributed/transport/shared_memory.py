@@ -1,0 +1,205 @@
+"""Memory that two processes of one machine share, and what lies where in it.
+
+What one process sends to another in a step has a slot each: two places for the tensor, which take
+turns from run to run of the step, and a counter, which holds the number of the last run for which
+the tensor has been written. The counters, and the number of runs that the receiver has ended,
+are all that the two processes tell each other: each number has one writer, who changes it after
+what it speaks of, and who reads a number first and then what it speaks of sees the latter whole.
+Processors of the x86 family promise that; on others nothing is shared.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import platform
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from opensmp.execution.multi_process.placer import Transfer
+
+Tensor = Any
+Pair = tuple[int, int]
+Array = np.ndarray[Any, Any]
+Gather = Callable[[Any], list[Any]]
+
+MOST_BYTES = 512 * 1024 * 1024
+"""Most memory of one step that one process shares with another. It is held as long as the step."""
+
+PLACES = 2
+"""For a tensor of this run, and one of the next."""
+
+_NONCE_BYTES = 16
+_ALIGNMENT = 64
+_ENDED = 64  # where the number of the runs lies that the receiver has ended
+_COUNTERS = 128
+_WORD = np.dtype(np.int32)  # TensorFlow copies these faster than single bytes
+_CAN_SHARE = hasattr(os, "memfd_create") and platform.machine() in ("x86_64", "AMD64")
+_FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
+_DTYPES = frozenset(
+    ("bool", *_FLOATS, *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+)
+
+
+class Slot(NamedTuple):
+    """Where in the memory of a pair of processes a tensor lies.
+
+    Attributes:
+        position: Position among the slots of the pair.
+        offset: First byte of the first of its places, which follow each other.
+        num_bytes: Size of the tensor; 0 if only the order matters.
+    """
+
+    position: int
+    offset: int
+    num_bytes: int
+
+    @property
+    def end(self) -> int:
+        """Where the next slot begins."""
+        return _aligned(self.offset + PLACES * self.num_bytes)
+
+
+class Room(NamedTuple):
+    """What one process sends to another by shared memory in one step.
+
+    Attributes:
+        slots: Number of a transfer to its slot.
+        size: Bytes of the memory.
+    """
+
+    slots: Mapping[int, Slot]
+    size: int
+
+
+def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, Room]:
+    """Which transfers go by shared memory, and where they lie in it.
+
+    Args:
+        transfers: All transfers of a step.
+        machines: Where each process of the replica runs.
+
+    Returns:
+        By pair of source and target; the same in all processes.
+    """
+    chosen: dict[Pair, list[tuple[int, Transfer]]] = {}
+    for number, transfer in enumerate(transfers):
+        if machines[transfer.source] == machines[transfer.target] and _fits(transfer.tensor):
+            chosen.setdefault((transfer.source, transfer.target), []).append((number, transfer))
+    found = {}
+    for pair, listed in chosen.items():
+        slots: dict[int, Slot] = {}
+        offset = _aligned(_COUNTERS + 8 * len(listed))
+        for number, transfer in listed:
+            slot = Slot(len(slots), offset, _num_bytes(transfer.tensor))
+            if slot.end <= MOST_BYTES:
+                slots[number] = slot
+                offset = slot.end
+        if slots:
+            found[pair] = Room(slots, offset)
+    return found
+
+
+def _fits(tensor: Tensor | None) -> bool:
+    if tensor is None:
+        return True
+    known = tensor.dtype.name in _DTYPES and tensor.shape.is_fully_defined()
+    return bool(known and tensor.shape.num_elements())
+
+
+def _num_bytes(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else int(tensor.shape.num_elements() * tensor.dtype.size)
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+class Memory:
+    """The memory of a room, as one of its two processes sees it.
+
+    Args:
+        room: What is in it.
+        descriptor: The open file that the memory belongs to; it may be closed afterwards.
+
+    Attributes:
+        counters: By position of a slot, the last run for which it was written; int64.
+        ended: How many runs the receiver has ended, shape `[1]`, int64.
+    """
+
+    def __init__(self, room: Room, descriptor: int) -> None:
+        self._bytes = mmap.mmap(descriptor, room.size)
+        self.counters = np.frombuffer(self._bytes, np.int64, len(room.slots), _COUNTERS)
+        self.ended = np.frombuffer(self._bytes, np.int64, 1, _ENDED)
+
+    @property
+    def nonce(self) -> bytes:
+        """By which the receiver knows that it has opened the right memory."""
+        return self._bytes[:_NONCE_BYTES]
+
+    def offer(self) -> None:
+        """Makes the memory ready for another process to open."""
+        self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
+
+    def places(self, slot: Slot) -> Array:
+        """The places of the tensor of a slot.
+
+        Returns:
+            Shape `[PLACES, words]`; int32, or uint8 if its bytes are no whole number of those.
+        """
+        word = np.dtype(np.uint8 if slot.num_bytes % _WORD.itemsize else _WORD)
+        count = PLACES * slot.num_bytes // word.itemsize
+        return np.frombuffer(self._bytes, word, count, slot.offset).reshape(PLACES, -1)
+
+
+def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
+    """Makes the memory that this process shares with others.
+
+    It belongs to no file, so that nothing is left behind however the processes end.
+
+    Args:
+        all_rooms: The rooms of all pairs of the replica, the same in all its processes.
+        process: Position of this process in the replica.
+        gather: Gathers an object of each process of the replica.
+
+    Returns:
+        The memory of this process's pairs. A pair whose processes cannot see each other's
+        memory, because they run in different containers, is left out, in both processes.
+    """
+    if not all_rooms:
+        return {}
+    memories: dict[Pair, Memory] = {}
+    offered: dict[Pair, tuple[int, int, bytes]] = {}
+    for pair in [pair for pair in all_rooms if pair[0] == process and _CAN_SHARE]:
+        descriptor = os.memfd_create("opensmp")
+        os.ftruncate(descriptor, all_rooms[pair].size)
+        memories[pair] = memory = Memory(all_rooms[pair], descriptor)
+        memory.offer()
+        offered[pair] = os.getpid(), descriptor, memory.nonce
+    offers = {pair: offer for each in gather(offered) for pair, offer in each.items()}
+    for pair in [pair for pair in all_rooms if pair[1] == process and pair in offers]:
+        memory_or_none = _opened(all_rooms[pair], *offers[pair])
+        if memory_or_none is not None:
+            memories[pair] = memory_or_none
+    seen = {pair for each in gather([p for p in memories if p[1] == process]) for pair in each}
+    for _, descriptor, _ in offered.values():
+        os.close(descriptor)
+    return {pair: memory for pair, memory in memories.items() if pair in seen}
+
+
+def _opened(room: Room, process_id: int, descriptor: int, nonce: bytes) -> Memory | None:
+    """The memory that another process offers; None if it is not to be seen from here."""
+    try:
+        own = os.open(f"/proc/{process_id}/fd/{descriptor}", os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        if os.fstat(own).st_size != room.size:
+            return None
+        memory = Memory(room, own)
+    finally:
+        os.close(own)
+    return memory if memory.nonce == nonce else None

@@ -1,0 +1,1 @@
+"""Failures, deadlocks, stalls and exits: no process waits for ever."""

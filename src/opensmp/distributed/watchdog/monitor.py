@@ -1,0 +1,432 @@
+"""When one process fails, all of them end, soon, and each says which one it was and why.
+
+TensorFlow alone would hang for ever in many of these cases. Each process has one thread that
+talks to rank 0 over the connections of the rendezvous, and rank 0's talks to all:
+
+- the connection of a process that was killed, or crashed, closes at once;
+- a process whose signs of life stay out is asked by TensorFlow's C++ threads, which answer
+  also when Python is busy: if they do not, it is frozen;
+- an exception that ends a program is told to the others before the process ends;
+- calls that can never be completed are found by `opensmp.distributed.watchdog.deadlock`;
+- where all ranks are in some call and compute nothing for minutes, each waits for another:
+  `opensmp.distributed.watchdog.stalls`.
+
+Rank 0 decides what the cause was, since a failure makes other ranks fail in turn, and tells
+all. Nobody that computes is ended for being slow. Survivors end by `os._exit`, for TensorFlow's
+teardown may crash or hang after a failure: `atexit` functions and `finally` blocks do not run in
+them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from opensmp.distributed.channel.channel import Channel, Message, readable
+from opensmp.distributed.watchdog import deadlock
+from opensmp.distributed.watchdog.call_log import FINISHED, Report, Waits, waits
+from opensmp.distributed.watchdog.recovery_rounds import Outcome, Rounds
+from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
+
+ENDED_BY_PEER = 75
+"""Exit code of a process that ends because another one failed (`EX_TEMPFAIL`: try again)."""
+
+PREEMPTED = 143
+"""Exit code after a signal that takes the machine away (128 + SIGTERM): start again."""
+
+_BEAT_SECONDS = 0.5
+_SILENT_SECONDS = 4.0  # without a sign of life, before a process is asked
+_ANSWER_SECONDS = 3.0
+_CONFIRM_SECONDS = 3.0  # for which nothing may change before processes count as stuck
+_CAUSE_SECONDS = 1.5  # for a better cause to become known after a consequence
+_VERDICT_SECONDS = 8.0
+_PARTING_SECONDS = 10.0
+
+
+class Verdict(NamedTuple):
+    """Why a run has failed.
+
+    Attributes:
+        rank: The rank that failed.
+        text: What happened to it.
+    """
+
+    rank: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} failed: {self.text}"
+
+
+@dataclass
+class _Suspicion:
+    """Ranks that seem to be stuck.
+
+    Attributes:
+        since: When that began.
+        finding: Why.
+        worked: Processor seconds that each of those had used then which may be computing.
+    """
+
+    since: float
+    finding: deadlock.Finding
+    worked: Mapping[int, float]
+
+
+@dataclass
+class _Neighbour:
+    """What is known of a process at the other end of a channel."""
+
+    rank: int
+    channel: Channel
+    heard: float
+    report: Report | None = None
+    reported: float = 0.0
+    gone: bool = False
+
+
+class Watch:
+    """Watches the other processes of a run, and tells them about this one.
+
+    Args:
+        rank: This process.
+        channels: Connections by rank: rank 0 has one to everybody, the others have one to it.
+        record: Where this process notes its calls.
+        answers: Whether the process of a rank answers within some seconds; None while this
+            cannot be asked.
+        leave: Ends this process with an exit code.
+        idle_seconds: How long no rank may compute anything while all are in some call; 0: for
+            ever. That of rank 0 counts.
+
+    Example:
+        ```python
+        watch = Watch(0, meeting.channels, waits)
+        watch.start()
+        ```
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        channels: Mapping[int, Channel],
+        record: Waits,
+        answers: Callable[[int, float], bool] | None = None,
+        leave: Callable[[int], None] = os._exit,
+        idle_seconds: float = DEFAULT_SECONDS,
+    ) -> None:
+        now = time.monotonic()
+        self._rank = rank
+        self._neighbours = {peer: _Neighbour(peer, c, now) for peer, c in channels.items()}
+        self._record = record
+        self._leave = leave
+        self._lock = threading.Lock()
+        self._verdict: Verdict | None = None
+        self._decided = threading.Event()
+        self._together = threading.Event()  # all programs have ended well
+        self._consequence: tuple[float, Verdict] | None = None
+        self._suspicion: _Suspicion | None = None
+        self._idleness = Idleness(len(channels) + 1, idle_seconds)
+        self._failing = False  # this process is about to end with an error of its own
+        self._leaving = threading.Lock()
+        self._rounds = Rounds(len(channels) + 1)
+        self._in_round = threading.Lock()
+        self.hear: Callable[[Message], None] = lambda message: None
+        self._process = os.getpid()
+        self.answers = answers
+        # What it does with messages that are about something else than failures.
+        self.hears: Callable[[int, Message], None] | None = None
+
+    def start(self) -> None:
+        """Begins to watch, on a thread of its own."""
+        os.register_at_fork(after_in_child=self._let_go)
+        threading.Thread(target=self._run, name="opensmp-watch", daemon=True).start()
+
+    def fail(self, text: str, *, consequence: bool = False, code: int = 1) -> None:
+        """Tells the others that this process fails, and ends it. Does not return.
+
+        Args:
+            text: What happened.
+            consequence: Whether it is probably another process's fault, as a broken connection
+                is; then rank 0 looks for the cause first.
+            code: Exit code of this process.
+        """
+        self._failing = True
+        own = Verdict(self._rank, text)
+        if self._rank == 0:
+            self._note(own, consequence)
+        else:
+            with contextlib.suppress(OSError):
+                self._neighbours[0].channel.send(
+                    {"kind": "failed", "text": text, "consequence": consequence}
+                )
+        self._decided.wait(_VERDICT_SECONDS)
+        self._end(None, code)
+
+    def send(self, rank: int, message: Message) -> None:
+        """Sends a message to a process that this one has a connection to, for its `hears`."""
+        neighbour = self._neighbours[rank]
+        if not neighbour.gone:  # which `_receive` notices otherwise
+            with contextlib.suppress(OSError):
+                neighbour.channel.send(message)
+
+    def tell(self, message: Message) -> None:
+        """Tells rank 0 of an error that the ranks may survive; see `recovery_rounds.py`."""
+        if self._rank == 0:
+            self._take_round(0, message)
+        else:
+            with contextlib.suppress(OSError):
+                self._neighbours[0].channel.send(message)
+
+    def finish(self) -> None:
+        """Waits until the programs of all processes have ended well.
+
+        Whoever leaves earlier takes TensorFlow's runtime from under the others. There is no
+        limit to it: others may have much to do yet. A failure ends this process meanwhile.
+        """
+        if os.getpid() != self._process:
+            return
+        self._record.finish()
+        with contextlib.suppress(OSError):
+            self._send_reports()
+        self._together.wait()
+        if self._rank == 0:
+            # The service that the others sign off from runs in this process.
+            end = time.monotonic() + _PARTING_SECONDS
+            while time.monotonic() < end and any(not n.gone for n in self._neighbours.values()):
+                time.sleep(0.02)
+
+    # ------------------------------------------------------------------------------ thread
+
+    def _run(self) -> None:
+        next_beat = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= next_beat:
+                next_beat = now + _BEAT_SECONDS
+                self._send_reports()
+            self._receive(max(0.0, next_beat - time.monotonic()))
+            if not self._together.is_set():
+                self._look_for_silence()
+                if self._rank == 0:
+                    self._judge()
+            elif self._rank or all(n.gone for n in self._neighbours.values()):
+                return
+
+    def _send_reports(self) -> None:
+        report = self._record.report()
+        message: Message = {"kind": "alive"}
+        if self._rank:
+            message["report"] = report.to_json()
+        for neighbour in self._neighbours.values():
+            if not neighbour.gone:
+                # One that is gone is noticed by `_receive`, which knows what else it has said.
+                with contextlib.suppress(OSError):
+                    neighbour.channel.send(message)
+
+    def _receive(self, seconds: float) -> None:
+        by_channel = {n.channel: n for n in self._neighbours.values() if not n.gone}
+        if not by_channel:
+            time.sleep(seconds)
+            return
+        for channel in readable(by_channel, seconds):
+            neighbour = by_channel[channel]
+            try:
+                message = channel.receive(5.0)
+            except OSError:
+                neighbour.gone = True
+                if not self._together.is_set():
+                    self._note(Verdict(neighbour.rank, _GONE), consequence=False)
+                continue
+            neighbour.heard = time.monotonic()
+            self._take(neighbour, message)
+
+    def _take(self, neighbour: _Neighbour, message: Message) -> None:
+        kind = message.get("kind")
+        if kind == "alive" and "report" in message:
+            neighbour.report = Report.from_json(message["report"])
+            neighbour.reported = neighbour.heard
+            self._idleness.hear(neighbour.rank, neighbour.report, neighbour.heard)
+        elif kind == "failed":
+            verdict = Verdict(neighbour.rank, message["text"])
+            self._note(verdict, message["consequence"])
+        elif kind == "verdict":
+            self._decide(Verdict(message["rank"], message["text"]))
+        elif kind == "warning":
+            self._warn(message["text"])
+        elif kind == "together":
+            self._together.set()
+        elif kind in ("fault", "settle", "ready"):
+            self._take_round(neighbour.rank, message)
+        elif kind in ("halt", "renew", "go"):
+            self.hear(message)
+        elif self.hears is not None:
+            self.hears(neighbour.rank, message)
+
+    def _take_round(self, rank: int, message: Message) -> None:
+        with self._in_round:
+            self._carry_out(self._rounds.take(rank, message, time.monotonic()))
+
+    def _carry_out(self, outcome: Outcome) -> None:
+        for message in outcome.tell:
+            self._tell(message)
+            self.hear(message)
+        if outcome.lost is not None:
+            self._decide(Verdict(*outcome.lost))
+
+    def _look_for_silence(self) -> None:
+        for neighbour in self._neighbours.values():
+            silent = time.monotonic() - neighbour.heard
+            if neighbour.gone or silent < _SILENT_SECONDS or self.answers is None:
+                continue
+            began = time.monotonic()
+            if self.answers(neighbour.rank, _ANSWER_SECONDS):
+                neighbour.heard = time.monotonic()
+                continue
+            # Whatever came in while this thread was waiting counts as well.
+            self._receive(0.0)
+            if neighbour.heard < began and not neighbour.gone:
+                seconds = time.monotonic() - neighbour.heard
+                text = f"it is frozen: it has given no sign of life for {seconds:.0f} s"
+                self._note(Verdict(neighbour.rank, text), consequence=False)
+
+    # ---------------------------------------------------------------------------- decision
+
+    def _note(self, verdict: Verdict, consequence: bool) -> None:
+        """Takes a failure as the cause, or keeps it until the cause shows."""
+        if not consequence:
+            self._decide(verdict)
+            return
+        with self._lock:
+            if self._consequence is None:
+                self._consequence = (time.monotonic(), verdict)
+
+    def _judge(self) -> None:
+        """Rank 0: ends what can never go on, and lets go when all have finished."""
+        now = time.monotonic()
+        if self._consequence is not None and now - self._consequence[0] > _CAUSE_SECONDS:
+            self._decide(self._consequence[1])
+            return
+        with self._in_round:
+            self._carry_out(self._rounds.due(now))
+        reports = {n.rank: n.report for n in self._neighbours.values() if n.report is not None}
+        reports[0] = self._record.report()
+        self._idleness.hear(0, reports[0], now)
+        if len(reports) == len(self._neighbours) + 1 and all(
+            report.state == FINISHED for report in reports.values()
+        ):
+            self._tell({"kind": "together"})
+            self._together.set()
+            return
+        if any(n.gone for n in self._neighbours.values()):
+            return
+        finding = deadlock.find_mismatch(reports)
+        if finding is not None:
+            self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
+            return
+        self._confirm(deadlock.find_stuck(reports), reports, now)
+        notice = self._idleness.notice()
+        if notice is not None and notice.ends:
+            self._decide(Verdict(0, notice.text))
+        elif notice is not None:
+            self._tell({"kind": "warning", "text": notice.text})
+            self._warn(notice.text)
+
+    def _confirm(
+        self, finding: deadlock.Finding | None, reports: Mapping[int, Report], now: float
+    ) -> None:
+        """Decides that processes are stuck once all of them have said so again."""
+        if finding is None:
+            self._suspicion = None
+            return
+        worked = {rank: reports[rank].worked for rank in finding.computing}
+        known = self._suspicion
+        if known is None or known.finding.moments != finding.moments:
+            self._suspicion = _Suspicion(now, finding, worked)
+            return
+        again = all(
+            rank == 0 or self._neighbours[rank].reported > known.since + _BEAT_SECONDS
+            for rank, _ in finding.moments
+        )
+        if not again or now - known.since <= _CONFIRM_SECONDS:
+            return
+        if any(computes(used - known.worked[r], now - known.since) for r, used in worked.items()):
+            self._suspicion = _Suspicion(now, finding, worked)
+            return
+        self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
+
+    def _decide(self, verdict: Verdict) -> None:
+        """The first decision stands: everybody is told, and this process ends."""
+        with self._lock:
+            if self._verdict is not None:
+                return
+            self._verdict = verdict
+        if self._rank == 0:
+            self._tell({"kind": "verdict", "rank": verdict.rank, "text": verdict.text})
+        self._decided.set()
+        if not (self._failing and verdict.rank == self._rank):
+            self._end(verdict, ENDED_BY_PEER)
+
+    def _end(self, verdict: Verdict | None, code: int) -> None:
+        """Ends this process, saying why if it was not its own doing."""
+        self._leaving.acquire()  # for ever: whoever comes second must not print as well
+        if verdict is not None:
+            print(f"opensmp: rank {self._rank} ends: {verdict}", file=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+        self._leave(code)
+
+    def _warn(self, text: str) -> None:
+        print(f"opensmp: rank {self._rank} warns: {text}", file=sys.stderr, flush=True)
+
+    def _tell(self, message: Message) -> None:
+        for neighbour in self._neighbours.values():
+            if not neighbour.gone:
+                with contextlib.suppress(OSError):
+                    neighbour.channel.send(message, seconds=1.0)
+
+    def _let_go(self) -> None:
+        """In a process that this one forked: a connection must end when this process does."""
+        for neighbour in self._neighbours.values():
+            with contextlib.suppress(OSError):
+                os.close(neighbour.channel.fileno())
+
+
+_GONE = "it ended without notice: it was killed, as by a signal or for want of memory, or crashed"
+
+_watch: Watch | None = None
+
+
+def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Watch:
+    """Begins to watch the other processes of this run."""
+    global _watch
+    _watch = Watch(rank, channels, waits, idle_seconds=idle_seconds)
+    _watch.start()
+    return _watch
+
+
+def fail(message: str) -> None:
+    """Ends this process and all others of the run. In a process of its own: does nothing.
+
+    Args:
+        message: What happened; every rank prints it with the number of this one.
+
+    Example:
+        ```python
+        failures.fail("the plan differs from that of rank 0")
+        ```
+    """
+    if _watch is not None:
+        print(f"opensmp: this rank fails: {message}", file=sys.stderr, flush=True)
+        _watch.fail(message)
+
+
+def progress() -> None:
+    """Notes that a training step has ended."""
+    waits.progress()

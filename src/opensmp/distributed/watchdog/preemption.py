@@ -1,0 +1,244 @@
+"""When a machine is about to be taken away: all ranks stop after the same step.
+
+A signal may reach one rank only, and the ranks may be at different steps. The rank that gets it
+tells rank 0, which asks all ranks how many step boundaries they have passed. A rank that has
+answered passes no further boundary until it knows where all stop: one after the furthest that any
+of them has passed. The threads of `opensmp.distributed.watchdog.monitor` exchange this, while the
+main threads compute, so that a step costs no more than to count it, and no rank waits for another
+one's step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opensmp.distributed.channel.channel import Message
+from opensmp.distributed.watchdog.monitor import PREEMPTED, Watch
+
+DEFAULT_SECONDS = 300.0
+"""How long a rank may take to come to a step boundary after the signal."""
+
+
+class Boundaries:
+    """The step boundaries that this process has passed, and the one at which it stops.
+
+    One thread arrives at boundaries; others hold it and say where it stops.
+
+    Example:
+        ```python
+        boundaries.arrive()  # False, and 1 is passed
+        boundaries.hold()  # 1: from now on `arrive` waits
+        boundaries.stop_at(2)
+        boundaries.arrive()  # True
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._passed = 0
+        self._held = False
+        self._stop: int | None = None
+
+    def arrive(self) -> bool:
+        """Passes the next boundary; whether it is the one to stop at."""
+        with self._changed:
+            while self._held and self._stop is None:
+                self._changed.wait()
+            self._passed += 1
+            return self._stop is not None and self._passed >= self._stop
+
+    def hold(self) -> int:
+        """How many boundaries were passed; no more will be until `stop_at` is called."""
+        with self._changed:
+            self._held = True
+            return self._passed
+
+    def stop_at(self, number: int) -> None:
+        """Says at which boundary to stop, counted from 1."""
+        with self._changed:
+            self._stop = number
+            self._changed.notify_all()
+
+
+class Preemption:
+    """What becomes of a signal in this process, and in all others of the run.
+
+    Args:
+        watch: The connections to the other processes; None without any.
+        rank: This process.
+        size: Number of processes.
+        leave: Ends this process with an exit code.
+
+    Attributes:
+        is_over: Whether all processes have saved, and end.
+    """
+
+    def __init__(
+        self,
+        watch: Watch | None = None,
+        rank: int = 0,
+        size: int = 1,
+        leave: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.is_over = False
+        self._watch, self._rank, self._size = watch, rank, size
+        self._leave = leave
+        self._boundaries = Boundaries()
+        self._passed: dict[int, int] = {}  # by rank, at rank 0
+        self._begun = False
+        self._saves = False
+        self._signal = ""
+        if watch is not None:
+            watch.hears = self._hear
+
+    def ask(self, name: str, seconds: float) -> None:
+        """Begins to stop all processes; not on the main thread, which may hold any lock.
+
+        Args:
+            name: Of the signal.
+            seconds: How long each process may take to come to a boundary.
+        """
+        message = {"kind": "preempt", "signal": name, "seconds": seconds}
+        if self._watch is None or self._rank == 0:
+            self._hear(0, message)
+        else:
+            self._watch.send(0, message)
+
+    def arrive(self) -> str | None:
+        """Passes a step boundary; the name of the signal if all processes are to stop here."""
+        if not self._boundaries.arrive():
+            return None
+        self._saves = True
+        return self._signal
+
+    def _hear(self, rank: int, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "preempt" and self._begin(message):
+            self._tell({**message, "kind": "preempt_hold"})
+            self._take(0, self._boundaries.hold())
+        elif kind == "preempt_hold" and self._begin(message):
+            self._send({"kind": "preempt_held", "passed": self._boundaries.hold()})
+        elif kind == "preempt_held":
+            self._take(rank, int(message["passed"]))
+        elif kind == "preempt_stop":
+            self._boundaries.stop_at(int(message["at"]))
+
+    def _begin(self, message: Message) -> bool:
+        """Whether this is the first that is heard of it."""
+        if self._begun:
+            return False
+        self._begun, self._signal = True, str(message["signal"])
+        seconds = float(message["seconds"])
+        timer = threading.Timer(seconds, self._end_late, [seconds])
+        timer.daemon = True
+        timer.start()
+        return True
+
+    def _take(self, rank: int, passed: int) -> None:
+        """Rank 0: how far a process is; when all have said so, where all stop."""
+        self._passed[rank] = passed
+        if len(self._passed) == self._size:
+            stop = max(self._passed.values()) + 1
+            self._tell({"kind": "preempt_stop", "at": stop})
+            self._boundaries.stop_at(stop)
+
+    def _tell(self, message: Message) -> None:
+        for rank in range(1, self._size):
+            self._send(message, rank)
+
+    def _send(self, message: Message, rank: int = 0) -> None:
+        if self._watch is not None:
+            self._watch.send(rank, message)
+
+    def _end_late(self, seconds: float) -> None:
+        if self._saves:
+            return
+        text = (
+            f"{self._signal} came, and within {seconds:g} s no step ended at which a checkpoint "
+            "could be saved, so that the ones before are the newest. Expected: "
+            "smp.checkpoint_on_preemption(manager) after each step, in all ranks, or "
+            "smp.CheckpointOnPreemption(manager) in the callbacks of fit; where a step takes "
+            "longer, say so: seconds=600"
+        )
+        print(f"opensmp: {text}", file=sys.stderr, flush=True)
+        if self._watch is not None:
+            self._watch.fail(text, code=PREEMPTED)
+        self._leave(PREEMPTED)
+
+
+# ------------------------------------------------------------------------- of this process
+
+_preemption = Preemption()
+_handled: dict[int, float] = {}  # signal to seconds
+_pipe: list[int] = []
+
+
+def attach(watch: Watch, rank: int, size: int) -> None:
+    """Makes the processes of a run stop together; called when they have met."""
+    global _preemption
+    _preemption = Preemption(watch, rank, size)
+
+
+def listen(signals: Sequence[int], seconds: float) -> None:
+    """Lets signals ask all processes to stop; those that do so already are left as they are.
+
+    Args:
+        signals: Their numbers.
+        seconds: How long each process may take to come to a step boundary.
+
+    Raises:
+        ValueError: This is not the main thread, which alone may handle signals.
+    """
+    for number in signals:
+        if number not in _handled:
+            signal.signal(number, _handle)
+        _handled[number] = seconds
+    if not _pipe:
+        _pipe.extend(os.pipe())
+        os.set_blocking(_pipe[1], False)
+        threading.Thread(target=_wait, name="opensmp-preemption", daemon=True).start()
+
+
+def arrive() -> str | None:
+    """Passes a step boundary; the name of the signal if all processes are to stop here."""
+    return _preemption.arrive()
+
+
+def end() -> None:
+    """Ends the program after all processes have saved.
+
+    Raises:
+        SystemExit: Always, with the exit code `PREEMPTED`.
+    """
+    _preemption.is_over = True
+    sys.exit(PREEMPTED)
+
+
+def is_over() -> bool:
+    """Whether all processes have saved, and end."""
+    return _preemption.is_over
+
+
+_process = os.getpid()
+
+
+def _handle(number: int, frame: types.FrameType | None) -> Any:
+    if os.getpid() != _process:  # a child that was forked ends, as it would without this
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
+    with contextlib.suppress(BlockingIOError):
+        os.write(_pipe[1], bytes([number]))
+
+
+def _wait() -> None:
+    while True:
+        number = os.read(_pipe[0], 1)[0]
+        _preemption.ask(signal.Signals(number).name, _handled[number])

@@ -1,0 +1,125 @@
+"""How rank 0 brings all ranks together again after an error in one of them.
+
+A round begins when a rank says that a call has failed in it, and has three parts:
+
+1. Rank 0 tells all ranks to halt, and what the cause was. What they wait for is interrupted, so
+   that each of them leaves its call with the same error.
+2. When a rank comes to its next call it says so, and waits. Once all have come, and have left
+   the same call, each makes its communication new.
+3. When all have done that, they go on.
+
+Nothing here knows of processes or threads: messages go in, messages for all ranks come out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from opensmp.distributed.watchdog.rank_error import RankError
+
+Message = dict[str, Any]
+
+_CAUSE_SECONDS = 1.5  # for a better cause to become known after a consequence
+
+
+class Outcome(NamedTuple):
+    """What is to be done after a message.
+
+    Attributes:
+        tell: Messages for all ranks, this one included.
+        lost: Why the run cannot go on: the rank at fault, and what happened.
+    """
+
+    tell: tuple[Message, ...] = ()
+    lost: tuple[int, str] | None = None
+
+
+class Rounds:
+    """The rounds of a run, as rank 0 sees them.
+
+    Args:
+        size: Number of ranks.
+
+    Example:
+        ```python
+        rounds = Rounds(2)
+        rounds.take(1, {"kind": "fault", "generation": 0, ...}, time.monotonic()).tell
+        # ({"kind": "halt", "generation": 0, "error": ...},)
+        ```
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._generation = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._cause: Message | None = None
+        self._consequence: tuple[float, Message] | None = None
+        self._came: dict[int, list[float]] = {}
+        self._ready: set[int] = set()
+
+    def take(self, rank: int, message: Message, now: float) -> Outcome:
+        """Takes note of what a rank says.
+
+        Args:
+            rank: The rank.
+            message: What it says.
+            now: When it was received, by `time.monotonic()`.
+        """
+        if message["generation"] != self._generation:
+            return Outcome()
+        if message["kind"] == "fault":
+            return self._fault(message, now)
+        if message["kind"] == "settle":
+            return self._settle(rank, message["position"])
+        self._ready.add(rank)
+        if len(self._ready) < self._size:
+            return Outcome()
+        told = self._message("go")
+        self._generation += 1
+        self._begin()
+        return Outcome((told,))
+
+    def due(self, now: float) -> Outcome:
+        """What is to be done because time has passed."""
+        known = self._consequence
+        if self._cause is None and known is not None and now - known[0] > _CAUSE_SECONDS:
+            return self._halt(known[1])
+        return Outcome()
+
+    def _fault(self, message: Message, now: float) -> Outcome:
+        if self._cause is not None:
+            return Outcome()
+        if not message["consequence"]:
+            return self._halt(message["error"])
+        if self._consequence is None:
+            self._consequence = (now, message["error"])
+        return Outcome()
+
+    def _halt(self, error: Message) -> Outcome:
+        self._cause = error
+        return Outcome((self._message("halt", error=error),))
+
+    def _settle(self, rank: int, position: list[float]) -> Outcome:
+        self._came[rank] = position
+        if len(self._came) < self._size:
+            return Outcome()
+        if len({tuple(each) for each in self._came.values()}) == 1:
+            return Outcome((self._message("renew"),))
+        return Outcome(lost=self._apart())
+
+    def _apart(self) -> tuple[int, str]:
+        cause = RankError(**self._cause) if self._cause else RankError(0, ["an error"], "")
+        failed = cause.rank
+        others = [r for r in sorted(self._came) if self._came[r] != self._came[failed]]
+        return failed, (
+            f"{cause}\nThe program caught this error, but the ranks "
+            "cannot go on together: "
+            f"rank{'s' * (len(others) != 1)} {', '.join(map(str, others))} had already left the "
+            f"call that failed in rank {failed}, so that one would train on other data than the "
+            "other. Start all ranks again, from the last checkpoint."
+        )
+
+    def _message(self, kind: str, **values: Any) -> Message:
+        return {"kind": kind, "generation": self._generation, **values}

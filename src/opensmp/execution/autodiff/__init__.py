@@ -1,0 +1,1 @@
+"""Emitted segments as differentiable functions."""

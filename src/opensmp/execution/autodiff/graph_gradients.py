@@ -1,0 +1,51 @@
+"""`tf.gradients` where the graph does not hold what it would need: refused while it is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp.compiler.trace.differentiable import is_differentiable
+from opensmp.errors import StepError
+from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, fails_when_run
+
+Tensor = Any
+
+_REFUSED = "OpensmpWholeCall"
+_UNDER_FIT = (
+    "tf.gradients was asked for a derivative through a call of a DistributedModel in a train_step, "
+    "test_step or compute_loss. Expected: a tf.GradientTape around the call, and its gradient:\n\n"
+    "    with tf.GradientTape() as tape:\n"
+    "        loss = loss_fn(y, self(x, training=True))\n"
+    "    gradients = tape.gradient(loss, self.trainable_variables)\n\n"
+    "With respect to an input call `tape.watch(x)` first. Inside of an smp.step function, which a "
+    "train_step may call, tf.gradients works."
+)
+
+
+def without_graph_gradients(leaf: Any) -> Any:
+    """A result of a call with a whole batch, as one that tapes only can differentiate.
+
+    Args:
+        leaf: A tensor, of any kind; other objects are given back as they are.
+
+    Returns:
+        The same values. `tf.gradients` through them raises a StepError.
+    """
+    if not tf.is_tensor(leaf) or not is_differentiable(leaf):
+        return leaf
+    graph = tf.compat.v1.get_default_graph()
+    with graph.gradient_override_map({"Identity": _REFUSED}):
+        return tf.identity(leaf)
+
+
+@tf.RegisterGradient(_REFUSED)
+@tf.autograph.experimental.do_not_convert
+def _refuse(op: Any, *upstream: Any) -> Any:
+    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+        return None
+    if tf.compat.v1.get_default_graph() is op.graph:
+        raise StepError(_UNDER_FIT)
+    # TensorFlow differentiates a function around before it knows whether somebody will ask.
+    return fails_when_run(list(op.inputs), FROM_OUTSIDE, upstream)

@@ -1,0 +1,1 @@
+"""The calls of a step, on their devices, in the order of the schedule."""

@@ -1,0 +1,354 @@
+"""Finds the first value of a step that is not finite, with `check_finite`.
+
+Forward calls tell for each activation of a layer whether it is finite; of the gradients that
+backward calls give, operations beside the calls do. These flags are all that is looked at in a run.
+At its end, before anything of the step is handed out or assigned, they are given to Python, which
+raises an error for the first one in the order of the schedule that is false. Each process of a
+replica gets all flags, so that all raise the same error and none goes on alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.lowering.finite_flags import (
+    activation_name,
+    finite_flags,
+    is_checked,
+    layer_paths,
+)
+from opensmp.compiler.lowering.passes import Backward, Forward, Pass
+from opensmp.compiler.lowering.program import Program
+from opensmp.compiler.lowering.segments import Segment
+from opensmp.compiler.schedule.actions import Action, Schedule
+from opensmp.compiler.schedule.simulate import simulate
+from opensmp.compiler.trace.trace import TracedGraph
+from opensmp.config import Config
+from opensmp.distributed.world import World
+from opensmp.errors import NonFiniteError
+from opensmp.execution.emission.task_graph import Task
+
+Op = Any
+Tensor = Any
+
+_HOST = "/device:CPU:0"
+_NUM_SHOWN = 3
+
+_calls_for = 0
+
+
+def is_wanted(config: Config) -> bool:
+    """Whether steps that are traced now are to be checked."""
+    return config.check_finite or is_asked_for()
+
+
+def is_asked_for() -> bool:
+    """Whether a context of `checking` is open."""
+    return _calls_for > 0
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Context in which all steps are checked, whatever the configuration says."""
+    global _calls_for
+    _private.trace_apart_while(is_asked_for)
+    _calls_for += 1
+    try:
+        yield
+    finally:
+        _calls_for -= 1
+
+
+class _Call(NamedTuple):
+    """What is known of an emitted call.
+
+    Attributes:
+        names: What is looked at.
+        flags: Of each whether it is finite; None if `tensors` have still to be looked at.
+        tensors: The gradients, and what they are made from.
+        microbatches: Those that the call is for.
+    """
+
+    names: Sequence[str]
+    flags: Tensor | None
+    tensors: Sequence[Tensor]
+    microbatches: tuple[int, ...]
+
+
+class Place(NamedTuple):
+    """Something that is looked at.
+
+    Attributes:
+        name: What it is, in words.
+        action: The call that makes it.
+        partition: Where that runs.
+        microbatches: Those that it is for.
+        rank: The process; None if there is one.
+    """
+
+    name: str
+    action: Action
+    partition: int
+    microbatches: tuple[int, ...]
+    rank: int | None = None
+
+    def __str__(self) -> str:
+        first, last = self.microbatches[0], self.microbatches[-1]
+        which = f"microbatch {first}"
+        if len(self.microbatches) > 1:
+            which = f"summed over microbatches {first} to {last}"
+        where = "" if self.rank is None else f", rank {self.rank}"
+        return f"{self.name}, in partition {self.partition}{where}, {which}"
+
+
+class FiniteChecks:
+    """The checks of one trace of a step.
+
+    Args:
+        world: This process and its neighbours.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._calls: dict[Action, _Call] = {}
+        self._places: list[Place] = []
+        self._names: dict[int, tuple[TracedGraph, _Names]] = {}
+
+    # ------------------------------------------------------------------- while calls are emitted
+
+    def note(
+        self,
+        action: Action,
+        program: Program,
+        segment: Segment,
+        what: Pass,
+        args: Sequence[Tensor],
+        results: list[Tensor],
+    ) -> None:
+        """Notes a call; takes the flags of a forward pass from its results.
+
+        Args:
+            action: What the call does.
+            program: Its model.
+            segment: The part of the model.
+            what: The pass.
+            args: The arguments of the call.
+            results: Its results.
+        """
+        own = (action.microbatch,)
+        if isinstance(what, Forward):
+            if what.activations:
+                flags, names = results.pop(), [each.name for each in what.activations]
+                self._calls[action] = _Call(names, flags, (), own)
+            return
+        found = [] if action.kind == "W" else self._from_loss(program, segment, what, args)
+        found += self._gradients(program, what, results)
+        self._note_gradients(action, found, own)
+
+    def join(
+        self,
+        action: Action,
+        program: Program,
+        weights: Backward,
+        results: Sequence[Tensor],
+        microbatches: tuple[int, ...],
+    ) -> None:
+        """Notes a call that gives the gradients of several microbatches at once."""
+        self._note_gradients(action, self._gradients(program, weights, results), microbatches)
+
+    def _note_gradients(
+        self, action: Action, found: Sequence[tuple[str, Tensor]], microbatches: tuple[int, ...]
+    ) -> None:
+        if found:
+            names, tensors = zip(*found, strict=True)
+            self._calls[action] = _Call(names, None, tensors, microbatches)
+
+    def _from_loss(
+        self, program: Program, segment: Segment, what: Backward, args: Sequence[Tensor]
+    ) -> list[tuple[str, Tensor]]:
+        """Gradients that the loss has given for what the model returns."""
+        returned = {id(t) for t in program.traced.results}
+        value = {id(t): arg for t, arg in zip(what.feeds, args, strict=True)}
+        pairs = zip(what.gradient.outputs, what.gradient.upstream, strict=True)
+        model = program.traced.name
+        name = f"the gradient of the loss with respect to an output of model '{model}'"
+        return [
+            (name, value[id(upstream)])
+            for output, upstream in pairs
+            if id(output) in returned and id(upstream) in value and is_checked(upstream)
+        ]
+
+    def _gradients(
+        self, program: Program, what: Backward, results: Sequence[Tensor]
+    ) -> list[tuple[str, Tensor]]:
+        """What a backward pass gives, that of the last layer first."""
+        if id(program) not in self._names:
+            self._names[id(program)] = (program.traced, _Names(program.traced))
+        names = self._names[id(program)][1]
+        found = []
+        packed = what.gradient.pack(results[: len(what.gradient.flat)])
+        for wrt, gradient in zip(what.gradient.wrt, packed, strict=True):
+            values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+            if values is not None and is_checked(values):
+                found.append((names.order(wrt), names.of(wrt), values))
+        return [(name, values) for _, name, values in sorted(found, key=lambda each: each[0])]
+
+    # ------------------------------------------------------------------------ when all are there
+
+    def emit(
+        self, live: Collection[Op], tasks: Mapping[Action, Task], device: Callable[[int], str]
+    ) -> list[Tensor]:
+        """Emits what looks at the calls that run.
+
+        Gradients of a loss that LossScaleOptimizer scales are left out: they may overflow, and
+        that optimizer leaves out such a step by itself.
+
+        Args:
+            live: Live operations.
+            tasks: The emitted calls.
+            device: Gives the device of a partition.
+
+        Returns:
+            For each partition one tensor of flags, float32: 0 for what is not finite, else 1.
+        """
+        running, scaled = set(live), _private.scales_loss()
+        parts: dict[int, list[Tensor]] = {}
+        places: dict[int, list[Place]] = {}
+        for action, call in self._calls.items():
+            task = tasks.get(action)
+            if task is None or task.last not in running or (scaled and call.flags is None):
+                continue
+            partition = task.partition
+            with tf.control_dependencies(None), tf.device(device(partition)):
+                flags = finite_flags(call.tensors) if call.flags is None else call.flags
+            parts.setdefault(partition, []).append(flags)
+            rank = None
+            if self._world.size > 1:
+                rank = self._world.mp_group[self._world.owner(partition)]
+            places.setdefault(partition, []).extend(
+                Place(name, action, partition, call.microbatches, rank) for name in call.names
+            )
+        packed = []
+        for partition in sorted(parts):
+            with tf.control_dependencies(None), tf.device(device(partition)):
+                packed.append(tf.cast(tf.concat(parts[partition], 0), tf.float32))
+            self._places += places[partition]
+        return packed
+
+    def look(self, flags: Sequence[Tensor], schedule: Schedule, step: str) -> list[Tensor]:
+        """Emits what raises an error if something is not finite.
+
+        Args:
+            flags: What `emit` gave.
+            schedule: The schedule of the step.
+            step: Name of the step.
+
+        Returns:
+            What must be waited for before results are used.
+        """
+        if not flags:
+            return []
+        assert schedule.graph is not None
+        start = simulate(schedule, schedule.graph).start
+        places = self._places
+        order = sorted(range(len(places)), key=lambda i: (start[places[i].action], i))
+        runs, name = 0, step.removeprefix("smp_step_")
+
+        def raise_if_bad(each: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            if not each.all():
+                bad = [places[i] for i in order if not each[i]]
+                error = NonFiniteError(_message(bad, name, runs))
+                _remember(error)
+                raise error
+            return np.int32(0)
+
+        with tf.device(_HOST):
+            together = tf.concat(list(flags), 0)
+            return [_private.host_call(raise_if_bad, [together], tf.int32)]
+
+
+class _Names:
+    """What tensors of a traced model are called."""
+
+    def __init__(self, traced: TracedGraph) -> None:
+        self._traced = traced
+        self._variables = {id(leaf.placeholder): leaf.variable for leaf in traced.variables}
+        self._inputs = {id(t): i for i, t in enumerate(traced.inputs)}
+        self._layers = layer_paths(traced)
+        self._number = {op: i for i, op in enumerate(traced.operations)}
+        groups: dict[str, int] = {}
+        self._group = {
+            id(leaf.placeholder): groups.setdefault(_path(leaf.variable).rpartition("/")[0], i)
+            for i, leaf in enumerate(traced.variables)
+        }
+
+    def of(self, wrt: Tensor) -> str:
+        """What the gradient with respect to a tensor is called."""
+        if id(wrt) in self._variables:
+            return f"the gradient of variable '{_path(self._variables[id(wrt)])}'"
+        if id(wrt) in self._inputs:
+            model = self._traced.name
+            return f"the gradient of input {self._inputs[id(wrt)]} of model '{model}'"
+        layer = self._layers[self._number[wrt.op]]
+        return f"the gradient of {activation_name(self._traced, layer)}"
+
+    def order(self, wrt: Tensor) -> tuple[int, int]:
+        """Sorts as backward passes go: the variables of the last layer first, then activations."""
+        return (0, -self._group[id(wrt)]) if id(wrt) in self._group else (1, 0)
+
+
+def _path(variable: Any) -> str:
+    return str(getattr(variable, "path", variable.name))
+
+
+def _message(bad: Sequence[Place], step: str, run: int) -> str:
+    rest = [str(place) for place in bad[1 : _NUM_SHOWN + 1]]
+    if len(bad) > _NUM_SHOWN + 1:
+        rest.append(f"{len(bad) - _NUM_SHOWN - 1} more")
+    more = f" After it: {'; '.join(rest)}." if rest else ""
+    return (
+        f"check_finite: in run {run} of step '{step}', the first value that is not finite (nan or "
+        f"infinite) is {bad[0]}.{more} Expected: finite activations and gradients. The variables "
+        "of the model are as before this run. Usual causes are wrong data, a learning rate that "
+        "is too high, a division by zero, and the logarithm or the gradient of a square root of "
+        "zero. Mend the cause, or go on with the next batch or from a checkpoint."
+    )
+
+
+# ----------------------------------------------------------------------------------- the error
+
+_lock = threading.Lock()
+_found: list[NonFiniteError] = []
+
+
+def _remember(error: NonFiniteError) -> None:
+    with _lock:
+        _found.append(error)
+
+
+def call(work: Callable[[], Any]) -> Any:
+    """Makes a call of a function; raises what a check in it has found.
+
+    Args:
+        work: Makes the call.
+    """
+    with _lock:
+        _found.clear()
+    try:
+        return work()
+    except tf.errors.OpError:
+        with _lock:
+            error = _found[0] if _found else None
+            _found.clear()
+        if error is None:
+            raise
+        raise error from None

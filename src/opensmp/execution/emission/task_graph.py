@@ -1,0 +1,113 @@
+"""Reads dependencies off the emitted graph and imposes a schedule on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from opensmp import _private
+from opensmp.compiler.lowering.extraction import needed
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph, default_seconds
+
+Op = Any
+Tensor = Any
+
+
+@dataclass(frozen=True)
+class Task:
+    """An emitted call.
+
+    Attributes:
+        action: What it does.
+        partition: The partition it runs in.
+        first: Operation to hold back until the task may start.
+        last: Operation that is done when the task is.
+        ops: All operations of the task.
+        microbatches: Those for which it does it at once, of which the action names the last; none
+            if it is for that of the action alone.
+    """
+
+    action: Action
+    partition: int
+    first: Op
+    last: Op
+    ops: tuple[Op, ...] = ()
+    microbatches: tuple[int, ...] = ()
+
+
+def live_operations(roots: Iterable[Op]) -> list[Op]:
+    """Everything that `roots` need, through data and control edges, in topological order."""
+    return needed(roots, frozenset(), lambda op: True)
+
+
+def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -> TaskGraph:
+    """The dependencies between the tasks that are live, as the graph has them.
+
+    Args:
+        tasks: All emitted calls.
+        live: Live operations in topological order.
+        num_partitions: Number of partitions.
+    """
+    listed = list(tasks)
+    by_op = {task.last: index for index, task in enumerate(listed)}
+    nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly waits for
+    needs: dict[Action, frozenset[Action]] = {}
+    device: dict[Action, int] = {}
+    for op in live:
+        waits = 0
+        for producer in (*(t.op for t in op.inputs), *op.control_inputs):
+            waits |= nearest[producer]
+        if op in by_op:
+            task = listed[by_op[op]]
+            device[task.action] = task.partition
+            needs[task.action] = frozenset(listed[i].action for i in _bits(waits))
+            waits = 1 << by_op[op]
+        nearest[op] = waits
+    seconds = _seconds([task for task in listed if task.action in device])
+    return TaskGraph(device=device, needs=needs, seconds=seconds, num_devices=num_partitions)
+
+
+def _seconds(tasks: Sequence[Task]) -> dict[Action, float]:
+    """Relative durations; a task for several microbatches takes as long as one for each."""
+    apart = {
+        task.action: [task.action._replace(microbatch=m) for m in task.microbatches]
+        or [task.action]
+        for task in tasks
+    }
+    seconds = default_seconds(action for actions in apart.values() for action in actions)
+    return {action: sum(seconds[a] for a in actions) for action, actions in apart.items()}
+
+
+def _bits(value: int) -> Iterable[int]:
+    while value:
+        low = value & -value
+        yield low.bit_length() - 1
+        value ^= low
+
+
+def impose(
+    schedule: Schedule, tasks: Mapping[Action, Task], partitions: Collection[int] | None = None
+) -> int:
+    """Adds the control edges that make each device follow its order.
+
+    Args:
+        schedule: The schedule.
+        tasks: The emitted calls.
+        partitions: Of these devices only, by number; None for all.
+
+    Returns:
+        The number of edges added.
+    """
+    here = [p for p in range(len(schedule.orders)) if partitions is None or p in partitions]
+    pairs = [
+        pair
+        for pair in schedule.releases
+        if all(tasks[action].partition in here for action in pair)
+    ]
+    for partition in here:
+        pairs.extend(itertools.pairwise(schedule.orders[partition]))
+    for before, after in pairs:
+        _private.add_control_input(tasks[after].first, tasks[before].last)
+    return len(pairs)

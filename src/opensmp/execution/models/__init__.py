@@ -1,0 +1,1 @@
+"""The models of the program, and how their calls are taken."""

@@ -1,0 +1,75 @@
+"""Calls of Keras layers in the user's own part of a step, which somebody may do in another way."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.trace import partition_tags
+from opensmp.execution.models.plain_model import calls_are_plain
+
+Taker = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+"""Gets a layer, its plain call, and the arguments; gives the outputs."""
+
+_takers: list[Taker] = []
+_local = threading.local()
+
+
+def take_by(taker: Taker) -> None:
+    """Says what does the calls of layers that are made in a step and outside of a split model."""
+    _takers[:] = [taker]
+
+
+@contextlib.contextmanager
+def calls_taken() -> Iterator[None]:
+    """Context in which a step's function is traced: calls of layers are handed to the taker.
+
+    Not those inside a model that is being traced, nor symbolic ones, nor those of other threads.
+    """
+    if getattr(_local, "is_taking", False):
+        yield
+        return
+    _local.is_taking = True
+    try:
+        with _private.layer_calls_by(_call):
+            yield
+    finally:
+        _local.is_taking = False
+
+
+@contextlib.contextmanager
+def calls_left() -> Iterator[None]:
+    """Context in which a model is looked at: calls of layers are what Keras makes of them."""
+    outer, _local.is_taking = getattr(_local, "is_taking", False), False
+    try:
+        yield
+    finally:
+        _local.is_taking = outer
+
+
+def _call(layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
+    if not getattr(_local, "is_taking", False) or not _takers or is_inside(args, kwargs):
+        return call(layer, *args, **kwargs)
+    return _takers[0](layer, functools.partial(call, layer), args, kwargs)
+
+
+def is_inside(args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether a call is none of the step's own: eager, of a layer in a model, or symbolic."""
+    return tf.executing_eagerly() or is_inside_keras(args, kwargs)
+
+
+def is_inside_keras(args: tuple[Any, ...], kwargs: Any) -> bool:
+    """Whether a call must run as that of a plain layer: traced, stateless, or symbolic."""
+    if (
+        partition_tags.traced_graph() is not None
+        or _private.in_stateless_scope()
+        or calls_are_plain()
+    ):
+        return True
+    return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))

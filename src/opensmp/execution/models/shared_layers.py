@@ -1,0 +1,91 @@
+"""Plain Keras models made of layers of a split model: they run in one process only.
+
+Where such a model lies in several processes, `fit`, `predict` and their like would compute with
+variables that have no value; they are refused, with the line that makes a split model of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import keras
+
+from opensmp import _private
+from opensmp.errors import ElsewhereError
+from opensmp.execution.models.plain_model import calls_are_plain
+
+_METHODS = {
+    "make_train_function": "training",
+    "make_test_function": "evaluating",
+    "make_predict_function": "predicting with",
+    "quantize": "quantizing",
+}
+
+_running: weakref.WeakSet[Any] = weakref.WeakSet()
+
+_INSTALLED = "_smp_refuses_unwrapped"
+
+
+def refuse_unwrapped_models() -> None:
+    """Has plain Keras models refuse to run with variables of other processes. Idempotent."""
+    if getattr(keras.Model, _INSTALLED, False):
+        return
+    for name, doing in _METHODS.items():
+        setattr(keras.Model, name, _refusing(getattr(keras.Model, name), doing))
+    setattr(keras.Model, _INSTALLED, True)
+
+
+def trace_anew(moved: Collection[int]) -> None:
+    """Has plain models that have run trace anew where variables of theirs have moved.
+
+    Their functions hold on to the memory that the variables had before.
+
+    Args:
+        moved: Ids of the variables.
+    """
+    for model in list(_running):
+        _private.forget_compiled_functions(model, moved)
+
+
+def _refusing(method: Any, doing: str) -> Any:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not calls_are_plain():
+            _check(self, doing)
+        _running.add(self)
+        return method(self, *args, **kwargs)
+
+    return call
+
+
+def _check(model: Any, doing: str) -> None:
+    elsewhere = [v for layer in _plain_layers(model) for v in _own(layer) if _is_missing(v)]
+    if not elsewhere:
+        return
+    first = _private.storage(elsewhere[0])
+    raise ElsewhereError(
+        f"{doing} model '{model.name}', a plain Keras model of layers that a DistributedModel has "
+        f"placed: {len(elsewhere)} of its variables lie in other processes, such as "
+        f"{_private.place_of(first)}. Expected: a model that is split as well, whose layers stay "
+        f"where they are. Wrap it: smp.DistributedModel.from_keras({model.name})."
+    )
+
+
+def _plain_layers(layer: Any) -> Iterator[Any]:
+    """A layer and those inside, without distributed models, which run by themselves."""
+    if hasattr(type(layer), "_smp_partitions"):
+        return
+    yield layer
+    for inner in _private.layers_inside(layer):
+        yield from _plain_layers(inner)
+
+
+def _own(layer: Any) -> list[Any]:
+    return _private.own_variables(layer)
+
+
+def _is_missing(variable: Any) -> bool:
+    return _private.is_elsewhere(variable) and not _private.is_lent(variable)

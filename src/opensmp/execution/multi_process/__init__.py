@@ -1,0 +1,1 @@
+"""One step run by several processes: placement, sends and receives."""

@@ -1,0 +1,379 @@
+"""A step that several processes run together: what each keeps of the graph that all traced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.compiler.schedule.actions import Action, Schedule
+from opensmp.compiler.schedule.simulate import simulate
+from opensmp.compiler.trace.variables import is_keras, tf_variable
+from opensmp.distributed.collectives.consistency import agree
+from opensmp.distributed.collectives.objects import allgather_objects
+from opensmp.distributed.launch.cluster import needed
+from opensmp.distributed.transport.collective import CollectiveTransport, Transport
+from opensmp.distributed.transport.shared_memory import rooms, share
+from opensmp.distributed.transport.shared_memory_transport import SharedMemoryTransport
+from opensmp.distributed.watchdog import monitor, recovery
+from opensmp.distributed.watchdog.call_log import Wait, waits
+from opensmp.distributed.watchdog.traced_calls import not_constant
+from opensmp.distributed.world import MP_GROUP, World
+from opensmp.errors import CommunicationError
+from opensmp.execution.emission.task_graph import Task
+from opensmp.execution.multi_process.placer import ANYWHERE, Layout, Transfer, localise
+from opensmp.execution.multi_process.remote_gradient import KeptBy
+from opensmp.execution.multi_process.send_recv import keep_own_part
+
+Op = Any
+Tensor = Any
+
+_HOST = "/device:CPU:0"
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """What a process has traced of a step.
+
+    Attributes:
+        live: Live operations in topological order.
+        tasks: The emitted calls.
+        schedule: The schedule; its graph is there.
+        results: Tensors to return.
+        state: Pairs of a variable and the value it is to have after the step.
+        reads: Pairs of a variable and a read of it.
+        homes: Id of a variable to the partition it lives in.
+        gradients: Pairs of a variable and a gradient of it, tensor or `tf.IndexedSlices`.
+        everywhere: Further tensors, which all processes need.
+        saved: Pairs of a tensor and the partition whose process alone needs it.
+        placed: Operations that lie in the process of a partition, beside those of the calls.
+    """
+
+    live: Sequence[Op]
+    tasks: Mapping[Action, Task]
+    schedule: Schedule
+    results: Sequence[Tensor]
+    state: Sequence[tuple[Any, Tensor]]
+    reads: Sequence[tuple[Any, Tensor]]
+    homes: Mapping[int, int]
+    gradients: Sequence[tuple[Any, Any]]
+    everywhere: Sequence[Tensor] = ()
+    saved: Sequence[tuple[Tensor, int]] = ()
+    placed: Mapping[Op, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What this process is left with.
+
+    Attributes:
+        results: As those of `Traced`; in place of a gradient of a variable of another process,
+            who keeps it.
+        state: The part that this process has to assign.
+        must_run: Operations that must run: what is sent must be received though nobody read
+            it here, or the sender would wait for ever.
+        everywhere: As that of `Traced`.
+        saved: As that of `Traced`; of another process the tensor is not computed.
+    """
+
+    results: list[Tensor | KeptBy]
+    state: list[tuple[Any, Tensor]]
+    must_run: list[Op]
+    everywhere: list[Tensor]
+    saved: list[tuple[Tensor, int]]
+
+
+def spread(traced: Traced, world: World, name: str) -> Kept:
+    """Divides a traced step among the processes of a replica.
+
+    Args:
+        traced: The whole step.
+        world: This process and its neighbours.
+        name: Name of the step, for errors.
+
+    Raises:
+        StepError: The processes have traced different steps, or something cannot travel.
+    """
+    members = set(traced.live)
+    me = world.rank_in(MP_GROUP)
+    owner = {
+        op: world.owner(task.partition)
+        for task in traced.tasks.values()
+        for op in task.ops
+        if op in members
+    }
+    owner |= {op: world.owner(p) for op, p in traced.placed.items() if op in members}
+    home_of = {
+        id(variable): world.owner(traced.homes[id(variable)])
+        for variable, _ in (*traced.reads, *traced.state)
+        if is_keras(variable) and id(variable) in traced.homes
+    }
+    graph = tf.compat.v1.get_default_graph()
+    handles = _handles(graph) | {
+        id(_handle(read)): home_of[id(variable)]
+        for variable, read in traced.reads
+        if id(variable) in home_of
+    }
+    keepers = _Keepers(traced.gradients, owner, home_of)
+    kept_by = [keepers.of(tensor) for tensor in traced.results]
+    wanted = [
+        (tensor, None if keeper is None else keeper.process)
+        for tensor, keeper in zip(traced.results, kept_by, strict=True)
+    ]
+    wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
+    wanted += [(tensor, None) for tensor in traced.everywhere]
+    tasks = traced.tasks
+    orders = [
+        (tasks[before].last, tasks[after].first)
+        for before, after in traced.schedule.releases
+        if world.owner(tasks[before].partition) != world.owner(tasks[after].partition)
+    ]
+    layout = localise(
+        traced.live,
+        num_processes=len(world.mp_group),
+        owner=owner,
+        handles=handles,
+        wanted=wanted,
+        orders=orders,
+        saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
+    )
+    number = agree(world.mp_group, name, _description(traced, layout))
+    runs = Runs(name, world.mp_group)
+    run = runs.begin()
+    transport = transport_of(layout.transfers, world, number, run)
+    received, must_run = keep_own_part(
+        layout,
+        traced.live,
+        me,
+        transport,
+        tasks,
+        _sequence(traced.schedule),
+        sends_first=world.one_core_each,
+    )
+    runs.end(run, must_run, transport)
+    others = _of_others(graph, layout, handles, me)
+    _private.leave_out(graph, others)
+    _private.read_nothing(
+        graph,
+        [
+            op
+            for op in others
+            if op.type == "ReadVariableOp" and handles.get(id(op.inputs[0]), me) != me
+        ],
+    )
+    results = [
+        keeper if keeper is not None and keeper.process != me else received.get(id(tensor), tensor)
+        for tensor, keeper in zip(traced.results, kept_by, strict=True)
+    ]
+    state = [
+        (variable, received.get(id(value), value))
+        for variable, value in traced.state
+        if home_of.get(id(variable), me) == me
+    ]
+    everywhere = [received.get(id(tensor), tensor) for tensor in traced.everywhere]
+    saved = [(received.get(id(tensor), tensor), partition) for tensor, partition in traced.saved]
+    return Kept(results, state, must_run, everywhere, saved)
+
+
+def transport_of(
+    transfers: Sequence[Transfer], world: World, number: int, run: Tensor
+) -> Transport:
+    """How tensors travel: by collectives, within a machine through shared memory.
+
+    Args:
+        transfers: All of them, also those between other processes of the replica.
+        world: This process and its neighbours.
+        number: Of the trace, the same in all of these processes.
+        run: The result of `Runs.begin`.
+    """
+    collective = CollectiveTransport(world.mp_group, _HOST, number)
+    if world.config.transport == "collective":
+        return collective
+    peers = needed("A step of several processes", world.mp_group).meeting.peers
+    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group])
+    me = world.rank_in(MP_GROUP)
+    with tf.init_scope():
+        memories = share(
+            all_rooms,
+            me,
+            lambda value: allgather_objects(value, world.mp_group, "sharing memory"),
+        )
+    return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
+
+
+class Runs:
+    """Operations that note when a run of the step begins and ends; see `call_log`.
+
+    Without them nobody could tell a rank that waits in a step for ever, because the others do
+    not run it, from one that computes. Steps of different names are counted apart: several of
+    them in one function begin in any order.
+
+    Args:
+        name: Name of the step, for errors.
+        ranks: All that run it.
+    """
+
+    def __init__(self, name: str, ranks: tuple[int, ...]) -> None:
+        self._name, self._ranks = name, ranks
+        self._number = 0
+        self._entered: list[Wait] = []
+        self._transport: Transport | None = None
+        recovery.interruptible.add(self)
+
+    def begin(self) -> Tensor:
+        """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1.
+
+        It is not stateful: TensorFlow would put it behind the effects of the user's own code,
+        such as `tf.print`, which wait for what is received in the run.
+        """
+        with tf.device(_HOST):
+            given = [not_constant(_HOST)]
+            number = _private.host_call(self._begin, given, tf.int64, stateful=False)
+        number.set_shape([])
+        return number
+
+    def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> Op:
+        """Emits what notes the end of a run, and gives it.
+
+        Args:
+            run: The result of `begin`.
+            must_run: The operations that send and receive.
+            transport: What made them; it is told of each begin and end.
+        """
+        self._transport = transport
+        with tf.device(_HOST), tf.control_dependencies([*must_run, run]):
+            return _private.host_call(self._end, [run], [])
+
+    def interrupt(self) -> None:
+        """See `recovery.Interruptible`."""
+        if self._transport is not None:
+            self._transport.interrupt()
+
+    def restart(self, generation: int) -> None:
+        """See `recovery.Interruptible`; runs are numbered anew, since not all ranks began one."""
+        self._entered.clear()
+        self._number = generation << recovery.GENERATION_BITS
+        if self._transport is not None:
+            self._transport.restart(self._number)
+
+    def _begin(self, _: Any) -> Any:
+        recovery.begin_run()
+        if self._entered:
+            # What was on its way then would be taken for what this run waits for.
+            raise CommunicationError(
+                f"{self._name} was interrupted in this process in an earlier run, and cannot run "
+                "again: the ranks no longer agree on where they are. Start all ranks again, from "
+                "the last checkpoint."
+            )
+        name = f"runs of {self._name}"
+        self._entered.append(waits.enter(self._name, self._ranks, name, computes=True))
+        self._number += 1
+        if self._transport is not None:
+            self._transport.begin_run(self._number)
+        return np.int64(self._number)
+
+    def _end(self, _: Any) -> None:
+        if self._transport is not None:
+            self._transport.end_run()
+        waits.leave(self._entered.pop())
+        monitor.progress()
+
+
+def _handles(graph: Any) -> dict[int, int]:
+    """Id of each variable's handle in a graph to the process that has the variable."""
+    homes = [(inner, _private.home_of_handle(outer)) for outer, inner in _private.captures(graph)]
+    return {id(inner): home.process for inner, home in homes if home is not None}
+
+
+def _of_others(graph: Any, layout: Layout, handles: Mapping[int, int], me: int) -> list[Op]:
+    """Operations of other processes, and with variables of theirs, which may have effects."""
+    mine = layout.runs[me]
+    return [
+        op
+        for op in graph.get_operations()
+        if op not in mine
+        and (
+            layout.home.get(op, ANYWHERE) not in (ANYWHERE, me)
+            or any(handles.get(id(tensor), me) != me for tensor in op.inputs)
+        )
+    ]
+
+
+def _handle(read: Tensor) -> Tensor:
+    op = read.op
+    while op.type != "ReadVariableOp":
+        op = op.inputs[0].op
+    return op.inputs[0]
+
+
+def _sequence(schedule: Schedule) -> list[Action]:
+    """All actions in the order in which they start."""
+    assert schedule.graph is not None
+    start = simulate(schedule, schedule.graph).start
+    return sorted(start, key=lambda action: (start[action], action))
+
+
+def _description(traced: Traced, layout: Layout) -> list[str]:
+    """One line per action and per transfer: what the processes must have in common."""
+    lines = [
+        f"partition {partition} runs {' '.join(action.text for action in order)}"
+        for partition, order in enumerate(traced.schedule.orders)
+    ]
+    return lines + [str(transfer) for transfer in layout.transfers]
+
+
+class _Keepers:
+    """Which process alone keeps a result: gradients stay with their variables."""
+
+    def __init__(
+        self,
+        gradients: Sequence[tuple[Any, Any]],
+        owner: Mapping[Op, int],
+        home_of: Mapping[int, int],
+    ) -> None:
+        self._owner, self._home_of = owner, home_of
+        self._variable_of: dict[int, Any] = {}
+        self._sparse: set[int] = set()
+        for variable, gradient in gradients:
+            parts = [gradient]
+            if isinstance(gradient, tf.IndexedSlices):
+                parts = [gradient.values, gradient.indices, gradient.dense_shape]
+                self._sparse.add(id(variable))
+            if id(variable) in home_of:
+                self._variable_of.update({id(part): variable for part in parts})
+
+    def of(self, tensor: Tensor) -> KeptBy | None:
+        """Which process keeps a result, None if all processes get it."""
+        found: dict[int, Any] = {}
+        seen: set[Op] = set()
+        stack = [tensor]
+        while stack:
+            current = stack.pop()
+            variable = self._variable_of.get(id(current))
+            if variable is not None:
+                found[id(variable)] = variable
+            elif current.op not in self._owner and current.op not in seen:
+                seen.add(current.op)
+                stack.extend(current.op.inputs)
+        if len(found) != 1:
+            return None
+        ((key, variable),) = found.items()
+        if not self._looks_like(tensor, key, variable):
+            return None
+        return KeptBy(self._home_of[key], tuple(tf_variable(variable).shape))
+
+    def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
+        """Whether it is a gradient, maybe scaled or clipped, and not a norm, say, of one."""
+        shape = tf_variable(variable).shape
+        if tensor.shape.rank is None or not shape.rank:
+            return False
+        if tensor.shape.as_list() == shape.as_list():
+            return True
+        if key not in self._sparse or not tensor.shape.rank:
+            return False
+        are_rows = tensor.shape[1:].as_list() == shape[1:].as_list()
+        return bool(are_rows or (tensor.dtype.is_integer and tensor.shape.rank == 1))

@@ -1,0 +1,269 @@
+"""How one model is partitioned: from a call of it to a traced, planned, placed graph."""
+
+from __future__ import annotations
+
+import functools
+import math
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.api.comm.collectives import copy_variables
+from opensmp.compiler.plan.methods.auto import auto_plan
+from opensmp.compiler.plan.methods.build import warn_of_empty
+from opensmp.compiler.plan.methods.colocation import beside, in_one_place
+from opensmp.compiler.plan.methods.manual import manual_plan
+from opensmp.compiler.plan.methods.match import Places, fit, follow, follow_twin
+from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import PROCESSES
+from opensmp.compiler.plan.variable_placement import variable_homes
+from opensmp.compiler.trace.intermediate_outputs import taps
+from opensmp.compiler.trace.trace import TracedGraph, trace
+from opensmp.compiler.trace.variables import is_keras, tf_dtype
+from opensmp.config import Config
+from opensmp.distributed.collectives.variable_moves import move_between_ranks
+from opensmp.distributed.world import World
+from opensmp.execution.context import Prepared
+from opensmp.execution.models.layer_calls import calls_left
+from opensmp.execution.models.shared_layers import trace_anew
+from opensmp.execution.variables.early_reads import note_placing
+from opensmp.execution.variables.known_placement import known_homes, note_homes, placed_before
+from opensmp.execution.variables.placement import mark_copies, place
+from opensmp.saving.checkpoint.restoring import deferred
+
+
+class Partitioning:
+    """The partitions of one model; they stay for all shapes and modes it is called with.
+
+    Args:
+        model: The model.
+        forward: The model's plain call.
+        holders: Gives the models that hold it.
+        is_part: Whether it is a part of such a model rather than a model of its own.
+        is_leaf: Whether it is a single layer, which stays in one piece.
+
+    Attributes:
+        tapped: Outputs of the last call that others are computed from.
+        loss_layers: For each number of losses that calls have, the layers that add them. Keras,
+            which looks for weights in what a model has, does not look here.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        forward: Callable[..., Any],
+        holders: Callable[[], Iterable[Any]] = tuple,
+        is_part: bool = False,
+        is_leaf: bool = False,
+    ) -> None:
+        self._model = weakref.ref(model)
+        self._name = model.name
+        self._forward = forward
+        self._holders = holders
+        self._is_part, self._is_leaf = is_part, is_leaf
+        self._plans: list[Plan] = []
+        self._homes: dict[int, int] = {}
+        self._world: World | None = None
+        self.tapped: list[int] = []
+        self._equal: set[int] = set()  # ids of variables that are the same in all replicas
+        self._read: dict[int, Any] = {}
+        self.loss_layers: dict[int, list[Any]] = {}
+
+    def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
+        """Traces and plans one call of the model, and puts its variables in place.
+
+        Args:
+            world: Devices and configuration.
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+        """
+        if self._world is not world:  # another smp.init since
+            self._world, self._plans, self._homes, self._equal = world, [], {}, set()
+        config = world.config
+        restores = _private.HeldBackRestores()
+        with _private.lifted(), _private.own_pending_variables():
+            with restores.collecting(), calls_left():
+                traced = self._trace(args, kwargs)
+            read = [leaf.variable for leaf in traced.variables]
+            # What lies somewhere stays there, whichever model has put it there.
+            self._homes.update(known_homes(world, read))
+            inside = taps(traced)
+            self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
+            placed = set(self._homes)
+            plan = self._plan(traced, config, world)
+            self._read.update((id(leaf.variable), leaf.variable) for leaf in traced.variables)
+            self._homes = variable_homes(traced, plan, self._homes)
+            model = self._model()
+            variables = _variables(model, traced)
+            move_between_ranks(placed_before(world, [*variables, *read]), self._homes, world)
+            elsewhere = {
+                partition: world.mp_group[world.owner(partition)]
+                for partition in range(config.partitions)
+                if partition not in world.my_partitions
+            }
+            default = config.default_partition
+            note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
+            moving = _moving(world, variables, self._homes)
+            place(variables, self._homes, world.devices, default, elsewhere, world.owner)
+            if moving:
+                for each in [model, *self._holders()]:
+                    _private.forget_compiled_functions(each, moving)
+                trace_anew(moving)
+            mark_copies(read, self._homes, elsewhere)
+            note_homes(world, [*variables, *read], self._homes)
+            self._make_equal(variables, world)
+            if model is not None:
+                deferred.check(model)
+                restores.release(model)
+        return Prepared(traced, plan, self._homes)
+
+    def _make_equal(self, variables: list[Any], world: World) -> None:
+        """Gives new variables the values that they have in the first replica."""
+        new = [variable for variable in variables if id(variable) not in self._equal]
+        self._equal.update(map(id, new))
+        copy_variables(new, world.dp_group, world.dp_group[0], "the initial weights")
+
+    def is_done(self, world: World) -> bool:
+        """Whether the model has been partitioned since `smp.init`."""
+        return self._world is world
+
+    @property
+    def plan(self) -> Plan | None:
+        """The plan of the first call; None before."""
+        return self._plans[0] if self._plans else None
+
+    @property
+    def read(self) -> list[Any]:
+        """The variables that calls of the model have read, also those that it does not track."""
+        return list(self._read.values())
+
+    def home(self, variable: Any) -> int | None:
+        """The partition a variable lies in, None if the model does not read it."""
+        return self._homes.get(id(variable))
+
+    def _plan(self, traced: TracedGraph, config: Config, world: World) -> Plan:
+        """A plan for a trace: the first one, or one that keeps the places of the first."""
+        settings = PlanSettings.of(config, PROCESSES if world.computes_to_send else None)
+        if not config.auto_partition:
+            plan = manual_plan(traced, config.partitions, config.default_partition, settings)
+        elif self._plans:
+            plan = follow(traced, self._plans, settings)
+        elif stored := self._stored_plan(config):
+            plan = fit(stored, traced, config.partitions, settings)
+        elif self._is_leaf:
+            plan = in_one_place(traced, self._loads(world), self._homes, settings)
+        else:
+            plan = self._auto_plan(traced, world, settings)
+        if not self._plans and not self._is_part:
+            warn_of_empty(plan, is_shared=bool(self._homes))
+        known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
+        if any(call.pieces and call.label not in known for call in plan.calls):
+            self._plans.append(plan)
+        return plan
+
+    def _stored_plan(self, config: Config) -> Plan | None:
+        """The plan that the configuration wants; one file for all models is none of a part."""
+        path = config.plan_path(self._name)
+        if path is None:
+            return None
+        plan = Plan.load(path)
+        is_other = isinstance(config.plan, str) and plan.model != self._name
+        return None if self._is_part and is_other else plan
+
+    def _loads(self, world: World) -> list[float]:
+        """Bytes of the variables of the models that hold this one, in each partition."""
+        loads = [0.0] * world.config.partitions
+        variables = {id(v): v for holder in self._holders() for v in holder.variables}
+        for key, partition in known_homes(world, variables.values()).items():
+            variable = variables[key]
+            loads[partition] += math.prod(variable.shape) * tf_dtype(variable).size
+        return loads
+
+    def _auto_plan(self, traced: TracedGraph, world: World, settings: PlanSettings) -> Plan:
+        """A plan of our own; in several processes that of an earlier model of the same layers.
+
+        Weights that belong together, such as those of a network and of its moving average, then
+        lie together, though the models may be called with other shapes.
+        """
+        key = None
+        if len(world.mp_group) > 1 and not self._homes:
+            key = _layers(self._model(), traced)
+        twins = _twins_in(world)
+        if key in twins:
+            return follow_twin(traced, twins[key], settings)
+        plan = auto_plan(traced, world.config.partitions, settings, self._homes)
+        if self._is_part and not self._homes:
+            plan = beside(plan, self._loads(world))
+        if key is not None:
+            twins[key] = Places.of(plan)
+        return plan
+
+    def _trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> TracedGraph:
+        run = functools.partial(trace, self._forward, args, dict(kwargs), name=self._name)
+        try:
+            return run()
+        except ValueError as error:
+            if not _private.is_variable_creation_error(error):
+                raise
+        # A layer makes variables that have a value from the start, which cannot wait for
+        # their device: build the model on the host first; its variables move afterwards.
+        pending = _private.take_pending_variables()
+        with tf.device("CPU:0"):
+            for variable in pending:
+                _private.initialize_on(variable, "CPU:0")
+            specs = tf.nest.map_structure(_spec, (args, dict(kwargs)), expand_composites=True)
+            build = tf.function(lambda a, k: self._forward(*a, **k), autograph=False)
+            with _private.eager_builds():
+                build.get_concrete_function(*specs)
+        return run()
+
+
+_twins: tuple[World | None, dict[Any, Places]] = None, {}
+
+
+def _twins_in(world: World) -> dict[Any, Places]:
+    """What was planned since `smp.init`, by what the models consist of."""
+    global _twins
+    if _twins[0] is not world:
+        _twins = world, {}
+    return _twins[1]
+
+
+def _layers(model: Any, traced: TracedGraph) -> Any:
+    """What a model consists of: its layer calls and weights, without their names."""
+    if model is None:
+        return None
+    calls = tuple((type(span.layer).__name__, span.depth) for span in traced.spans)
+    weights = tuple((tuple(weight.shape), str(weight.dtype)) for weight in model.weights)
+    return calls, weights
+
+
+def _variables(model: Any, traced: TracedGraph) -> list[Any]:
+    """The variables of a model, with those of layers that it uses but does not track."""
+    read = [leaf.variable for leaf in traced.variables if is_keras(leaf.variable)]
+    waiting = [variable for variable in read if not _private.is_initialized(variable)]
+    tracked = () if model is None else model.variables
+    found = [*tracked, *traced.new_variables, *waiting]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _moving(world: World, variables: list[Any], homes: Mapping[int, int]) -> set[int]:
+    """Ids of variables that have memory and get their place now.
+
+    They are the same in all ranks, also where the memory that a rank has stays as it is: what is
+    traced anew because of them is an occasion for the ranks to meet.
+    """
+    known = known_homes(world, variables)
+    return {
+        id(variable)
+        for variable in variables
+        if id(variable) in homes and id(variable) not in known and _private.is_initialized(variable)
+    }
+
+
+def _spec(leaf: Any) -> Any:
+    return tf.TensorSpec(leaf.shape, leaf.dtype) if tf.is_tensor(leaf) else leaf

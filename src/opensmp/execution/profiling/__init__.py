@@ -1,0 +1,1 @@
+"""Times measured on the devices at hand."""

@@ -1,0 +1,1 @@
+"""Where the variables of models are placed."""

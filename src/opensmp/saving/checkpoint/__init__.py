@@ -1,0 +1,1 @@
+"""Checkpoints: values of models, optimizers and whatever else."""

@@ -1,0 +1,120 @@
+"""Reads what a checkpoint says about itself, and values of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import CheckpointError
+from opensmp.saving.checkpoint import shards
+from opensmp.saving.checkpoint.contents import OBJECT_GRAPH
+from opensmp.saving.checkpoint.directory.names import is_pattern
+from opensmp.saving.checkpoint.restoring.object_matching import Stored
+from opensmp.saving.collective_errors import DamagedError
+
+Tensor = Any
+
+
+class Files:
+    """A checkpoint in files.
+
+    Args:
+        prefix: Its path, without endings.
+
+    Attributes:
+        path: The path for TensorFlow's readers, as long as the object lives. They take `[` for a
+            pattern of names: then it leads by an open descriptor of the directory.
+
+    Raises:
+        tf.errors.OpError: It cannot be read.
+        DamagedError: It is damaged.
+        CheckpointError: It has names of variables instead of objects, as TensorFlow 1 wrote them,
+            or TensorFlow cannot read a file of this name.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self.path = self._readable(prefix)
+        with _reading():
+            # load_checkpoint would take a directory of this name for one with checkpoints.
+            reader = tf.compat.v1.train.NewCheckpointReader(self.path)
+            shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+            self.stored = {
+                key: Stored(tuple(shape), tf.as_dtype(dtypes[key])) for key, shape in shapes.items()
+            }
+        if OBJECT_GRAPH not in self.stored:
+            raise CheckpointError(
+                f"The checkpoint {prefix} has no object graph: expected one that was written by "
+                "smp.CheckpointManager or tf.train.Checkpoint, received one of tf.compat.v1, or "
+                "other files. Its tensors: " + ", ".join(sorted(self.stored)[:5])
+            )
+        with _reading():
+            self.object_graph = bytes(reader.get_tensor(OBJECT_GRAPH))
+            nodes = _private.checkpoint_nodes(self.object_graph)
+        numbers = {number for node in nodes for number in node.children.values()}
+        if not nodes or not numbers <= set(range(len(nodes))):
+            raise DamagedError("The graph of its objects is damaged: it has others than it names.")
+
+    def read(self, keys: Sequence[str], threads: int) -> dict[str, Tensor]:
+        """Values by key, in host memory.
+
+        Args:
+            keys: Keys of the values.
+            threads: How many threads may be used.
+
+        Raises:
+            tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
+        """
+        values = [self.stored[key] for key in keys]
+        tensors = shards.read_tensors(
+            self.path,
+            keys,
+            [value.dtype for value in values],
+            [self._bytes(value) for value in values],
+            threads,
+        )
+        return dict(zip(keys, tensors, strict=True))
+
+    def check(self, keys: Sequence[str]) -> None:
+        """Reads values to compare checksums, and forgets them.
+
+        Raises:
+            tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
+        """
+        for key in keys:
+            self.read([key], threads=1)
+
+    def _readable(self, prefix: str) -> str:
+        if not is_pattern(prefix):
+            return prefix
+        directory, name = os.path.split(prefix)
+        if is_pattern(name):
+            raise CheckpointError(
+                f"TensorFlow takes {name!r} for a pattern of names, and cannot read a checkpoint "
+                "whose name has any of []*?\\. Expected: another name; its files may be renamed."
+            )
+        number = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        weakref.finalize(self, os.close, number)
+        return f"/proc/self/fd/{number}/{name}"
+
+    def _bytes(self, value: Stored) -> int:
+        size = max(1, value.dtype.size or 1)
+        for length in value.shape:
+            size *= length
+        return size
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Context of TensorFlow's reader, whose errors are also those of Python, such as IndexError."""
+    try:
+        yield
+    except (tf.errors.OpError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise DamagedError(f"It cannot be read: {type(error).__name__}: {error}") from error

@@ -1,0 +1,226 @@
+"""Parts of a checkpoint: files in TensorFlow's format that together make the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from opensmp.saving.atomic import to_disk
+from opensmp.saving.checkpoint.directory.names import data_files, index_path
+
+Tensor = Any
+
+_HOST = "CPU:0"
+_WORTH_A_THREAD_BYTES = 16 << 20
+_LOWEST_PRIORITY = 19
+
+
+class Named(NamedTuple):
+    """A tensor and its key in the files."""
+
+    name: str
+    slice_spec: str
+    tensor: Tensor
+
+
+def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
+    """Writes tensors to files, which are on the disk when it returns.
+
+    One thread does it: two that write to one disk were measured to be no faster, and at times
+    three times as slow.
+
+    Args:
+        prefix: What the names of the files begin with.
+        values: The tensors.
+
+    Returns:
+        The prefix of each set of files that was written; none without tensors.
+
+    Raises:
+        OSError, tf.errors.OpError: The files cannot be written.
+
+    Example:
+        ```python
+        write_part("/tmp/part-0", [Named("step", "", tf.constant(7))])
+        ```
+    """
+    if not values:
+        return []
+    with tf.device(_HOST):
+        tf.raw_ops.SaveV2(
+            prefix=prefix,
+            tensor_names=[value.name for value in values],
+            shape_and_slices=[value.slice_spec for value in values],
+            tensors=[value.tensor for value in values],
+        )
+    for path in (*data_files(prefix), index_path(prefix)):
+        to_disk(path)
+    return [prefix]
+
+
+def merge_parts(prefixes: Sequence[str], prefix: str) -> None:
+    """Makes one checkpoint of parts; their files are renamed.
+
+    Args:
+        prefixes: Those of the parts.
+        prefix: That of the checkpoint.
+    """
+    with tf.device(_HOST):
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=list(prefixes), destination_prefix=prefix, delete_old_dirs=False
+        )
+
+
+def read_tensors(
+    prefix: str, names: Sequence[str], dtypes: Sequence[Any], sizes: Sequence[int], threads: int
+) -> list[Tensor]:
+    """Reads tensors to host memory, several at a time if that is worth it.
+
+    Args:
+        prefix: That of the checkpoint.
+        names: Keys of the tensors.
+        dtypes: Their dtypes, as they are in the files.
+        sizes: Their bytes, roughly.
+        threads: The largest number of threads.
+
+    Raises:
+        tf.errors.OpError: The files cannot be read, or a checksum in them is wrong.
+    """
+    groups = divided(list(range(len(names))), sizes, threads)
+
+    def read(*indices: int) -> list[Tensor]:
+        with tf.device(_HOST):
+            tensors: list[Tensor] = tf.raw_ops.RestoreV2(
+                prefix=prefix,
+                tensor_names=[names[i] for i in indices],
+                shape_and_slices=[""] * len(indices),
+                dtypes=[dtypes[i] for i in indices],
+            )
+        return tensors
+
+    found = run_all(read, groups)
+    tensors = dict(
+        pair
+        for group, values in zip(groups, found, strict=True)
+        for pair in zip(group, values, strict=True)
+    )
+    return [tensors[i] for i in range(len(names))]
+
+
+def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[list[Any]]:
+    """Divides items into groups of about equal size, in order; none is empty.
+
+    There are no more groups than threads, and no more than are worth a thread each.
+
+    Args:
+        items: The items.
+        sizes: Bytes of each.
+        threads: The largest number of groups.
+
+    Example:
+        ```python
+        divided("abc", [100 << 20, 50 << 20, 50 << 20], threads=2)  # [["a"], ["b", "c"]]
+        ```
+    """
+    if not items:
+        return []
+    total = sum(sizes)
+    count = max(1, min(threads, total // _WORTH_A_THREAD_BYTES))
+    groups: list[list[Any]] = [[] for _ in range(count)]
+    done = 0
+    for item, bytes_of_item in zip(items, sizes, strict=True):
+        # The group that the middle of the item falls into.
+        middle = done + bytes_of_item // 2
+        groups[min(count - 1, middle * count // max(1, total))].append(item)
+        done += bytes_of_item
+    return [group for group in groups if group]
+
+
+def run_all(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> list[Any]:
+    """Calls a function with several sets of arguments, each on a thread of its own.
+
+    Args:
+        function: The function.
+        arguments: Its positional arguments, one set for each call.
+
+    Returns:
+        What the calls gave, in their order.
+
+    Raises:
+        Exception: That of the first call that has failed, when all have ended.
+    """
+    if len(arguments) < 2:
+        return [function(*each) for each in arguments]
+    results: list[Any] = [None] * len(arguments)
+    errors: list[BaseException | None] = [None] * len(arguments)
+
+    def run(number: int) -> None:
+        try:
+            results[number] = function(*arguments[number])
+        except BaseException as error:
+            errors[number] = error
+
+    threads = [threading.Thread(target=run, args=[n]) for n in range(1, len(arguments))]
+    for thread in threads:
+        thread.start()
+    run(0)
+    for thread in threads:
+        thread.join()
+    for error in errors:
+        if error is not None:
+            raise error
+    return results
+
+
+def at_low_priority(function: Callable[[], Any]) -> Any:
+    """Calls a function on a thread that runs when the cores have nothing else to do.
+
+    The function must not start threads, nor call what may: they would be slow for ever.
+
+    Args:
+        function: The function.
+
+    Returns:
+        What it gave.
+
+    Raises:
+        Exception: What it raised.
+    """
+    result: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        with contextlib.suppress(OSError):  # some systems forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        try:
+            result.append(function())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="opensmp-low-priority")
+    try:
+        thread.start()
+    except RuntimeError:  # the program is ending, and nothing else runs
+        return function()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return result[0]
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """The tensor in the host's memory; itself if it is there."""
+    if "GPU" not in tensor.device:
+        return tensor
+    with tf.device(_HOST):
+        return tf.identity(tensor)
+
+
+def usable_threads(local_size: int) -> int:
+    """How many threads a process may use beside the others of its machine."""
+    return max(1, min(8, len(os.sched_getaffinity(0)) // local_size))

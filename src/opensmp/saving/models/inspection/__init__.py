@@ -1,0 +1,1 @@
+"""Files that others made, checked before anything is made of them."""

@@ -1,0 +1,61 @@
+"""Whether all processes have read the same file: each reads a copy of its own, if it has one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
+from opensmp.errors import SavingError
+from opensmp.saving.atomic import is_remote
+from opensmp.saving.models.formats import weights_beside
+
+PathLike = str | os.PathLike[str]
+
+_PIECE_BYTES = 1 << 20
+
+
+def check_same_file(path: PathLike, what: str) -> None:
+    """Compares checksums of what the processes have read; all must call it.
+
+    Args:
+        path: A file, a directory, or the path of a checkpoint without endings.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: They have not read the same; all processes raise.
+    """
+    if not world.is_initialized() or world.current(what).size == 1 or is_remote(os.fspath(path)):
+        return
+    ranks = range(world.current(what).size)
+    digests = objects.allgather_objects(digest(path), ranks, what)
+    other = [rank for rank in ranks if digests[rank] != digests[0]]
+    if other:
+        raise SavingError(
+            f"{what}: {os.fspath(path)} is not the same file in all processes: rank "
+            f"{', '.join(map(str, other))} read other contents than rank 0. Expected: one file "
+            "that all reach, or equal copies."
+        )
+
+
+def digest(path: PathLike) -> str:
+    """A checksum of names and contents of a file, or of the files that a path stands for."""
+    target = Path(path)
+    if target.is_dir():
+        files = sorted(file for file in target.rglob("*") if file.is_file())
+    elif target.is_file():
+        files = [target]
+        beside = Path(weights_beside(os.fspath(path)))
+        if target.suffix == ".json" and beside.is_file():
+            files.append(beside)
+    else:
+        files = sorted(target.parent.glob(f"{target.name}.*"))
+    found = hashlib.sha256()
+    for file in files:
+        found.update(os.fsencode(file.name))
+        with file.open("rb") as source:
+            while piece := source.read(_PIECE_BYTES):
+                found.update(piece)
+    return found.hexdigest()

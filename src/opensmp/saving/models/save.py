@@ -1,0 +1,231 @@
+"""What Keras writes of a model, written of a distributed one: whole, by one process, atomically."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.errors import SavingError
+from opensmp.execution.models.nested_models import plans_of_parts
+from opensmp.execution.models.plain_model import input_specs, plain_calls, plain_class, plain_face
+from opensmp.saving import atomic
+from opensmp.saving.gather import gathered, state_of, together
+from opensmp.saving.models import resume_state
+
+Model = Any
+PathLike = str | os.PathLike[str]
+
+_ENTRY = "saved_model.pb"
+
+
+def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
+    """Lets rank 0 write the plain face of a model, and tells all ranks how it went.
+
+    Args:
+        model: Any Keras model.
+        what: What is done, for messages.
+        work: Gets the model as its plain class, all its variables readable; runs on rank 0.
+
+    Raises:
+        SavingError: It cannot be written, on this rank or another.
+    """
+    if not model.built and not plans_of_parts(model):
+        raise SavingError(
+            f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "
+            "not known. Call it with one batch first."
+        )
+
+    def run() -> None:
+        with gathered(state_of(model)) as mine:
+            if mine:
+                with plain_calls():
+                    work(plain_face(model))
+
+    together(what, run)
+
+
+def write_saved_model(
+    model: Model,
+    path: PathLike,
+    input_signature: Any = None,
+    what: str = "model.save_model",
+    **kwargs: Any,
+) -> None:
+    """Writes a whole model as a TensorFlow SavedModel that knows nothing of partitions.
+
+    The signatures `serving_default` and `serve` run the model in inference mode, for batches of
+    any size; `variables` are its weights, in the order of the model.
+
+    Args:
+        model: A built Keras model.
+        path: A directory. One that exists is kept, and only what is of the same name in it is
+            replaced.
+        input_signature: As in `keras.Model.export`; by default, the shapes and types that the
+            model was called with.
+        what: What is done, for messages.
+        **kwargs: More for `keras.Model.export`.
+
+    Raises:
+        SavingError: It cannot be written.
+    """
+    name = os.fspath(path)
+
+    def work(plain: Any) -> None:
+        if atomic.is_remote(name):
+            write_one(plain, name)
+            return
+        with atomic.new_directory(name, _ENTRY) as temporary:
+            write_one(plain, temporary)
+
+    def write_one(plain: Any, target: str) -> None:
+        plain.export(
+            target,
+            format="tf_saved_model",
+            input_signature=input_signature or _signature(model),
+            **{"verbose": False, **kwargs},
+        )
+
+    write(model, what, work)
+
+
+def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **kwargs: Any) -> None:
+    """As `keras.Model.save`; see `write`."""
+    what, name = "model.save", os.fspath(path)
+    _check_overwrite(what, name, overwrite)
+
+    def work(plain: Any) -> None:
+        with _private.compilation_kept(plain):
+            write_one(plain)
+
+    def write_one(plain: Any) -> None:
+        if atomic.is_remote(name):
+            plain.save(name, zipped=zipped, **kwargs)
+        elif zipped is False:
+            with atomic.new_directory(name, "config.json") as temporary:
+                plain.save(temporary, zipped=False, **kwargs)
+        else:
+            with atomic.new_file(name) as temporary:
+                plain.save(temporary, zipped=zipped, **kwargs)
+
+    write(model, what, work)
+
+
+def save_weights(
+    model: Model, path: PathLike, overwrite: bool, max_shard_size: int | float | None, **kwargs: Any
+) -> None:
+    """As `keras.Model.save_weights`; see `write`."""
+    what, name = "model.save_weights", os.fspath(path)
+    _check_overwrite(what, name, overwrite)
+    if not model.built and plans_of_parts(model):
+        raise SavingError(
+            f"{what}: Keras takes model '{model.name}' for one without weights, for its steps call "
+            "its parts and never itself. Write `model.built = True` before, also before "
+            "load_weights; or save the parts one by one; or use model.save."
+        )
+
+    def work(plain: Any) -> None:
+        if atomic.is_remote(name):
+            plain.save_weights(name, max_shard_size=max_shard_size, **kwargs)
+        elif max_shard_size is None:
+            with atomic.new_file(name) as temporary:
+                plain.save_weights(temporary, **kwargs)
+                resume_state.write(model, name, temporary)
+        else:  # several files, and one of their names, which are taken from its own
+            target = Path(name)
+            with atomic.new_files(target.parent, target.name) as folder:
+                plain.save_weights(
+                    os.path.join(folder, target.name), max_shard_size=max_shard_size, **kwargs
+                )
+
+    write(model, what, work)
+
+
+def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> None:
+    """Writes the configuration of a model, and its weights beside it: both, or none.
+
+    Args:
+        model: A built Keras model.
+        path: The file for the configuration.
+        weights: That for the weights, `x.weights.h5` in the same directory.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: They cannot be written.
+    """
+    target = Path(path)
+
+    def work(plain: Any) -> None:
+        with atomic.new_files(target.parent, target.name) as folder:
+            plain.save_weights(os.path.join(folder, Path(weights).name))
+            Path(folder, target.name).write_text(plain.to_json(indent=1), encoding="utf-8")
+
+    write(model, what, work)
+
+
+def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
+    """Writes a TensorFlow checkpoint of a model and of its optimizer.
+
+    Args:
+        model: A built Keras model.
+        path: The prefix of its files.
+        what: What is done, for messages.
+
+    Raises:
+        SavingError: It cannot be written.
+    """
+    name = os.fspath(path)
+
+    def work(plain: Any) -> None:
+        objects = {"model": plain}
+        if getattr(plain, "optimizer", None) is not None:
+            objects["optimizer"] = plain.optimizer
+        if atomic.is_remote(name):
+            tf.train.Checkpoint(**objects).write(name)
+            return
+        with atomic.new_prefix(name, ".index") as prefix:
+            tf.train.Checkpoint(**objects).write(prefix)
+
+    write(model, what, work)
+
+
+def export(model: Model, path: PathLike, format: str, input_signature: Any, **kwargs: Any) -> None:
+    """As `keras.Model.export`; see `write`."""
+    name = os.fspath(path)
+    if format == "tf_saved_model":
+        write_saved_model(model, name, input_signature, "model.export", **kwargs)
+        return
+
+    def work(plain: Any) -> None:
+        if atomic.is_remote(name):
+            write_one(plain, name)
+            return
+        target = Path(name)
+        with atomic.new_files(target.parent, target.name) as folder:
+            write_one(plain, os.path.join(folder, target.name))
+
+    def write_one(plain: Any, place: str) -> None:
+        signature = input_signature or _signature(model)
+        given = {"verbose": False, **kwargs}
+        plain.export(place, format=format, input_signature=signature, **given)
+
+    write(model, "model.export", work)
+
+
+def _signature(model: Model) -> Any:
+    """The inputs of a model with a `call` of its own; Keras knows those of the others."""
+    plain = plain_class(model) or type(model)
+    if issubclass(plain, (keras.Sequential, _private.Functional)):
+        return None
+    specs = input_specs(model)
+    return None if specs is None else list(specs)
+
+
+def _check_overwrite(what: str, path: str, overwrite: bool) -> None:
+    if not overwrite and not atomic.is_remote(path) and Path(path).exists():
+        raise SavingError(f"{what}: {path} exists already. Give another path, or overwrite=True.")

@@ -1,0 +1,60 @@
+"""All values of a model in all processes at once, for what Keras computes of them eagerly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from opensmp import _private
+from opensmp.compiler.trace.variables import tf_variable, variable_name
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
+from opensmp.errors import ElsewhereError
+
+Variable = Any
+
+
+@contextlib.contextmanager
+def readable_everywhere(variables: Sequence[Variable], what: str) -> Iterator[None]:
+    """Context in which each process can read all variables, on its host.
+
+    They come one by one and leave at the end; a process needs memory for the whole model
+    meanwhile. All processes of a replica must enter it; in one process nothing happens.
+
+    Args:
+        variables: The variables of a model, in the same order in all processes.
+        what: What is done, for messages.
+
+    Raises:
+        ElsewhereError: No process has the value of a variable.
+    """
+    here = world.current(what)
+    members = here.mp_group
+    if len(members) == 1:
+        yield
+        return
+    own = [not _private.is_elsewhere(variable) for variable in variables]
+    tables = objects.allgather_objects(own, members, what)
+    lent: list[Variable] = []
+    try:
+        for index, variable in enumerate(variables):
+            have = [m for m, table in zip(members, tables, strict=True) if table[index]]
+            if len(have) == len(members):
+                continue
+            if not have:
+                raise ElsewhereError(
+                    f"{what}: variable {variable_name(variable)} has a value in no process."
+                )
+            is_root = here.rank == have[0]
+            value = np.asarray(tf_variable(variable)) if is_root else None
+            value = objects.broadcast_object(value, members, have[0], what)
+            if here.rank not in have:
+                _private.lend(variable, value)
+                lent.append(variable)
+        yield
+    finally:
+        for variable in lent:
+            _private.take_back(variable)

@@ -1,0 +1,1 @@
+"""A batch: its split into microbatches, its call, its loss and gradients."""

@@ -1,0 +1,164 @@
+"""A callback that runs in one process, while the others do what it needs them for.
+
+What writes files must run once. But what it writes, the model, lies in all processes: to save it
+they must all take part. So while a callback runs in rank 0, the others wait for requests, and do
+what the callback asks of the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from opensmp import _private
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
+from opensmp.distributed.watchdog.rank_error import from_rank
+from opensmp.errors import StepError
+from opensmp.execution.models.nested_models import PART
+from opensmp.execution.models.plain_model import calls_are_plain, plain_calls
+from opensmp.saving.gather import WRITER, gathered, state_of, together
+
+Model = Any
+
+_NAME = "a callback of rank 0"
+
+_local = threading.local()
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def everywhere(method: Method) -> Method:
+    """Marks a method of a model that all processes must call.
+
+    Called by a callback that runs in rank 0 alone, it is called in the others as well, with the
+    same arguments.
+    """
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(_local, "leads", False) or calls_are_plain():
+            return method(self, *args, **kwargs)
+        index = _index_in(_local.model, self, method.__name__)
+        _tell(("call", method.__name__, args, kwargs, _is_optimizer_built(self), index))
+        with _leading(False):
+            what = f"model.{method.__name__}"
+            return together(what, lambda: method(self, *args, **kwargs))
+
+    return call  # type: ignore[return-value]
+
+
+def run_in_one(model: Model, what: str, work: Callable[[], Any], *, weights: bool = False) -> None:
+    """Does something in rank 0, with the help of the others; all processes call it.
+
+    Args:
+        model: The model whose methods `work` may call.
+        what: What is done, for messages.
+        work: Called in rank 0 alone.
+        weights: Whether `work` reads weights of the model that may lie in other processes.
+
+    Raises:
+        Exception: What `work` raised, in rank 0.
+        StepError: `work` raised something, in the other processes.
+    """
+    if world.current(what).rank == WRITER:
+        _lead(model, work, weights)
+    else:
+        _follow(model, what, weights)
+
+
+def is_leader() -> bool:
+    """Whether this is the process that writes and prints."""
+    return not world.is_initialized() or world.current("fit").rank == WRITER
+
+
+def _lead(model: Model, work: Callable[[], Any], weights: bool) -> None:
+    failure: str | None = "it ended"
+    try:
+        with contextlib.ExitStack() as stack:
+            if weights:
+                stack.enter_context(gathered(state_of(model)))
+                stack.enter_context(plain_calls())
+            stack.enter_context(_leading(True, model))
+            work()
+        failure = None
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        _tell(("done", failure, bool(getattr(model, "stop_training", False))))
+
+
+def _follow(model: Model, what: str, weights: bool) -> None:
+    if weights:
+        with gathered(state_of(model)):
+            pass
+    while True:
+        request = objects.broadcast_object(None, _all(), WRITER, _NAME)
+        if request[0] == "done":
+            break
+        _, name, args, kwargs, optimizer_is_built, index = request
+        called = _models_in(model)[index]
+        if optimizer_is_built and not _is_optimizer_built(called):
+            called.optimizer.build(called.trainable_variables)
+        work = functools.partial(getattr(called, name), *args, **kwargs)
+        with contextlib.suppress(Exception):  # rank 0 has it as well, and says what comes of it
+            together(f"model.{name}", work)
+    _, failure, stops = request
+    if failure is not None:
+        raise from_rank(StepError(f"{what} failed in rank 0: {failure}"), WRITER)
+    if stops:
+        model.stop_training = True
+
+
+def _models_in(model: Model) -> list[Model]:
+    """A model and all in it, with those that stand for layers in place of them."""
+    return [vars(layer).get(PART, layer) for layer in _private.all_layers(model)]
+
+
+def _tell(request: tuple[Any, ...]) -> None:
+    try:
+        pickle.dumps(request)
+    except Exception as error:
+        raise StepError(
+            f"A callback that runs in rank 0 alone called the model's {request[1]} with arguments "
+            f"that cannot be sent to the other processes ({error}). Expected: arguments that can "
+            "be pickled, such as the path of a file."
+        ) from error
+    objects.broadcast_object(request, _all(), WRITER, _NAME)
+
+
+@contextlib.contextmanager
+def _leading(leads: bool, model: Model = None) -> Iterator[None]:
+    outer = getattr(_local, "leads", False), getattr(_local, "model", None)
+    _local.leads, _local.model = leads, model
+    try:
+        yield
+    finally:
+        _local.leads, _local.model = outer
+
+
+def _index_in(model: Model, called: Model, method: str) -> int:
+    """Which of the layers of a model, itself the first, has its method called."""
+    for index, each in enumerate(_models_in(model)):
+        if vars(each) is vars(called):  # a view, and what it is a view of
+            return index
+    raise StepError(
+        f"A callback that runs in rank 0 alone called {method} of model '{called.name}'. Expected: "
+        f"methods of model '{model.name}', which is being trained, or of a model that it holds: "
+        "the other processes know no other. Make the model an attribute of that one, or let the "
+        "callback run in all ranks, without smp.OnRankZero."
+    )
+
+
+def _is_optimizer_built(model: Model) -> bool:
+    optimizer = getattr(model, "optimizer", None)
+    return optimizer is not None and bool(optimizer.built)
+
+
+def _all() -> range:
+    return range(world.current(_NAME).size)

@@ -1,0 +1,38 @@
+"""Moving statistics of batch normalization: their mean over the replicas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.api.comm.collectives import allreduce
+from opensmp.compiler.trace.variables import tf_variable
+from opensmp.distributed import world
+
+Model = Any
+
+
+def average_statistics(model: Model) -> None:
+    """Gives the moving statistics of all replicas their mean, at the end of a step.
+
+    Each replica has normalised its own rows of the batch. The mean of their moving means is that
+    of the whole batch; of their moving variances it is the mean of the variances within.
+
+    Args:
+        model: The model that the step has trained.
+    """
+    if len(world.current("fitting a DistributedModel").dp_group) == 1:
+        return
+    variables = [
+        tf_variable(variable)
+        for layer in _private.all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.built and layer.trainable
+        for variable in (layer.moving_mean, layer.moving_variance)
+        if not _private.is_elsewhere(variable)
+    ]
+    means = allreduce([tf.identity(variable) for variable in variables])
+    for variable, mean in zip(variables, means, strict=True):
+        variable.assign(mean)

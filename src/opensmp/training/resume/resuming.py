@@ -1,0 +1,106 @@
+"""Calls of `fit` that go on where an earlier program was.
+
+For `smp.CheckpointOnPreemption`, and for Keras' BackupAndRestore, whose file of weights gets what
+Keras leaves out: seeds, the batch within the epoch, metrics, what callbacks have counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.saving.models import resume_state
+from opensmp.training.resume.preemption import CheckpointOnPreemption
+from opensmp.training.resume.progress import Progress, noted, seeds_of
+from opensmp.training.sync.sync import is_shared, meet
+
+Model = Any
+Logs = Any
+
+_BACKUP = keras.callbacks.BackupAndRestore
+
+
+class _Before(keras.callbacks.Callback):
+    """Comes before all others: notes how far training is, so that they can save that."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        self._progress.begin_epoch(epoch)
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        self._progress.begin_test()
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self._progress.end_epoch(epoch)
+
+
+class _After(keras.callbacks.Callback):
+    """Comes after BackupAndRestore has loaded its file: reads what lies beside the weights."""
+
+    def __init__(self, progress: Progress, paths: Sequence[str]) -> None:
+        super().__init__()
+        self._progress, self._paths = progress, paths
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        for path in self._paths:
+            text = meet("look for a backup", resume_state.read(path))[0]
+            if text is not None:
+                self._progress.resume(text, path)
+
+
+def is_resumable(arguments: Any) -> bool:
+    """Whether a call of `fit` has callbacks that resume training.
+
+    Args:
+        arguments: What the user has given to it.
+    """
+    return any(
+        isinstance(each, (_BACKUP, CheckpointOnPreemption))
+        for each in _flat(arguments.get("callbacks"))
+    )
+
+
+@contextlib.contextmanager
+def resumable(model: Model, given: Any, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Context of a call of `fit` that goes on where an earlier program was.
+
+    Args:
+        model: The model.
+        given: The arguments of the user.
+        arguments: Those for Keras, with callbacks that fit several processes.
+
+    Yields:
+        What to give to Keras.
+    """
+    known = _flat(given.get("callbacks"))
+    first, last = given.get("initial_epoch", 0), given.get("epochs", 1)
+    progress = Progress(model, known, int(first), int(last))
+    paths = [_private.backup_path(each) for each in known if isinstance(each, _BACKUP)]
+    callbacks = _flat(arguments.get("callbacks"))
+    ends = [each for each in callbacks if isinstance(each, CheckpointOnPreemption)]
+    rest = [each for each in callbacks if not isinstance(each, CheckpointOnPreemption)]
+    ordered = [_Before(progress), *rest, _After(progress, paths), *ends]
+
+    def state() -> bytes:
+        return progress.state(_best_weights(known), seeds_of(model))
+
+    with noted(model, progress), resume_state.written(model, paths, state):
+        yield {**arguments, "callbacks": ordered}
+
+
+def _best_weights(callbacks: Sequence[Any]) -> list[Any] | None:
+    """The weights that an EarlyStopping keeps; each of several processes has but its own."""
+    kept = [getattr(each, "best_weights", None) for each in callbacks]
+    return None if is_shared() else next((w for w in kept if w is not None), None)
+
+
+def _flat(callbacks: Any) -> list[Any]:
+    return tf.nest.flatten(callbacks) if callbacks else []

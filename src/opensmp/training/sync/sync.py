@@ -1,0 +1,180 @@
+"""Where the processes of a run meet while they `fit`: at each batch, and when data have ended.
+
+All processes read the same data and do the same with them. One that has other data, or fewer
+batches, or stops on its own, would leave the others waiting, or worse, train on inputs and labels
+that do not belong together: so they compare what they are about to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from opensmp import _private
+from opensmp.distributed import world
+from opensmp.distributed.collectives import objects
+from opensmp.errors import StepError
+from opensmp.training.batch.batch_split import num_rows
+from opensmp.training.sync.fingerprint import fingerprint
+from opensmp.training.sync.fit_settings import ONE_AHEAD, Settings, difference, different, digests
+
+_NAME = "fit, evaluate or predict"
+
+_BEGIN = f"begin a call of {_NAME}"
+
+_DOING = {"train": "train", "test": "evaluate", "predict": "predict"}
+
+_local = threading.local()
+
+
+def is_shared() -> bool:
+    """Whether there are several processes."""
+    return world.is_initialized() and world.current("fit").size > 1
+
+
+def meet(what: str, news: Any = None) -> list[Any]:
+    """Makes sure that all processes are at the same point of `fit`, and tells them the news.
+
+    Args:
+        what: What comes next, in words that end the sentence "rank 0 is about to".
+        news: Anything that can be pickled.
+
+    Returns:
+        The news of all ranks; those of this one with one process.
+
+    Raises:
+        StepError: They are at different points. All processes raise it.
+    """
+    if not is_shared():
+        return [news]
+    here = world.current("fit")
+    with tf.init_scope():
+        found = objects.allgather_objects((what, news), range(here.size), _NAME)
+    if len({other for other, _ in found}) > 1:
+        raise StepError(_apart([other for other, _ in found]))
+    return [other for _, other in found]
+
+
+def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
+    """As `meet`, of processes that must have the same settings.
+
+    Args:
+        settings: What this process has been given; only digests of them are sent, unless some
+            differ.
+        what: See `meet`.
+        news: See `meet`.
+
+    Returns:
+        See `meet`.
+
+    Raises:
+        StepError: They are at different points, or have different settings. All raise it.
+    """
+    if not is_shared():
+        return [news]
+    found = meet(what, (digests(settings), news))
+    names = different([each for each, _ in found])
+    if names:
+        own = {name: settings[name] for name in names if name in settings}
+        raise StepError(difference(names, meet("tell how their settings differ", own)))
+    return [each for _, each in found]
+
+
+@contextlib.contextmanager
+def in_call() -> Iterator[None]:
+    """Context of a call of `fit` and its like, which has compared the settings for all batches."""
+    outer, _local.in_call = is_in_call(), True
+    try:
+        yield
+    finally:
+        _local.in_call = outer
+
+
+def is_in_call() -> bool:
+    """Whether this thread is in a call of `fit`, `evaluate` or `predict`."""
+    return getattr(_local, "in_call", False)
+
+
+def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> None:
+    """Makes sure that all processes are about to run the same batch.
+
+    Args:
+        kind: `"train"`, `"test"` or `"predict"`.
+        data: The batch.
+        settings: What must be the same as well, where no call of `fit` has compared it.
+
+    Raises:
+        StepError: They are not. All processes raise it.
+    """
+    if not is_shared():
+        return
+    rows = num_rows(data)
+    size = "a batch" if rows is None else f"a batch of {rows} examples"
+    prints = meet_with(settings or {}, f"{_DOING[kind]} on {size}", fingerprint(data))
+    if len(set(prints)) > 1:
+        raise StepError(_different(prints))
+
+
+def meet_to_begin(settings: Settings) -> None:
+    """Makes sure that all processes begin the same call of `evaluate` or `predict`.
+
+    Args:
+        settings: What must be the same.
+
+    Raises:
+        StepError: They do not. All processes raise it.
+    """
+    meet_with(settings, _BEGIN)
+
+
+def agree_on_chance(settings: Settings) -> int | None:
+    """Begins a call of `fit`: lets Python's random numbers be those of rank 0, where they differ.
+
+    Args:
+        settings: What must be the same in all processes.
+
+    Returns:
+        A seed that is the same in all processes, for what TensorFlow shuffles. None if there
+        is no need for one: TensorFlow has the same seed in all of them.
+
+    Raises:
+        StepError: The processes do not begin the same call. All processes raise it.
+    """
+    if not is_shared():
+        return None
+    states = meet_with(settings, _BEGIN, (_private.global_seed(), random.getstate()))
+    seeds = {seed for seed, _ in states}
+    state = states[0][1]
+    if any(other != state for _, other in states):
+        random.setstate(state)
+    if len(seeds) == 1 and None not in seeds:
+        return None
+    return random.Random(repr((states[0][0], state))).getrandbits(31)
+
+
+def _apart(points: Sequence[str]) -> str:
+    first = next(rank for rank, point in enumerate(points) if point != points[0])
+    return (
+        "The processes are not at the same point, so that they would wait for each other for ever. "
+        f"Rank 0 is about to {points[0]}, rank {first} is about to {points[first]}. Expected: all "
+        "of them get the same data, in batches of the same size and equally many, and stop at the "
+        "same time. Give all of them the whole data: the batches are divided among the replicas "
+        "inside, so that neither smp.shard nor a batch size of its own for each rank is needed. "
+        f"{ONE_AHEAD}"
+    )
+
+
+def _different(prints: Sequence[str]) -> str:
+    first = next(rank for rank, text in enumerate(prints) if text != prints[0])
+    return (
+        "The processes have different batches. Expected: the same whole batches in all of them, in "
+        "the same order; they are divided among the replicas inside. Received, as types, shapes "
+        f"and a checksum: {prints[0]} in rank 0, {prints[first]} in rank {first}. Give data as "
+        "they were before smp.shard; a dataset or generator that shuffles needs the same seed "
+        "everywhere, such as dataset.shuffle(1000, seed=0)."
+    )
