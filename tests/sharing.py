@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.distributed.transport.shared_memory import Memory, Pair, Room, share
-from opensmp.execution.multi_process.placer import Transfer
+from opensmp.distributed.transport.transfer import Transfer
 
 LARGE = [20_000]
 HERE = ["a", "a"]

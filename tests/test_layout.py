@@ -19,8 +19,8 @@ RANKS = {
     "errors": 0,
     "base": 1,
     "_private": 2,
-    "compiler": 3,
-    "config": 4,
+    "config": 3,
+    "compiler": 4,
     "distributed": 5,
     "execution": 6,
     "cli": 6,
@@ -32,23 +32,7 @@ RANKS = {
 }
 
 # Each exception has its reason; one that is no longer needed fails the tests, too.
-UPWARD = {
-    # A plan's settings are made of a configuration, and take their defaults from it.
-    ("compiler.plan.settings", "config"),
-    # A plan's file is checked with what the configuration's values are checked with.
-    ("compiler.plan.serialization.checked_fields", "config.kinds"),
-    ("compiler.plan.serialization.plan_file", "config.kinds"),
-    # The value that says what travels is defined where it is decided.
-    ("distributed.transport.collective", "execution.multi_process.placer"),
-    ("distributed.transport.shared_memory", "execution.multi_process.placer"),
-    ("distributed.transport.shared_memory_transport", "execution.multi_process.placer"),
-    # The core of the collectives and their public face are one file.
-    ("execution.partitioning", "api.comm.collectives"),
-    ("training.batch.accumulation", "api.comm.collectives"),
-    ("training.moving_statistics", "api.comm.collectives"),
-    # Values restored before a model was partitioned wait for its variables.
-    ("execution.partitioning", "saving.checkpoint.restoring.deferred"),
-}
+UPWARD: set[tuple[str, str]] = set()
 
 # Groups of modules that import each other while they are imported.
 CIRCLES: list[set[str]] = []

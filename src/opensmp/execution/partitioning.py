@@ -11,7 +11,6 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.api.comm.collectives import copy_variables
 from opensmp.compiler.plan.methods.auto import auto_plan
 from opensmp.compiler.plan.methods.build import warn_of_empty
 from opensmp.compiler.plan.methods.colocation import beside, in_one_place
@@ -25,15 +24,15 @@ from opensmp.compiler.trace.intermediate_outputs import taps
 from opensmp.compiler.trace.trace import TracedGraph, trace
 from opensmp.compiler.trace.variables import is_keras, tf_dtype
 from opensmp.config import Config
-from opensmp.distributed.collectives.variable_moves import move_between_ranks
+from opensmp.distributed.collectives.variable_moves import copy_variables, move_between_ranks
 from opensmp.distributed.world import World
 from opensmp.execution.context import Prepared
+from opensmp.execution.models.hooks import run_checks
 from opensmp.execution.models.layer_calls import calls_left
 from opensmp.execution.models.shared_layers import trace_anew
 from opensmp.execution.variables.early_reads import note_placing
 from opensmp.execution.variables.known_placement import known_homes, note_homes, placed_before
 from opensmp.execution.variables.placement import mark_copies, place
-from opensmp.saving.checkpoint.restoring import deferred
 
 
 class Partitioning:
@@ -117,7 +116,7 @@ class Partitioning:
             note_homes(world, [*variables, *read], self._homes)
             self._make_equal(variables, world)
             if model is not None:
-                deferred.check(model)
+                run_checks(model)
                 restores.release(model)
         return Prepared(traced, plan, self._homes)
 

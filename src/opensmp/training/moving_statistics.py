@@ -8,9 +8,9 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.api.comm.collectives import allreduce
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed import world
+from opensmp.execution.multi_process.gradient_reduction import reduce_tensors
 
 Model = Any
 
@@ -24,7 +24,8 @@ def average_statistics(model: Model) -> None:
     Args:
         model: The model that the step has trained.
     """
-    if len(world.current("fitting a DistributedModel").dp_group) == 1:
+    replicas = world.current("fitting a DistributedModel").dp_group
+    if len(replicas) == 1:
         return
     variables = [
         tf_variable(variable)
@@ -33,6 +34,6 @@ def average_statistics(model: Model) -> None:
         for variable in (layer.moving_mean, layer.moving_variance)
         if not _private.is_elsewhere(variable)
     ]
-    means = allreduce([tf.identity(variable) for variable in variables])
+    means = reduce_tensors([tf.identity(variable) for variable in variables], "mean", replicas)
     for variable, mean in zip(variables, means, strict=True):
         variable.assign(mean)

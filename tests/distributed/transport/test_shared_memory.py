@@ -7,7 +7,7 @@ from sharing import HERE, LARGE, share_in_two_threads, transfer
 
 from opensmp.distributed.transport import shared_memory
 from opensmp.distributed.transport.shared_memory import PLACES, rooms
-from opensmp.execution.multi_process.placer import Transfer
+from opensmp.distributed.transport.transfer import Transfer
 
 
 def test_tensors_of_known_shape_go_by_shared_memory():

@@ -15,8 +15,8 @@ from opensmp import _private
 from opensmp.distributed.transport.collective import CollectiveTransport
 from opensmp.distributed.transport.shared_memory import rooms
 from opensmp.distributed.transport.shared_memory_transport import SharedMemoryTransport
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.errors import CommunicationError
-from opensmp.execution.multi_process.placer import Transfer
 
 HOST = "/device:CPU:0"
 RUN = tf.TensorSpec([], tf.int64)

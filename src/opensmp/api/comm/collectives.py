@@ -12,16 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp import _private
 from opensmp.api.comm.communication import index_of, members_of
-from opensmp.compiler.lowering.sparse_gradients import SameRows, with_values
-from opensmp.compiler.trace.variables import is_keras, tf_variable
+from opensmp.compiler.trace.variables import is_keras
 from opensmp.distributed.collectives import clipping
-from opensmp.distributed.collectives.reduce import check_summable, replace_by, sum_over
-from opensmp.distributed.collectives.sparse import slices_of_all
+from opensmp.distributed.collectives.variable_moves import copy_variables
 from opensmp.distributed.world import DP_GROUP, MP_GROUP, RDP_GROUP, CommGroup, current
 from opensmp.errors import CommunicationError, StepError
 from opensmp.execution.context import current_runner
+from opensmp.execution.multi_process.gradient_reduction import reduce_gradients, reduce_tensors
 from opensmp.execution.multi_process.remote_gradient import is_elsewhere
 from opensmp.execution.multi_process.remote_values import is_kept_elsewhere, known, like
 
@@ -69,50 +67,14 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
             return smp.allreduce(loss.reduce_mean())
         ```
     """
-    reduced = reduce_gradients(tensor, op, group)
-    if group not in (DP_GROUP, RDP_GROUP):
-        return reduced
-    return tf.nest.pack_sequence_as(tensor, known(tf.nest.flatten(reduced)))
-
-
-def reduce_gradients(tensor: Any, op: str, group: CommGroup = DP_GROUP) -> Any:
-    """As `allreduce`; what other ranks reduce stands there as `Elsewhere`.
-
-    Args:
-        tensor: As there.
-        op: As there.
-        group: As there.
-    """
     members = _members("smp.allreduce", group)
-    is_spread = len(current("smp.allreduce").mp_group) > 1
     if op not in _OPS:
         accepted = " or ".join(map(repr, _OPS))
         raise CommunicationError(f"smp.allreduce: op={op!r} is unknown; accepted: {accepted}.")
-    of_replicas = group in (DP_GROUP, RDP_GROUP)
-    leaves = tf.nest.flatten(tensor)
-    results = list(leaves)
-    dense: list[tuple[int, Tensor]] = []
-    for index, leaf in enumerate(leaves):
-        if leaf is None or (of_replicas and is_spread and is_elsewhere(leaf)):
-            continue
-        if of_replicas and is_spread and is_kept_elsewhere(leaf):
-            results[index] = like(leaf)
-            continue
-        if isinstance(leaf, SameRows) and of_replicas:
-            dense.append((index, tf.convert_to_tensor(leaf.values)))
-        elif isinstance(leaf, tf.IndexedSlices) and of_replicas:
-            slices = slices_of_all(leaf, members, name="smp.allreduce of slices")
-            results[index] = _divided(slices, len(members)) if op == "mean" else slices
-        else:
-            dense.append((index, _dense(leaf)))
-    tensors, name = [t for _, t in dense], f"smp.allreduce {op}"
-    check_summable(tensors, name)  # also in one process, where nothing would come of it
-    sums = sum_over(tensors, members, mean=op == "mean", name=name)
-    for (index, _), total in zip(dense, sums, strict=True):
-        leaf = leaves[index]
-        same = isinstance(leaf, SameRows) and of_replicas
-        results[index] = leaf.with_values(total) if same else total
-    return tf.nest.pack_sequence_as(tensor, results)
+    if group not in (DP_GROUP, RDP_GROUP):
+        return reduce_tensors(tensor, op, members)
+    reduced = reduce_gradients(tensor, op, members)
+    return tf.nest.pack_sequence_as(tensor, known(tf.nest.flatten(reduced)))
 
 
 def broadcast_variables(
@@ -144,24 +106,6 @@ def broadcast_variables(
     members = _members("smp.broadcast_variables", group)
     root = index_of("smp.broadcast_variables", "root_rank", root_rank, members)
     copy_variables(_variables(variables), members, members[root], "smp.broadcast_variables")
-
-
-def copy_variables(
-    variables: Iterable[Any], members: tuple[int, ...], root: int, name: str
-) -> None:
-    """As `broadcast_variables`, with ranks of the world."""
-    here = [
-        tf_variable(variable)
-        for variable in variables
-        if not _private.is_elsewhere(variable)
-        and (not is_keras(variable) or _private.is_initialized(variable))
-    ]
-    if len(members) == 1 or not here:
-        return
-    values = replace_by([tf.convert_to_tensor(v) for v in here], members, root, name=name)
-    if current(name).rank != root:
-        for variable, value in zip(here, values, strict=True):
-            variable.assign(value)
 
 
 def clip_by_global_norm(
@@ -272,23 +216,3 @@ def _variables(given: Any) -> list[Any]:
 
 def _tensor(value: Any) -> Any:
     return value if isinstance(value, tf.IndexedSlices) else tf.convert_to_tensor(value)
-
-
-def _dense(value: Any) -> Tensor:
-    if isinstance(value, (tf.RaggedTensor, tf.SparseTensor)):
-        raise CommunicationError(
-            f"smp.allreduce: a {type(value).__name__} cannot be reduced. Expected: tensors or "
-            "tf.IndexedSlices. Make it dense with to_tensor() or tf.sparse.to_dense."
-        )
-    try:
-        return tf.convert_to_tensor(tf_variable(value) if is_keras(value) else value)
-    except (TypeError, ValueError) as error:
-        raise CommunicationError(
-            f"smp.allreduce: a value of type {type(value).__name__} is no tensor ({error}). "
-            "Expected: a tensor, what can be made one, or a list, tuple or dict of them."
-        ) from error
-
-
-def _divided(slices: Any, count: int) -> Any:
-    values = slices.values / tf.cast(count, slices.values.dtype)
-    return with_values(slices, values)

@@ -17,9 +17,9 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.api.comm.collectives import copy_variables
 from opensmp.api.model.model import DistributedModel
 from opensmp.distributed import world
+from opensmp.distributed.collectives.variable_moves import copy_variables
 from opensmp.execution.context import current_runner
 from opensmp.execution.models import layer_calls, registry
 from opensmp.execution.models.nested_models import PART

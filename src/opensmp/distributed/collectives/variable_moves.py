@@ -1,4 +1,4 @@
-"""Moves variables between ranks, with their values and what optimizers keep for them."""
+"""Moves and copies variables between ranks, with what optimizers keep for them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from opensmp import _private
-from opensmp.compiler.trace.variables import tf_variable, variable_name
+from opensmp.compiler.trace.variables import is_keras, tf_variable, variable_name
 from opensmp.distributed.collectives import objects
-from opensmp.distributed.world import World
+from opensmp.distributed.collectives.reduce import replace_by
+from opensmp.distributed.world import World, current
 from opensmp.errors import ElsewhereError
 
 Variable = Any
@@ -70,3 +72,29 @@ def move_between_ranks(
         value = objects.broadcast_object(value, ranks, root, _NAME)
         if world.rank in need:
             _private.take_in(variable, value, world.devices[partition])
+
+
+def copy_variables(
+    variables: Iterable[Any], members: tuple[int, ...], root: int, name: str
+) -> None:
+    """Gives variables the values that they have in one rank, bit by bit.
+
+    Args:
+        variables: Keras variables or `tf.Variable`s, in the same order in all of `members`. Those
+            that lie elsewhere, or have no value yet, are left out.
+        members: Ranks of the world.
+        root: The one whose values are taken.
+        name: What the call is for, for errors.
+    """
+    here = [
+        tf_variable(variable)
+        for variable in variables
+        if not _private.is_elsewhere(variable)
+        and (not is_keras(variable) or _private.is_initialized(variable))
+    ]
+    if len(members) == 1 or not here:
+        return
+    values = replace_by([tf.convert_to_tensor(v) for v in here], members, root, name=name)
+    if current(name).rank != root:
+        for variable, value in zip(here, values, strict=True):
+            variable.assign(value)

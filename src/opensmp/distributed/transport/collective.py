@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from opensmp.distributed.collectives.chunks import chunk_sizes
 from opensmp.distributed.collectives.keys import instance_of_shape, registry
-from opensmp.execution.multi_process.placer import Transfer
+from opensmp.distributed.transport.transfer import Transfer
 
 Op = Any
 Tensor = Any

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opensmp.execution.multi_process.placer import Transfer
+from opensmp.distributed.transport.transfer import Transfer
 
 Tensor = Any
 Pair = tuple[int, int]

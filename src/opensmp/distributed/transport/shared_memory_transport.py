@@ -27,9 +27,9 @@ from opensmp.distributed.collectives.scalars import scalar
 from opensmp.distributed.transport.collective import Received, Sent, Transport
 from opensmp.distributed.transport.shared_memory import PLACES, Array, Memory, Pair, Room, Slot
 from opensmp.distributed.transport.thread_priority import sleep_precisely, wake_promptly
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.distributed.watchdog import monitor
 from opensmp.errors import CommunicationError
-from opensmp.execution.multi_process.placer import Transfer
 
 Op = Any
 Tensor = Any

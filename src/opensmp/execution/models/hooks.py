@@ -1,4 +1,4 @@
-"""Functions that the user wants called when the model has been partitioned."""
+"""Functions to be called when a model has been partitioned: the user's own, and other rooms'."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from opensmp.errors import StepError
 Hook = TypeVar("Hook", bound=Callable[[], Any])
 
 _waiting: list[Callable[[], Any]] = []
+_checks: list[Callable[[Any], None]] = []
 
 
 def register_post_partition_hook(hook: Hook) -> Hook:
@@ -60,3 +61,19 @@ def run_post_partition_hooks() -> None:
 def clear() -> None:
     """Forgets the functions that wait."""
     _waiting.clear()
+
+
+def check_when_partitioned(check: Callable[[Any], None]) -> None:
+    """Has a function called with each model that is partitioned from now on. Idempotent.
+
+    Args:
+        check: Takes the model, whose variables have their places; may raise an error.
+    """
+    if check not in _checks:
+        _checks.append(check)
+
+
+def run_checks(model: Any) -> None:
+    """Calls the functions of `check_when_partitioned`, in order."""
+    for check in _checks:
+        check(model)

@@ -19,13 +19,14 @@ from opensmp.distributed.launch.cluster import needed
 from opensmp.distributed.transport.collective import CollectiveTransport, Transport
 from opensmp.distributed.transport.shared_memory import rooms, share
 from opensmp.distributed.transport.shared_memory_transport import SharedMemoryTransport
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.distributed.watchdog import monitor, recovery
 from opensmp.distributed.watchdog.call_log import Wait, waits
 from opensmp.distributed.watchdog.traced_calls import not_constant
 from opensmp.distributed.world import MP_GROUP, World
 from opensmp.errors import CommunicationError
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.multi_process.placer import ANYWHERE, Layout, Transfer, localise
+from opensmp.execution.multi_process.placer import ANYWHERE, Layout, localise
 from opensmp.execution.multi_process.remote_gradient import KeptBy
 from opensmp.execution.multi_process.send_recv import keep_own_part
 

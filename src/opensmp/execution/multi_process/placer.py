@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.errors import StepError
 
 Op = Any
@@ -29,31 +30,6 @@ _RANDOM = (
 )
 _DRAWS = frozenset(_RANDOM.split())
 _READS = ("ReadVariableOp", "Placeholder")
-
-
-@dataclass(frozen=True, eq=False)
-class Transfer:
-    """Something that one process computes and another needs.
-
-    Attributes:
-        op: What computes it.
-        tensor: What is sent; None if only the order matters, not a value.
-        after: Where only the order matters: what must wait.
-        source: Position of the sending process in the replica.
-        target: Position of the receiving process.
-        aliases: Tensors that hold the same value: several reads of one variable.
-    """
-
-    op: Op
-    tensor: Tensor | None
-    source: int
-    target: int
-    aliases: tuple[Tensor, ...] = ()
-    after: Op | None = None
-
-    def __str__(self) -> str:
-        what = "order" if self.tensor is None else f"{self.tensor.dtype.name} {self.tensor.shape}"
-        return f"{self.op.name}: {what} from {self.source} to {self.target}"
 
 
 @dataclass(frozen=True, eq=False)

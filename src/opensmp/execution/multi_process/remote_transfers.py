@@ -10,13 +10,13 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.distributed.collectives.consistency import agree
 from opensmp.distributed.collectives.objects import allgather_objects
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.distributed.world import MP_GROUP, World, current
 from opensmp.errors import ElsewhereError, StepError
 from opensmp.execution.emission.task_graph import live_operations
 from opensmp.execution.multi_process.derived_values import Derived, Digest
 from opensmp.execution.multi_process.distribute import Runs, transport_of
 from opensmp.execution.multi_process.liveness import used_inputs
-from opensmp.execution.multi_process.placer import Transfer
 from opensmp.execution.multi_process.remote_values import Fetches, Known
 
 Op = Any

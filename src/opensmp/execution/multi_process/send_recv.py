@@ -8,8 +8,9 @@ from typing import Any
 from opensmp import _private
 from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.transport.collective import Transport
+from opensmp.distributed.transport.transfer import Transfer
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.multi_process.placer import Layout, Transfer
+from opensmp.execution.multi_process.placer import Layout
 
 Op = Any
 Tensor = Any

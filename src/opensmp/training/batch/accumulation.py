@@ -7,12 +7,12 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.api.comm.collectives import reduce_gradients
 from opensmp.compiler.lowering.sparse_gradients import SameRows, sum_of_slices
 from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed.collectives.sparse import slices_of_all
 from opensmp.execution.emission.pipeline import Pipeline
+from opensmp.execution.multi_process.gradient_reduction import reduce_gradients
 from opensmp.execution.multi_process.remote_gradient import is_elsewhere, pack
 from opensmp.training.batch.batch_split import Split
 
@@ -81,7 +81,7 @@ def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> lis
         for g in gradients
     ]
     others = [None if s else g for g, s in zip(gradients, sparse, strict=True)]
-    sums = reduce_gradients(others, op="sum")
+    sums = reduce_gradients(others, "sum", split.replicas)
     return [
         slices_of_all(gradient, split.replicas, name=_NAME, is_even=split.is_even)
         if is_sparse

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.errors import CheckpointError
+from opensmp.execution.models.hooks import check_when_partitioned
 from opensmp.saving.checkpoint.contents import is_variable
 from opensmp.saving.checkpoint.restoring.object_matching import Stored, difference, match
 
@@ -56,6 +57,7 @@ def note(
             del _deferred[earlier]
     if waits or _has_optimizer_to_build(checkpoint):
         _deferred[checkpoint] = _Deferred(prefix, object_graph, stored, partial, set())
+        check_when_partitioned(check)
         _private.before_updates(check_optimizer)
         _private.before_late_restores(status, functools.partial(_check_one, prefix, stored))
 
