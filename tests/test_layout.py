@@ -37,14 +37,7 @@ UPWARD: set[tuple[str, str]] = set()
 # Groups of modules that import each other while they are imported.
 CIRCLES: list[set[str]] = []
 
-LONG = {
-    # The emission of a step: functions of one class, which share its state.
-    "execution.emission.pipeline",
-    # DistributedModel, whose methods Keras calls, with what they raise.
-    "api.model.model",
-    # CheckpointManager: half of it is documentation of its arguments.
-    "saving.checkpoint.manager",
-}
+LONG: set[str] = set()
 
 # Python asks for these three at the root, beside the rooms.
 PRESCRIBED = {"__init__.py", "__main__.py", "py.typed"}

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.api.model.refusals import refuse_gradients_of_activations, refuse_tape
 from opensmp.api.model.summary import partitions_text
 from opensmp.api.model.tf_keras_models import about_no_model
 from opensmp.compiler.plan.plan import Plan
@@ -40,20 +41,6 @@ Tensor = Any
 
 _STATE = "_smp_partitioning"
 _FUNCTION = "_smp_function"
-
-
-_ACTIVATIONS = (
-    "A gradient was asked for with respect to an output of model '{name}' that other outputs are "
-    "computed from, in a train_step and its like, where the model was called with a whole batch. "
-    "Take it in an smp.step function, and call that in the train_step:\n\n"
-    "    @smp.step\n"
-    "    def gradients_of_activations(x):\n"
-    "        with tf.GradientTape() as tape:\n"
-    "            activations, outputs = model(x, training=False)\n"
-    "            score = outputs[:, 0]\n"
-    "        return tape.gradient(score, activations)\n\n"
-    "    gradients = gradients_of_activations(x).concat()"
-)
 
 
 class _NoPlanYet(PlanError, AttributeError):
@@ -174,9 +161,9 @@ class DistributedModel(Trainer, keras.Model):
         elif current_mode() == "whole" and not tf.executing_eagerly():
             result = self._smp_call_whole(here, args, kwargs)
             outputs, losses = result.outputs, result.losses
-            self._smp_refuse_activations(outputs)
+            refuse_gradients_of_activations(self.name, outputs, self._smp_partitions.tapped)
         else:
-            self._smp_refuse_tape()
+            refuse_tape(self.name)
             outputs, losses = self._smp_infer(*args, **kwargs)
         _private.keep_losses(self, self._smp_partitions.loss_layers[len(losses)], losses)
         return outputs
@@ -298,27 +285,6 @@ class DistributedModel(Trainer, keras.Model):
         read = self._smp_partitions.read
         refuse_forward_mode(accumulators, f"Model '{self.name}'", [read])
         return outputs
-
-    def _smp_refuse_tape(self) -> None:
-        if _private.tape_is_active():
-            raise StepError(
-                f"Model '{self.name}' was called under a tf.GradientTape outside of an smp.step "
-                "function. Gradients of a split model are taken inside a step:\n\n"
-                "    @smp.step\n"
-                "    def forward_backward(x, y):\n"
-                "        with tf.GradientTape() as tape:\n"
-                "            loss = loss_fn(y, model(x, training=True))\n"
-                "        return tape.gradient(loss, model.trainable_variables), loss\n\n"
-                "    gradients, loss = forward_backward(x, y)\n"
-                "    gradients = [g.accumulate() for g in gradients]\n\n"
-                "For inference under a tape, use `with tape.stop_recording():`."
-            )
-
-    def _smp_refuse_activations(self, outputs: Any) -> None:
-        """Outputs for a whole batch are put together of microbatches, and lead nowhere."""
-        leaves = tf.nest.flatten(outputs, expand_composites=True)
-        for index in self._smp_partitions.tapped:
-            _private.note_source(leaves[index], StepError(_ACTIVATIONS.format(name=self.name)))
 
     # --- looking at it ---------------------------------------------------------------
 

@@ -172,7 +172,7 @@ class BackwardPasses(_Passes):
     ) -> None:
         super().__init__(world, forward.num_microbatches, forward._wants)
         self._forward = forward
-        self._prepared, self._programs = forward._prepared, forward._programs
+        self._traces = forward._traces
         self._given = dict(zip(forward.own, saved, strict=True))
         self._values: dict[int, Tensor] = {}
         self._may_be_empty = True
@@ -224,7 +224,7 @@ class BackwardPasses(_Passes):
         """What the forward passes have saved; of another process, what stands for it."""
         if index not in self._values:
             tensor, partition = self._forward.saved[index]
-            with _private.stop_recording(), tf.device(self._device(partition)):
+            with _private.stop_recording(), tf.device(self._emitted.device(partition)):
                 given = self._given.get(index)
                 if given is None:
                     given = tf.compat.v1.placeholder(tensor.dtype, tensor.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 import os
 from typing import Any
 
@@ -85,3 +86,27 @@ def check_arguments(
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_options(options: Any) -> None:
+    """Checks the `options` of `save`.
+
+    Raises:
+        CheckpointError: There are any.
+    """
+    if options is not None:
+        raise CheckpointError(
+            f"smp.CheckpointManager.save: expected no options, received {options!r}, which are "
+            "for TensorFlow's own writer. To write in the background, make the manager with "
+            "background=True."
+        )
+
+
+def whole_number(number: Any) -> int:
+    """A number of a checkpoint, which may be a variable or tensor."""
+    try:
+        return operator.index(number.numpy() if hasattr(number, "numpy") else number)
+    except TypeError as error:
+        raise CheckpointError(
+            f"checkpoint_number must be a whole number; received {number!r}."
+        ) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +14,7 @@ from opensmp.distributed.collectives.scalars import scalar
 from opensmp.distributed.world import World, current
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint import writer
-from opensmp.saving.checkpoint.arguments import check_arguments
+from opensmp.saving.checkpoint.arguments import check_arguments, check_options, whole_number
 from opensmp.saving.checkpoint.background.async_write import Flight, settle
 from opensmp.saving.checkpoint.background.staging import Staging
 from opensmp.saving.checkpoint.directory.directory import Shelf
@@ -182,7 +181,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         what = "smp.CheckpointManager.save"
         world = current(what)
         is_eager(what)
-        _check_options(options)
+        check_options(options)
         is_due, step = self._due(world, check_interval)
         if not is_due:
             return None
@@ -361,7 +360,7 @@ class CheckpointManager(tf.train.CheckpointManager):
             try:
                 self._shelf.prepare()
                 newest = max(self._shelf.numbers(), default=0)
-                number = max(newest, counter) + 1 if wanted is None else _whole(wanted)
+                number = max(newest, counter) + 1 if wanted is None else whole_number(wanted)
                 if not 0 <= number <= LARGEST_NUMBER:
                     raise CheckpointError(
                         f"checkpoint_number must be from 0 to {LARGEST_NUMBER}; received {number}."
@@ -416,27 +415,8 @@ class CheckpointManager(tf.train.CheckpointManager):
         return f"\nThere is no other good one in {self.directory}."
 
 
-def _check_options(options: Any) -> None:
-    if options is not None:
-        raise CheckpointError(
-            f"smp.CheckpointManager.save: expected no options, received {options!r}, which are "
-            "for TensorFlow's own writer. To write in the background, make the manager with "
-            "background=True."
-        )
-
-
 def _absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
-
-
-def _whole(number: Any) -> int:
-    """A number of a checkpoint, which may be a variable or tensor."""
-    try:
-        return operator.index(number.numpy() if hasattr(number, "numpy") else number)
-    except TypeError as error:
-        raise CheckpointError(
-            f"checkpoint_number must be a whole number; received {number!r}."
-        ) from error
 
 
 def _unreadable(error: OSError, directory: str) -> str:

@@ -1,0 +1,68 @@
+"""What a step cannot do, and the error that says so."""
+
+from __future__ import annotations
+
+from opensmp import _private
+from opensmp.errors import StepError
+
+_NOTHING_TO_RUN = (
+    "An smp.step function must call a smp.DistributedModel and return something that depends on "
+    "the model's output. "
+)
+_NO_MODEL = (
+    "No DistributedModel was called. Call one in the function and return, for example, the loss; "
+    "smp.DistributedModel.from_keras(model) makes one of a Keras model."
+)
+_UNUSED = "The outputs are not used. Return, for example, the loss."
+_FINISHED = (
+    "A gradient was asked for through a call of a DistributedModel that was made outside of an "
+    "smp.step function, by tf.gradients. Such a call is a forward pass alone. Expected: the call, "
+    "and tf.gradients or a tf.GradientTape, in an smp.step function that returns the gradients."
+)
+_JACOBIAN = (
+    "tape.{name} was called through DistributedModel '{model}', whose partitions are in several "
+    "processes: TensorFlow computes all rows of a Jacobian by a loop over one, and what is sent "
+    "between processes cannot be in it. Expected: one process; or tape.gradient once for each row, "
+    "for example an smp.step function with one example per microbatch, whose gradients .stack() "
+    "gives."
+)
+
+
+def nothing_to_run(has_calls: bool) -> StepError:
+    """Of a step whose results depend on no model.
+
+    Args:
+        has_calls: Whether a model was called.
+    """
+    return StepError(_NOTHING_TO_RUN + (_UNUSED if has_calls else _NO_MODEL))
+
+
+def finished() -> StepError:
+    """Of a gradient that is asked for when the graph of the step is complete."""
+    return StepError(_FINISHED)
+
+
+def called_in_another_graph(model: str) -> StepError:
+    """Of a call in a graph inside of that of the step.
+
+    Args:
+        model: Name of the model.
+    """
+    return StepError(
+        f"Model '{model}' was called inside a loop body, a branch or a nested "
+        "tf.function of an smp.step function. A pipeline must see the call: call the "
+        "model directly in the smp.step function, loop in Python, and take tf.function "
+        "off the step function and its helpers."
+    )
+
+
+def refuse_jacobian(model: str) -> None:
+    """Refuses Jacobians through a model whose partitions are in several processes.
+
+    Args:
+        model: Its name.
+
+    Raises:
+        StepError: `tape.jacobian` or `tape.batch_jacobian` is running.
+    """
+    _private.refuse_jacobian(lambda name: StepError(_JACOBIAN.format(name=name, model=model)))
