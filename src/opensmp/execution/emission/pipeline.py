@@ -1,4 +1,4 @@
-"""Emits the calls of one step: every model call of every microbatch, in schedule order."""
+"""Emits the calls of one step: each model call of each microbatch, ordered by the schedule."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ Gradient = Any
 
 
 class Pipeline:
-    """The calls of one step function under construction in the current graph.
+    """Builds the calls of one step function in the current graph.
 
     Args:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
-        stamps: Notes when calls start and end; None leaves that out.
-        joins: Whether the gradients of variables may be computed for several microbatches at
-            once, for `sums`.
+        stamps: Records the start and end of calls; None records nothing.
+        joins: Whether one call may compute the weight gradients of several microbatches; see
+            `terms`.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Pipeline:
     ) -> None:
         self._world = world
         if len(world.mp_group) > 1:
-            _private.check_sources()  # for `refuse_jacobian`
+            _private.check_sources()  # required by `refuse_jacobian`
         self._num_microbatches = num_microbatches
         self._emitted = EmittedCalls(world, num_microbatches, stamps)
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
@@ -110,7 +110,7 @@ class Pipeline:
 
     @property
     def num_microbatches(self) -> int:
-        """Into how many microbatches a batch is divided."""
+        """Number of microbatches per batch."""
         return self._num_microbatches
 
     @property
@@ -120,20 +120,20 @@ class Pipeline:
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """Makes this run the models while the user's function is traced."""
+        """Makes this the runner of model calls while the user's function is traced."""
         with as_current(self), _private.automatic_control_dependencies():
             yield
 
     def start_microbatch(self, microbatch: int) -> None:
-        """Tells that the model calls that follow belong to this microbatch."""
+        """Assigns the model calls that follow to this microbatch."""
         self._microbatch, self._calls = microbatch, 0
 
     @property
     def _wants_halves(self) -> bool:
-        """Whether backward passes come in two halves.
+        """Whether backward passes are split into an input-gradient and a weight-gradient pass.
 
-        With several partitions always: the partition before needs the gradients of a segment's
-        inputs, and should not wait until those of its weights are there as well.
+        Always with several partitions: the preceding partition needs the input gradients, and
+        should not wait for the weight gradients.
         """
         alone = self._world.config.pipeline in DEFERS_WEIGHTS or self._group_size > 1
         return len(self._world.devices) > 1 or (self._emitted.is_ordered and alone)
@@ -145,14 +145,7 @@ class Pipeline:
     ) -> tuple[Any, list[Tensor]]:
         """Emits one call of a model for the current microbatch.
 
-        Args:
-            model: The model, to tell calls of different models apart.
-            prepare: Traces and plans the model for such arguments.
-            args: Positional arguments of the call.
-            kwargs: Keyword arguments of the call.
-
-        Returns:
-            The model's output, and the losses that its layers added.
+        Returns the model's output, and the losses that its layers added.
         """
         if tf.compat.v1.get_default_graph() is not self._graph:
             raise called_in_another_graph(model.name)
@@ -170,7 +163,8 @@ class Pipeline:
                 emitted[segment.index] = self._run_segment(program, segment, ordinal, values)
         for variable, value in traced.updates:
             self._state[id(variable)] = (variable, values[id(value)])
-        # What goes on inside the model is what the caller must hold, to take gradients of it.
+        # The caller must get the tensors that the model itself continues with, to take gradients
+        # with respect to them.
         outputs = [values[id(program.taps.get(id(t), t))] for t in traced.outputs]
         for output, mask, logits in zip(outputs, traced.masks, traced.logits, strict=True):
             if mask is not None:
@@ -196,8 +190,14 @@ class Pipeline:
         return values
 
     def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
-        """What tells the trace that serves a call; `ordinal` counts the calls of a microbatch."""
+        """Cache key of a call's trace; `ordinal` numbers the calls of a microbatch."""
         return self._traces.key(model, call)
+
+    def _leaves(
+        self, traced: TracedGraph, values: Mapping[int, Tensor], training: Any
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Leaves whose gradients will be used, and those for which they may be."""
+        return wanted_leaves(traced, values, training)
 
     def _program(
         self,
@@ -207,7 +207,7 @@ class Pipeline:
         values: Mapping[int, Tensor],
         training: Any,
     ) -> Program:
-        required, optional = wanted_leaves(traced, values, training)
+        required, optional = self._leaves(traced, values, training)
 
         def make() -> Program:
             return lower(
@@ -228,7 +228,10 @@ class Pipeline:
     def _run_segment(
         self, program: Program, segment: Segment, ordinal: int, values: dict[int, Tensor]
     ) -> Op | None:
-        """Emits the forward call of a segment and adds its outputs to `values`."""
+        """Emits a segment's forward call and adds its outputs to `values`.
+
+        Returns the call's operation; None if no forward call was emitted.
+        """
         number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
         microbatch = self._microbatch
 
@@ -270,7 +273,7 @@ class Pipeline:
     def _call(
         self, program: Program, segment: Segment, action: Action, args: Sequence[Tensor], emit: Emit
     ) -> list[Tensor]:
-        """The outputs of a segment, made so that gradients through them can be taken."""
+        """Runs a segment; gradients can be taken through the returned outputs."""
         forward = program.forward(segment)
         if not any(program.is_required(t) or program.is_optional(t) for t in forward.feeds):
             return emit("F", forward, args)[: len(forward.outputs)]
@@ -293,12 +296,12 @@ class Pipeline:
         self._late.append(late)
 
     def _refuse_when_finished(self) -> None:
-        """A gradient after the end would be a stand-in that nothing replaces."""
+        """Raises an error after `finish`, when a gradient placeholder would never be replaced."""
         if self.schedule is not None:
             raise finished()
 
     def _note_gradient(self, feed: Tensor, gradient: Any) -> None:
-        """Remembers whose gradient it is, if the feed of a call is a variable."""
+        """Records the gradient if the feed of a call is a variable."""
         if id(feed) in self._variables:
             self._gradients.append((self._variables[id(feed)], gradient))
 
@@ -307,17 +310,18 @@ class Pipeline:
     def terms(
         self, rows: Sequence[Sequence[Gradient]], others: Sequence[Tensor] = ()
     ) -> list[list[Gradient] | None]:
-        """Fewer terms for sums over microbatches: gradients that are computed for several at once.
+        """Replaces the terms of sums over microbatches by joint gradients of several microbatches.
 
-        The gradients of single microbatches are then no longer part of the schedule; whoever
-        reads them none the less has them computed apart.
+        Gradients of single microbatches that were joined leave the schedule. If something reads
+        them all the same, they are computed separately.
 
         Args:
-            rows: What is to be added up, for each sum.
-            others: Further tensors that something reads.
+            rows: The terms of each sum.
+            others: Further tensors that the step reads.
 
         Returns:
-            For each sum the terms that give the same; None where nothing is joined.
+            For each sum the new terms, which add up to the same; None for sums without a joint
+            gradient.
         """
         if self._group_size == 1 or not self._second_halves:
             return [None] * len(rows)
@@ -343,17 +347,17 @@ class Pipeline:
     # --- finishing -------------------------------------------------------------------
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
-        """Completes the graph: late gradients, the schedule, the new state.
+        """Completes the graph: late gradients, schedule, control edges and state assignments.
 
         Args:
             results: Flat tensors that the step function returns.
 
         Returns:
-            The tensors to return in their stead; for a gradient of a variable of another
-            process, who keeps it.
+            The tensors to return in their place; for gradients of variables of other processes, a
+            `KeptBy` that names the owner.
 
         Raises:
-            StepError: if no result depends on a DistributedModel.
+            StepError: No result depends on a DistributedModel.
         """
         results = list(results)
         side_effects = self._side_effects + side_effects_of(self._graph)
@@ -408,7 +412,7 @@ class Pipeline:
         looks = []
         if self._checks is not None:
             looks = self._checks.look(flags, self.schedule, self._graph.name)
-        with tf.control_dependencies(looks):  # a bad step changes nothing
+        with tf.control_dependencies(looks):  # a failed check must leave the state unchanged
             for variable, value in state:
                 tf_variable(variable).assign(value)
         done = looks + [
@@ -422,11 +426,11 @@ class Pipeline:
         return results
 
     def _read(self, partition: int, done: Tensor) -> Op:
-        """Reads the zero that a call with side effects ends with, so that it is not dropped."""
+        """Reads the zero returned by a call with side effects, so that the call is not pruned."""
         with tf.device(self._emitted.device(partition)):
             return tf.raw_ops.Assert(condition=tf.equal(done, 0), data=[done])
 
     def finish_nest(self, nest: Any) -> Any:
-        """As `finish`, for a nest of tensors and other leaves."""
+        """Like `finish`, for a nest of tensors and other leaves."""
         structure = Structure.of(nest)
         return structure.pack(self.finish(structure.tensors))
