@@ -99,11 +99,12 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # which would take any name for one that is there
+if not TYPE_CHECKING:  # a module __getattr__ would make type checkers accept any name
 
     def __getattr__(name: str) -> Any:
-        # Imported at the first use: `opensmp run`, which only starts others, would otherwise wait
-        # for TensorFlow and hold hundreds of megabytes of it for as long as they run.
+        # Public names are imported on first use. Otherwise `opensmp run`, which only starts child
+        # processes, would wait for TensorFlow and keep hundreds of megabytes resident while they
+        # run.
         if name in __all__:
             names = importlib.import_module("opensmp.api.names")
             globals().update({each: getattr(names, each) for each in __all__})

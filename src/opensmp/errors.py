@@ -1,44 +1,44 @@
-"""The exceptions that opensmp raises, all below one base class."""
+"""Exceptions raised by opensmp; all derive from `SmpError`."""
 
 from __future__ import annotations
 
 
 class SmpError(Exception):
-    """Base class of every error that opensmp raises on purpose."""
+    """Base class of all exceptions that opensmp raises deliberately."""
 
-    # AutoGraph replaces an exception that leaves a converted function by one of its own
-    # type, with the source lines in its message; those that carry this mark it lets through.
+    # AutoGraph replaces an exception that leaves a converted function with one of its own type that
+    # lists source lines. It passes exceptions with this attribute through unchanged.
     ag_pass_through = True
 
 
 class ConfigError(SmpError, ValueError):
-    """The configuration given to `smp.init` has one or more faults."""
+    """The configuration given to `smp.init` is invalid; the message lists every fault."""
 
 
 class NotInitializedError(SmpError, RuntimeError):
-    """Something was used before `smp.init`."""
+    """An operation that needs `smp.init` was used before it was called."""
 
 
 class AlreadyInitializedError(SmpError, RuntimeError):
-    """`smp.init` was called a second time, or too late."""
+    """`smp.init` was called twice, or after TensorFlow had created its devices."""
 
 
 class PartitionError(SmpError, ValueError):
-    """A partition index or an `smp.partition` context is not possible."""
+    """A partition index or an `smp.partition` context is invalid."""
 
 
 class TraceError(SmpError, RuntimeError):
-    """The model does something that cannot be captured as one graph."""
+    """The model cannot be traced as one graph."""
 
 
 class StepError(SmpError, ValueError):
-    """A call of an `smp.step` function, or of a model, is not possible."""
+    """A call of an `smp.step` function, or of a model, is invalid."""
 
 
 class NonFiniteError(StepError, ArithmeticError):
-    """An activation or a gradient of a step is nan or infinite; see `check_finite`.
+    """An activation or a gradient in a step is NaN or infinite; see `check_finite`.
 
-    The run of the step has not changed the variables of the model.
+    The step leaves the variables of the model unchanged.
 
     Example:
         ```python
@@ -52,31 +52,31 @@ class NonFiniteError(StepError, ArithmeticError):
 
 
 class ScheduleError(SmpError, ValueError):
-    """A schedule is incomplete, breaks a dependency or would deadlock."""
+    """A schedule is incomplete, violates a dependency or would deadlock."""
 
 
 class PlanError(SmpError, ValueError):
-    """A plan cannot be made, read, or applied to a model."""
+    """A plan cannot be created, read or applied to a model."""
 
 
 class LaunchError(SmpError, RuntimeError):
-    """The processes of a run cannot find each other, or do not fit together."""
+    """The processes of a run cannot connect, or their settings are inconsistent."""
 
 
 class CommunicationError(SmpError, RuntimeError):
-    """A message between processes is not possible, or did not arrive."""
+    """A message between processes cannot be sent or did not arrive."""
 
 
 class SavingError(SmpError, ValueError):
-    """A model cannot be written to a file, or read from one."""
+    """A model cannot be saved to a file or loaded from one."""
 
 
 class CheckpointError(SmpError, RuntimeError):
-    """A checkpoint cannot be written, read, or does not fit the objects to restore."""
+    """A checkpoint cannot be written or read, or does not match the objects to restore."""
 
 
 class ElsewhereError(SmpError, RuntimeError):
-    """Something was asked of this process that only another process has.
+    """A value was requested that only another process owns.
 
     Example:
         ```python

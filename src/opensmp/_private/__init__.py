@@ -1,6 +1,7 @@
-"""The only place for private names of TensorFlow and Keras; each function says why.
+"""Wraps every private API of TensorFlow and Keras that opensmp uses.
 
-Every name here has a canary test that fails clearly on a version that moved it.
+No other package imports private names. Each wrapper says why the public API is not enough, and a
+canary test per private name fails clearly on a version that moved or removed it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Methods of TensorFlow and Keras that are others for a while."""
+"""Temporarily patches methods of TensorFlow and Keras."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """Replaces a method of a class for a while: `make(original)` gives the new one."""
+    """Context in which `make(original)` replaces a method that the class itself defines."""
     original = owner.__dict__[name]
     setattr(owner, name, make(original))
     try:

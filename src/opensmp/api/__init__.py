@@ -1,1 +1,1 @@
-"""What users see: the names that `opensmp` hands out."""
+"""The public API: the names that `opensmp` exports."""

@@ -1,4 +1,4 @@
-"""`smp.init` and `smp.shutdown`: the only way into and out of a world."""
+"""`smp.init` and `smp.shutdown`: set up and tear down the current world."""
 
 from __future__ import annotations
 
@@ -35,39 +35,38 @@ from opensmp.execution.models.shared_layers import refuse_unwrapped_models
 
 _logger = logging.getLogger("opensmp")
 
-# Facts in which processes may differ: their devices, and the paths of files.
+# Keys that may differ between processes: device types and file paths.
 _LOCAL_KEYS = ("devices", "plan")
 
 
 def init(config: Mapping[str, Any] | None = None) -> None:
-    """Reads the configuration, sets up the devices of this process and joins the others.
+    """Resolves the configuration, creates this process's devices and joins the other processes.
 
-    In a process that a launcher started, such as `opensmp run`, `mpirun` or `torchrun`, it
-    returns when all processes of the run have called it.
+    In a process started by a launcher, such as `opensmp run`, `mpirun` or `torchrun`, it is
+    collective: it returns once all processes of the run have called it.
 
-    Call it once, right after the imports and before the first TensorFlow operation, variable
-    or layer: the logical CPU devices on which partitions run cannot be made later.
+    Call it once, right after the imports and before the first TensorFlow operation, variable or
+    layer: the logical CPU devices that partitions run on cannot be created later.
 
-    Each partition gets a GPU when there are any, else a logical CPU device (`devices="cpu"`
-    asks for the latter). Without a value for `partitions` there is one per GPU, or one in
-    all; with several processes, one. Keys that are not in `config` come from the launcher's
+    Each partition is assigned a GPU if there are any, otherwise a logical CPU device
+    (`devices="cpu"` forces the latter). `partitions` defaults to the number of GPUs, or to 1
+    without GPUs or with several processes. Keys missing from `config` are taken from the launcher's
     flags, then from the environment: `OPENSMP_<KEY>`, then the JSON object in
     `SM_HP_MP_PARAMETERS`.
 
     Running on GPUs has not been tested yet.
 
     Args:
-        config: Keys and values as listed in `opensmp.config.Config`; everything is optional.
+        config: Keys and values as listed in `opensmp.config.Config`; all are optional.
 
     Raises:
-        ConfigError: The configuration has faults; all of them are listed, and nothing was
+        ConfigError: The configuration is invalid; the message lists all faults, and nothing was
             changed.
-        PlanError: A file that `plan` names cannot be read, is broken, or is for another
-            number of partitions.
-        AlreadyInitializedError: `init` was called before, or TensorFlow was used before and
-            has too few devices.
-        LaunchError: The processes of a run do not find each other, or differ in their
-            configuration.
+        PlanError: A file named by `plan` cannot be read, is damaged, or is for a different number
+            of partitions.
+        AlreadyInitializedError: `init` was called before, or TensorFlow was used before and has too
+            few devices.
+        LaunchError: The processes of a run cannot connect, or their configurations differ.
 
     Example:
         ```python
@@ -108,14 +107,14 @@ def init(config: Mapping[str, Any] | None = None) -> None:
 
 
 def _alone(config: Config, num_gpus: int) -> world.World:
-    """The world of a process that owns all partitions."""
+    """World of a single process that owns all partitions."""
     assigned = devices.assign(config, num_gpus)
     devices.prepare(assigned)
     return world.World(config=config, devices=assigned)
 
 
 def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.World:
-    """The world of one of several processes, which are one cluster afterwards."""
+    """World of one of several processes; starts the TensorFlow cluster unless it runs already."""
     launchers.claim(launch, os.environ, os.getpid())
     layout = init_markers.Layout(config.partitions, config.processes_per_replica)
     init_markers.mark(os.environ, launch.rank, layout)
@@ -136,7 +135,7 @@ def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.
         cluster.start(members, nccl=any("GPU" in name for name in assigned))
         restore_sigterm()
         watch.answers = _private.answers
-    else:  # after smp.shutdown
+    else:  # the cluster still runs after smp.shutdown
         facts = allgather_objects(_facts(config), range(launch.size), "smp.init")
         difference = rendezvous.disagreement(dict(enumerate(facts)))
         if difference is not None:
@@ -163,7 +162,7 @@ def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.
 
 
 def _recover(launch: launchers.Launch, watch: monitor.Watch) -> None:
-    """Lets the ranks go on together after errors that their programs catch."""
+    """Installs recovery: ranks can continue after errors that the user's program catches."""
     made = recovery.Recovery(
         launch.rank,
         launch.size,
@@ -186,21 +185,21 @@ def _recover(launch: launchers.Launch, watch: monitor.Watch) -> None:
 def _prepare(
     config: Config, num_gpus: int, own: tuple[int, ...], members: cluster.Cluster
 ) -> tuple[str, ...]:
-    """Makes the devices of the partitions that this process owns."""
+    """Assigns devices to all partitions and creates those of the partitions this process owns."""
     assigned = devices.assign(config, num_gpus, own, members.local_rank, members.local_size)
     devices.prepare([assigned[partition] for partition in own], members.local_size)
     return assigned
 
 
 def _facts(config: Config) -> dict[str, Any]:
-    """What must be the same in all processes of a run."""
+    """Configuration values and library versions that must be equal in all processes of a run."""
     values = {key: value for key, value in config.to_dict().items() if key not in _LOCAL_KEYS}
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     return {**values, **versions}
 
 
 def _flags(environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """The keys that were given to the launcher as flags."""
+    """Configuration keys passed as flags to the launcher; None if there are none."""
     variable = f"{LAUNCHER_PREFIX}FLAGS"
     text = environ.get(variable, "")
     if not text:
@@ -219,12 +218,12 @@ def _flags(environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def shutdown() -> None:
-    """Forgets the configuration, so that `smp.init` can be called again.
+    """Discards the configuration, so that `smp.init` can be called again.
 
-    Devices stay: TensorFlow cannot remove them, nor make more once it has run an operation.
-    The next `smp.init` can therefore have at most as many partitions as there are devices.
-    Models made before are partitioned again when they are called next; post-partition hooks
-    that have not run are forgotten. Without a configuration nothing happens.
+    Devices remain: TensorFlow can neither remove them nor create more after it has run an
+    operation. The next `smp.init` can therefore use at most as many partitions as there are
+    devices. Existing models are partitioned again at their next call; pending post-partition hooks
+    are discarded. Without a configuration it does nothing.
 
     Example:
         ```python
@@ -238,7 +237,7 @@ def shutdown() -> None:
 
 
 def _check_plans(config: Config) -> None:
-    """Reads the plans that the configuration names, so that a fault shows at once."""
+    """Loads the plan files named in the configuration, so that faults are raised by `smp.init`."""
     named = dict(config.plan) if isinstance(config.plan, tuple) else {"": config.plan}
     for path in named.values():
         if path is not None:

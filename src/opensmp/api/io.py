@@ -1,4 +1,4 @@
-"""`smp.load_model` and `smp.save_model`: any format, under any strategy."""
+"""`smp.load_model` and `smp.save_model`: every file format, under any distribution strategy."""
 
 from __future__ import annotations
 
@@ -43,36 +43,38 @@ def load_model(
     safe_mode: bool = True,
     distribute: bool | None = None,
 ) -> Model:
-    """Loads a model, however it was saved: under whatever strategy, partitions or processes.
+    """Loads a model saved in any format, whatever the strategy, partitions or processes were.
 
-    The format is found out from the contents: `.keras`, `.h5` of Keras 3 and of Keras 2, a
+    The format is detected from the contents: `.keras`, `.h5` of Keras 3 and Keras 2, a
     configuration in `.json` with the weights beside it, a SavedModel; and with `model` also
-    `.weights.h5` and TensorFlow checkpoints, or the weights alone of the others. In the scope of
-    a `tf.distribute` strategy the variables are the strategy's. What the file has of the
-    optimizer and of the compilation is there afterwards, so that training goes on.
+    `.weights.h5` and TensorFlow checkpoints, or only the weights from the other formats. In the
+    scope of a `tf.distribute` strategy the variables are created by the strategy. Optimizer state
+    and compilation are restored if the file has them, so that training can resume.
 
     Nothing is unpickled. Lambda layers and custom classes need consent, as in Keras:
     `safe_mode=False`, `custom_objects`.
 
-    In several processes all must call it; each reads the file, which must be the same.
+    With several processes the call is collective; each process reads the file, which must be the
+    same everywhere.
 
     Args:
-        path: A file, a directory, or the path of a checkpoint without endings.
-        model: A built model that gets the weights, or a function that makes one.
-        compile: Whether to compile the model as it was compiled.
+        path: A file, a directory, or the prefix of a checkpoint.
+        model: A built model to load the weights into, or a function that creates one.
+        compile: Whether to compile the model with its saved compilation arguments.
         custom_objects: Name to class or function, as in `keras.saving.load_model`.
-        safe_mode: As there: whether code in the file is refused.
-        distribute: Whether to give a `smp.DistributedModel`; by default if `smp.init` was called,
-            outside of the scope of a strategy.
+        safe_mode: Whether to refuse code in the file, as in `keras.saving.load_model`.
+        distribute: Whether to return a `smp.DistributedModel`; defaults to whether `smp.init` was
+            called and no strategy scope is active.
 
     Returns:
         The model.
 
     Raises:
-        SavingError: The path is missing, may not be read, is damaged, of an unknown format, has
-            values in other files, needs consent or classes that were not given, or has the
-            weights of another model; nothing was changed. It is a `ValueError`, its text has
-            that of Keras, and its cause is what Keras raised. In several processes all raise.
+        SavingError: The path does not exist, cannot be read, is damaged, has an unknown format,
+            refers to values in other files, needs consent or classes that were not given, or has
+            the weights of a different model; nothing was changed. It is a `ValueError` whose
+            message contains that of Keras and whose cause is the exception of Keras. With several
+            processes all of them raise.
 
     Example:
         ```python
@@ -83,7 +85,7 @@ def load_model(
         smp.load_model("old.weights.h5", make_model)
         ```
     """
-    # First, for a checkpoint is read by all processes together.
+    # Detected first, because reading a checkpoint is a collective operation.
     kind = together(_WHAT, lambda: format_of(path, _WHAT))
     loaded = together(_WHAT, lambda: _load(path, kind, model, compile, custom_objects, safe_mode))
     check_same_file(path, _WHAT)
@@ -93,19 +95,20 @@ def load_model(
 
 
 def save_model(model: Model, path: PathLike, *, overwrite: bool = True) -> None:
-    """Saves a whole model, of opensmp or of plain Keras, in the format that the path names.
+    """Saves a whole model, distributed or plain Keras, in the format given by the path's suffix.
 
-    A crash or a full disk leaves what was there before. In several processes all must call it.
+    Writes are atomic: a crash or a full disk leaves the previous file intact. With several
+    processes the call is collective.
 
     Args:
         model: A built Keras model.
-        path: `x.keras` or `x.h5` for everything; `x.weights.h5` for weights and the optimizer's
+        path: `x.keras` or `x.h5` for the whole model; `x.weights.h5` for weights and optimizer
             state; `x.json` for the configuration, with `x.weights.h5` beside it; `x.ckpt` for a
-            TensorFlow checkpoint; a name without ending for the directory of a SavedModel.
-        overwrite: Whether what is there may be replaced.
+            TensorFlow checkpoint; a name without a suffix for a SavedModel directory.
+        overwrite: Whether an existing file may be replaced.
 
     Raises:
-        SavingError: It cannot be written.
+        SavingError: The model cannot be written.
 
     Example:
         ```python
@@ -147,6 +150,7 @@ def _load(
     custom_objects: Mapping[str, Any] | None,
     safe_mode: bool,
 ) -> Model:
+    """Loads a model or, with `model`, only its weights; see `load_model`."""
     if model is not None and not isinstance(model, keras.Model):
         if not callable(model):
             raise SavingError(
@@ -202,6 +206,7 @@ def _load_json(
     custom_objects: Mapping[str, Any] | None,
     safe_mode: bool,
 ) -> Model:
+    """Loads a JSON configuration and the weights beside it."""
     name = os.fspath(path)
     weights = weights_beside(name)
     config = object_of(Path(name).read_bytes(), name, _WHAT)

@@ -1,4 +1,4 @@
-"""All public names, which `opensmp` hands out; importing them brings TensorFlow."""
+"""All public names, which `opensmp` re-exports lazily; importing this module imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from opensmp.base.requirements import require_tensorflow
 
 require_tensorflow()
 
-from opensmp.api.comm import gradient_norms as _gradient_norms  # noqa: E402 - registers itself
+from opensmp.api.comm import gradient_norms as _gradient_norms  # noqa: E402 - registers on import
 from opensmp.api.comm.collectives import allreduce, broadcast_variables, clip_by_global_norm  # noqa: E402
 from opensmp.api.comm.communication import (  # noqa: E402
     allgather,

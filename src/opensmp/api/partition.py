@@ -1,4 +1,4 @@
-"""`smp.partition`: which partition the operations inside go to."""
+"""`smp.partition`: assigns operations to a partition."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _logger = logging.getLogger("opensmp")
 
 @contextlib.contextmanager
 def partition(index: int) -> Iterator[None]:
-    """Places the operations created inside into partition `index`.
+    """Assigns the operations created inside the context to partition `index`.
 
     Use it in the `call` of a `smp.DistributedModel`, or around layer calls while a
-    Functional model is being built. Contexts nest; the innermost wins. Operations
-    outside of any go to `default_partition`. With `auto_partition` on, contexts are
-    ignored.
+    Functional model is being built. Contexts nest; the innermost applies. Operations
+    outside of any context go to `default_partition`. With `auto_partition` on, contexts
+    are ignored.
 
     Args:
-        index: Number of the partition, from 0.
+        index: Index of the partition, from 0.
 
     Raises:
-        PartitionError: if there is no such partition, or inside the body of a loop.
+        PartitionError: if there is no such partition, or it is used in the body of a loop.
         NotInitializedError: before `smp.init`.
 
     Example:
@@ -63,7 +63,7 @@ _logged_for: Config | None = None
 
 
 def _log_ignored(config: Config) -> None:
-    """Says once per configuration that contexts have no effect."""
+    """Logs once per configuration that contexts are ignored."""
     global _logged_for
     if _logged_for is not config:
         _logged_for = config

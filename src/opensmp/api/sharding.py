@@ -1,4 +1,4 @@
-"""The part of the data that a replica of the model trains on."""
+"""`smp.shard`: the shard of the data that a model replica trains on."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ _UNKNOWN = (tf.data.UNKNOWN_CARDINALITY, tf.data.INFINITE_CARDINALITY)
 
 
 def shard(data: Any, batched: bool = False) -> Any:
-    """The part of a dataset, or of arrays, that belongs to this replica of the model.
+    """Returns this replica's shard of a dataset or of arrays.
 
-    All ranks of a replica get the same part, different replicas get different ones, and all
-    get equally much, for a replica with more batches than the others would wait for them for
-    ever: of a dataset of unknown length, as a generator makes it, the elements at its end are
-    left out that are not enough for all. With one replica, everything is given back.
+    All ranks of a replica get the same shard and different replicas get disjoint shards. All shards
+    have the same length, because a replica with more batches than the others would wait for them
+    forever. For a dataset of unknown length, such as one from a generator, the trailing elements
+    that do not suffice for all replicas are dropped. With one replica, all data is returned.
 
-    Shuffle before only with a seed, the same on all ranks: else examples would be lost to some
-    replicas and come twice in others.
+    If you shuffle before sharding, use the same seed on all ranks; otherwise some examples would be
+    lost and others duplicated.
 
     Args:
         data: A `tf.data.Dataset`, or an array, a tensor, or a nest of these.
-        batched: Whether the elements of the dataset are batches of which each replica is to
-            take its part, so that all replicas together see the same batches as one process
-            would; else the elements are dealt out in turn. Arrays and tensors are always cut
-            along their first axis: their parts, put together, are the whole again.
+        batched: Whether the elements of the dataset are batches to be split over the replicas, so
+            that all replicas together see the same batches as a single process; otherwise whole
+            elements are distributed round-robin. Arrays and tensors are always split along their
+            first axis: concatenating the shards gives the original.
 
     Returns:
         A dataset, or the same nest.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        ConfigError: The number of elements, or of examples in an array, cannot be divided by
-            the number of replicas.
+        NotInitializedError: `smp.init` has not been called.
+        ConfigError: The number of elements, or of examples in an array, is not a multiple of the
+            number of replicas.
         tf.errors.InvalidArgumentError: While a dataset runs: the same for a batch of it.
 
     Example:
@@ -80,6 +80,7 @@ def shard(data: Any, batched: bool = False) -> Any:
 
 
 def _part(leaf: Any, number: int, count: int) -> Any:
+    """Slice `number` of `count` equal slices along the first axis."""
     if not hasattr(leaf, "shape"):
         leaf = tf.convert_to_tensor(leaf)
     shape = tuple(leaf.shape)

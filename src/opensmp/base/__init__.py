@@ -1,1 +1,1 @@
-"""What every room may use, with the standard library only."""
+"""Helpers that depend on the standard library only; every other package may import them."""

@@ -1,4 +1,4 @@
-"""The divisors of a number, for messages about what does not divide it."""
+"""Divisors of an integer, for error messages that suggest valid values."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from math import isqrt
 
 
 def divisors(number: int) -> list[int]:
-    """All divisors, ascending; takes as many steps as the square root has.
-
-    Args:
-        number: An integer >= 1.
+    """Returns all divisors of `number` (an integer >= 1), ascending, in O(sqrt(number)).
 
     Example:
         >>> divisors(12)
@@ -20,12 +17,7 @@ def divisors(number: int) -> list[int]:
 
 
 def nearest_divisors(number: int, wanted: int, most: int) -> list[int]:
-    """The divisors nearest to what was wanted, ascending.
-
-    Args:
-        number: An integer >= 1.
-        wanted: What does not divide it.
-        most: How many.
+    """Returns the `most` divisors of `number` (>= 1) closest to `wanted`, ascending.
 
     Example:
         >>> nearest_divisors(360, 7, 4)

@@ -1,4 +1,4 @@
-"""Values that somebody else gave, as they stand in messages: short, whatever they are."""
+"""Formats untrusted values and lists of faults for error messages, with bounded length and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 MOST_FAULTS = 50
-"""Faults that one message lists; that there are more is said."""
+"""Maximum number of faults listed in one message; the number of omitted ones is stated."""
 
 _DEEPEST = 6
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
@@ -25,18 +25,14 @@ _BRACKETS: dict[type, tuple[str, str]] = {
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value as Python writes it, cut where it gets long; never fails, and never takes long.
-
-    Args:
-        value: Anything.
-        most: Number of characters.
+    """Returns `repr(value)` truncated to `most` characters; never raises and runs in bounded time.
 
     Example:
         >>> shown([1, 2, "a"]), shown("a" * 1000, 10)
         ("[1, 2, 'a']", "'aaaaaa...")
     """
     text = ""
-    # A list may have millions of items, or be inside itself: no more is looked at than is shown.
+    # A list may have millions of items or contain itself, so only the shown part is visited.
     for piece in _pieces(value, most, _DEEPEST):
         text += piece
         if len(text) > most:
@@ -45,17 +41,18 @@ def shown(value: Any, most: int = 80) -> str:
 
 
 def plain(name: Any) -> str:
-    """A name without quotes if it is one, for messages; a key of a dict may be anything."""
+    """Returns an identifier-like name without quotes, and any other value as `shown` does."""
     is_name = isinstance(name, str) and _PLAIN_NAME.fullmatch(name)
     return str(name) if is_name else shown(name, 60)
 
 
 def _pieces(value: Any, most: int, deepest: int) -> Iterator[str]:
+    """Yields parts of a value's `repr`; stops descending at `deepest` levels of nesting."""
     kind = type(value)
     if kind in (str, bytes, bytearray):
         yield repr(value[: most + 1])
     elif kind is int and value.bit_length() > 4 * most:
-        # Python writes no integers of thousands of digits.
+        # Python refuses to convert integers of thousands of digits to text.
         yield f"{'-' * (value < 0)}1e{int(value.bit_length() * 0.30103)}"
     elif kind in _BRACKETS and value:
         opening, closing = _BRACKETS[kind]
@@ -73,16 +70,14 @@ def _pieces(value: Any, most: int, deepest: int) -> Iterator[str]:
     else:
         try:
             yield repr(value)
-        except Exception:  # a type of somebody else may do anything
+        except Exception:  # a foreign `__repr__` may raise anything
             yield f"<{kind.__name__}>"
 
 
 def nearest(name: Any, known: Iterable[str]) -> str | None:
-    """The known name that was meant, perhaps; None if none is near.
+    """Returns the known name closest to `name`; None if none is similar.
 
-    Args:
-        name: What was given.
-        known: The names that there are; only some thousand are looked at.
+    At most 2,000 known names of at most 100 characters each are compared, to bound the time.
 
     Example:
         >>> nearest("microbatch", ["partitions", "microbatches"])
@@ -97,19 +92,17 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: Any, known: Iterable[str], faults: Sequence[str] = ()) -> str:
-    """A question for the nearest known name; empty if none is near.
+    """Returns a "did you mean ...?" hint with the nearest known name; empty if none is similar.
 
-    Args:
-        name: What was given.
-        known: The names that there are.
-        faults: Those found so far: for one that is not listed, nothing is looked for.
+    Once `faults` has reached `MOST_FAULTS`, further faults are not listed, so the search is
+    skipped.
     """
     near = nearest(name, known) if len(faults) < MOST_FAULTS else None
     return "" if near is None else f"did you mean {near!r}?"
 
 
 def numbered(faults: Sequence[str]) -> list[str]:
-    """Faults as numbered lines; of very many the first ones, and how many more there are."""
+    """Returns the first `MOST_FAULTS` faults as numbered lines, then the number of omitted ones."""
     lines = [f"  {number}. {fault}" for number, fault in enumerate(faults[:MOST_FAULTS], start=1)]
     more = len(faults) - MOST_FAULTS
     return [*lines, f"  and {more} more."] if more > 0 else lines

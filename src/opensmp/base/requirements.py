@@ -1,4 +1,4 @@
-"""What must be there before anything else of the package can be imported."""
+"""Checks that a supported TensorFlow and Keras are installed, before the package imports them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _BACKEND_MENDING = (
 
 
 def require_installed() -> None:
-    """Checks what can be known of TensorFlow and Keras without importing them.
+    """Checks the installed TensorFlow and Keras versions and settings without importing either.
 
     Raises:
-        ImportError: TensorFlow or Keras is missing or too old, or the environment asks for
-            another backend or for Keras 2. The message says how to mend it.
+        ImportError: TensorFlow or Keras is missing or too old, or the environment selects another
+            backend or Keras 2. The message explains the fix.
 
     Example:
         ```python
         require_installed()
         ```
     """
-    # TensorFlow reads this variable in the same way.
+    # These are the values that TensorFlow itself recognizes.
     legacy = os.environ.get("TF_USE_LEGACY_KERAS")
     if legacy in ("1", "true", "True"):
         raise ImportError(
@@ -37,8 +37,8 @@ def require_installed() -> None:
             'tf_keras has saved by model.save("old.h5") is taken to Keras 3, weights and all, by '
             'keras.models.load_model("old.h5", compile=False).'
         )
-    # Asked before the import: importing Keras with a backend that is not installed fails with
-    # a message about that backend, which does not help here.
+    # Checked before the import: importing Keras with a backend that is not installed fails with an
+    # unhelpful message about that backend.
     asked = os.environ.get("KERAS_BACKEND")
     if "keras" not in sys.modules and asked and asked != "tensorflow":
         raise ImportError(_wrong_backend(f"KERAS_BACKEND={asked}"))
@@ -49,11 +49,11 @@ def require_installed() -> None:
 
 
 def require_tensorflow() -> None:
-    """Imports TensorFlow, and checks that Keras 3 runs on it.
+    """Imports TensorFlow and Keras and checks that Keras 3 runs on the TensorFlow backend.
 
     Raises:
-        ImportError: As `require_installed`; or TensorFlow cannot be imported, Keras is not
-            Keras 3, or it uses another backend. The message says how to mend it.
+        ImportError: As in `require_installed`; or TensorFlow cannot be imported, Keras is not Keras
+            3, or it uses another backend. The message explains the fix.
 
     Example:
         ```python
@@ -67,7 +67,8 @@ def require_tensorflow() -> None:
         import keras
     except ImportError as error:
         raise ImportError(_not_importable(error)) from error
-    # Of what was built from source, or copied, there may be no metadata to ask before.
+    # Packages built from source or copied may lack metadata, so `require_installed` cannot see
+    # their version.
     too_old = versions.too_old({name: _loaded(name) for name in versions.OLDEST})
     if too_old is not None:
         raise ImportError(too_old)
@@ -76,7 +77,7 @@ def require_tensorflow() -> None:
 
 
 def _installed(package: str) -> dict[str, str]:
-    """The version that is said of a package, by distribution; what is loaded counts itself."""
+    """Returns distribution name to version of a package; of the imported module if there is one."""
     if package in sys.modules:
         return _loaded(package)
     try:
@@ -91,9 +92,9 @@ def _installed(package: str) -> dict[str, str]:
 
 
 def _loaded(package: str) -> dict[str, str]:
-    """The version of a package that is imported, under the name that it was installed by."""
+    """Returns the version of an imported package, keyed by the name of its distribution."""
     module = sys.modules[package]
-    version = getattr(module, "__version__", None)  # none yet if its import is under way
+    version = getattr(module, "__version__", None)  # missing while its import is in progress
     origin = getattr(module, "__file__", None)
     if not isinstance(version, str):
         return {}
@@ -102,6 +103,7 @@ def _loaded(package: str) -> dict[str, str]:
 
 
 def _not_importable(error: ImportError) -> str:
+    """Returns the message for a failed import of TensorFlow, Keras or another Keras backend."""
     missing = (error.name or "").partition(".")[0]
     if missing in ("jax", "jaxlib", "torch", "openvino"):
         return _wrong_backend(f"Keras was told to use another one ({error})")

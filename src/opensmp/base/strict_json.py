@@ -1,8 +1,8 @@
-"""JSON that somebody else wrote, read with one kind of error.
+"""A strict JSON parser for untrusted input that raises a single family of errors.
 
-Python's reader raises four kinds of errors for what is no JSON, or more than it can hold; and it
-takes what JSON is not: NaN and infinity, numbers that become infinity, and a key that comes twice,
-of which it drops the first without a word.
+Python's `json` raises four kinds of errors for invalid or oversized input. It also accepts input
+that is not JSON (NaN and infinity), turns large numbers into infinity, and silently drops the first
+of two equal keys.
 """
 
 from __future__ import annotations
@@ -13,27 +13,24 @@ from typing import Any, NoReturn
 
 
 class JsonFault(ValueError):
-    """A text is not JSON, or not JSON that can be used; the message says why and where."""
+    """A text is not JSON, or is JSON that is rejected; the message states the reason."""
 
 
 class NotJson(JsonFault):
-    """A text is not JSON at all."""
+    """A text is not valid JSON."""
 
 
 def parse_json(text: str | bytes, *, nonfinite: bool = False) -> Any:
-    """Reads a JSON text.
+    """Parses a JSON text strictly.
 
     Args:
-        text: The text; bytes are UTF-8.
-        nonfinite: Whether `NaN`, `Infinity` and `-Infinity` are taken, as Keras writes them.
-
-    Returns:
-        The value.
+        text: The text; bytes are decoded as UTF-8.
+        nonfinite: Whether to accept `NaN`, `Infinity` and `-Infinity`, which Keras writes.
 
     Raises:
         NotJson: The text is not JSON.
-        JsonFault: It is, but it is nested too deeply, holds a number of thousands of digits or
-            one that no float can hold, or names a key twice in one object.
+        JsonFault: The text is JSON, but it is nested too deeply, contains a number of thousands of
+            digits or one outside the range of a float, or repeats a key within one object.
 
     Example:
         >>> parse_json('{"partitions": 2, "partitions": 4}')
@@ -58,7 +55,7 @@ def parse_json(text: str | bytes, *, nonfinite: bool = False) -> Any:
         raise NotJson("it is not UTF-8") from None
     except RecursionError:
         raise JsonFault("it is nested too deeply") from None
-    except ValueError:  # Python reads no integers of more than some thousand digits
+    except ValueError:  # Python parses integers of a few thousand digits at most
         raise JsonFault("a number has too many digits") from None
 
 

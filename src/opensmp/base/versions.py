@@ -1,4 +1,4 @@
-"""The oldest TensorFlow and Keras that opensmp runs on, and what of them is installed."""
+"""Minimum supported versions of TensorFlow and Keras, and lookup of the installed versions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 OLDEST: Mapping[str, tuple[int, int]] = {"tensorflow": (2, 19), "keras": (3, 9)}
-"""Module to the oldest release it may be of.
+"""Maps a module to its oldest supported release.
 
-`scripts/matrix.sh` runs its tests with these. pyproject.toml and the documentation name
-the same; a test compares them.
+`scripts/matrix.sh` runs its tests with these releases. pyproject.toml and the documentation repeat
+them; a test compares all three.
 """
 
 NAMES: Mapping[str, str] = {"tensorflow": "TensorFlow", "keras": "Keras"}
-"""Module to its name in messages."""
+"""Maps a module to its name in messages."""
 
 DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     "tensorflow": (
@@ -33,11 +33,11 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "keras": ("keras", "keras-nightly"),
 }
-"""Module to the distributions that bring it, the most common first."""
+"""Maps a module to the distributions that provide it, the most common first."""
 
 
 def release(version: str) -> tuple[int, int] | None:
-    """The first two numbers of a version; None if it does not begin with two numbers.
+    """Returns (major, minor) of a version; None if it does not begin with two numbers.
 
     Example:
         ```python
@@ -49,35 +49,30 @@ def release(version: str) -> tuple[int, int] | None:
 
 
 def is_too_old(module: str, version: str) -> bool:
-    """Whether a version is older than what is needed; one that cannot be read is not.
-
-    Args:
-        module: `"tensorflow"` or `"keras"`.
-        version: As in `tensorflow.__version__`.
-    """
+    """Returns whether a version such as `"2.18.1"` is below `OLDEST`; an unparsable one is not."""
     found = release(version)
     return found is not None and found < OLDEST[module]
 
 
 def oldest(module: str) -> str:
-    """The oldest release of a module that is accepted, such as `"2.19"`."""
+    """Returns the oldest supported release of a module, such as `"2.19"`."""
     return ".".join(map(str, OLDEST[module]))
 
 
 def installed(module: str, folder: Path) -> dict[str, str]:
-    """Name and version of the distributions that may have brought a module; nothing is imported.
+    """Returns distribution name to version for the distributions in `folder` that provide `module`.
+
+    Nothing is imported. The result is empty if the module has no metadata there, for example
+    because it was copied.
 
     Args:
         module: `"tensorflow"` or `"keras"`.
-        folder: Where the module lies. What is said of another place is about another copy.
-
-    Returns:
-        Empty if nothing is known, as of a module that was copied there without its metadata.
+        folder: The folder that contains the module; metadata elsewhere describes another copy.
     """
     found: dict[str, str] = {}
     for name in DISTRIBUTIONS[module]:
         for distribution in importlib.metadata.distributions(name=name, path=[str(folder)]):
-            # Of a distribution that was half removed, an empty folder may be left.
+            # An incomplete uninstallation may leave an empty metadata folder.
             text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
             version = re.search(r"^Version: *(\S+)", text, re.MULTILINE)
             if version:
@@ -86,13 +81,13 @@ def installed(module: str, folder: Path) -> dict[str, str]:
 
 
 def too_old(found: Mapping[str, Mapping[str, str]]) -> str | None:
-    """The message about all modules that are too old; None if there is none.
+    """Returns the error message about all modules that are too old; None if there are none.
 
-    If several distributions have brought a module, the newest counts: which of them wrote the
-    files last cannot be seen.
+    If several distributions provide a module, the newest counts, because it is unknown which of
+    them wrote the files last.
 
     Args:
-        found: Module to its distributions and their versions.
+        found: Maps a module to its distributions and their versions.
     """
     old = {
         module: versions

@@ -13,9 +13,10 @@ from opensmp.errors import SmpError
 
 
 class _Commands(TyperGroup):
-    """The commands; `plan` is imported when it is asked for.
+    """Command group that imports `plan` lazily.
 
-    It brings TensorFlow, which `run` has no use for and would hold as long as its ranks run.
+    `plan` imports TensorFlow, which `run` does not need and would keep in memory while its ranks
+    run.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -48,7 +49,7 @@ def _opensmp() -> None:
 
 
 def main() -> None:
-    """Runs the command line; what the user can mend is told without a traceback."""
+    """Runs the command line; prints errors of type `SmpError` without a traceback."""
     try:
         app()
     except SmpError as error:

@@ -1,4 +1,4 @@
-"""Dry run: a model built and traced without memory for a single variable."""
+"""Dry run: builds and traces a model without allocating its variables."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Nest = Any
 
 
 def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> keras.Model:
-    """Calls a factory so that the variables of the model it makes get no memory.
+    """Calls a model factory without allocating the variables of the model.
 
     Args:
         build: Returns a Keras model.
-        arguments: Keyword arguments for it.
-        name: What the user calls it, for messages.
+        arguments: Keyword arguments for `build`.
+        name: Name of the factory for messages, as the user gave it.
 
     Raises:
-        PlanError: If it needs other arguments, fails, returns no Keras model, or makes
-            variables that cannot wait for their memory.
+        PlanError: If the arguments do not match, the factory fails, does not return a Keras model,
+            or creates variables that cannot be left unallocated.
 
     Example:
         ```python
@@ -46,18 +46,14 @@ def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: s
             "that off, such as --arg weights=null."
         ) from error
     finally:
-        # Keras keeps a list of variables that wait for memory, and any layer that is called
-        # later would give it to all of them.
+        # Keras keeps a global list of unallocated variables and would allocate all of them when any
+        # layer is called later.
         _private.take_pending_variables()
     return checked_model(model, name)
 
 
 def checked_model(model: Any, name: str) -> keras.Model:
-    """The model, if it is one.
-
-    Raises:
-        PlanError: If it is something else.
-    """
+    """Returns `model`; raises `PlanError` if it is not a Keras model."""
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
         raise PlanError(
@@ -71,7 +67,7 @@ def _check_arguments(build: Callable[..., Any], arguments: Mapping[str, Any], na
     try:
         signature = inspect.signature(build)
     except (TypeError, ValueError):
-        return  # a builtin does not tell; calling it will
+        return  # builtins may have no signature; the call will fail instead
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -89,14 +85,7 @@ def _check_arguments(build: Callable[..., Any], arguments: Mapping[str, Any], na
 
 
 def symbolic_inputs(model: keras.Model) -> Nest | None:
-    """What a Functional or Sequential model says of its inputs, as a nest of Keras tensors.
-
-    Args:
-        model: Any Keras model.
-
-    Returns:
-        None if the model does not know before it is called.
-    """
+    """Symbolic inputs of a Functional or Sequential model as a nest; None if not built yet."""
     try:
         return model.input
     except (AttributeError, ValueError):
@@ -105,17 +94,17 @@ def symbolic_inputs(model: keras.Model) -> Nest | None:
 
 
 def dry_trace(model: keras.Model, inputs: Nest, **kwargs: Any) -> TracedGraph:
-    """Traces a call of a model, built or not, without memory for inputs or variables.
+    """Traces a call of a model, built or not, without allocating inputs or variables.
 
     Args:
         model: The model.
-        inputs: Its first argument as a nest of `tf.TensorSpec`s, of one microbatch.
+        inputs: Its first argument as a nest of `tf.TensorSpec`s with the size of one microbatch.
         **kwargs: Further arguments of the call, such as `training=True`.
 
     Raises:
-        PlanError: If the model makes variables that cannot wait for their memory, or cannot
-            be called with such inputs.
-        TraceError: If it does something that one graph cannot express.
+        PlanError: If the model creates variables that cannot be left unallocated, or cannot be
+            called with such inputs.
+        TraceError: If the model cannot be traced as one graph.
 
     Example:
         ```python

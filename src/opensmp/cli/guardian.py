@@ -1,11 +1,10 @@
-"""Ends what the ranks of a run have started if the launcher cannot: when it was killed itself.
+"""Guardian process: kills the remaining processes of a run if the launcher itself was killed.
 
-A process of its own that does nothing but wait for the end of a pipe from the launcher. Ranks are
-ended by the system together with their launcher; the processes that they have started, such as
-workers that load data, would go on for ever. They are found by the token of the run in their
-environment, or by their session, which is that of a rank.
+It waits for the pipe from the launcher to close. The kernel kills the ranks together with the
+launcher, but not the processes that ranks started, such as data-loading workers. The guardian finds
+those by the token of the run in their environment, or by their session, which a rank leads.
 
-`opensmp run` runs this file, which imports nothing but the standard library.
+`opensmp run` executes this file as a script; it must import only the standard library.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ _EMPTY_ROUNDS = 3
 
 
 class Guardian:
-    """The guardian of one run, as the launcher sees it.
+    """The launcher's handle to the guardian process of one run.
 
     Args:
-        token: The token of the run, which ranks and all that they start have in their
-            environment; None if they have none.
+        token: The token of the run, inherited in the environment by ranks and their children; None
+            if there is none.
         environ: The launcher's own environment.
 
     Example:
@@ -43,8 +42,8 @@ class Guardian:
     """
 
     def __init__(self, token: str | None, environ: Mapping[str, str]) -> None:
-        # Not a process of a run within which this one may be, and not one of its group: it must
-        # outlive what ends those.
+        # The guardian must outlive what ends an enclosing run or this process group: it gets its
+        # own session and no token of an enclosing run.
         own = {name: value for name, value in environ.items() if not name.startswith(_PREFIX)}
         self._process = subprocess.Popen(
             [sys.executable, "-IS", os.path.basename(__file__)],
@@ -60,11 +59,11 @@ class Guardian:
             self._tell(f"token {token}")
 
     def watch(self, process: int) -> None:
-        """Tells of a rank, which leads a session of its own."""
+        """Registers a rank, by the process id, which is also its session id."""
         self._tell(f"session {process}")
 
     def dismiss(self) -> None:
-        """Ends the guardian: the run has come to its end."""
+        """Ends the guardian process after the normal end of a run."""
         self._tell(_DISMISSED)
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
@@ -76,18 +75,14 @@ class Guardian:
             self._process.wait()
 
     def _tell(self, line: str) -> None:
-        # If it was killed, nothing can be done about it.
+        # A guardian that was killed cannot be replaced.
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.write(f"{line}\n".encode())
 
 
 def belonging(token: str | None, sessions: Collection[int]) -> list[int]:
-    """The processes of a run that still run.
-
-    Args:
-        token: The token of the run.
-        sessions: The sessions of its ranks.
+    """Ids of the live processes of a run, found by its token or by the sessions of its ranks.
 
     Example:
         ```python
@@ -113,7 +108,7 @@ def _belongs(process: int, token: str | None, sessions: Collection[int]) -> bool
 
 
 def _end(process: int, token: str | None, sessions: Collection[int]) -> None:
-    """Ends exactly this process, even if it ends by itself and its number is used again."""
+    """Kills a process; a pidfd makes sure that a reused process id is not hit."""
     with contextlib.suppress(OSError):
         handle = os.pidfd_open(process)
         try:
@@ -124,7 +119,7 @@ def _end(process: int, token: str | None, sessions: Collection[int]) -> None:
 
 
 def main() -> None:
-    """Waits for the end of the launcher; if it came without notice, ends what is left."""
+    """Waits for the pipe to close; unless dismissed, kills the run's remaining processes."""
     os.chdir("/")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a model is called with: from `--input` and from what the model itself knows."""
+"""Input specs of a model, from `--input` options and the model's own symbolic inputs."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from opensmp.errors import PlanError
 
 _SIZES = r"[0-9]{1,18}(?:[x,][0-9]{1,18})*"
 _INPUT = re.compile(rf"(?:(?P<name>[\w.-]+)=)?(?P<shape>{_SIZES})?(?:/(?P<dtype>\w+))?")
-_MOST_ELEMENTS = 2**40  # of one example: TensorFlow counts bytes in 63 bits
+_MOST_ELEMENTS = 2**40  # per example: TensorFlow counts bytes in 63 bits
 _MOST_RANK = 254
 _LONGEST = 1_000  # characters
 _EXAMPLES = "224x224x3, 128/int32, token_ids=128/int32, or /float32 for one number per example"
 
 
 class GivenInput(NamedTuple):
-    """One `--input`.
+    """One parsed `--input` option.
 
     Attributes:
-        name: Name of the input, None if it was not said.
-        shape: Its shape without the batch; empty for one number per example, or if only the
-            element type was given.
-        dtype: Its element type, None if it was not said.
-        text: As written.
+        name: Name of the input; None if not given.
+        shape: Shape without the batch axis; empty for a scalar per example, or if only the dtype
+            was given.
+        dtype: Element type; None if not given.
+        text: The option's original text.
     """
 
     name: str | None
@@ -38,10 +38,10 @@ class GivenInput(NamedTuple):
 
 
 def parse_input(text: str) -> GivenInput:
-    """Reads `[name=]shape[/dtype]`.
+    """Parses `[name=]shape[/dtype]`.
 
     Raises:
-        PlanError: If it cannot be read.
+        PlanError: If it cannot be parsed.
 
     Example:
         >>> parse_input("token_ids=128/int32")
@@ -71,28 +71,25 @@ def parse_input(text: str) -> GivenInput:
 
 
 def _dtype(name: str) -> Any | None:
-    """The element type of this name, None if there is none that an input can have."""
+    """The dtype of this name; None if there is none or inputs cannot have it."""
     try:
         dtype = tf.as_dtype(name)
     except TypeError:
         return None
-    # References are of the graphs of TensorFlow 1; handles are no data.
+    # Reference dtypes are for TensorFlow 1 graphs; resource and variant tensors hold no data.
     return None if name.endswith("_ref") or dtype in (tf.resource, tf.variant) else dtype
 
 
 def input_specs(symbolic: Any | None, given: Sequence[GivenInput], microbatch: int) -> Any:
-    """The nest of specs to call a model with.
+    """Builds the nest of `tf.TensorSpec`s to call a model with.
 
     Args:
-        symbolic: The model's own inputs as a nest of Keras tensors, None if it has none.
-        given: What the user said of them; it fills in what the model leaves open.
+        symbolic: The model's own inputs as a nest of Keras tensors; None if it has none.
+        given: The user's `--input` options, which fill in unknown shapes and dtypes.
         microbatch: Examples per microbatch.
 
-    Returns:
-        A nest of `tf.TensorSpec`s.
-
     Raises:
-        PlanError: If something is still unknown, or contradicts the model; all faults.
+        PlanError: If shapes remain unknown or contradict the model; the message lists all faults.
     """
     if symbolic is None:
         return _from_given(given, microbatch)
@@ -142,7 +139,7 @@ def _from_given(given: Sequence[GivenInput], microbatch: int) -> Any:
 def _matched(
     leaves: Sequence[Any], given: Sequence[GivenInput]
 ) -> tuple[list[GivenInput | None], list[str]]:
-    """Gives each input of the model what was said of it, by name and then in order."""
+    """Assigns `--input` options to the model's inputs, first by name, then in order."""
     names = [leaf.name for leaf in leaves]
     faults = [
         f"--input {g.text}: there is no input '{g.name}', only {', '.join(map(repr, names))}"

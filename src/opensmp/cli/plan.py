@@ -1,4 +1,4 @@
-"""`opensmp plan`: cuts a model into partitions without running or allocating it."""
+"""`opensmp plan`: partitions a model without running or allocating it."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def _check(
     picture: Path | None,
     faults: list[str],
 ) -> None:
-    """Refuses what cannot be, before any time is spent on the model; `faults` are known already."""
+    """Validates all options before the model is built; raises one error, including `faults`."""
     if not recommend and batch % settings.microbatches:
         near = nearest_divisors(batch, settings.microbatches, 2)
         faults.append(
@@ -202,12 +202,12 @@ def _check(
 def _is_directory(path: Path) -> bool:
     try:
         return path.is_dir()
-    except (OSError, ValueError):  # such as a name that is too long
+    except (OSError, ValueError):  # e.g. a name that is too long
         return False
 
 
 def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | None:
-    """What an option says; None, and a fault, if it cannot be read."""
+    """Parses an option; returns None and appends to `faults` if it is invalid."""
     try:
         return read(given)
     except SmpError as error:
@@ -253,7 +253,7 @@ def _machine(
 
 
 def _hide_gpus() -> None:
-    """Keeps TensorFlow from taking memory of GPUs, which a dry run has no use for."""
+    """Prevents TensorFlow from allocating GPU memory, which a dry run does not need."""
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
@@ -261,7 +261,7 @@ def _hide_gpus() -> None:
 
 
 def _enter_world(partitions: int, settings: PlanSettings) -> None:
-    """Lets a factory make `smp.DistributedModel`s, without making any device."""
+    """Sets a world, so that factories can create `smp.DistributedModel`s; creates no devices."""
     if not world.is_initialized():
         config = _config(partitions, settings)
         world.set_current(world.World(config, ("/device:CPU:0",) * partitions))
@@ -270,7 +270,7 @@ def _enter_world(partitions: int, settings: PlanSettings) -> None:
 def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Model:
     factory = load_target(target)
     if isinstance(factory, keras.Model):
-        return factory  # made when its module was imported
+        return factory  # created when its module was imported
     if not callable(factory):
         raise PlanError(
             f"{shown(target)} is a value of type {type(factory).__name__}. Expected: a function "
@@ -288,6 +288,8 @@ def _recommended(
     num_devices: int,
     settings: PlanSettings,
 ) -> Candidate:
+    """Ranks configurations, prints the table and returns the best one that fits."""
+
     def graph_for(count: int) -> CoarseGraph:
         return coarsen(traced_for(count), settings.machine)
 
@@ -312,7 +314,7 @@ def _recommended(
 
 
 def _print_next(console: Console, result: Plan, output: Path | None, picture: Path | None) -> None:
-    """What was written, and how to use it."""
+    """Prints the written files, and the `smp.init` call that uses the plan."""
     settings = result.settings
     keys: dict[str, Any] = {
         "partitions": result.num_partitions,

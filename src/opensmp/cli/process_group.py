@@ -1,4 +1,4 @@
-"""The local processes of one run: started together, watched, and ended together."""
+"""Starts the local ranks of one run, monitors them, and ends all of them together."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from opensmp.distributed.watchdog.deadlock import listed
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
 
 GRACE_SECONDS = 20.0
-"""How long ranks may go on after a signal, unless the user says otherwise."""
+"""Default time that ranks have to exit after a signal."""
 
 _POLL_SECONDS = 0.05
 _LEFT_SECONDS = 1.0
-_FAILED_SECONDS = 2.0  # for ranks to end by themselves when one has failed
+_FAILED_SECONDS = 2.0  # time for the other ranks to exit by themselves after one has failed
 _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 _TAIL_LINES = 40
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What TensorFlow tells of itself in every process, and nobody looks for at the end of one.
+# Routine log output of TensorFlow, omitted from the last lines of a failed rank.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|To enable the following instructions|"
     r"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
@@ -42,16 +42,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
-        exit_code: 0 if all ranks ended with it, also after a signal; or the exit code of the rank
-            that failed first; 128 + n if signal n ended it, be it the rank or, forwarded, all.
+        exit_code: 0 if all ranks exited with 0, also after a signal; the exit code of the rank that
+            failed first; or 128 + n if signal n ended that rank or was forwarded to all ranks.
         failed_rank: The rank that failed first; None if none did.
         signal: The signal that the launcher received; None if it received none.
-        seconds: How long the ranks ran.
-        lost: Ranks that SIGKILL ended before the launcher ended any, and the first that failed if
-            it was by another signal that asks for nothing, such as SIGBUS.
+        seconds: Duration of the run.
+        lost: Ranks killed by SIGKILL before the launcher killed any, and the rank that failed first
+            if a signal other than a request to exit ended it, such as SIGBUS.
     """
 
     exit_code: int
@@ -63,7 +63,7 @@ class Outcome:
 
 @dataclass
 class _Rank:
-    """One process and what it printed last."""
+    """One process and the last lines of its output."""
 
     number: int
     process: subprocess.Popen[bytes]
@@ -80,17 +80,17 @@ class _Rank:
 
 
 class Ranks:
-    """Starts a command once per rank and waits for all of them.
+    """Starts a command once per rank and waits for all ranks.
 
     Args:
-        command: What each rank runs.
+        command: The command line.
         environments: The environment of each rank.
         shown: Ranks whose output is shown.
-        log_directory: Where the whole output of each rank is written; None for nowhere.
-        appends: Whether what is written there already stays.
-        cores: The cores of each rank; None to leave that to the system.
-        has_left: Told of ranks that have ended well, as long as others run.
-        grace_seconds: How long ranks may go on after the first signal that was forwarded to them.
+        log_directory: Directory for the full output of each rank; None to write no files.
+        appends: Whether to append to existing log files.
+        cores: CPU cores of each rank; None for no affinity.
+        has_left: Called regularly with each rank that exited with 0 while other ranks run.
+        grace_seconds: Time that ranks have to exit after the first forwarded signal.
 
     Example:
         ```python
@@ -122,11 +122,11 @@ class Ranks:
         self._received: list[int] = []
 
     def run(self) -> Outcome:
-        """Runs all ranks to their end; when it returns, none of their processes is left."""
+        """Runs all ranks; no process of theirs remains when it returns."""
         began = time.monotonic()
         _become_subreaper()
         guardian = Guardian(self._environments[0].get(f"{LAUNCHER_PREFIX}TOKEN"), os.environ)
-        others = _children()  # as a shell has left them that became this process
+        others = _children()  # children that this process inherited, e.g. through a shell's exec
         with self._signals():
             try:
                 self._start(guardian)
@@ -163,7 +163,7 @@ class Ranks:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                start_new_session=True,  # so that its own children end with it
+                start_new_session=True,  # so that the rank's children can be killed with it
                 preexec_fn=_die_with(os.getpid()),
             )
             if self._cores is not None:
@@ -171,7 +171,7 @@ class Ranks:
             guardian.watch(process.pid)
             rank = _Rank(number, process)
             self._ranks.append(rank)
-            if self._received:  # while it was being started
+            if self._received:  # a signal arrived during the start
                 _signal_group(rank, self._received[-1])
             if self._log_directory is not None:
                 path = self._log_directory / f"rank-{number}.log"
@@ -183,10 +183,10 @@ class Ranks:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Forwards signals to the ranks, except for hangups that are ignored, as by nohup.
+        """Forwards signals to all ranks, except SIGHUP if it is ignored, as under nohup.
 
-        At once, for the launcher itself may be blocked, as in a print to a pager. Whoever sends
-        three of them will not wait any more.
+        The handler forwards immediately, since the launcher may be blocked, such as in a print to a
+        pager. The third signal kills all ranks and exits.
         """
 
         def receive(number: int, frame: Any) -> None:
@@ -209,7 +209,7 @@ class Ranks:
     # ------------------------------------------------------------------------------- watch
 
     def _watch(self) -> _Rank | None:
-        """Until all have ended; gives the rank that failed first."""
+        """Waits for all ranks, or until the deadline; returns the rank that failed first."""
         failed: _Rank | None = None
         forwarded = 0
         deadline = None
@@ -217,19 +217,19 @@ class Ranks:
             self._drain(_POLL_SECONDS)
             ended = [rank for rank in self._ranks if rank.code is None and self._has_ended(rank)]
             failures = [rank for rank in ended if rank.code]
-            # Those that ended only because another one failed may be seen before that one.
+            # Ranks that exit because a peer failed may be observed before that peer.
             own = [rank for rank in failures if rank.code != ENDED_BY_PEER]
             if failed is None or (failed.code == ENDED_BY_PEER and own):
                 failed = next(iter(own or failures), failed)
             now = time.monotonic()
             if failures and deadline is None:
-                together = failures[0].code == PREEMPTED  # the others have saved as well
+                together = failures[0].code == PREEMPTED  # the peers have saved, too
                 deadline = now + (self._grace_seconds if together else _FAILED_SECONDS)
             if len(self._received) > forwarded:
                 number = self._received[-1]
                 _say(f"forwarding {signal.Signals(number).name} to all ranks")
                 forwarded = len(self._received)
-                # A second signal means that whoever sent it will not wait.
+                # A second signal requests an immediate end.
                 deadline = now + (self._grace_seconds if forwarded == 1 else 0)
             self._tell_who_left(now)
             have_ended = all(rank.code is not None for rank in self._ranks)
@@ -250,10 +250,10 @@ class Ranks:
         return rank.code is not None
 
     def _end_all(self, others: set[int]) -> None:
-        """Ends what still runs, with all the processes that the ranks have started.
+        """Ends all ranks that still run, and all processes that the ranks started.
 
         Args:
-            others: Children that are none of the ranks' doing.
+            others: Children of the launcher that ranks did not start.
         """
         for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
             running = [rank for rank in self._ranks if rank.process.poll() is None]
@@ -272,7 +272,7 @@ class Ranks:
     # ------------------------------------------------------------------------------ output
 
     def _drain(self, seconds: float) -> None:
-        """Reads what the ranks print, waiting at most so long for it."""
+        """Reads pending output of the ranks; waits at most `seconds`, capped at 0.05."""
         if not self._selector.get_map():
             time.sleep(min(seconds, _POLL_SECONDS))
             return
@@ -302,7 +302,7 @@ class Ranks:
             rank.log = None
 
     def _drain_all(self) -> None:
-        """Reads what ranks that have ended left behind in the pipes."""
+        """Reads the remaining output of ranks that have exited."""
         end = time.monotonic() + _DRAIN_SECONDS
         while self._selector.get_map() and time.monotonic() < end:
             self._drain(_POLL_SECONDS)
@@ -322,7 +322,7 @@ class Ranks:
                 _print(f"[{rank.number}] {text}", sys.stdout if name == "stdout" else sys.stderr)
 
     def _tell(self, failed: _Rank) -> None:
-        """The failing rank's error, after everything else."""
+        """Prints the failed rank's last lines, after all other output."""
         code = failed.code or 0
         if code == PREEMPTED:
             _say(f"rank {failed.number} ended with exit code {code}: it was asked to, start again")
@@ -365,7 +365,7 @@ def _shell_code(code: int | None) -> int:
 
 
 def _is_lost(rank: _Rank, failed: _Rank | None) -> bool:
-    """Whether the system has taken a rank; others may crash in consequence of the first."""
+    """Whether the system killed a rank, as opposed to a crash caused by the first failure."""
     if rank.code is None or rank.code >= 0 or -rank.code in _FORWARDED:
         return False
     return rank is failed or -rank.code == signal.SIGKILL
@@ -381,7 +381,7 @@ def _libc() -> Any:
 
 
 def _die_with(parent: int) -> Any:
-    """For the child: end when the launcher ends, however that happens (Linux only)."""
+    """Child setup: the kernel kills the child when the launcher exits (Linux only)."""
     libc = _libc() if sys.platform == "linux" else None
 
     def prepare() -> None:
@@ -394,13 +394,13 @@ def _die_with(parent: int) -> Any:
 
 
 def _become_subreaper() -> None:
-    """Processes that outlive their rank become children of the launcher (Linux only)."""
+    """Makes orphaned descendants of ranks children of the launcher (Linux only)."""
     if sys.platform == "linux":
         _libc().prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def _children() -> set[int]:
-    """The processes that are children of this one."""
+    """Ids of this process's children."""
     children: set[int] = set()
     for task in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -409,7 +409,7 @@ def _children() -> set[int]:
 
 
 def _end_orphans(others: set[int]) -> None:
-    """Ends processes that ranks had started in sessions of their own, not the others."""
+    """Kills orphaned processes that ranks started in other sessions; spares `others`."""
     for _ in range(10):
         children = _children() - others
         if not children:

@@ -1,4 +1,4 @@
-"""Whether ranks are started again after a run has ended, and how many."""
+"""Decides whether a run is restarted after a failure, and with how many ranks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _USAGE, _INTERRUPTED = 2, 130
 
 
 class Restarts:
-    """Counts restarts, and the ranks that are left.
+    """Counts restarts and the remaining ranks.
 
-    A run is not started again if it ended well, if the launcher got a signal, or with an exit
-    code that says that it would end in the same way: 2, wrong usage, and 130, Ctrl-C.
+    A run is not restarted if it succeeded, if the launcher received a signal, or if the exit code
+    says that it would fail again in the same way: 2 (wrong usage) and 130 (Ctrl-C).
 
-    With `least`, a rank counts as lost if it was ended by a signal that asks for nothing, as the
-    system does for want of memory; or if it was not in `smp.init` when a run failed, twice in a
-    row. The next run has as many ranks as are left and make up whole replicas.
+    With `least`, a rank counts as lost if it was killed by a signal that is no request to exit, as
+    when memory runs out, or if it had not called `smp.init` in two consecutive failed runs. The
+    next run uses the largest number of remaining ranks that makes up whole replicas.
 
     Args:
-        most: How many restarts there may be.
+        most: Maximum number of restarts.
         size: Number of ranks.
-        least: How many ranks there must be; None: always as many as at first.
-        layout: The layout of the model, as far as the flags say it.
+        least: Minimum number of ranks; None to always use the initial number.
+        layout: The layout of the model according to the flags; None if unknown.
 
     Attributes:
-        number: Number of the run, from 0.
-        size: Number of its ranks.
+        number: Index of the current run, from 0.
+        size: Number of ranks of the current run.
 
     Example:
         ```python
@@ -45,15 +45,15 @@ class Restarts:
 
     def __init__(self, most: int, size: int, least: int | None, layout: Layout | None) -> None:
         self._most, self._least, self._layout = most, least, layout
-        self._absent: set[int] = set()  # at the end of the run before
+        self._absent: set[int] = set()  # ranks missing from smp.init at the end of the previous run
         self.number, self.size = 0, size
 
     def again(self, outcome: Outcome, marks: Mapping[int, Layout]) -> bool:
-        """Whether there is another run, of `size` ranks; says so.
+        """Decides whether to restart, updates `number` and `size`, and prints the decision.
 
         Args:
-            outcome: How the run has ended.
-            marks: The ranks that have called `smp.init`, and the layout that each knows.
+            outcome: Result of the run.
+            marks: Layouts recorded in `smp.init`, by rank; ranks that did not call it are missing.
         """
         if outcome.failed_rank is None or outcome.signal is not None or not self._most:
             return False
@@ -87,7 +87,7 @@ class Restarts:
         return sorted({*outcome.lost, *twice})
 
     def _fitting(self, most: int, marks: Mapping[int, Layout]) -> int | None:
-        """The largest number of ranks that is possible with what the ranks know."""
+        """Largest number of ranks up to `most` that makes up whole replicas; None if none."""
         layout = next(iter(marks.values()), self._layout)
         for size in range(most, (self._least or 1) - 1, -1):
             if layout is None:
@@ -101,7 +101,7 @@ class Restarts:
 
 
 def known_layout(flags: Mapping[str, Any]) -> Layout | None:
-    """The layout that flags say; None if they do not say it."""
+    """Layout of the model according to the flags; None without `partitions`."""
     if "partitions" not in flags:
         return None
     return Layout(flags["partitions"], flags.get("processes_per_replica"))

@@ -1,4 +1,4 @@
-"""`opensmp run`: one process per rank on this machine."""
+"""`opensmp run`: starts one process per rank on this machine."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from opensmp.distributed.launch.init_markers import clear_marks, read_marks
 from opensmp.distributed.launch.launchers import LONGEST_JOIN_SECONDS
 from opensmp.errors import LaunchError
 
-# Large tensors are allocated and freed at every step: memory that glibc gives back to the
-# system each time costs more to get again than the message takes.
+# Large tensors are allocated and freed in every step. If glibc returns the memory to the system
+# each time, getting it back costs more than the transfer of the message.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     "MALLOC_TOP_PAD_": str(16 << 20),
 }
 
-_MOST_RANKS = 4096  # of one machine
+_MOST_RANKS = 4096  # per machine
 
 
 def run(
@@ -171,20 +171,20 @@ def run(
         raise LaunchError(
             f"--show-rank {show_rank}: there is no such rank. Expected: 0 to {processes - 1}."
         )
-    # By way of a file, not a module: importing a module would import TensorFlow before the
-    # script could set variables for it.
+    # Run as a file, not as a module: importing an opensmp module would import TensorFlow before the
+    # script can set its environment variables.
     command = [sys.executable, horovod_finder.__file__, *(["-m"] if module else [])]
     command += [script, *(arguments or [])]
     to_show = set(range(processes)) if all_output else {show_rank}
     restarts = Restarts(max_restarts, processes, min_procs, known_layout(flags))
-    # Held as long as ranks are started, so that restarts meet at the same place.
+    # Reserved across restarts, so that all runs meet at the same port.
     reservation, port = rendezvous.reserve_port("127.0.0.1")
     with reservation, tempfile.TemporaryDirectory(prefix="opensmp-run-") as marks:
         while True:
             processes = restarts.size
             restart = restarts.number
             clear_marks(marks)
-            token = secrets.token_hex(16)  # what is left of an earlier run cannot join
+            token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
             environments = [
                 environment(
                     os.environ,
@@ -204,7 +204,7 @@ def run(
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
             appends = restart > 0
             with contextlib.closing(Absence(port, token, processes)) as absence:
-                # With fewer ranks than there were, the one to be shown may be gone.
+                # With fewer ranks after a restart, the rank to show may no longer exist.
                 seen = {rank if rank < processes else 0 for rank in to_show}
                 ranks = Ranks(
                     command,
@@ -223,14 +223,14 @@ def run(
 
 
 def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str]) -> None:
-    """Reports faults of the flags before anything is started.
+    """Validates the flags before any process is started.
 
     Raises:
-        ConfigError: A flag is wrong, or does not fit the number of processes.
+        ConfigError: A flag is invalid, or incompatible with the number of processes.
     """
     if not flags:
         return
-    # Whether partitions need a default_partition is for the script to say.
+    # The script may still set default_partition, so it is not required here.
     known = {"auto_partition": True, **flags} if "default_partition" not in flags else flags
     config = Config.resolve(None, flags=known, environ=environ)
     if "partitions" in flags:
@@ -238,7 +238,7 @@ def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str])
 
 
 def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
-    """Reports what no rank could begin with."""
+    """Reports faults of the script and log paths that would make every rank fail."""
     faults = []
     path = Path(script)
     if not module and not _exists(path):
@@ -263,12 +263,12 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # such as a name that is too long
+    except (OSError, ValueError):  # e.g. a name that is too long
         return False
 
 
 def _check_seconds(join_seconds: float | None, idle_seconds: float | None) -> None:
-    """Reports times that no rank would take."""
+    """Reports time limits that ranks would not accept."""
     faults = []
     if join_seconds is not None and not join_seconds <= LONGEST_JOIN_SECONDS:
         faults.append(
@@ -295,23 +295,23 @@ def environment(
     grace_seconds: float = GRACE_SECONDS,
     marks: str | None = None,
 ) -> dict[str, str]:
-    """The environment of one rank.
+    """Environment variables of one rank.
 
-    What the user has set already stays. Numbers of threads are left to `smp.init`, which
-    knows how many partitions a process has.
+    Variables that the user has set are kept. Thread counts are left to `smp.init`, which knows the
+    number of partitions per process.
 
     Args:
         environ: The launcher's own environment.
         rank: The rank.
         size: Number of ranks, all on this machine.
-        port: Where rank 0 meets the others.
+        port: Port of the rendezvous at rank 0.
         token: Secret of the run.
-        flags: Keys of the configuration that were given as flags.
-        restart: How many times all ranks were started before.
-        join_seconds: How long ranks wait for each other.
-        idle_seconds: How long no rank may compute anything while all wait.
-        grace_seconds: How long ranks may go on after a signal.
-        marks: The directory in which ranks note that they have called `smp.init`.
+        flags: Configuration keys that were given as flags.
+        restart: Number of restarts before this run.
+        join_seconds: Timeout of `smp.init` for the other ranks.
+        idle_seconds: Timeout while all ranks wait and none computes.
+        grace_seconds: Time that ranks have to exit after a signal.
+        marks: Directory in which ranks record that they have called `smp.init`.
     """
     own = {
         "RANK": rank,
@@ -322,7 +322,7 @@ def environment(
         "TOKEN": token,
         "FLAGS": json.dumps(dict(flags)),
         "RESTART": restart,
-        "GRACE_SECONDS": grace_seconds,  # a script may ask how long it has to save
+        "GRACE_SECONDS": grace_seconds,  # scripts may read how long they have to save
     }
     if join_seconds is not None:
         own["JOIN_SECONDS"] = join_seconds
@@ -332,7 +332,7 @@ def environment(
     return {
         **_MALLOC,
         "PYTHONUNBUFFERED": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "1",  # every rank would tell how it joined
+        "TF_CPP_MIN_LOG_LEVEL": "1",  # otherwise every rank logs how it joined
         **inherited,
         **{f"{LAUNCHER_PREFIX}{name}": str(value) for name, value in own.items()},
         **({} if idle_seconds is None else {IDLE_VARIABLE: str(idle_seconds)}),
@@ -340,7 +340,7 @@ def environment(
 
 
 def share_of_cores(cores: set[int], size: int) -> list[set[int]]:
-    """The cores of each rank; ranks share a core only when there are fewer cores than ranks.
+    """Cores of each rank; ranks share a core only if there are fewer cores than ranks.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""What the user names on the command line as `module:factory`."""
+"""Loads `module:factory` targets and `name=value` arguments from the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opensmp.errors import PlanError
 
 
 def load_target(target: str) -> Any:
-    """Imports a module, or runs a file as one, and takes an attribute of it.
+    """Imports a module, or a file as a module, and returns an attribute of it.
 
     Args:
         target: `package.module:name` or `path/to/file.py:name`; the name may have dots.
@@ -44,7 +44,7 @@ def load_target(target: str) -> Any:
             raise PlanError(
                 f"{shown(module_name)} has no attribute {shown(attribute)}; {hint}"
             ) from None
-        except Exception as error:  # a module may make its attributes when they are asked for
+        except Exception as error:  # modules may compute attributes on access
             raise PlanError(
                 f"{shown(target)} failed when it was looked up: {_told(error)}"
             ) from error
@@ -52,6 +52,7 @@ def load_target(target: str) -> Any:
 
 
 def _import(name: str) -> Any:
+    """Imports a module by its name, or a file by its path."""
     path = Path(name)
     if path.suffix == ".py":
         if not _is_file(path):
@@ -87,7 +88,7 @@ def _import(name: str) -> Any:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # such as a name that is too long
+    except (OSError, ValueError):  # e.g. a name that is too long
         return False
 
 
@@ -100,10 +101,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Reads `name=value`: a value is JSON if it can be read as such, else a text.
+    """Parses `name=value` options; a value that is not valid JSON is taken as a string.
 
     Raises:
-        PlanError: Listing those that have no name.
+        PlanError: If options have no valid name, a repeated name or an unusable value; lists them.
 
     Example:
         >>> parse_arguments(["weights=null", "input_shape=[64, 64, 3]", "name=small"])

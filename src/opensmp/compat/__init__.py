@@ -1,1 +1,1 @@
-"""What existing scripts expect and current libraries have dropped."""
+"""Compatibility with Horovod and Keras 2 for existing scripts."""

@@ -43,18 +43,18 @@ __all__ = [
 ]
 
 Average = "mean"
-"""Of `op`: divide the sum by the number of replicas."""
+"""Value of `op`: divide the sum by the number of replicas."""
 
 Sum = "sum"
-"""Of `op`: add up."""
+"""Value of `op`: sum over the replicas."""
 
 
 def init(*args: Any, **kwargs: Any) -> None:
-    """Does nothing; `smp.init` starts everything."""
+    """Does nothing; `smp.init` does the initialization."""
 
 
 def rank() -> int:
-    """Number of this replica of the model."""
+    """Index of this replica of the model."""
     return world.current("hvd.rank").rank_in(world.DP_GROUP)
 
 
@@ -64,12 +64,12 @@ def size() -> int:
 
 
 def local_rank() -> int:
-    """Rank of this process among those of its machine."""
+    """Rank of this process on its machine."""
     return world.current("hvd.local_rank").local_rank
 
 
 def local_size() -> int:
-    """Number of processes of this machine."""
+    """Number of processes on this machine."""
     return world.current("hvd.local_size").local_size
 
 
@@ -86,25 +86,25 @@ def allreduce(
     process_set: None = None,
     ignore_name_scope: bool = False,
 ) -> Any:
-    """The mean, or sum, of a tensor over all replicas of the model.
+    """Computes the mean or sum of a tensor over all replicas of the model.
 
     Args:
         tensor: A tensor, `tf.IndexedSlices`, or a nest of them.
-        average: The old way to say `op`: True for `Average`, False for `Sum`.
+        average: Deprecated form of `op`: True for `Average`, False for `Sum`.
         device_dense: Ignored.
         device_sparse: Ignored.
         compression: Must be None.
         op: `Average` or `Sum`.
-        prescale_factor: What the tensor is multiplied by before; integers are rounded towards
-            zero after it.
-        postscale_factor: What the result is multiplied by, likewise.
+        prescale_factor: Factor applied before the reduction; integers are then rounded
+            towards zero.
+        postscale_factor: Factor applied to the result, likewise.
         name: Ignored.
         process_set: Must be None.
         ignore_name_scope: Ignored.
 
     Raises:
-        CommunicationError: `average` and `op` are given both, `op` is another one, or there is
-            a compression or a process set.
+        CommunicationError: Both `average` and `op` are given, `op` is unknown, or compression or a
+            process set is requested.
 
     Example:
         ```python
@@ -133,11 +133,11 @@ def broadcast_variables(
     process_set: None = None,
     inplace: bool = False,
 ) -> None:
-    """Gives variables the values that they have in one replica.
+    """Broadcasts variables from one replica to all replicas.
 
     Args:
         variables: Keras variables or `tf.Variable`s.
-        root_rank: Number of the replica.
+        root_rank: Index of the source replica.
         process_set: Must be None.
         inplace: Ignored.
 
@@ -156,7 +156,7 @@ def __getattr__(name: str) -> Any:
 
 
 def absent(name: str) -> str:
-    """What there is to say about something of Horovod that is not here."""
+    """Error message for a Horovod name that this module does not provide."""
     return (
         f"{name} does not exist here: Horovod is not installed, and opensmp stands in for these "
         f"names of horovod.tensorflow: {', '.join(__all__)}. Use them, or the functions of "

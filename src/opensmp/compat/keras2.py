@@ -1,9 +1,9 @@
-"""Keras 2 habits on Keras 3 objects, for scripts written for the smp API in its day.
+"""Patches Keras 3 classes with Keras 2 API, for scripts written for the original smp API.
 
-Only `import smdistributed.modelparallel.tensorflow` installs them; `import opensmp` alone
-changes nothing. Each function below is one habit and says what Keras 2 did. They add names
-that Keras 3 does not have, or accept arguments that it refuses or ignores, so that code
-written for Keras 3 keeps its meaning; only `optimizer.set_weights` becomes stricter.
+Only `import smdistributed.modelparallel.tensorflow` installs the patches; `import opensmp` alone
+changes nothing. Each function below adds one Keras 2 feature and documents its behavior in Keras 2.
+The patches add names that Keras 3 does not have, or accept arguments that it refuses or ignores, so
+that code written for Keras 3 still works; only `optimizer.set_weights` becomes stricter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _installed = False
 
 
 def install() -> None:
-    """Makes the habits of this module work. Calling it again does nothing.
+    """Installs all patches of this module. Calling it again does nothing.
 
     Example:
         ```python
@@ -48,16 +48,16 @@ def install() -> None:
 
 
 def _add_get_gradients() -> None:
-    """`optimizer.get_gradients(loss, params)`.
+    """Adds `optimizer.get_gradients(loss, params)`.
 
-    Keras 2 returned the symbolic gradients of a loss, in graph mode only: eagerly it raised
-    what `tf.gradients` raises. A gradient that does not exist was an error there; here it is
-    None, as `tf.gradients` and `tf.GradientTape` give it, since `apply_gradients` of Keras 3
-    passes over it with a warning.
+    Keras 2 returned the symbolic gradients of a loss, in graph mode only: eagerly it raised the
+    error of `tf.gradients`. A missing gradient was an error there; here it is None, as in
+    `tf.gradients` and `tf.GradientTape`, since `apply_gradients` of Keras 3 skips None with a
+    warning.
     """
 
     def get_gradients(self: Any, loss: Any, params: Any) -> list[Any]:
-        """Gradients of `loss` with respect to `params`, None where there is no connection."""
+        """Gradients of `loss` with respect to `params`; None where they are not connected."""
         if tf.executing_eagerly():
             raise RuntimeError(
                 "optimizer.get_gradients is not supported when eager execution is enabled. "
@@ -72,13 +72,10 @@ def _add_get_gradients() -> None:
 
 
 def _add_lr() -> None:
-    """`optimizer.lr`.
-
-    Keras 2 kept it as a second name of `learning_rate`, to read and to set.
-    """
+    """Adds `optimizer.lr`, in Keras 2 a readable and writable alias of `learning_rate`."""
 
     def get_lr(self: Any) -> Any:
-        """Second name of `learning_rate`."""
+        """Alias of `learning_rate`."""
         return self.learning_rate
 
     def set_lr(self: Any, value: Any) -> None:
@@ -88,12 +85,13 @@ def _add_lr() -> None:
 
 
 def _accept_lr_and_decay() -> None:
-    """`Adam(lr=0.01, decay=1e-4)`.
+    """Accepts `Adam(lr=0.01, decay=1e-4)`.
 
-    In Keras 2 `lr` won over `learning_rate`, integers were accepted, and with `decay` the
-    rate of a step was `learning_rate / (1 + decay * iterations)`. Keras 3 refuses `lr` and
+    In Keras 2 `lr` took precedence over `learning_rate`, integers were accepted, and with `decay`
+    the rate of a step was `learning_rate / (1 + decay * iterations)`. Keras 3 refuses `lr` and
     ignores `decay` with a warning. The decay becomes an `InverseTimeDecay`, which Keras can
-    save and load; so, as with every schedule of Keras 3, the rate cannot be set afterwards.
+    serialize; therefore, as with every Keras 3 schedule, the learning rate cannot be assigned
+    afterwards.
     """
     original = keras.optimizers.Optimizer.__init__
 
@@ -132,18 +130,18 @@ def _decayed(learning_rate: Any, decay: Any) -> Any:
 
 
 class CallableList(list[Any]):
-    """A list that gives itself when it is called."""
+    """A list that returns its items as a plain list when it is called."""
 
     def __call__(self) -> list[Any]:
-        """The same values as an ordinary list."""
+        """The same values as a plain list."""
         return list(self)
 
 
 def _make_variables_callable() -> None:
-    """`optimizer.variables()`.
+    """Makes `optimizer.variables()` work.
 
-    It was a method in Keras 2 and is a property in Keras 3, which Keras itself reads to save
-    and count. The property stays and gives a list that can be called as well.
+    `variables` was a method in Keras 2 and is a property in Keras 3, which Keras itself reads for
+    saving and counting. It stays a property, but returns a list that can also be called.
     """
     for cls in _classes_of(keras.optimizers.Optimizer):
         stock = vars(cls).get("variables")
@@ -160,7 +158,7 @@ def _callable(getter: Callable[[Any], Sequence[Any]]) -> Callable[[Any], Callabl
 
 
 def _classes_of(cls: Any) -> Iterator[Any]:
-    """The class, its bases, and all classes below it."""
+    """Yields the bases of a class, the class itself and all its subclasses."""
     yield from cls.__mro__[1:]
     pending = [cls]
     seen = set()
@@ -173,12 +171,12 @@ def _classes_of(cls: Any) -> Iterator[Any]:
 
 
 def _add_optimizer_weights() -> None:
-    """`optimizer.get_weights()` and `optimizer.set_weights(weights)`.
+    """Adds `optimizer.get_weights()` and replaces `optimizer.set_weights(weights)`.
 
-    Keras 2 gave the values of all variables as arrays and took them back in that order,
-    refusing a list of another length. Keras 3 has no `get_weights`, and its `set_weights`
-    drops what is too much and passes over optimizers inside an optimizer. The values are those
-    of Keras 3: after the iteration comes the learning rate, which Keras 2 left out.
+    Keras 2 returned the values of all variables as arrays and assigned them in the same order,
+    refusing a list of another length. Keras 3 has no `get_weights`, and its `set_weights` ignores
+    excess values and skips inner optimizers. The order of values is that of Keras 3: the iteration
+    is followed by the learning rate, which Keras 2 did not include.
     """
 
     def get_weights(self: Any) -> list[Any]:
@@ -186,7 +184,7 @@ def _add_optimizer_weights() -> None:
         return [variable.numpy() for variable in self.variables]
 
     def set_weights(self: Any, weights: Sequence[Any]) -> None:
-        """Takes values in the order of `get_weights`."""
+        """Assigns values in the order of `get_weights`."""
         if not self.built:
             raise ValueError(
                 f"{self.name}.set_weights was called before the optimizer has its variables. Call "
@@ -219,27 +217,24 @@ def _add_optimizer_weights() -> None:
 
 
 def _add_metric_reset_states() -> None:
-    """`metric.reset_states()`.
-
-    The name in Keras before 2.5 and an alias of `reset_state` until Keras 3.
-    """
+    """Adds `metric.reset_states()`: the name before Keras 2.5, later an alias of `reset_state`."""
 
     def reset_states(self: Any) -> None:
-        """Second name of `reset_state`."""
+        """Alias of `reset_state`."""
         self.reset_state()
 
     keras.metrics.Metric.reset_states = reset_states
 
 
 def _add_model_reset_states() -> None:
-    """`model.reset_states()`.
+    """Adds `model.reset_states()`.
 
-    Keras 2 cleared the states of all stateful recurrent layers, in nested models too. In
-    Keras 3 each such layer has a `reset_states` of its own and the model has none.
+    Keras 2 reset the states of all stateful recurrent layers, including those of nested models. In
+    Keras 3 each such layer has its own `reset_states`, but the model has none.
     """
 
     def reset_states(self: Any) -> None:
-        """Clears the states of all stateful layers."""
+        """Resets the states of all stateful layers."""
         for layer in self.layers:
             if isinstance(layer, keras.Model) or getattr(layer, "stateful", False):
                 layer.reset_states()

@@ -1,4 +1,4 @@
-"""From a Keras model to a schedule: trace, costs, plan, lowering, schedule.
+"""The compiler, from a Keras model to a schedule: trace, costs, plan, lowering, schedule.
 
-Functions from value to value. Nothing here knows of processes.
+It consists of pure functions of values and does not depend on processes.
 """

@@ -1,4 +1,4 @@
-"""Bytes, seconds, counts and long names as people write and read them."""
+"""Parses and formats bytes, seconds, counts and long names for people."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _SPELLED = {"KIB": "KiB", "MIB": "MiB", "GIB": "GiB", "TIB": "TiB", "KB": "kB"}
 
 
 def parse_bytes(text: str, what: str = "size") -> int:
-    """Reads an amount of memory.
+    """Parses an amount of memory such as `"16GiB"` to bytes.
 
     Args:
-        text: A number and a unit: B; kB, MB, GB, TB (powers of 1000); KiB, MiB, GiB, TiB
-            (powers of 1024). Case does not matter. A number alone is bytes.
-        what: What it is, for the message.
+        text: A number and a unit: B; kB, MB, GB, TB (powers of 1000); KiB, MiB, GiB, TiB (powers of
+            1024). Case is ignored. A number without a unit is in bytes.
+        what: Name of the quantity in the error message.
 
     Raises:
-        ConfigError: It cannot be read, is ambiguous, or is not positive.
+        ConfigError: The text is malformed, ambiguous (such as "16G"), or not positive.
 
     Example:
         >>> parse_bytes("16GiB"), parse_bytes("1.5 kB"), parse_bytes("4096")
@@ -65,7 +65,7 @@ def _unit(name: str) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """An amount of memory with three digits or so: `"1.5 GiB"`.
+    """Formats bytes with about three significant digits: `"1.5 GiB"`.
 
     Example:
         >>> format_bytes(0), format_bytes(1536), format_bytes(100 * 2**30)
@@ -75,14 +75,14 @@ def format_bytes(size: float) -> str:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         size /= 1024
-        # 1023.7 would be printed as 1024: such a size is one of the next unit.
+        # 1023.7 would be printed as 1024, so it moves on to the next unit.
         if abs(size) < 1023.5 or unit == "TiB":
             break
     return f"{_three_digits(size)} {unit}"
 
 
 def format_seconds(seconds: float) -> str:
-    """A time with three digits or so: `"12.5 ms"`.
+    """Formats seconds with about three significant digits: `"12.5 ms"`.
 
     Example:
         >>> format_seconds(0.0125), format_seconds(2.5e-6), format_seconds(300)
@@ -97,7 +97,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """A large number with a factor: `"25.6 M"`.
+    """Formats a large number with a unit prefix: `"25.6 M"`.
 
     Example:
         >>> format_count(999), format_count(25_600_000), format_count(4.1e12)
@@ -113,7 +113,7 @@ def format_count(count: float) -> str:
 
 
 def format_change(new: float, old: float) -> str:
-    """By how much something changed, in percent: `"+1.6 %"`.
+    """Formats a relative change in percent: `"+1.6 %"`.
 
     Example:
         >>> format_change(103, 100), format_change(100, 100), format_change(1, 0)
@@ -128,7 +128,7 @@ def format_change(new: float, old: float) -> str:
 
 
 def shortened(name: str, longest: int = 26) -> str:
-    """A name with its middle left out if it is long; its end tells most.
+    """Shortens a long name in the middle; keeps more of the end, which is the more specific part.
 
     Example:
         >>> shortened("encoder/block_11/attention/output", 20)

@@ -1,9 +1,8 @@
-"""The configuration: its keys, where their values come from, and what is wrong with them.
+"""The configuration: its keys, the sources of their values, and their validation.
 
-A value comes from the dict given to `smp.init`, from a launcher's flags or from the
-environment, in this order of precedence. Every fault of every source is collected first
-and reported in one `ConfigError`, so that nobody has to mend a configuration one run at a
-time.
+A value comes from the dict given to `smp.init`, from a launcher's flags or from the environment, in
+this order of precedence. All faults of all sources are collected and reported in one `ConfigError`,
+so that a user can fix them in one go.
 """
 
 from __future__ import annotations

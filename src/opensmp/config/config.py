@@ -1,4 +1,4 @@
-"""The configuration, complete and free of contradictions."""
+"""The validated configuration."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from opensmp.config.sources import Given, from_dict, from_service, from_variable
 
 @dataclass(frozen=True)
 class Config:
-    """What `smp.init` was asked for, complete and free of contradictions.
+    """The validated, complete configuration passed to `smp.init`.
 
     Attributes:
         partitions: Number of partitions of the model.
-        microbatches: Microbatches per step; the batch must be divisible by it.
-        pipeline: `"interleaved"`: the backward pass of a microbatch goes first whenever it
-            can (1F1B in steady state); `"simple"`: all forward passes, then all backward
-            passes (GPipe); `"zero_bubble"`: as `"interleaved"`, and the gradients of weights,
-            for which nobody waits, fill the bubble at the end.
-        optimize: What automatic partitioning balances, `"memory"` or `"speed"`. With `"speed"`
-            gradients of weights may also be computed for several microbatches at once.
-        placement_strategy: Which ranks form one model replica, `"cluster"` (neighbours) or
+        microbatches: Number of microbatches per step; it must divide the batch size.
+        pipeline: The pipeline schedule. `"interleaved"` prefers the backward pass of a microbatch
+            as soon as it is ready (1F1B in steady state). `"simple"` runs all forward passes, then
+            all backward passes (GPipe). `"zero_bubble"` is `"interleaved"` with weight gradients
+            deferred to fill the bubble at the end, since no other partition depends on them.
+        optimize: What automatic partitioning balances, `"memory"` or `"speed"`. With `"speed"`,
+            weight gradients may also be computed for several microbatches at once.
+        placement_strategy: Which ranks form one model replica: `"cluster"` (adjacent ranks) or
             `"spread"`.
-        auto_partition: Whether partitions are chosen automatically; otherwise by
-            `smp.partition`.
-        default_partition: Where operations outside every `smp.partition` go.
-        contiguous: Whether partitions must be connected pieces of the graph.
-        horovod: Whether the script is a hybrid one that makes Horovod-style calls.
-        active_microbatches: Most microbatches in flight. The default is `partitions + 2`;
-            the pipeline `"simple"` holds all microbatches, so there it is at least
-            `microbatches`.
+        auto_partition: Whether to choose partitions automatically; otherwise `smp.partition`
+            assigns them.
+        default_partition: The partition of operations outside every `smp.partition`.
+        contiguous: Whether each partition must be a connected part of the graph.
+        horovod: Whether the script is a hybrid script that makes Horovod-style calls.
+        active_microbatches: Maximum number of microbatches in flight. The default is
+            `partitions + 2`; the pipeline `"simple"` keeps all microbatches in flight, so there it
+            is at least `microbatches`.
         devices: `"cpu"`, `"gpu"`, the logical device of each partition such as
-            `("CPU:0", "CPU:1")`, or None: the GPUs if there are any, else the CPU.
-        plan: Path of a plan's JSON file, to be used instead of a new plan; or pairs (name of
-            a model, path) where several models are distributed, given as a dict. Models that
-            are not named get a new plan.
-        processes_per_replica: Number of processes that hold one replica of the model; it
-            divides `partitions` and the number of processes. None: one process per partition
-            if the number of processes allows it, else one replica over all processes.
-        transport: How tensors travel between partitions of different processes: `"auto"`,
-            through shared memory on the same machine and by TensorFlow's collectives between
-            machines; `"collective"`, always by the latter.
-        pieces_per_partition: Into how many pieces automatic partitioning cuts the model for
-            each partition, which the partitions take by turns (interleaved stages): more of
-            them make a smaller bubble and more transfers.
-        check_finite: Whether each step looks for activations and gradients that are nan or
-            infinite, and raises `opensmp.NonFiniteError`, which names the first one.
+            `("CPU:0", "CPU:1")`, or None for the GPUs if there are any, else the CPU.
+        plan: Path of a plan's JSON file to use instead of computing a plan; or, if several models
+            are distributed, pairs (model name, path), given as a dict. Models without an entry get
+            a computed plan.
+        processes_per_replica: Number of processes that hold one replica of the model; it divides
+            `partitions` and the number of processes. None means one process per partition if the
+            number of processes allows it, else one replica over all processes.
+        transport: How to transfer tensors between partitions of different processes. `"auto"` uses
+            shared memory on the same machine and TensorFlow collectives between machines;
+            `"collective"` always uses TensorFlow collectives.
+        pieces_per_partition: Number of pieces (interleaved stages) that automatic partitioning
+            gives to each partition, assigned round-robin. More pieces give a smaller bubble and
+            more transfers.
+        check_finite: Whether each step checks activations and gradients for NaN and infinity, and
+            raises `opensmp.NonFiniteError`, which names the first such tensor.
 
     Raises:
-        ConfigError: A value is not accepted, or two contradict each other.
+        ConfigError: A value is invalid, or two values contradict each other.
 
     Example:
         ```python
@@ -76,7 +76,7 @@ class Config:
     default_partition: int = 0
     contiguous: bool = True
     horovod: bool = False
-    active_microbatches: int = 0  # 0 stands for the default, which needs other keys
+    active_microbatches: int = 0  # 0 means the default, which depends on other keys
     devices: str | tuple[str, ...] | None = None
     plan: str | tuple[tuple[str, str], ...] | None = None
     processes_per_replica: int | None = None
@@ -100,7 +100,7 @@ class Config:
             object.__setattr__(self, key, value)
 
     def _leaves_active_open(self) -> bool:
-        active = self.active_microbatches  # of any type so far
+        active = self.active_microbatches  # not validated yet, so of any type
         return isinstance(active, int) and not isinstance(active, bool) and active == 0
 
     @classmethod
@@ -114,23 +114,23 @@ class Config:
     ) -> Config:
         """Merges all sources into one configuration.
 
-        A key is taken from `explicit`; if it is not there, from `flags`; if not there, from
-        the variable `OPENSMP_<KEY>`; if not there, from the JSON object in
-        `SM_HP_MP_PARAMETERS`, whose numbers and booleans may be strings, since services
-        pass hyperparameters as text. Values that are overridden must be right as well.
+        The sources in descending precedence are `explicit`, `flags`, the variables
+        `OPENSMP_<KEY>`, and the JSON object in `SM_HP_MP_PARAMETERS`. The numbers and booleans in
+        that object may be strings, since services pass hyperparameters as text. Overridden values
+        must be valid as well.
 
         Args:
             explicit: The dict given to `smp.init`.
-            flags: Values of a launcher's flags; None stands for a flag that was not given.
-            environ: The environment, such as `os.environ`; nothing is read when None.
-            default_partitions: Number of partitions when no source says it and `devices`
-                leaves it open.
+            flags: Values of a launcher's flags; None means that the flag was not given.
+            environ: The environment, such as `os.environ`; None means an empty one.
+            default_partitions: Number of partitions if neither a source nor `devices` determines
+                it.
 
         Returns:
             The configuration.
 
         Raises:
-            ConfigError: One or more faults, all of them listed.
+            ConfigError: The configuration has faults; the message lists all of them.
 
         Example:
             ```python
@@ -170,7 +170,7 @@ class Config:
         return cls(**{key: given.value for key, given in sound.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """All keys and values, fit for JSON and for `smp.init`.
+        """Returns all keys and values in a form that JSON and `smp.init` accept.
 
         Example:
             ```python
@@ -185,11 +185,7 @@ class Config:
         return values
 
     def plan_path(self, model: str) -> str | None:
-        """The file of a model's plan; None if a new plan is wanted.
-
-        Args:
-            model: Name of the model.
-        """
+        """Returns the plan file for the model named `model`; None if its plan is to be computed."""
         return dict(self.plan).get(model) if isinstance(self.plan, tuple) else self.plan
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What is wrong with values: one by one, and with each other."""
+"""Validation of configuration values, individually and against each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_DIVISORS = 12
 
 
 def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
-    """The known keys of one source by canonical name; a key said twice must agree."""
+    """Returns one source's keys by canonical name; unknown and conflicting ones go to `faults`."""
     known: dict[str, Given] = {}
     for given in layer:
         if given.key not in KINDS:
@@ -34,7 +34,7 @@ def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two values that are not checked yet, and may be of any type, are equal."""
+    """Compares two unvalidated values of any type; an error in the comparison means unequal."""
     try:
         return bool(one == other)
     except Exception:
@@ -42,7 +42,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def check_all(layer: Iterable[Given]) -> tuple[dict[str, Any], list[str]]:
-    """Canonical values of the sound keys, and the faults of the others."""
+    """Returns the canonical values of the valid keys, and the faults of the others."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     for given in layer:
@@ -57,7 +57,7 @@ def check_all(layer: Iterable[Given]) -> tuple[dict[str, Any], list[str]]:
 
 
 def contradictions(given: Mapping[str, Given]) -> list[str]:
-    """Faults between keys that are sound one by one; keys that are missing are left out."""
+    """Returns the faults between individually valid keys; checks that lack a key are skipped."""
     faults: list[str] = []
     partitions = given.get("partitions")
     default = given.get("default_partition")
@@ -108,7 +108,7 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
 
 
 def missing_default_partition(auto_partition: Given) -> list[str]:
-    """The fault that nobody said where the rest goes, if that must be said."""
+    """Returns the fault that `default_partition` is missing though partitioning is manual."""
     if auto_partition.value:
         return []
     return [
@@ -119,7 +119,7 @@ def missing_default_partition(auto_partition: Given) -> list[str]:
 
 
 def raise_all(faults: Sequence[str]) -> None:
-    """Raises one `ConfigError` with all faults, if there are any."""
+    """Raises one `ConfigError` that lists all faults, if there are any."""
     if not faults:
         return
     count = "one fault" if len(faults) == 1 else f"{len(faults)} faults"

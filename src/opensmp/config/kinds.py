@@ -1,4 +1,4 @@
-"""What each key of the configuration accepts."""
+"""The type and the accepted values of each configuration key."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from opensmp.base.message_text import did_you_mean, shown
 from opensmp.base.strict_json import JsonFault, parse_json
 
 MOST_PARTITIONS = 100_000
-"""More than that is a slip of the finger, and nothing that counts them would ever end."""
+"""Larger values are almost certainly typing errors, and loops over the partitions would not end."""
 
 MOST_MICROBATCHES = 1_000_000
-"""The same of microbatches."""
+"""As `MOST_PARTITIONS`, for microbatches."""
 
 _DEVICE_NAME = re.compile(r"(?:/?device:)?(CPU|GPU):([0-9]{1,9})", re.IGNORECASE | re.ASCII)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
@@ -24,17 +24,17 @@ _FALSE = frozenset({"false", "0", "no", "off"})
 
 
 class Kind(Protocol):
-    """What a key accepts. Both methods raise `ValueError`, with a hint or empty."""
+    """Validator of one key. Both methods raise `ValueError` with a hint or an empty message."""
 
     @property
     def accepted(self) -> str:
-        """What is accepted, in words."""
+        """The accepted values, in words."""
 
     def check(self, value: Any) -> Any:
-        """The value in its canonical form."""
+        """Returns the value in its canonical form."""
 
     def read(self, text: str) -> Any:
-        """The value that a text of the environment stands for, still to be checked."""
+        """Converts the text of an environment variable to a value that still has to be checked."""
 
 
 class IntegerKind(NamedTuple):
@@ -50,7 +50,7 @@ class IntegerKind(NamedTuple):
 
     def check(self, value: Any) -> int:
         """See `Kind`."""
-        # bool is an int to Python; NumPy's integers are not, but are meant as such.
+        # bool is a subclass of int but not accepted; NumPy integers are not ints but accepted.
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise ValueError
         number = int(value)
@@ -66,6 +66,8 @@ class IntegerKind(NamedTuple):
 
 
 class _OptionalIntegerKind(NamedTuple):
+    """An integer or None."""
+
     integer: IntegerKind
 
     @property
@@ -80,6 +82,8 @@ class _OptionalIntegerKind(NamedTuple):
 
 
 class _BooleanKind(NamedTuple):
+    """A boolean, in text also 1/0, yes/no and on/off."""
+
     accepted: str = "True or False"
 
     def check(self, value: Any) -> bool:
@@ -95,6 +99,8 @@ class _BooleanKind(NamedTuple):
 
 
 class _ChoiceKind(NamedTuple):
+    """One of several strings."""
+
     choices: tuple[str, ...]
 
     @property
@@ -114,6 +120,8 @@ class _ChoiceKind(NamedTuple):
 
 
 class _DevicesKind(NamedTuple):
+    """`"cpu"`, `"gpu"`, distinct logical devices or None; device names are normalized."""
+
     accepted: str = (
         "'cpu', 'gpu', a list of different logical devices such as ['CPU:0', 'CPU:1'], "
         "or None to choose automatically"
@@ -126,7 +134,7 @@ class _DevicesKind(NamedTuple):
             if value.lower() not in ("cpu", "gpu"):
                 raise ValueError
             return value.lower()
-        # Bytes and ranges are sequences as well, but never of names.
+        # Bytes and ranges are sequences too, but never of names.
         if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | range):
             raise ValueError
         if not value:
@@ -146,6 +154,8 @@ class _DevicesKind(NamedTuple):
 
 
 class _PlanKind(NamedTuple):
+    """A path, a dict of paths by model name or None; a dict becomes sorted pairs."""
+
     accepted: str = (
         "the path of a plan's JSON file, a dict of such paths by the name of the model, or None"
     )
@@ -159,7 +169,7 @@ class _PlanKind(NamedTuple):
             return _path(value)
         if not value or not all(isinstance(name, str) and name for name in value):
             raise ValueError("name the models")
-        # As sorted pairs, so that the configuration stays hashable.
+        # Sorted pairs keep the configuration hashable.
         return tuple(sorted((name, _path(path)) for name, path in value.items()))
 
     def read(self, text: str) -> Any:

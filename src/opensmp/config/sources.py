@@ -1,4 +1,4 @@
-"""Where values come from: a dict, the environment, the JSON object of a training service."""
+"""Sources of configuration values: a dict, environment variables, a training service's JSON."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from opensmp.base import message_text
 from opensmp.base.strict_json import JsonFault, NotJson, parse_json
 
 ENVIRONMENT_PREFIX = "OPENSMP_"
-"""`OPENSMP_PARTITIONS=2` sets the key `partitions`; an empty value counts as not set."""
+"""`OPENSMP_PARTITIONS=2` sets the key `partitions`; an empty value counts as unset."""
 
 LAUNCHER_PREFIX = "OPENSMP_RUN_"
-"""Variables that the launcher sets for itself; they are no keys."""
+"""Prefix of variables that the launcher sets for internal use; they are not configuration keys."""
 
 IDLE_VARIABLE = "OPENSMP_IDLE_SECONDS"
-"""How long a run of several processes may compute nothing; it is no key."""
+"""Seconds that a run of several processes may be idle; not a configuration key."""
 
 SERVICE_VARIABLE = "SM_HP_MP_PARAMETERS"
-"""The variable in which training services hand over all keys as one JSON object."""
+"""The variable in which training services pass all keys as one JSON object."""
 
 ALIASES: Mapping[str, str] = {"pipeline_parallel_degree": "partitions"}
-"""Second names of keys."""
+"""Maps alternative names to the canonical keys."""
 
 
 class Given(NamedTuple):
-    """A value as one source gave it. `text` marks one that still has to be read."""
+    """A value as a source gave it; `text` marks a string that still has to be converted."""
 
-    name: str  # as the source spelled it, perhaps an alias
+    name: str  # as the source spelled it, possibly an alias
     value: Any
     source: str
     text: bool = False
 
     @property
     def key(self) -> str:
-        """The key that is meant."""
+        """The canonical key."""
         return ALIASES.get(self.name, self.name)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Given(NamedTuple):
 
 
 def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
-    """What a dict says; what is no dict is added to `faults`."""
+    """Returns the values of a dict; adds a fault if `values` is not a dict."""
     if values is None:
         return []
     if not isinstance(values, Mapping):
@@ -55,7 +55,7 @@ def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
 
 
 def from_variables(environ: Mapping[str, str]) -> list[Given]:
-    """What the variables `OPENSMP_<KEY>` say."""
+    """Returns the values of the variables `OPENSMP_<KEY>`."""
     return [
         Given(
             variable[len(ENVIRONMENT_PREFIX) :].lower(),
@@ -72,7 +72,7 @@ def from_variables(environ: Mapping[str, str]) -> list[Given]:
 
 
 def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
-    """What `SM_HP_MP_PARAMETERS` says; what is no JSON object is added to `faults`."""
+    """Returns the values in `SM_HP_MP_PARAMETERS`; adds a fault if it is not a JSON object."""
     text = environ.get(SERVICE_VARIABLE, "")
     if not text.strip():
         return []
@@ -96,5 +96,5 @@ def from_service(environ: Mapping[str, str], faults: list[str]) -> list[Given]:
 
 
 def shown(value: Any) -> str:
-    """A value and its type, for messages."""
+    """Formats a value and its type for messages."""
     return f"{message_text.shown(value)} ({type(value).__name__})"

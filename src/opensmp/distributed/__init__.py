@@ -1,4 +1,1 @@
-"""Processes and the communication between them.
-
-The package knows nothing of pipelines.
-"""
+"""Processes and the communication between them; independent of pipelines."""

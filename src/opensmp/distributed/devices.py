@@ -1,8 +1,7 @@
-"""Which device each partition gets, and making the devices that are not there yet.
+"""Assigns a device to each partition, and creates logical devices that do not exist yet.
 
-`assign` decides, from numbers alone. `prepare` does it, and is the only one with effects:
-logical CPU devices and thread pools can be changed only before TensorFlow has run its
-first operation.
+`assign` decides, from numbers alone. `prepare` is the only function with effects: logical CPU
+devices and thread pools can be changed only before TensorFlow has run its first operation.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _logger = logging.getLogger("opensmp")
 
 def count_gpus() -> int:
     """Number of logical GPUs that TensorFlow may use, without initialising TensorFlow."""
-    # Listing logical devices would initialise TensorFlow, after which none can be made.
+    # Listing logical devices would initialise TensorFlow, after which none can be created.
     return sum(
         len(tf.config.get_logical_device_configuration(gpu) or (None,))
         for gpu in tf.config.get_visible_devices("GPU")
@@ -36,17 +35,17 @@ def assign(
     local_rank: int = 0,
     local_size: int = 1,
 ) -> tuple[str, ...]:
-    """Gives every partition a device.
+    """Assigns a device to every partition.
 
-    Processes of one machine share its GPUs: if this process sees enough for all of them, it
-    takes its share of them, by its local rank; else all that it sees are taken to be its own,
-    as when `CUDA_VISIBLE_DEVICES` was set for each process.
+    Processes of one machine share its GPUs. If this process sees enough GPUs for all of them, it
+    takes its share by its local rank; otherwise all GPUs that it sees are its own, as when
+    `CUDA_VISIBLE_DEVICES` is set for each process.
 
     Args:
-        config: The configuration; its `devices` decides, or the GPUs come first.
-        num_gpus: Number of logical GPUs that are there.
-        own: The partitions that this process owns; None for all. The others get
-            `"/device:CPU:0"`, for nothing of them runs here.
+        config: The configuration; its `devices` decides, or GPUs are preferred.
+        num_gpus: Number of available logical GPUs.
+        own: The partitions that this process owns; None for all. The others get `"/device:CPU:0"`,
+            because nothing of them runs here.
         local_rank: Rank of this process among those of its machine.
         local_size: Number of processes of its machine.
 
@@ -91,7 +90,7 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
 
 
 def prepare(devices: Sequence[str], local_size: int = 1) -> None:
-    """Makes the devices exist and sets TensorFlow up to use them side by side.
+    """Creates the devices and configures TensorFlow to use them concurrently.
 
     Args:
         devices: Logical devices of this process's partitions, from `assign`.
@@ -108,13 +107,13 @@ def prepare(devices: Sequence[str], local_size: int = 1) -> None:
     if len(cpus) < len(devices):
         _grow_gpu_memory()
     if not tf.config.get_soft_device_placement():
-        # String operations and the like have no GPU kernel, on whatever partition they are.
+        # Some operations, such as those on strings, have no GPU kernel.
         _logger.info("soft device placement was off and is on now")
         tf.config.set_soft_device_placement(True)
 
 
 def have_one_core_each(devices: Sequence[str]) -> bool:
-    """Whether all partitions of this process are on CPUs and have one thread for computing.
+    """Whether all partitions of this process are on CPUs and use one compute thread.
 
     Args:
         devices: Logical devices of this process's partitions, after `prepare`.
@@ -133,7 +132,7 @@ def _make_cpu_devices(count: int, partitions: int) -> None:
             physical, [tf.config.LogicalDeviceConfiguration() for _ in range(count)]
         )
     except RuntimeError as error:
-        # TensorFlow is initialised, so that listing logical devices changes nothing any more.
+        # TensorFlow is initialised already, so that listing logical devices has no side effect.
         there = len(tf.config.list_logical_devices("CPU"))
         if there >= count:
             return
@@ -148,11 +147,11 @@ def _make_cpu_devices(count: int, partitions: int) -> None:
 
 
 def _share_threads(num_cpus: int, local_size: int) -> None:
-    """Sizes the thread pools so that partitions on CPU devices really overlap.
+    """Sizes TensorFlow's thread pools so that partitions on CPU devices overlap.
 
-    Processes of one machine divide its cores. All CPU devices of a process share one pool per
-    kind. With TensorFlow's defaults a single operation of one partition spreads over all cores
-    and the others wait; with the cores divided among the partitions they run at the same time.
+    Processes of one machine divide its cores. All CPU devices of a process share one pool per kind.
+    With TensorFlow's defaults one operation of one partition spreads over all cores while the
+    others wait; with the cores divided among the partitions they run concurrently.
     """
     threading = tf.config.threading
     intra = threading.get_intra_op_parallelism_threads()
@@ -163,7 +162,7 @@ def _share_threads(num_cpus: int, local_size: int) -> None:
             threading.set_intra_op_parallelism_threads(intra)
             _pool_sizes["TF_NUM_INTRAOP_THREADS"] = intra
         if _is_ours("TF_NUM_INTEROP_THREADS", inter):
-            # One more than partitions where tensors travel beside the work.
+            # One more than partitions if there are sends and receives to overlap.
             inter = num_cpus + 1 if local_size > 1 else max(2, num_cpus)
             threading.set_inter_op_parallelism_threads(inter)
             _pool_sizes["TF_NUM_INTEROP_THREADS"] = inter
@@ -174,12 +173,12 @@ def _share_threads(num_cpus: int, local_size: int) -> None:
         )
 
 
-# What an earlier smp.init chose; the next one may choose again.
+# Sizes set by an earlier smp.init, which the next one may replace.
 _pool_sizes: dict[str, int] = {}
 
 
 def _is_ours(variable: str, size: int) -> bool:
-    """Whether nobody else has set this pool's size, be it by a call or by the variable."""
+    """Whether the user has set this pool's size neither by a call nor by the variable."""
     return not os.environ.get(variable) and size in (0, _pool_sizes.get(variable, 0))
 
 
@@ -190,11 +189,11 @@ def _usable_cores() -> int:
 
 
 def _grow_gpu_memory() -> None:
-    """Lets GPU memory grow as needed instead of taking all of it at once.
+    """Lets GPU memory grow as needed instead of allocating all of it at once.
 
-    TensorFlow wants the same setting on all GPUs, so unused ones get it as well. It refuses
-    once it is initialised, and for GPUs that were divided into logical ones with a memory
-    limit each; both may stay as they are. This function has not been run on a GPU.
+    TensorFlow requires the same setting on all GPUs, so unused ones get it as well. It refuses once
+    it is initialised, and for GPUs divided into logical ones with memory limits; both cases leave
+    the setting unchanged. Not tested on a GPU yet.
     """
     for gpu in tf.config.get_visible_devices("GPU"):
         try:

@@ -1,10 +1,9 @@
 """The world of one process: its configuration, devices, rank and groups.
 
-One process per rank. A model replica is held by the ranks of an mp group, each of which owns
-the same number of consecutive partitions; the ranks of a dp group own the same partitions of
-different replicas. Without a launcher one process owns all partitions: then it is rank 0 of
-1, every group is `[0]`, and every size is 1, however many local devices its partitions use.
-Sizes count processes, not devices.
+One process per rank. The ranks of an MP group hold a model replica, and each owns the same number
+of consecutive partitions; the ranks of a DP group own the same partitions of different replicas.
+Without a launcher one process owns all partitions: it is rank 0, every group is `[0]`, and every
+size is 1, however many local devices its partitions use. Sizes count processes, not devices.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from opensmp.errors import ConfigError, NotInitializedError
 class CommGroup(enum.Enum):
     """The groups of ranks that a rank belongs to.
 
-    There is no tensor parallelism: TP groups have one rank, PP groups are MP groups and
-    RDP groups are DP groups.
+    There is no tensor parallelism: TP groups have one rank, PP groups are MP groups and RDP groups
+    are DP groups.
     """
 
     WORLD = "world"
@@ -34,7 +33,7 @@ class CommGroup(enum.Enum):
 
 
 class RankType(enum.Enum):
-    """What the number of a rank counts: ranks of the world, or of one of the groups."""
+    """Which ranks a rank number counts: those of the world, or of one of the groups."""
 
     WORLD_RANK = "world_rank"
     MP_RANK = "mp_rank"
@@ -57,7 +56,7 @@ class Groups(NamedTuple):
 
     Attributes:
         mp: One group per model replica.
-        dp: One group per partition.
+        dp: One group per position in a replica.
     """
 
     mp: tuple[tuple[int, ...], ...]
@@ -65,10 +64,9 @@ class Groups(NamedTuple):
 
 
 def groups(size: int, partitions: int, placement_strategy: str = "cluster") -> Groups:
-    """Divides ranks into model replicas and into data-parallel groups.
+    """Divides ranks into model replicas and data-parallel groups.
 
-    `"cluster"` makes a replica of neighbouring ranks, `"spread"` of ranks as far apart as
-    possible.
+    `"cluster"` makes a replica of neighbouring ranks, `"spread"` of ranks as far apart as possible.
 
     Args:
         size: Number of processes.
@@ -109,16 +107,16 @@ def groups(size: int, partitions: int, placement_strategy: str = "cluster") -> G
 
 
 def replica_size(size: int, partitions: int, wanted: int | None = None) -> int:
-    """How many processes hold one replica of the model.
+    """Number of processes that hold one replica of the model.
 
-    Each of them owns `partitions / replica_size` partitions, so that it must divide both the
-    number of partitions and the number of processes.
+    Each of them owns `partitions / replica_size` partitions, so that it must divide both the number
+    of partitions and the number of processes.
 
     Args:
         size: Number of processes.
         partitions: Number of partitions.
-        wanted: The key `processes_per_replica`; without it one process per partition if the
-            processes allow it, else one replica over all processes.
+        wanted: The key `processes_per_replica`. None: one process per partition if that divides the
+            processes, else one replica over all processes.
 
     Raises:
         ConfigError: It is not possible; the message lists what is.
@@ -149,7 +147,7 @@ def replica_size(size: int, partitions: int, wanted: int | None = None) -> int:
 
 
 def owned(partitions: int, processes: int, mp_rank: int) -> tuple[int, ...]:
-    """The partitions of one of the processes that hold a replica.
+    """The partitions of the process at a position of a replica.
 
     Example:
         ```python
@@ -188,23 +186,23 @@ def _ways_out(size: int, partitions: int) -> str:
 
 @dataclass(frozen=True)
 class World:
-    """Everything a process knows about itself and its neighbours after `smp.init`.
+    """The settings, devices, rank and groups of a process after `smp.init`.
 
     Attributes:
         config: The configuration.
         devices: Logical device of each partition, by partition, such as `("/device:CPU:0",
-            "/device:CPU:1")`. Partitions of other processes have `"/device:CPU:0"`, for
-            nothing of them runs here.
+            "/device:CPU:1")`. Partitions of other processes have `"/device:CPU:0"`, because nothing
+            of them runs here.
         rank: Rank of this process among all.
         size: Number of processes.
         local_rank: Rank among the processes of this machine.
         local_size: Number of processes of this machine.
         mp_group: Ranks of this process's model replica.
-        dp_group: Ranks that hold the same partition as this process.
-        one_core_each: Whether each partition of this process has one core of a CPU to itself.
-        sums_early: Whether gradients leave for the other replicas while the backward pass goes on
-            to the layers before. Between CPUs of one machine that would only take time from the
-            cores that compute.
+        dp_group: Ranks that own the same partitions as this process.
+        one_core_each: Whether each partition of this process has one CPU core to itself.
+        sums_early: Whether gradients are all-reduced over the replicas while the backward pass
+            continues with earlier layers. Between CPUs of one machine this would only take time
+            from the cores that compute.
     """
 
     config: Config
@@ -238,12 +236,12 @@ class World:
 
     @property
     def computes_to_send(self) -> bool:
-        """Whether the cores that compute also carry tensors to partitions of other processes."""
+        """Whether the cores that compute also transfer tensors to partitions of other processes."""
         own = [self.devices[partition] for partition in self.my_partitions]
         return len(self.mp_group) > 1 and all("CPU" in device for device in own)
 
     def group(self, group: CommGroup) -> tuple[int, ...]:
-        """Ranks of the group of this kind that this process belongs to, ascending."""
+        """Ranks of this process's group of this kind, ascending."""
         if group is CommGroup.WORLD:
             return tuple(range(self.size))
         if group is CommGroup.TP_GROUP:
@@ -263,13 +261,13 @@ _current: World | None = None
 
 
 def set_current(world: World) -> None:
-    """Makes `world` the one that all functions below speak of."""
+    """Sets the world that all functions below refer to."""
     global _current
     _current = world
 
 
 def clear() -> None:
-    """Forgets the current world; nothing happens if there is none."""
+    """Unsets the current world; does nothing if there is none."""
     global _current
     _current = None
 
@@ -344,7 +342,7 @@ def mp_size() -> int:
 
 
 def dp_rank() -> int:
-    """Rank of this process among those that hold the same partition, from 0."""
+    """Rank of this process among those that own the same partitions, from 0."""
     return current("smp.dp_rank").rank_in(DP_GROUP)
 
 
@@ -364,12 +362,12 @@ def pp_size() -> int:
 
 
 def tp_rank() -> int:
-    """Rank among tensor-parallel processes: 0, for there is no tensor parallelism."""
+    """Rank among tensor-parallel processes: 0, because there is no tensor parallelism."""
     return current("smp.tp_rank").rank_in(TP_GROUP)
 
 
 def tp_size() -> int:
-    """Number of tensor-parallel processes: 1, for there is no tensor parallelism."""
+    """Number of tensor-parallel processes: 1, because there is no tensor parallelism."""
     return len(current("smp.tp_size").group(TP_GROUP))
 
 
@@ -395,5 +393,5 @@ def get_mp_group() -> list[int]:
 
 
 def get_dp_group() -> list[int]:
-    """Ranks that hold the same partition as this process, ascending."""
+    """Ranks that own the same partitions as this process, ascending."""
     return list(current("smp.get_dp_group").group(DP_GROUP))

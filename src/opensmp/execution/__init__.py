@@ -1,4 +1,4 @@
-"""Emit: from a schedule to the calls of one step's graph.
+"""Emission: turns a schedule into the calls of one step's graph.
 
-The effects live here; everything that only computes values is in the compiler.
+All graph side effects happen here; the compiler package only computes values.
 """

@@ -1,4 +1,4 @@
-"""The step that is being traced on this thread, for the models that it calls."""
+"""The runner of the step that is being traced on the current thread."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from opensmp.compiler.trace.trace import TracedGraph
 
 
 class Prepared(NamedTuple):
-    """A model made ready for calls with such arguments.
+    """A model that is traced and planned for a call signature.
 
     Attributes:
         traced: The traced model.
         plan: Its plan.
-        homes: Id of each of its variables to the partition it lives in.
+        homes: Maps the id of each variable to the partition that holds it.
     """
 
     traced: TracedGraph
@@ -31,26 +31,26 @@ _local = threading.local()
 
 
 class Runner(Protocol):
-    """What runs the model calls of a step."""
+    """Runs the model calls of a step."""
 
     @property
     def num_microbatches(self) -> int:
-        """Into how many microbatches a batch is divided."""
+        """Number of microbatches per batch."""
 
     def run(
         self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, list[Any]]:
-        """Runs one call; gives the output and the losses that layers added."""
+        """Runs one call; returns the output and the losses that layers added."""
 
 
 def current_runner() -> Runner | None:
-    """What runs the models of the step that is being traced, None outside of steps."""
+    """The runner of the step that is being traced on this thread; None outside of steps."""
     return getattr(_local, "runner", None)
 
 
 @contextlib.contextmanager
 def as_current(runner: Runner) -> Iterator[None]:
-    """Makes this the current runner."""
+    """Makes `runner` the current runner within the context."""
     outer, _local.runner = current_runner(), runner
     try:
         yield

@@ -1,4 +1,4 @@
-"""How one model is partitioned: from a call of it to a traced, planned, placed graph."""
+"""Partitions a model: traces a call, plans it and places the variables."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from opensmp.execution.variables.placement import mark_copies, place
 
 
 class Partitioning:
-    """The partitions of one model; they stay for all shapes and modes it is called with.
+    """The partitioning of one model, kept for all input shapes and modes that it is called with.
 
     Args:
         model: The model.
         forward: The model's plain call.
-        holders: Gives the models that hold it.
+        holders: Returns the models that contain it.
         is_part: Whether it is a part of such a model rather than a model of its own.
-        is_leaf: Whether it is a single layer, which stays in one piece.
+        is_leaf: Whether it is a single layer, which is not divided.
 
     Attributes:
-        tapped: Outputs of the last call that others are computed from.
-        loss_layers: For each number of losses that calls have, the layers that add them. Keras,
-            which looks for weights in what a model has, does not look here.
+        tapped: Positions of the last call's outputs from which other tensors are computed.
+        loss_layers: Maps the number of losses of a call to the layers that add them. Kept here
+            because Keras would track the layers if they were an attribute of the model.
     """
 
     def __init__(
@@ -68,19 +68,13 @@ class Partitioning:
         self._homes: dict[int, int] = {}
         self._world: World | None = None
         self.tapped: list[int] = []
-        self._equal: set[int] = set()  # ids of variables that are the same in all replicas
+        self._equal: set[int] = set()  # ids of variables with the same value in all replicas
         self._read: dict[int, Any] = {}
         self.loss_layers: dict[int, list[Any]] = {}
 
     def prepare(self, world: World, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Prepared:
-        """Traces and plans one call of the model, and puts its variables in place.
-
-        Args:
-            world: Devices and configuration.
-            args: Positional arguments of the call.
-            kwargs: Keyword arguments of the call.
-        """
-        if self._world is not world:  # another smp.init since
+        """Traces and plans one call of the model, and places its variables."""
+        if self._world is not world:  # smp.init was called again
             self._world, self._plans, self._homes, self._equal = world, [], {}, set()
         config = world.config
         restores = _private.HeldBackRestores()
@@ -88,7 +82,7 @@ class Partitioning:
             with restores.collecting(), calls_left():
                 traced = self._trace(args, kwargs)
             read = [leaf.variable for leaf in traced.variables]
-            # What lies somewhere stays there, whichever model has put it there.
+            # Placed variables stay where they are, whichever model has placed them.
             self._homes.update(known_homes(world, read))
             inside = taps(traced)
             self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
@@ -121,7 +115,7 @@ class Partitioning:
         return Prepared(traced, plan, self._homes)
 
     def _make_equal(self, variables: list[Any], world: World) -> None:
-        """Gives new variables the values that they have in the first replica."""
+        """Copies the values of new variables from the first replica to the others."""
         new = [variable for variable in variables if id(variable) not in self._equal]
         self._equal.update(map(id, new))
         copy_variables(new, world.dp_group, world.dp_group[0], "the initial weights")
@@ -137,15 +131,15 @@ class Partitioning:
 
     @property
     def read(self) -> list[Any]:
-        """The variables that calls of the model have read, also those that it does not track."""
+        """The variables that calls of the model have read, including those it does not track."""
         return list(self._read.values())
 
     def home(self, variable: Any) -> int | None:
-        """The partition a variable lies in, None if the model does not read it."""
+        """The partition of a variable; None if the model does not read it."""
         return self._homes.get(id(variable))
 
     def _plan(self, traced: TracedGraph, config: Config, world: World) -> Plan:
-        """A plan for a trace: the first one, or one that keeps the places of the first."""
+        """A plan for a trace; after the first trace, one that keeps the placement of the first."""
         settings = PlanSettings.of(config, PROCESSES if world.computes_to_send else None)
         if not config.auto_partition:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
@@ -165,7 +159,7 @@ class Partitioning:
         return plan
 
     def _stored_plan(self, config: Config) -> Plan | None:
-        """The plan that the configuration wants; one file for all models is none of a part."""
+        """The plan file of the configuration; parts ignore a file that is shared by all models."""
         path = config.plan_path(self._name)
         if path is None:
             return None
@@ -174,7 +168,7 @@ class Partitioning:
         return None if self._is_part and is_other else plan
 
     def _loads(self, world: World) -> list[float]:
-        """Bytes of the variables of the models that hold this one, in each partition."""
+        """Bytes of the variables in each partition, of the models that contain this one."""
         loads = [0.0] * world.config.partitions
         variables = {id(v): v for holder in self._holders() for v in holder.variables}
         for key, partition in known_homes(world, variables.values()).items():
@@ -183,10 +177,10 @@ class Partitioning:
         return loads
 
     def _auto_plan(self, traced: TracedGraph, world: World, settings: PlanSettings) -> Plan:
-        """A plan of our own; in several processes that of an earlier model of the same layers.
+        """An automatic plan; with several processes that of an earlier model with the same layers.
 
-        Weights that belong together, such as those of a network and of its moving average, then
-        lie together, though the models may be called with other shapes.
+        Corresponding weights, such as those of a network and of its moving average, are then in the
+        same process, even if the models are called with different shapes.
         """
         key = None
         if len(world.mp_group) > 1 and not self._homes:
@@ -208,8 +202,8 @@ class Partitioning:
         except ValueError as error:
             if not _private.is_variable_creation_error(error):
                 raise
-        # A layer makes variables that have a value from the start, which cannot wait for
-        # their device: build the model on the host first; its variables move afterwards.
+        # A layer creates variables with initial values, which cannot wait for their device: build
+        # the model on the host first, and move its variables afterwards.
         pending = _private.take_pending_variables()
         with tf.device("CPU:0"):
             for variable in pending:
@@ -225,7 +219,7 @@ _twins: tuple[World | None, dict[Any, Places]] = None, {}
 
 
 def _twins_in(world: World) -> dict[Any, Places]:
-    """What was planned since `smp.init`, by what the models consist of."""
+    """The placements planned since `smp.init`, by the structure of the models (see `_layers`)."""
     global _twins
     if _twins[0] is not world:
         _twins = world, {}
@@ -233,7 +227,7 @@ def _twins_in(world: World) -> dict[Any, Places]:
 
 
 def _layers(model: Any, traced: TracedGraph) -> Any:
-    """What a model consists of: its layer calls and weights, without their names."""
+    """Structure of a model: its layer calls and weight shapes, without names."""
     if model is None:
         return None
     calls = tuple((type(span.layer).__name__, span.depth) for span in traced.spans)
@@ -242,7 +236,7 @@ def _layers(model: Any, traced: TracedGraph) -> Any:
 
 
 def _variables(model: Any, traced: TracedGraph) -> list[Any]:
-    """The variables of a model, with those of layers that it uses but does not track."""
+    """The variables of a model, including those of layers that it uses but does not track."""
     read = [leaf.variable for leaf in traced.variables if is_keras(leaf.variable)]
     waiting = [variable for variable in read if not _private.is_initialized(variable)]
     tracked = () if model is None else model.variables
@@ -251,10 +245,10 @@ def _variables(model: Any, traced: TracedGraph) -> list[Any]:
 
 
 def _moving(world: World, variables: list[Any], homes: Mapping[int, int]) -> set[int]:
-    """Ids of variables that have memory and get their place now.
+    """Ids of variables that have memory and are placed now for the first time.
 
-    They are the same in all ranks, also where the memory that a rank has stays as it is: what is
-    traced anew because of them is an occasion for the ranks to meet.
+    The result is the same in all ranks, even where a rank's memory does not change, because tracing
+    again is a collective operation.
     """
     known = known_homes(world, variables)
     return {

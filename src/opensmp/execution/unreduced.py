@@ -1,4 +1,4 @@
-"""Values of all microbatches that are used as if they were one tensor: each such use is refused."""
+"""Rejects using the values of all microbatches as if they were one tensor."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ _ATTRIBUTES = frozenset(
 
 
 class _NoTensorAttribute(StepError, AttributeError):
-    """The error for an attribute of tensors; `hasattr` and `getattr` with a default take it."""
+    """Error for a tensor attribute; an AttributeError for `hasattr` and `getattr` defaults."""
 
 
 class Unreduced(abc.ABC):
-    """What has one value for each microbatch, and is no tensor of the whole batch.
+    """A sequence with one value per microbatch, which is not a tensor of the whole batch.
 
-    A subclass is a sequence: `len`, iteration and a whole number or a slice as index work. All
-    that people do with a tensor raises an error that names it and the method that was left out.
+    Subclasses implement a sequence: `len`, iteration, and an integer or a slice as index. All
+    tensor operations raise an error that names the operation and the missing reduction method.
     """
 
     @abc.abstractmethod
     def _smp_mend(self) -> str:
-        """Which method to call first."""
+        """The part of the error message that says which method to call first."""
 
     def _smp_refusal(self, what: str, mend: str | None = None) -> str:
         return (
@@ -79,7 +79,7 @@ class Unreduced(abc.ABC):
     def _smp_refuse(self, what: str) -> NoReturn:
         raise StepError(self._smp_refusal(what))
 
-    # To be found in lists and sets as ever, though == is refused.
+    # Objects must remain usable in lists and sets, although == raises an error.
     __hash__ = object.__hash__
 
     def __format__(self, spec: str) -> str:
@@ -88,14 +88,14 @@ class Unreduced(abc.ABC):
         return str(self)
 
     def __getattr__(self, name: str) -> Any:
-        """Called for attributes that there are not."""
+        """Called for attributes that do not exist."""
         if name in _ATTRIBUTES:
             raise _NoTensorAttribute(self._smp_refusal(f"`.{name}`"))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def __array_struct__(self) -> NoReturn:
-        """Read by NumPy. An `__array__` would make `tf.function` take this for an array."""
+        """Read by NumPy. `tf.function` would treat an object with `__array__` as an array."""
         self._smp_refuse("Use as an array, in NumPy,")
 
     def __array_ufunc__(self, function: Any, *args: Any, **kwargs: Any) -> NoReturn:
@@ -105,7 +105,7 @@ class Unreduced(abc.ABC):
         self._smp_refuse(f"numpy.{function.__name__}")
 
     def _smp_position(self, index: Any) -> Any:
-        """An index that chooses microbatches, not rows or columns of a tensor."""
+        """Checks that an index selects microbatches, not rows or columns of a tensor."""
         if isinstance(index, slice):
             return index
         try:
@@ -126,7 +126,7 @@ def _comparing(method: str, what: str) -> Callable[..., Any]:
     def compare(self: Unreduced, other: Any) -> Any:
         if isinstance(other, (Number, np.generic, np.ndarray, Unreduced)) or tf.is_tensor(other):
             self._smp_refuse(what)
-        return NotImplemented  # something else, such as None, that is looked for in a list
+        return NotImplemented  # for a list search that compares with None, for example
 
     compare.__name__, compare.__qualname__ = method, f"Unreduced.{method}"
     return compare
@@ -166,14 +166,11 @@ def _refuse_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> Non
 
 
 def refuse_unreduced(logs: Any, method: str) -> None:
-    """Looks through what a step of Keras' trainer has returned.
+    """Raises StepError if a Keras step returned unreduced values, which Keras would pass on.
 
     Args:
-        logs: A value or a dict of them.
+        logs: A value or a dict of values.
         method: Name of the step, such as `train_step`.
-
-    Raises:
-        StepError: There are values by microbatch among them; Keras would pass them on as they are.
     """
     named = logs.items() if isinstance(logs, Mapping) else [(None, logs)]
     for name, value in named:

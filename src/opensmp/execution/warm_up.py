@@ -1,8 +1,8 @@
-"""A first run of a step's function that only makes the models ready.
+"""A first run of a step's function that only prepares the models.
 
-Like `tf.function`, which traces twice where a function makes variables: in the second
-run, the one that counts, all variables exist and lie on their devices, so that lists of
-them, tapes that watch them and optimizers see the same variables from the start.
+`tf.function` likewise traces a function twice if it creates variables: in the second trace, which
+is kept, all variables exist and are placed, so that variable lists, watching tapes and optimizers
+see the same variables from the start.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Tensor = Any
 
 
 class Rehearsal:
-    """Stands in for a pipeline: models are partitioned, then run as plain Keras models.
+    """Replaces the pipeline as runner: partitions models, then runs them as plain Keras models.
 
     Args:
-        num_microbatches: As for the pipeline.
+        num_microbatches: Like that of `Pipeline`.
     """
 
     def __init__(self, num_microbatches: int) -> None:
@@ -33,7 +33,7 @@ class Rehearsal:
     def run(
         self, model: Any, prepare: Prepare, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Any, list[Tensor]]:
-        """Partitions a model and runs it plainly; see `Pipeline.run`."""
+        """Partitions a model and runs it as a plain model; see `Pipeline.run`."""
         prepare(args, kwargs)
         with partition_tags.tracing_into(tf.compat.v1.get_default_graph()):
             return model(*args, **kwargs), _private.own_losses(model)
@@ -41,6 +41,6 @@ class Rehearsal:
 
 @contextlib.contextmanager
 def rehearsing(num_microbatches: int) -> Iterator[None]:
-    """Context in which a step's function may run in a graph that is thrown away."""
+    """Context in which a step's function may run in a temporary graph."""
     with _private.new_graph("rehearsal").as_default(), as_current(Rehearsal(num_microbatches)):
         yield

@@ -1,1 +1,1 @@
-"""Checkpoints and files of models: between memory and disk."""
+"""Saving and loading of checkpoints and model files."""

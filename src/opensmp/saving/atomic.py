@@ -1,7 +1,7 @@
-"""Files that are there whole or not at all.
+"""Atomic writes: a file is either complete or absent.
 
-What is written goes to a temporary name beside its place and is renamed when it is complete, so
-that a crash, a full disk or an error leaves what was there before.
+Data is written under a temporary name in the same directory and renamed when it is complete, so
+that a crash, a full disk or an error leaves the previous file intact.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _PREFIX = ".saving-"
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path names no file of this machine's file systems, such as `gs://` or `hf://`."""
+    """Whether a path has a URL scheme such as `gs://` or `hf://`, so is not a local file."""
     return "://" in path
 
 
 @contextlib.contextmanager
 def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Context that gives the name to write a file under, and moves it to `path` at the end.
+    """Context that yields a temporary name to write to, and renames the file to `path` on exit.
 
     Args:
-        path: The file to make or to replace; directories above it are made.
+        path: The file to create or replace; missing parent directories are created.
 
     Raises:
-        SavingError: It cannot be written; what was there before is still there.
+        SavingError: It cannot be written; the previous file is intact.
 
     Example:
         ```python
@@ -48,7 +48,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
     with explained(target), _parents_of(target):
         if target.is_dir():
             raise SavingError(f"{target} is a directory; expected the name of a file to write.")
-        # The name ends alike, for Keras takes the format from it.
+        # The name keeps its ending, because Keras derives the format from it.
         temporary = target.parent / f"{_PREFIX}{secrets.token_hex(4)}-{target.name}"
         try:
             with failing_late():
@@ -61,11 +61,11 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
-    """As `new_file`, for several files whose names begin alike, such as a checkpoint.
+    """Like `new_file`, for several files with a common prefix, such as a checkpoint.
 
     Args:
-        prefix: What the names begin with.
-        last: The ending of the file that readers look for; it gets its name last.
+        prefix: Prefix of the file names.
+        last: Suffix of the file that readers look for first; it is renamed last.
     """
     target = Path(prefix)
     with explained(target), _parents_of(target):
@@ -92,11 +92,11 @@ def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
-    """As `new_file`, for a directory that may have other contents.
+    """Like `new_file`, for a directory that may have other contents.
 
-    A new or empty directory comes into being by one rename. In one that has contents, which may
-    be a mount, the new files replace those of the same name, and no other; meanwhile `entry` is
-    missing, so that readers never take old and new parts together.
+    A missing or empty directory is created by one rename. If the directory has contents, or is a
+    mount or a symlink, the new files replace those of the same name only; meanwhile `entry` is
+    missing, so that readers never see a mix of old and new files.
 
     Args:
         path: The directory.
@@ -126,14 +126,14 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_files(folder: str | os.PathLike[str], entry: str) -> Iterator[str]:
-    """As `new_directory`, for some files in a directory that is there or is made.
+    """Like `new_directory`, for some files of a directory, which is created if it is missing.
 
     Args:
         folder: The directory.
-        entry: Name of the file that the others belong to; it gets its name last.
+        entry: Name of the main file, which refers to the others; it is renamed last.
 
     Yields:
-        A directory to write the files in, under the names that they are to have.
+        A directory to write the files in, under their final names.
     """
     target = Path(folder)
     with explained(target / entry), _parents_of(target / entry):
@@ -155,7 +155,7 @@ def new_files(folder: str | os.PathLike[str], entry: str) -> Iterator[str]:
 
 
 def _exchange(new: Path, target: Path, entry: str) -> None:
-    """Moves all files of `new` into `target`, the one of the name `entry` last."""
+    """Moves all files of `new` into `target`, `entry` last; reverts all moves after an error."""
     found = [file.relative_to(new) for file in sorted(new.rglob("*"))]
     names = sorted(
         (name for name in found if not (new / name).is_dir()), key=lambda name: name == Path(entry)
@@ -199,9 +199,9 @@ def _exchange(new: Path, target: Path, entry: str) -> None:
 
 
 def to_disk(path: str | os.PathLike[str]) -> None:
-    """Waits until a file's contents, or the renames in a directory, are on the disk.
+    """Flushes a file's contents, or the renames in a directory, to disk (fsync).
 
-    A rename alone may come before the contents, and neither need outlast a loss of power.
+    Without it a rename may reach the disk before the contents, and a power failure may lose both.
     """
     number = os.open(path, os.O_RDONLY)
     try:
@@ -223,25 +223,21 @@ def _remove(file: Path) -> None:
 
 @contextlib.contextmanager
 def _parents_of(target: Path) -> Iterator[None]:
-    """Context in which the directories above a path are there; after an error new ones go."""
+    """Creates the missing parent directories of a path; removes them again after an error."""
     missing = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        for folder in missing:  # the innermost first
-            with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+        for folder in missing:  # innermost first
+            with contextlib.suppress(OSError):  # another process has added files
                 folder.rmdir()
         raise
 
 
 @contextlib.contextmanager
 def explained(target: Path) -> Iterator[None]:
-    """Context in which errors of the file system become a `SavingError` that says what to do.
-
-    Args:
-        target: What is written in it.
-    """
+    """Converts file system errors of writing `target` to a `SavingError` with advice."""
     try:
         yield
     except SavingError:
@@ -255,7 +251,7 @@ def explained(target: Path) -> Iterator[None]:
         ) from error
 
 
-# HDF5 closes a file that it could not write with an error that is none of the system's.
+# HDF5 reports a failed write with its own exception on closing the file, not with an OSError.
 _OF_HDF5 = re.compile(r"errno = \d+, error message = '([^']*)'")
 
 
@@ -272,12 +268,7 @@ def _reason(error: Exception) -> str:
 
 
 def advice(error: Exception, target: Path) -> str:
-    """What to do about an error of the file system: free space, or another place.
-
-    Args:
-        error: The error.
-        target: What was to be written; it need not exist.
-    """
+    """Advice for a file system error of writing `target`, which need not exist."""
     where = next((p for p in (target, *target.parents) if p.exists()), Path("/"))
     if isinstance(error, (PermissionError, tf.errors.PermissionDeniedError)):
         return f"This process may not write to {where}; choose another place."

@@ -1,4 +1,4 @@
-"""What all processes know of the errors of each: one error in all of them, or none."""
+"""Propagates errors so that all processes raise, or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from opensmp.saving.atomic import advice
 
 DAMAGED = "damaged"
 OTHER = "other"
-# Errors of TensorFlow that say nothing of what the files contain.
+# TensorFlow errors that do not indicate damaged files.
 _NO_DAMAGE = (
     tf.errors.PermissionDeniedError,
     tf.errors.ResourceExhaustedError,
@@ -30,12 +30,12 @@ class DamagedError(CheckpointError):
 
 
 class Outcome(NamedTuple):
-    """How it went in a process.
+    """Result of an operation in one process, to be gathered by all.
 
     Attributes:
-        value: What it has to tell the others.
-        error: The message of its error, None if there was none.
-        kind: Whether the files are damaged, or something else is wrong.
+        value: The result for the other processes; must be picklable.
+        error: The error message; None on success.
+        kind: `DAMAGED` if files are damaged, otherwise `OTHER`.
     """
 
     value: Any = None
@@ -44,12 +44,7 @@ class Outcome(NamedTuple):
 
 
 def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
-    """The outcome of something that has raised an error.
-
-    Args:
-        error: The error.
-        directory: Where it was to write, for what the message says about that.
-    """
+    """Converts an exception to an outcome; `directory` is the write target, for advice."""
     text = str(error)
     if isinstance(error, tf.errors.OpError):
         text = f"{type(error).__name__}: {error.message}"
@@ -57,7 +52,7 @@ def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
         text = f"{type(error).__name__}: {error}"
     if directory is not None and isinstance(error, (OSError, tf.errors.OpError)):
         text = f"{text.rstrip('.')}. {_advice(error, Path(directory))}"
-    # TensorFlow's readers raise errors of many classes, and their base class, for what is damaged.
+    # TensorFlow's readers raise various OpErrors, including the base class, for damaged files.
     of_files = isinstance(error, tf.errors.OpError) and not isinstance(error, _NO_DAMAGE)
     damaged = of_files or isinstance(error, DamagedError)
     return Outcome(error=text, kind=DAMAGED if damaged else OTHER)
@@ -71,12 +66,12 @@ def _advice(error: Exception, directory: Path) -> str:
 
 
 def gathered(outcome: Outcome, ranks: Sequence[int], what: str) -> list[Outcome]:
-    """The outcomes of all processes, by rank."""
+    """All-gathers the outcomes of all processes, in the order of ranks."""
     return objects.allgather_objects(outcome, ranks, what)
 
 
 def first_error(outcomes: Sequence[Outcome]) -> str | None:
-    """One message for all errors; None if there are none."""
+    """Combines the errors of all processes into one message; None if there are none."""
     failed = {rank: o.error for rank, o in enumerate(outcomes) if o.error is not None}
     if not failed:
         return None

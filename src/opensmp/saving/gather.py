@@ -1,4 +1,4 @@
-"""Variables that lie in several processes, brought to one that writes them."""
+"""Gathers the variables of a replica, which several processes own, in the process that writes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ WRITER = 0
 
 
 def state_of(model: Any) -> list[Variable]:
-    """All variables of a model and of its optimizers, and Keras' own seed.
+    """All variables of a model, of its optimizers, and Keras' global seed, without duplicates.
 
-    Models with a `train_step` of their own may have several optimizers, as attributes.
+    Models with their own `train_step` may hold several optimizers as attributes.
     """
     optimizer = getattr(model, "optimizer", None)
     variables = [*model.variables, *(getattr(optimizer, "variables", None) or ())]
@@ -39,11 +39,11 @@ def state_of(model: Any) -> list[Variable]:
 
 @contextlib.contextmanager
 def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
-    """Context in which rank 0 can read all variables.
+    """Context in which rank 0 can read all variables of its replica.
 
-    Those that other ranks of its replica own come one by one, to its host's memory, and leave
-    at the end; also those of which rank 0 has a copy that training does not change. All ranks must
-    enter it; with one process nothing happens.
+    Variables that other ranks of the replica own, and those whose copy on rank 0 is not kept up to
+    date by training, are sent to its host memory one at a time, and are freed on exit. Collective
+    over all ranks; with one process it does nothing.
 
     Args:
         variables: The variables of a model, in the same order on all ranks.
@@ -69,6 +69,7 @@ def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
 def _collect(
     variables: Sequence[Variable], members: Sequence[int], rank: int, lent: list[Variable]
 ) -> None:
+    """Sends variables that rank 0 lacks to it; appends those it receives to `lent`."""
     own = [(_layout(v), _is_here(v)) for v in variables]
     tables = objects.allgather_objects(own, members, "gathering a model")
     layouts = [[layout for layout, _ in table] for table in tables]
@@ -88,7 +89,7 @@ def _collect(
             objects.send_object(np.asarray(tf_variable(variable)), [WRITER])
         elif rank == WRITER:
             value = objects.recv_object(owners[0])
-            try:  # the others go on sending, whatever happens here
+            try:  # keep receiving after an error, since the senders do not know of it
                 if failure is None:
                     _private.lend(variable, value)
                     lent.append(variable)
@@ -99,18 +100,18 @@ def _collect(
 
 
 def together(what: str, work: Callable[[], Any]) -> Any:
-    """Does something on this rank and tells all ranks if it went wrong on any.
+    """Runs `work` on this rank and raises on all ranks if it failed on any.
 
     Args:
-        what: What is done, for messages; the same on all ranks.
-        work: Is called once.
+        what: Name of the operation for messages; the same on all ranks.
+        work: Called once, on every rank.
 
     Returns:
-        The result of `work` here.
+        This rank's result of `work`.
 
     Raises:
-        Exception: What `work` raised here.
-        SavingError: Another rank failed.
+        Exception: The exception that `work` raised on this rank.
+        SavingError: `work` failed on another rank.
     """
     here = world.current(what) if world.is_initialized() else None
     if here is None or here.size == 1:
@@ -135,7 +136,7 @@ def together(what: str, work: Callable[[], Any]) -> Any:
 
 @contextlib.contextmanager
 def assigning_own() -> Iterator[None]:
-    """Context in which assignments to variables of other processes do nothing."""
+    """Context in which assignments to variables that other processes own are ignored."""
     with _private.assignments_elsewhere_ignored():
         yield
 

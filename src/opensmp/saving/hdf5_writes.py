@@ -1,9 +1,9 @@
-"""HDF5 files whose writing may fail without harm.
+"""Writes HDF5 files so that a failed write raises an error instead of crashing the process.
 
-When the HDF5 library cannot write, for a disk is full, it cannot close the file either, and the
-next file that the process closes may end it with a segmentation fault: training would end hours
-after an error that was caught. Here the library writes through a Python file that never tells it
-of an error; the error is raised when the file is closed.
+When the HDF5 library cannot write, for example to a full disk, it cannot close the file either, and
+the next file that the process closes may cause a segmentation fault: training would end hours after
+an error that was caught. Here the library writes through a Python file object that hides errors
+from it; the first error is raised when the file is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import h5py
 
-# Those of HDF5 as those of Python.
+# HDF5 modes to Python modes.
 _MODES = {"w": "w+", "w-": "x+", "x": "x+", "r+": "r+"}
 
 _lock = threading.Lock()
@@ -26,7 +26,7 @@ _original: list[Any] = []
 
 
 class _Patient(io.RawIOBase):
-    """A file for reading and writing that keeps its first error for later."""
+    """A read-write file that stores its first error instead of raising it."""
 
     def __init__(self, path: str, mode: str) -> None:
         self.error: OSError | None = None
@@ -55,7 +55,7 @@ class _Patient(io.RawIOBase):
             if not count:
                 break
             done += count
-        view[done:] = bytes(len(view) - done)  # what could not be written
+        view[done:] = bytes(len(view) - done)  # zeros for data that could not be written
         return len(view)
 
     def write(self, data: Any) -> int:
@@ -77,14 +77,10 @@ class _Patient(io.RawIOBase):
         return size if size is not None else self.tell()
 
     def flush(self) -> None:
-        """Nothing waits here to be written."""
+        """Does nothing: the file is unbuffered."""
 
     def finish(self) -> None:
-        """Closes it.
-
-        Raises:
-            OSError: Something could not be written.
-        """
+        """Closes the file; raises `OSError` if a write failed."""
         found, self.error = self.error, OSError("the file is closed")
         self._file.close()
         if found is not None:
@@ -93,10 +89,10 @@ class _Patient(io.RawIOBase):
 
 @contextlib.contextmanager
 def failing_late() -> Iterator[None]:
-    """Context in which HDF5 files that this thread writes raise errors at the end of it alone.
+    """Context in which write errors of HDF5 files of this thread are raised only on exit.
 
     Raises:
-        OSError: The first error of writing.
+        OSError: The first write error.
 
     Example:
         ```python
@@ -129,7 +125,7 @@ def failing_late() -> Iterator[None]:
 
 def _file_class(original: Any) -> Any:
     class File(original):
-        """`h5py.File`, whose new files on the disk are written through `_Patient`."""
+        """`h5py.File` that writes new files on disk through `_Patient`."""
 
         def __init__(self, name: Any, mode: str = "r", *args: Any, **kwargs: Any) -> None:
             mine = _active.get(threading.get_ident())

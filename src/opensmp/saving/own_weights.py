@@ -1,4 +1,4 @@
-"""`get_weights` and `set_weights` of a model whose weights lie in several processes."""
+"""`get_weights` for a model whose weights are distributed over processes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def own_weights() -> Iterator[None]:
-    """Context in which `get_weights` gives the weights of this process alone, without a message.
+    """Context in which `get_weights` returns only this process's weights, without communication.
 
-    In place of the others there are zeros that take no memory.
+    Zeros that take no memory stand for the other weights.
     """
     outer, _local.own = getattr(_local, "own", False), True
     try:
@@ -31,9 +31,10 @@ def own_weights() -> Iterator[None]:
 
 
 def values_of(model: Any) -> list[Any]:
-    """The values of all weights, as `keras.Model.get_weights` gives them.
+    """Values of all weights, as returned by `keras.Model.get_weights`.
 
-    All processes call it. Each gets the whole model, on its host, unless in `own_weights`.
+    Collective over the replica, unless in `own_weights`: every process gets the whole model in host
+    memory.
     """
     variables = list(model.weights)
     here = [not _private.is_elsewhere(variable) for variable in variables]

@@ -1,4 +1,4 @@
-"""All values of a model in all processes at once, for what Keras computes of them eagerly."""
+"""Makes all variable values available in all processes, for eager Keras computations on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Variable = Any
 
 @contextlib.contextmanager
 def readable_everywhere(variables: Sequence[Variable], what: str) -> Iterator[None]:
-    """Context in which each process can read all variables, on its host.
+    """Context in which each process of a replica can read all variables, in host memory.
 
-    They come one by one and leave at the end; a process needs memory for the whole model
-    meanwhile. All processes of a replica must enter it; in one process nothing happens.
+    Values are broadcast one at a time and freed on exit; meanwhile each process needs memory for
+    the whole model. Collective over the replica; with one process it does nothing.
 
     Args:
         variables: The variables of a model, in the same order in all processes.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
 
     Raises:
         ElsewhereError: No process has the value of a variable.

@@ -1,1 +1,1 @@
-"""What `compile`, `fit`, `evaluate` and `predict` of a split model need."""
+"""Implementation of `compile`, `fit`, `evaluate` and `predict` of a partitioned model."""

@@ -1,4 +1,4 @@
-"""What a call of a model outside of `smp.step` means: set by `fit` and its like."""
+"""The meaning of a model call outside of `smp.step`, set by `fit`, `evaluate` and `predict`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _local = threading.local()
 
 
 def current_mode() -> Mode | None:
-    """`"whole"`: a batch, split into microbatches and put together again; `"plain"`: Keras' own.
+    """`"whole"`: the call splits a batch into microbatches; `"plain"`: the call is Keras' own.
 
     None outside of `fit`, `evaluate` and `predict`.
     """
@@ -22,7 +22,7 @@ def current_mode() -> Mode | None:
 
 @contextlib.contextmanager
 def calls_are(mode: Mode | None) -> Iterator[None]:
-    """Context in which models are called that way on this thread."""
+    """Context in which model calls on this thread have this mode."""
     outer, _local.mode = current_mode(), mode
     try:
         yield

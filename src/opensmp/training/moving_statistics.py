@@ -1,4 +1,4 @@
-"""Moving statistics of batch normalization: their mean over the replicas."""
+"""Averages the moving statistics of batch normalization over the replicas."""
 
 from __future__ import annotations
 
@@ -16,13 +16,10 @@ Model = Any
 
 
 def average_statistics(model: Model) -> None:
-    """Gives the moving statistics of all replicas their mean, at the end of a step.
+    """Sets the moving statistics of all replicas to their mean, at the end of a training step.
 
-    Each replica has normalised its own rows of the batch. The mean of their moving means is that
-    of the whole batch; of their moving variances it is the mean of the variances within.
-
-    Args:
-        model: The model that the step has trained.
+    Each replica normalizes its own rows of the batch. The mean of the moving means is that of the
+    whole batch; the mean of the moving variances is the mean of the variances within the replicas.
     """
     replicas = world.current("fitting a DistributedModel").dp_group
     if len(replicas) == 1:

@@ -1,4 +1,4 @@
-"""`model.quantize` of a split model, whose weights lie in several processes."""
+"""`model.quantize` of a partitioned model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _MODES = ("int8", "int4", "float8")
 
 
 class Quantize:
-    """`quantize` of a `DistributedModel`: as that of `keras.Model`; all processes call it.
+    """`quantize` of a `DistributedModel`: like that of `keras.Model`; all processes call it.
 
-    In several processes each needs memory for the whole model on its host meanwhile, and modes
-    that calibrate with data, such as "gptq", are refused.
+    With several processes, each temporarily needs host memory for the whole model, and modes that
+    calibrate with data, such as "gptq", are rejected.
 
-    Keras sets a method of that name on each model; an attribute of the class that takes what is
-    set comes before it.
+    A descriptor, because Keras sets an instance attribute of that name on each model, and a data
+    descriptor of the class takes precedence over instance attributes.
 
     Raises:
-        StepError: The mode needs calls of single layers, which lie in several processes; nothing
+        StepError: The mode calls single layers, which are spread over several processes; nothing
             was changed.
 
     Example:
@@ -50,7 +50,7 @@ class Quantize:
 
 @everywhere
 def quantize(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """What `model.quantize` does."""
+    """Implements `model.quantize`."""
     what = f"quantizing model '{model.name}'"
     if world.current(what).size > 1:
         _refuse_calibration(model.name, args, kwargs)
@@ -59,16 +59,7 @@ def quantize(model: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def _refuse_calibration(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuses modes of `quantize` that run the model's layers one by one, on data.
-
-    Args:
-        name: Of the model.
-        args: Positional arguments of `keras.Model.quantize`.
-        kwargs: Keyword arguments.
-
-    Raises:
-        StepError: It is such a mode.
-    """
+    """Raises StepError for modes of `quantize` that run the model's layers one by one, on data."""
     given = [*args[:2], kwargs.get("mode"), kwargs.get("config")]
     modes = {str(getattr(each, "mode", each)) for each in given if each is not None}
     unknown = modes - set(_MODES)

@@ -1,4 +1,4 @@
-"""What `fit`, `evaluate` and `predict` call with data: one compiled function per batch size."""
+"""The functions that `fit`, `evaluate` and `predict` call, compiled once per batch size."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ NAMES = ("train_function", "test_function", "predict_function")
 class StepFunction:
     """Runs a model's `train_step`, `test_step` or `predict_step` on batches.
 
-    Batches are taken from an iterator outside of any graph, so that the number of examples is
-    known when a step is traced: a last batch that is smaller is traced once more, with
-    microbatches of its own, and both traces serve all epochs.
+    Takes batches from an iterator outside of any graph, so that the number of examples is known
+    when a step is traced. A smaller last batch gets a trace of its own, with other microbatch
+    sizes, and all epochs use both traces.
 
     Args:
         model: The DistributedModel.
@@ -52,12 +52,12 @@ class StepFunction:
 
     @property
     def tracing_count(self) -> int:
-        """How many times the step was traced."""
+        """Number of traces of the step."""
         counts = (f.experimental_get_tracing_count() for f in self._functions.values())
         return sum(map(int, counts))
 
     def forget(self) -> None:
-        """Drops what was compiled, for variables have moved."""
+        """Discards the compiled functions, because variables have moved."""
         self._functions.clear()
 
     def __call__(self, data: Any) -> Any:
@@ -92,7 +92,7 @@ class StepFunction:
         return logs, count
 
     def _replay(self, batches: Iterator[Any], progress: Progress) -> Any:
-        """Does not train on batches that were trained before, but makes what trains."""
+        """Skips batches that an earlier program has trained, but traces the step for them."""
         for batch in map(_without_optionals, batches):
             with self._staying():
                 self._trace_for(batch)
@@ -116,10 +116,10 @@ class StepFunction:
             return self._traced_for(data, lambda function: function(data))
 
     def _settings_of_batch(self) -> Settings | None:
-        """What a batch of `train_on_batch` and its like has in common in all processes.
+        """Settings of `train_on_batch` etc. that must be the same in all processes.
 
-        What `compile` was given stays as it is while this object is used; the learning rate may
-        change with each batch.
+        The arguments of `compile` do not change during this object's lifetime; the learning rate
+        may change with each batch.
         """
         if is_in_call() or not is_shared():
             return None
@@ -133,7 +133,7 @@ class StepFunction:
         self._traced_for(data, lambda function: function.get_concrete_function(data))
 
     def _traced_for(self, data: Any, use: Callable[[Any], Any]) -> Any:
-        """Uses the function for a batch, traced so that all it reads lies where it stays."""
+        """Applies `use` to a batch's function, traced with all variables that it reads placed."""
         while True:
             try:
                 return use(self._function_for(data))
@@ -177,12 +177,12 @@ class StepFunction:
             return result
 
         step.__name__ = f"smp_{self._name}_step"
-        # TensorFlow warns of code that is traced too often: each of these is traced once or twice.
+        # TensorFlow warns of code that is traced too often; each of these is traced once or twice.
         step.__code__ = step.__code__.replace(co_name=f"{step.__name__}_{next(_numbers)}")
         return tf.function(step, autograph=False, reduce_retracing=True)
 
     def _go_on_counting(self) -> None:
-        """Gives metrics that have just been made what they had counted in an earlier program."""
+        """Restores the values of metrics that were just created from an earlier program."""
         progress = progress_of(self._model) if self._name == "train" else None
         if progress is not None:
             with tf.init_scope():
@@ -195,7 +195,7 @@ class StepFunction:
         return result
 
     def _bring_back(self, functions: dict[str, Any]) -> None:
-        """Partitioning a model makes it forget its functions; this one is in use."""
+        """Restores this function, in use, after partitioning has reset the model's functions."""
         for name, function in functions.items():
             if isinstance(function, StepFunction) and getattr(self._model, name) is None:
                 if function is not self:
@@ -210,7 +210,7 @@ def _without_optionals(data: Any) -> Any:
 
 
 def _rows_known(data: Any) -> bool:
-    """Whether each batch of an iterator has the same known number of rows."""
+    """Whether each batch of an iterator has the same, known number of rows."""
     if not isinstance(data, tf.data.Iterator):
         return True
     return num_rows(data.element_spec) is not None

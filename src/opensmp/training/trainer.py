@@ -1,4 +1,4 @@
-"""What a DistributedModel adds to Keras' trainer: how a step on one batch runs."""
+"""Overrides of Keras' trainer in DistributedModel: how a step on one batch runs."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from opensmp.training.sync.sync import is_shared
 
 
 class Trainer:
-    """The methods of Keras' trainer that a split model does in another way.
+    """The methods of Keras' trainer that a partitioned model overrides.
 
-    Steps themselves are Keras' own, or those of the user's class: they run on whole batches, and
-    a model that is called in them splits its batch into microbatches.
+    Steps are Keras' own or those of the user's class. They run on whole batches; the model calls
+    within them split the batch into microbatches.
     """
 
     @property
@@ -45,36 +45,36 @@ class Trainer:
 
     @supports_jit.setter
     def supports_jit(self, value: bool) -> None:
-        """Keras sets it for each new layer."""
+        """Ignored; Keras sets it for each new layer."""
 
     @everywhere
     @functools.wraps(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; all processes call it with the same data."""
+        """Like `keras.Model.fit`; all processes call it with the same data."""
         return self._smp_share("fit", super().fit, args, kwargs)  # type: ignore[misc]
 
     @everywhere
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; all processes call it with the same data."""
+        """Like `keras.Model.evaluate`; all processes call it with the same data."""
         return self._smp_share("evaluate", super().evaluate, args, kwargs)  # type: ignore[misc]
 
     @everywhere
     @functools.wraps(keras.Model.predict)
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`; all processes call it with the same data, and get all rows."""
+        """Like `keras.Model.predict`; all processes call it with the same data and get all rows."""
         return self._smp_share("predict", super().predict, args, kwargs)  # type: ignore[misc]
 
     @everywhere
     def get_weights(self) -> list[Any]:
-        """As `keras.Model.get_weights`; all processes call it, and each gets the whole model."""
+        """Like `keras.Model.get_weights`; all processes call it, and each gets the whole model."""
         if not is_shared():
             return super().get_weights()  # type: ignore[misc, no-any-return]
         return own_weights.values_of(self)
 
     @everywhere
     def set_weights(self, weights: Any) -> None:
-        """As `keras.Model.set_weights`; each process takes those of its partitions."""
+        """Like `keras.Model.set_weights`; each process assigns those of its partitions."""
         with assigning_own():
             super().set_weights(weights)  # type: ignore[misc]
 
@@ -102,10 +102,10 @@ class Trainer:
     def _smp_share(
         self, name: str, run: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Calls a method of Keras' trainer, with arguments that fit several processes."""
+        """Calls a method of Keras' trainer with arguments adapted to several processes."""
         progress = progress_of(self)
         with contextlib.ExitStack() as stack:
-            if progress is not None:  # a call of evaluate or predict while fit goes on
+            if progress is not None:  # evaluate or predict, called while fit runs
                 stack.enter_context(progress.paused())
             if not is_shared() and name != "fit":
                 return run(*args, **kwargs)
@@ -124,7 +124,7 @@ class Trainer:
             return run(**_accepted(run, arguments))
 
     def _smp_step(self, name: str) -> Callable[[Any], Any]:
-        """What to do with one batch."""
+        """The function that runs one batch."""
         if name == "train" and current_mode() == "whole":
             kind = kind_of_model(self)
             if kind is not None:
@@ -132,7 +132,7 @@ class Trainer:
         return getattr(self, f"{name}_step")  # type: ignore[no-any-return]
 
     def _smp_train_step(self, kind: Kind, data: Any) -> Any:
-        """Keras' own `train_step`, with the loss taken apart."""
+        """Keras' `train_step`, with loss and gradients computed by microbatch."""
         model: Any = self
         here = world.current(f"training model '{model.name}'")
         try:
@@ -160,19 +160,19 @@ def _refuse_strategies(model: Any) -> None:
 def named_arguments(
     run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments of a call by name.
+    """Maps the arguments of a call to their names.
 
     Args:
         run: The bound method, Keras' own or that of a user's class.
-        name: Of which method of `keras.Model` it takes the arguments, if it takes any.
+        name: The method of `keras.Model` whose parameters apply if `run` takes `*args`.
         args: Positional arguments.
         kwargs: Keyword arguments.
 
     Raises:
-        TypeError: It does not take them.
+        TypeError: The arguments do not fit the method's parameters.
     """
     signature = inspect.signature(run)
-    if _takes(signature, inspect.Parameter.VAR_POSITIONAL):  # and gives them to Keras
+    if _takes(signature, inspect.Parameter.VAR_POSITIONAL):  # and passes them to Keras
         bound = inspect.signature(getattr(keras.Model, name)).bind(None, *args, **kwargs)
         del bound.arguments["self"]
     else:
@@ -185,7 +185,7 @@ def named_arguments(
 
 
 def _accepted(run: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that a method takes: one of a user's class need not have `verbose` or `callbacks`."""
+    """The arguments that a method accepts: a user's override may lack `verbose` or `callbacks`."""
     signature = inspect.signature(run)
     if _takes(signature, inspect.Parameter.VAR_KEYWORD):
         return dict(arguments)

@@ -1,1 +1,1 @@
-"""Private names of Keras."""
+"""Wrappers of private Keras APIs."""

@@ -1,4 +1,4 @@
-"""Layers, their calls, and what Keras lets travel with tensors."""
+"""Keras layers: call hooks, nested layers, losses, and the masks and logits attached to tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Tensor = Any
 
 
 def in_stateless_scope() -> bool:
-    """Whether Keras runs functionally now (`stateless_call`, shape inference)."""
+    """Whether a Keras `StatelessScope` is active (`stateless_call`, shape inference)."""
     return bool(keras_backend.in_stateless_scope())
 
 
@@ -30,14 +30,14 @@ def is_keras_tensor(value: Any) -> bool:
 
 
 def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
-    """Makes `fit`, `evaluate` and `predict` of a model trace anew, and of models in it.
+    """Makes `fit`, `evaluate` and `predict` of a model and its nested models retrace.
 
-    Their functions hold on to the memory that variables had before they moved.
+    Their compiled functions hold the memory that variables had before they moved.
 
     Args:
         model: The model.
-        moved: Ids of these variables; models without any of them keep what is traced. None: all
-            models forget it.
+        moved: Ids of the moved variables; models without any of them keep their traces. None resets
+            all models.
     """
     for layer in model._flatten_layers():
         if not isinstance(layer, keras.Model):
@@ -47,46 +47,46 @@ def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) 
 
 
 def get_mask(tensor: Tensor) -> Tensor | None:
-    """The Keras mask that travels with a tensor."""
+    """The Keras mask attached to a tensor."""
     return keras_backend.get_keras_mask(tensor)
 
 
 def set_mask(tensor: Tensor, mask: Tensor) -> None:
-    """Lets a Keras mask travel with a tensor."""
+    """Attaches a Keras mask to a tensor."""
     keras_backend.set_keras_mask(tensor, mask)
 
 
 def get_logits(tensor: Tensor) -> Tensor | None:
-    """The logits that Keras noted on a tensor of probabilities.
+    """The logits that Keras attached to a tensor of probabilities.
 
-    Its cross-entropies compute with these instead of the probabilities, which makes a
-    difference wherever a probability is small.
+    Keras' cross-entropies use them instead of the probabilities, which changes the result wherever
+    a probability is small.
     """
     return getattr(tensor, "_keras_logits", None)
 
 
 def set_logits(tensor: Tensor, logits: Tensor) -> None:
-    """Notes the logits of a tensor of probabilities for Keras' cross-entropies."""
+    """Attaches logits to a tensor of probabilities, for Keras' cross-entropies."""
     tensor._keras_logits = logits
 
 
 def regularization_losses(layer: Any) -> list[Tensor]:
-    """Weight penalties alone; `layer.losses` mixes them with those of activations."""
+    """Weight regularization losses only; `layer.losses` also contains activity losses."""
     return list(layer._get_regularization_losses())
 
 
 def own_losses(layer: Any) -> list[Tensor]:
-    """What a layer and those in it added in their last call, without weight penalties."""
+    """Losses that a layer and its sublayers added in the last call, without weight penalties."""
     return [loss for each in all_layers(layer) for loss in each._get_own_losses()]
 
 
 def order_losses(layer: Any) -> list[Any]:
-    """Puts the losses that a StatelessScope has collected in the order of `layer.losses`.
+    """Sorts the losses of the active `StatelessScope` into the order of `layer.losses`.
 
-    They come in the order of the layers' calls; Keras lists them layer by layer.
+    The scope collects them in call order; Keras lists them layer by layer.
 
     Returns:
-        For each of them the layer that added it.
+        The layer that added each loss; empty outside a `StatelessScope`.
     """
     if not in_stateless_scope():
         return []
@@ -96,12 +96,12 @@ def order_losses(layer: Any) -> list[Any]:
 
 
 def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> None:
-    """Has the layers in a layer keep what they added in its call, as after a plain call of it.
+    """Replaces the losses stored in a layer and its nested layers, as a plain call would.
 
     Args:
-        layer: What was called; it and those inside forget what they added before.
-        owners: For each loss the layer that has added it.
-        losses: What they added.
+        layer: The called layer; it and its nested layers drop the losses of earlier calls.
+        owners: The layer that added each loss.
+        losses: The losses.
     """
     layer._clear_losses()
     for owner, loss in zip(owners, losses, strict=True):
@@ -109,9 +109,9 @@ def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> 
 
 
 def layer_calls(around: Callable[[Any], Any]) -> Any:
-    """Context in which every Keras layer call runs inside `around(layer)`.
+    """Context in which every Keras layer call runs inside the context `around(layer)`.
 
-    Name scopes do not identify layers (shared layers, nested functions).
+    Name scopes do not identify layers: layers are shared, and functions are nested.
     """
 
     def make(original: Any) -> Any:
@@ -125,10 +125,10 @@ def layer_calls(around: Callable[[Any], Any]) -> Any:
 
 
 def layer_calls_by(run: Callable[..., Any]) -> Any:
-    """Context in which `run(layer, call, args, kwargs)` does every Keras layer call.
+    """Context in which `run(layer, call, args, kwargs)` performs every Keras layer call.
 
-    `call` is the method of Keras, for the layer as its first argument. Only a class can say what a
-    call does, and a layer that somebody else has made is to stay of its class.
+    `call` is the original unbound method and takes the layer first. The class is patched because
+    Python looks up `__call__` on the class, and the class of a user's layer must not change.
     """
 
     def make(original: Any) -> Any:
@@ -141,7 +141,7 @@ def layer_calls_by(run: Callable[..., Any]) -> Any:
 
 
 def makes_variables(layer: Any) -> bool:
-    """Whether a layer has variables, or may make some in its first call."""
+    """Whether a layer has variables, or may create some in its first call."""
     if layer.variables:
         return True
     return any(not each.built and not _is_default_build(each) for each in all_layers(layer))
@@ -152,10 +152,10 @@ def _is_default_build(layer: Any) -> bool:
 
 
 def functional_nodes(around: Callable[[Any], Any]) -> Any:
-    """Context in which each node of a Functional model runs inside `around(node)`.
+    """Context in which each node of a Functional model runs inside the context `around(node)`.
 
-    `around` is asked with the Node, as one layer may have several. Keras offers
-    only the layer to its per-call hook, in the order of the nodes.
+    The hook receives the `Node`, because one layer may have several. Keras' per-call hook receives
+    only the layer; nodes are matched to it by their order of execution.
     """
 
     def make(original: Any) -> Any:
@@ -184,7 +184,7 @@ def functional_nodes(around: Callable[[Any], Any]) -> Any:
 
 
 def new_nodes(created: Callable[[Any], None]) -> Any:
-    """Context in which `created(node)` is told of every new node of a Functional graph."""
+    """Context in which `created(node)` is called for every new node of a Functional graph."""
 
     def make(original: Any) -> Any:
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -197,21 +197,21 @@ def new_nodes(created: Callable[[Any], None]) -> Any:
 
 
 def in_symbolic_scope() -> bool:
-    """Whether Keras runs a layer for its output shapes only, in a scratch graph."""
+    """Whether Keras runs a layer only to infer output shapes, in a scratch graph."""
     return bool(keras_backend.in_symbolic_scope())
 
 
 def is_variable_creation_error(error: Exception) -> bool:
-    """Whether Keras refused to make a variable that cannot wait for its first value."""
+    """Whether the error is Keras' refusal to create a variable inside a `StatelessScope`."""
     return "create a variable while in a stateless scope" in " ".join(str(error).split())
 
 
 def eager_builds() -> Any:
-    """Context in which layers run their `build` outside of any graph.
+    """Context in which layers run `build` outside any graph.
 
-    A layer that computes a tensor in `build` and keeps it would keep a tensor of the graph
-    that is current at its first call, of no use to any later one. Keras sets `build` on each
-    layer object, so that it cannot be replaced in the class.
+    A layer that stores a tensor computed in `build` would otherwise store a tensor of the graph of
+    its first call, which later calls cannot use. Keras sets `build` on each layer object, so
+    patching the class has no effect.
     """
 
     @contextlib.contextmanager
@@ -236,15 +236,15 @@ def eager_builds() -> Any:
 
 
 def all_layers(model: Any) -> list[Any]:
-    """A model and all layers in it, at any depth; the public `layers` are those of the top."""
+    """The model and all nested layers at any depth; the public `layers` has the top level only."""
     return list(model._flatten_layers())
 
 
 def layers_inside(layer: Any) -> list[Any]:
-    """The layers that a layer holds itself; the public `layers` is there for models only."""
+    """The direct sublayers of a layer; the public `layers` exists for models only."""
     return list(layer._flatten_layers(recursive=False, include_self=False))
 
 
 def own_variables(layer: Any) -> list[Any]:
-    """The variables of a layer without those of the layers inside."""
+    """Variables of a layer, without those of its sublayers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]

@@ -1,4 +1,4 @@
-"""Variables that come to this process from another one, with their values."""
+"""Variables whose ownership, and value, moves to this process from another one."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from opensmp._private.tensorflow.variable_placement import ELSEWHERE, readable_k
 
 
 def with_slots(variable: Any) -> list[Any]:
-    """A variable, and those that optimizers have made for it, in the order of their making."""
+    """A variable followed by its optimizer slots, in creation order."""
     return [variable, *_slots(variable)]
 
 
 def take_in(variable: Any, value: Any, device: str) -> None:
-    """Gives a variable that was given up its memory in this process again.
+    """Allocates memory here for a variable that was given up, and marks it readable again.
 
-    The `tf.Variable` stays the same object, as in `move_to`; slots are variables of their own
-    here.
+    The `tf.Variable` stays the same object, as in `move_to`. Slots are not included: call this for
+    each slot as well.
 
     Args:
-        variable: Keras' variable, or a `tf.Variable`.
-        value: Its value, an array.
-        device: Where its memory is to be.
+        variable: A Keras variable or a `tf.Variable`.
+        value: Its value as an array.
+        device: Device of the new memory.
     """
     stored = getattr(variable, "_value", variable)
     with tf.init_scope(), tf.device(device), outside_of_functions():
@@ -43,10 +43,10 @@ def take_in(variable: Any, value: Any, device: str) -> None:
 
 
 def is_lent(variable: Any) -> bool:
-    """Whether a variable of another process can be read here for a while, see `lend`."""
+    """Whether `lend` currently makes a variable of another process readable here."""
     return hasattr(getattr(variable, "_value", variable), _LENT)
 
 
 def place_of(variable: Any) -> str:
-    """Path and rank of a variable of another process, as it was given up."""
+    """Path and owning rank of a variable of another process, as recorded by `give_up`."""
     return str(getattr(getattr(variable, "_value", variable), ELSEWHERE))

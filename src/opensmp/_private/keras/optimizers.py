@@ -1,4 +1,4 @@
-"""Optimizers: slots and updates lie where the variable does, and processes agree."""
+"""Optimizer patches: updates on the variables' devices, and agreement between processes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Tensor = Any
 
 
 def place_updates_with_variables() -> None:
-    """Makes optimizer slots and update arithmetic sit on their variable's device.
+    """Patches Keras optimizers for variables on several devices and in several processes.
 
-    Keras asks the default strategy to keep them together, which it does not do:
-    slots and arithmetic land on the first device. Idempotent.
+    Keras asks the default strategy to place slots and update arithmetic with their variable, which
+    it does not do: both land on the first device. Idempotent.
     """
     extended = distribute_lib._DefaultDistributionExtended
     if getattr(extended, "_smp_placed", False):
@@ -56,7 +56,7 @@ def place_updates_with_variables() -> None:
 
 
 def _know_slots() -> None:
-    """Lets variables know the slots that optimizers make for them; see `move_to`, `give_up`."""
+    """Registers the slots that optimizers create for a variable, for `move_to` and `give_up`."""
     owner = base_optimizer.BaseOptimizer
     add = owner.add_variable_from_reference
 
@@ -71,13 +71,13 @@ def _know_slots() -> None:
 
 
 def _know_factors() -> None:
-    """Makes the factors of Adafactor slots of their variables: it makes them without reference."""
+    """Registers Adafactor's factors as slots: Keras creates them without a reference variable."""
     owner = keras.optimizers.Adafactor
     build, add = owner.build, owner.add_variable
     current = threading.local()
 
     class Followed(list[Any]):
-        """The variables; notes which of them Keras is at."""
+        """The variables; records the one that Keras currently iterates over."""
 
         def __iter__(self) -> Iterator[Any]:
             for variable in super().__iter__():
@@ -93,7 +93,8 @@ def _know_factors() -> None:
 
     def add_variable(self: Any, *args: Any, **kwargs: Any) -> Any:
         variable = getattr(current, "variable", None)
-        if variable is None or not self.built:  # slots with a reference are made first
+        # Keras creates the slots with a reference before it sets `built`.
+        if variable is None or not self.built:
             return add(self, *args, **kwargs)
         stored = getattr(variable, "_value", variable)
         with tf.device(getattr(stored, "device", None)):
@@ -105,10 +106,7 @@ def _know_factors() -> None:
 
 
 def _average_what_is_here() -> None:
-    """Lets ScheduleFreeAdamW begin at the weights that this process has; it copies all.
-
-    Keras has this optimizer since 3.14.
-    """
+    """Makes ScheduleFreeAdamW (Keras 3.14 on) copy the weights of this process only, not all."""
     owner = getattr(keras.optimizers, "ScheduleFreeAdamW", None)
     if owner is None:
         return
@@ -130,10 +128,10 @@ def _average_what_is_here() -> None:
 
 
 def _scale_by_a_variable() -> None:
-    """Makes graphs scale losses by a variable also before LossScaleOptimizer has made its own.
+    """Makes LossScaleOptimizer scale by a variable even in graphs traced before it is built.
 
-    Keras takes the first scale as a number then. A function that was traced once would use it
-    for ever, while the gradients are divided by the scale of the moment.
+    Keras uses the initial scale as a constant until then, which a function traced only once would
+    keep, while gradients are divided by the current scale.
     """
     owner = keras.optimizers.LossScaleOptimizer
     build, scale_loss = owner.build, owner.scale_loss
@@ -151,10 +149,11 @@ def _scale_by_a_variable() -> None:
     def build_late(self: Any, var_list: Any) -> None:
         build(self, var_list)
         known = early.pop(self, None)
-        if known is not None:  # as in `move_to`: the same object has that memory now
+        # The scale variable takes over the memory that traced functions read, as in `move_to`.
+        if known is not None:
             scale = self.dynamic_scale._value
             scale._handle, scale._handle_name = known._handle, known._handle_name
-            scale._smp_known = known  # functions that read it must find it alive
+            scale._smp_known = known  # keeps the memory alive for those functions
 
     owner.build, owner.scale_loss = build_late, scale_loss_early
 
@@ -168,14 +167,15 @@ def _note_scaling() -> None:
 
 
 def scales_loss() -> bool:
-    """Whether a LossScaleOptimizer has scaled a loss in the function that is being traced."""
+    """Whether a LossScaleOptimizer has scaled a loss in the function being traced."""
     return any(getattr(graph, _SCALES_LOSS, False) for graph in _graphs_around())
 
 
 def _graphs_around() -> Iterator[Any]:
-    """The function graph that is being traced, and those around it."""
+    """The function graph being traced and its outer function graphs, innermost first."""
     graph = tf.compat.v1.get_default_graph()
-    while isinstance(graph, tf.__internal__.FuncGraph):  # the last one, of eager execution, is none
+    # The outermost graph, of eager execution, is not a FuncGraph.
+    while isinstance(graph, tf.__internal__.FuncGraph):
         yield graph
         graph = graph.outer_graph
 
@@ -184,13 +184,14 @@ _agree_on_finite: Any = None
 
 
 def agree_on_finite_with(agree: Callable[[Tensor], Tensor] | None) -> None:
-    """Lets `agree` tell whether the gradients of all processes are finite; None: there is one.
+    """Sets the function by which processes agree whether all gradients are finite.
 
-    LossScaleOptimizer sees the gradients of this process only, and leaves a step out where one
-    is not finite: some processes would do a step that others leave out.
+    LossScaleOptimizer sees only the gradients of this process, and skips the update if one is not
+    finite: some processes would skip an update that others apply.
 
     Args:
-        agree: Takes whether the gradients of this process are finite, gives the same for all.
+        agree: Takes whether the gradients of this process are finite, a Boolean scalar, and returns
+            the same for all processes. None if there is only one process.
     """
     global _agree_on_finite
     _agree_on_finite = agree
@@ -205,7 +206,7 @@ def _check_finite_together() -> None:
             _check_gradients(grads, ())
         if _agree_on_finite is None:
             return check(self, grads)
-        # What stands for a gradient of another process would become dense, and large, there.
+        # A placeholder for a gradient of another process would become dense, and large, there.
         here = [g for g in grads if g is not None and not _is_of_others(g)]
         return _agree_on_finite(check(self, here) if here else tf.constant(True))
 
@@ -216,9 +217,9 @@ _before_updates: Callable[[Any], None] | None = None
 
 
 def before_updates(look: Callable[[Any], None]) -> None:
-    """Has a function called before an optimizer updates variables, when it has all of its own.
+    """Sets a function that is called with the optimizer before each update of variables.
 
-    It takes the optimizer. In a `tf.function` it is called while that is traced.
+    The optimizer has all its own variables by then. In a `tf.function` it is called at tracing.
     """
     global _before_updates
     _before_updates = look
@@ -228,9 +229,9 @@ _check_gradients: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
 
 
 def check_gradients_with(check: Callable[[Sequence[Any], Sequence[Any]], None]) -> None:
-    """Has a function called with the gradients that an optimizer is given, before any use.
+    """Sets a function that checks the gradients passed to an optimizer before their first use.
 
-    It takes the gradients and their variables, none where Keras does not tell them, and raises.
+    It takes the gradients and their variables (none where Keras does not pass them), and raises.
     """
     global _check_gradients
     _check_gradients = check
@@ -240,7 +241,7 @@ _is_kept_elsewhere: Callable[[Any], bool] | None = None
 
 
 def leave_to_others(is_kept_elsewhere: Callable[[Any], bool]) -> None:
-    """Lets a function tell which gradients other processes alone have, and look after."""
+    """Sets the predicate for gradients that only other processes hold and handle."""
     global _is_kept_elsewhere
     _is_kept_elsewhere = is_kept_elsewhere
 
@@ -278,9 +279,9 @@ def _leave_out_what_is_elsewhere() -> None:
 
 
 def _update_on_their_own() -> None:
-    """Tells that each process reads and updates variables of its own in an optimizer.
+    """Marks the reads and updates inside `Optimizer.apply` as differing between processes.
 
-    What a user's class reads in an `apply` of its own is the same in all processes.
+    The reads of a user's class in an `apply` of its own are the same in all processes.
     """
     owner = base_optimizer.BaseOptimizer
     apply = owner.apply
@@ -295,9 +296,8 @@ def _update_on_their_own() -> None:
 def _reduce_only_over_replicas() -> None:
     """Makes optimizers all-reduce gradients only under a strategy with several replicas.
 
-    Without a strategy the sum is over one replica, and Keras asks for it by `tf.custom_gradient`,
-    which TensorFlow registers for the life of the process: with it the whole graph of a training
-    step would stay in memory after the model is gone.
+    Without a strategy Keras reduces by `tf.custom_gradient`, which TensorFlow registers for the
+    life of the process: the whole graph of a training step would outlive the model.
     """
     owner = keras_tf_optimizer.TFOptimizer
     reduce = owner._all_reduce_sum_gradients
@@ -331,7 +331,7 @@ def _overwrite_what_is_here(owner: Any) -> None:
 
 
 def _place_averages_and_clipping() -> None:
-    """The same for moving averages and clipping, which Keras does without the strategy."""
+    """Places moving averages and clipping with the variables; Keras bypasses the strategy here."""
     owner = base_optimizer.BaseOptimizer
     average, clip = owner._update_model_variables_moving_average, owner._clip_gradients
 
@@ -354,7 +354,7 @@ def _place_averages_and_clipping() -> None:
     def _clip_gradients(self: Any, grads: Any) -> Any:
         if _clips_together(self):
             return _clip_together(list(grads), *_places[self], self.global_clipnorm)
-        if not self.clipnorm and not self.clipvalue:  # nothing, or a norm over all gradients
+        if not self.clipnorm and not self.clipvalue:  # none, or by the global norm
             return clip(self, grads)
         clipped = []
         for gradient in grads:
@@ -373,14 +373,13 @@ _places: weakref.WeakKeyDictionary[Any, tuple[list[int], int]] = weakref.WeakKey
 
 
 def clip_with(clip: Callable[[list[Any], list[int], int, Any], list[Any]] | None) -> None:
-    """Lets `clip` do what `global_clipnorm` asks optimizers for; None lets Keras do it.
+    """Sets the function that implements `global_clipnorm` across processes; None: Keras does it.
 
-    Keras knows the gradients of this process only, so that each would clip by another norm.
-    Processes without any gradients call it as well.
+    Keras knows only the gradients of this process. Processes without gradients call it as well.
 
     Args:
-        clip: Takes the gradients, the place of each among those of all processes, the number
-            of the latter, and the largest norm; gives the clipped gradients.
+        clip: Takes the gradients, the index of each among those of all processes, the number of the
+            latter, and the maximum norm; returns the clipped gradients.
     """
     global _clip_together
     _clip_together = clip
@@ -392,7 +391,7 @@ def _clips_together(optimizer: Any) -> bool:
 
 
 def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
-    """Notes where, among all gradients of the model, those are that an optimizer clips."""
+    """Records the indices, among all gradients of the model, of those that this process clips."""
     all_of_them = [
         variable
         for gradient, variable in pairs
@@ -403,10 +402,10 @@ def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
 
 
 def _update_nothing(optimizer: Any) -> None:
-    """Does what Keras leaves out where it has no gradient: its part in the others' step.
+    """Does this process's part of an update for which it has no gradients.
 
-    That is to take part in their norm, and to go on with what belongs to no variable, such as
-    the product of momenta that Nadam keeps.
+    It joins the global norm, and updates optimizer state that belongs to no variable, such as the
+    momentum product of Nadam. Keras skips both without gradients.
     """
     clips = _clips_together(optimizer) and _places[optimizer][1]
 
@@ -419,18 +418,18 @@ def _update_nothing(optimizer: Any) -> None:
     if not steps:
         take_part()
     else:
-        # The public `iterations` counts updates, this counts calls.
+        # The public `iterations` counts updates, the private one calls.
         is_update_step = (optimizer._iterations + 1) % steps == 0
         keras.ops.cond(is_update_step, take_part, lambda: None)
     if versions.release(keras.__version__) == (3, 9):
-        optimizer._iterations.assign_add(1)  # later ones count calls without gradients too
+        optimizer._iterations.assign_add(1)  # later versions also count calls without gradients
 
 
 @contextlib.contextmanager
 def averages_of_own(optimizer: Any) -> Iterator[None]:
-    """Context in which an optimizer has those weights and moving averages that lie here.
+    """Context in which an optimizer lists only the weights and averages of this process.
 
-    Keras' SwapEMAWeights goes through both lists, and reads each of them.
+    Keras' SwapEMAWeights reads each variable of both lists.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     names = ("_trainable_variables", "_model_variables_moving_average")

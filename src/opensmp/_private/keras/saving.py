@@ -1,4 +1,4 @@
-"""Models on disk: weight files of Keras, and graphs of a SavedModel."""
+"""Saving models: Keras weight files, `.keras` files and SavedModel graphs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tensorflow.python.util import deprecation
 
 
 def silence_deprecations() -> Any:
-    """Context in which TensorFlow does not tell that one of its functions is deprecated."""
+    """Context that suppresses TensorFlow's deprecation warnings."""
     return deprecation.silence()
 
 
 class _Layout(saving_lib.H5IOStore):
-    """A store of weights that notes what is put into it and keeps nothing."""
+    """A weight store that records names and shapes, and stores no values."""
 
-    def __init__(self) -> None:  # no file is opened
+    def __init__(self) -> None:  # does not call the base class, which would open a file
         self.found: dict[str, Any] = {}
         self._at = ""
 
@@ -30,7 +30,7 @@ class _Layout(saving_lib.H5IOStore):
         return True
 
     def make(self, path: str, metadata: Any = None) -> Any:
-        """The place of a layer's own weights."""
+        """Selects the path under which a layer stores its own weights."""
         self._at = path
         return self
 
@@ -41,13 +41,14 @@ class _Layout(saving_lib.H5IOStore):
 
 
 def weights_layout(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What Keras would write of a model into a `.weights.h5` file, without reading any weight.
+    """Datasets that Keras would write to a `.weights.h5` file, without reading any weight.
 
-    The optimizer is left out, for it reads its variables before it hands them over. Keras
-    itself finds out while it loads, when half of the weights are overwritten.
+    The optimizer is left out because it reads its variables before it passes them to the store.
+    Lets a mismatch be found before loading: Keras itself notices only after it has overwritten some
+    weights.
 
     Returns:
-        Name of each dataset to the path and shape of the variable.
+        Dataset name to the path and shape of the variable.
     """
     layout = _Layout()
     done = {id(getattr(model, "optimizer", None))}
@@ -59,10 +60,10 @@ def weights_layout(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 @contextlib.contextmanager
 def compilation_kept(model: Any) -> Iterator[None]:
-    """Context in which Keras may write a `.h5` file of a model.
+    """Context that restores a model's compile configuration after Keras writes a `.h5` file.
 
-    Keras takes the optimizer out of the model's own configuration when it does, so that all
-    files that are written afterwards lack it.
+    Keras removes the optimizer from the configuration when it writes one, so that files written
+    later would lack it.
     """
     owner: Any = getattr(model, "_compile_config", None)
     kept = None if owner is None else dict(owner.config)
@@ -74,7 +75,7 @@ def compilation_kept(model: Any) -> Iterator[None]:
 
 
 def in_safe_mode() -> bool:
-    """Whether Keras must not make objects now that may run code of whoever wrote the file."""
+    """Whether Keras must refuse to deserialize objects that may run code from an untrusted file."""
     return serialization_lib.in_safe_mode() is not False
 
 
@@ -82,10 +83,10 @@ _OPERATIONS = ("keras.src.ops.", "keras.src.activations.")
 
 
 def operation_modules() -> dict[str, str]:
-    """The module of each operation of Keras that is no layer, by the name of its class.
+    """Class name to module for each Keras operation that is not a layer.
 
-    Such as `NotEqual`, which `x != 0` is in a Functional model. Their classes are not public:
-    `.keras` files name them by these modules.
+    An example is `NotEqual`, which `x != 0` adds to a Functional model. These classes are not
+    public, and `.keras` files refer to them by module.
     """
     found: dict[str, str] = {}
     pending: list[Any] = [keras.Operation]
@@ -96,19 +97,19 @@ def operation_modules() -> dict[str, str]:
             pending.append(kind)
             if kind.__module__.startswith(_OPERATIONS) and not kind.__name__.startswith("_"):
                 found[kind.__name__] = kind.__module__
-    found.pop("Function", None)  # a graph of operations, which no file has as one of them
+    found.pop("Function", None)  # a graph of operations, which files never store as one operation
     return found
 
 
 def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:
-    """A graph in which the bodies of called functions stand in place of the calls.
+    """Inlines all function calls of a graph.
 
     Args:
-        graph_def: A `GraphDef` with its library.
-        fetches: Names of the tensors that are wanted.
+        graph_def: A `GraphDef` with its function library.
+        fetches: Names of the tensors to keep.
     """
     for function in graph_def.library.function:
-        # Names another implementation of the function, which would keep it from being inlined.
+        # This attribute names an alternative implementation and would prevent inlining.
         function.attr.pop("api_implements", None)
     graph = tf.Graph()
     with graph.as_default():
@@ -117,7 +118,7 @@ def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:
     meta_graph.collection_def["train_op"].node_list.value.extend(fetches)
     config = config_pb2.ConfigProto()
     rewrites = config.graph_options.rewrite_options
-    rewrites.min_graph_nodes = -1  # also small graphs
+    rewrites.min_graph_nodes = -1  # optimize small graphs too
     rewrites.optimizers.append("function")
     rewrites.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     return tf_optimizer.OptimizeGraph(config, meta_graph)

@@ -1,4 +1,4 @@
-"""Keras' trainer: losses, metrics and the callbacks of `fit`."""
+"""Keras' trainer: losses, metrics, seeds, and the callbacks and epochs of `fit`."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ Tensor = Any
 
 
 def compiled_loss(model: Any) -> Any:
-    """What computes the loss of all outputs; None without a loss. `model.loss` is as given."""
+    """The `CompileLoss` that computes the loss of all outputs, or None; `model.loss` is raw."""
     return model._compile_loss
 
 
 def compiled_metrics(model: Any) -> Any:
-    """What updates all metrics that `compile` was given; None without any."""
+    """The `CompileMetrics` that updates all metrics given to `compile`, or None."""
     return model._compile_metrics
 
 
 def compiled_with(model: Any) -> dict[str, Any]:
-    """The arguments of `compile`, as they were given; empty without a call of it.
+    """The arguments given to `compile`, unchanged; empty if it was not called.
 
-    The public `get_compile_config` fails for what cannot be written to a file, such as a
-    function of the user's, and warns of it.
+    The public `get_compile_config` warns and fails for arguments that cannot be serialized, such as
+    a user's function.
     """
     owner: Any = getattr(model, "_compile_config", None)
     return {} if owner is None else dict(owner.config)
 
 
 def function_within(value: Any) -> tuple[Any, dict[str, Any]] | None:
-    """The function that a loss or metric of Keras' calls, and its arguments; None for others.
+    """The function that a Keras loss or metric wraps, and its keyword arguments; None for others.
 
-    The configuration lacks them, such as the `delta` of `keras.losses.Huber`.
+    The serialized configuration lacks these arguments, such as the `delta` of `keras.losses.Huber`.
     """
     function = getattr(value, "fn", getattr(value, "_fn", None))
     given = getattr(value, "_fn_kwargs", None)
@@ -54,16 +54,16 @@ def function_within(value: Any) -> tuple[Any, dict[str, Any]] | None:
 
 
 def build_metrics(model: Any, y: Any, outputs: Any) -> None:
-    """Makes the metrics that `compile` was given; Keras does it at their first update."""
+    """Builds the metrics given to `compile`; Keras does so at their first update."""
     metrics = model._compile_metrics
     if metrics is not None and not metrics.built:
         metrics.build(y, outputs)
 
 
 def build_loss(loss: Any, y: Any, outputs: Any) -> None:
-    """Makes the losses that `compile` was given, and the metrics that note them.
+    """Builds the losses given to `compile`, and the metrics that track them.
 
-    As Keras' `fit` does where it needs them before the first batch. Sizes may be unknown.
+    Does what `fit` does where it needs them before the first batch. Dimensions may be unknown.
     """
 
     def like(leaf: Any) -> Any:
@@ -78,7 +78,7 @@ def call_in_training(model: Any, x: Any) -> Any:
 
 
 def track_loss(model: Any, loss: Tensor, rows: Any) -> None:
-    """Notes the loss of a batch for the logs, as Keras' `train_step` does."""
+    """Updates the logged loss with that of a batch, as Keras' `train_step` does."""
     model._loss_tracker.update_state(loss, sample_weight=rows)
 
 
@@ -90,7 +90,8 @@ def rows_count(known: bool) -> Iterator[None]:
     """Context that says whether plain Keras would know the number of rows of a batch.
 
     Keras weights the logged loss of each of several outputs by the rows of the batch, but only
-    where it knows them when it traces: not with a dataset whose last batch may be smaller.
+    where the batch size is static in the trace, which it is not for a dataset whose last batch may
+    be smaller.
     """
     outer = getattr(_counts_rows, "known", True)
     _counts_rows.known = known
@@ -125,16 +126,16 @@ def _of_unknown_rows(tensor: Tensor) -> Tensor:
 
 
 def track(metric: Any, value: Tensor, rows: int) -> None:
-    """Notes the loss of one of several outputs as Keras does; see `rows_count`."""
+    """Updates the metric for the loss of one of several outputs as Keras does; see `rows_count`."""
     known = getattr(_counts_rows, "known", True)
     metric.update_state(value, sample_weight=rows if known else None)
 
 
 @contextlib.contextmanager
 def tracked_values(metrics: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
-    """Context in which metrics give away what they are told, by id, in place of noting it.
+    """Context that records, by metric id, the values passed to metrics, and leaves them unchanged.
 
-    The losses of several outputs are noted for each batch, and not for each microbatch.
+    The losses of several outputs are tracked per batch, not per microbatch.
     """
     values: dict[int, Tensor] = {}
 
@@ -154,17 +155,17 @@ def tracked_values(metrics: Sequence[Any]) -> Iterator[dict[int, Tensor]]:
 
 
 def global_seed() -> int | None:
-    """The seed of `tf.random.set_seed`; the public `get_seed` counts as a use of it."""
+    """The seed given to `tf.random.set_seed`; the public `get_seed` would count as a use of it."""
     seed: int | None = context.global_seed()
     return seed
 
 
 @contextlib.contextmanager
 def arrays_shuffled_by(shuffle: Callable[[Any], Any]) -> Iterator[None]:
-    """Context in which what Keras makes of arrays is shuffled by a function of the indices.
+    """Context in which `shuffle(indices)` shuffles the array data that Keras feeds to `fit`.
 
-    Keras uses `tf.random.shuffle`, whose order is another one in each process without a seed,
-    and the same in each epoch with one.
+    Keras uses `tf.random.shuffle`, whose order differs between processes without a global seed, and
+    is the same in each epoch with one.
     """
     original = tf.random.shuffle
 
@@ -179,12 +180,12 @@ def arrays_shuffled_by(shuffle: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def overrides(callback: Any, hook: str) -> bool:
-    """Whether a callback does anything at a hook such as `"on_epoch_end"`."""
+    """Whether a callback implements a hook such as `"on_epoch_end"`."""
     return not getattr(getattr(callback, hook), "_is_default", False)
 
 
 def initial_epoch(model: Any) -> int | None:
-    """The epoch that `fit` begins with if it is not its argument; BackupAndRestore sets it."""
+    """The epoch at which `fit` starts if it was not given one; BackupAndRestore sets it."""
     epoch: int | None = model._initial_epoch
     return epoch
 
@@ -198,15 +199,15 @@ def set_initial_epoch(model: Any, epoch: int | None) -> None:
 def epochs_begun_by(
     begin: Callable[[Any, Callable[[], Iterator[Any]]], Iterator[Any]],
 ) -> Iterator[None]:
-    """Context in which a function says with which batches of an epoch `fit` goes on.
+    """Context in which `begin` decides at which batch of an epoch `fit` continues.
 
-    Keras can begin with another epoch than the first, but only at its first batch, and with data
-    that know nothing of the epochs before.
+    Keras can start at a later epoch, but only at its first batch, and with data that do not account
+    for the earlier epochs.
 
     Args:
-        begin: Gets what makes the batches of an epoch, and a function that gives an iterator of
-            what `fit` is to do next: the number of the first batch, that of the last one from
-            Keras 3.10 on, and an iterator of data.
+        begin: Takes the `EpochIterator` and a function that returns the original iterator over what
+            `fit` is to do next: the number of the first batch, that of the last one (Keras 3.10 and
+            later), and an iterator of data. Returns the iterator to use.
     """
 
     def make(original: Any) -> Any:
@@ -222,16 +223,16 @@ def epochs_begun_by(
 def pass_over_epoch(
     epoch: Any, steps: Iterator[Any], execution: int, num_batches: int | None
 ) -> None:
-    """Brings data to the end of an epoch that was trained before.
+    """Advances the data past an epoch that was trained before.
 
-    Data that begin anew with each epoch need only be begun, as often as Keras does: that is when
-    they are shuffled.
+    Data that restart with each epoch are only started, exactly as often as Keras starts them,
+    because that is when they are shuffled.
 
     Args:
-        epoch: What makes the batches of an epoch; see `epochs_begun_by`.
-        steps: What `fit` would do.
-        execution: Batches of one of these steps.
-        num_batches: What Keras takes for their number, where it is not known beforehand.
+        epoch: The `EpochIterator`; see `epochs_begun_by`.
+        steps: Iterator over the steps that `fit` would do.
+        execution: Batches per step.
+        num_batches: What Keras takes for the number of batches, where it is not known beforehand.
     """
     if epoch.steps_per_epoch is not None:
         with epoch.catch_stop_iteration():
@@ -243,17 +244,17 @@ def pass_over_epoch(
     for number, (*_, data) in enumerate(steps):
         if number == 0:
             next(data, None)
-        if is_unknown:  # Keras learns that the data have ended by asking for more
+        if is_unknown:  # Keras detects the end of the data by asking for more
             epoch._num_batches, epoch._current_iterator = num_batches, None
             epoch.data_adapter.on_epoch_end()
             return
 
 
 def global_seed_state(make: bool = False) -> Any | None:
-    """The variable that Keras' random functions without a seed use; None if they have not yet.
+    """State of the seed generator of unseeded Keras random functions; None if not made yet.
 
     Args:
-        make: Whether to make it.
+        make: Whether to create the generator if it does not exist.
     """
     known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     if known is None and make:
@@ -262,5 +263,5 @@ def global_seed_state(make: bool = False) -> Any | None:
 
 
 def backup_path(callback: Any) -> str:
-    """The file into which a BackupAndRestore writes the weights."""
+    """The path of the weights file that a BackupAndRestore callback writes."""
     return str(callback._weights_path)

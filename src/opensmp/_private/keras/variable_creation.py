@@ -1,4 +1,4 @@
-"""Variables at the moment before they take memory."""
+"""Hook that runs before a new Keras variable allocates memory."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _original: list[Any] = []
 
 
 def _owner() -> Any:
-    """The class of TensorFlow's variables in Keras; the public one is below it."""
+    """The Keras base class of `keras.Variable` that defines the patched method."""
     return next(kind for kind in keras.Variable.__mro__ if _METHOD in vars(kind))
 
 
 @contextlib.contextmanager
 def before_variables(note: Callable[[tuple[int, ...]], None]) -> Iterator[None]:
-    """Context in which a function gets the shape of each new Keras variable of this thread.
+    """Context in which `note` receives the shape of each Keras variable that this thread creates.
 
-    It is called before the initial value is made, which is the first thing that takes memory;
-    an error that it raises leaves through the layer that wanted the variable. Keras has no public
-    place for that: `tf.variable_creator_scope` sees a function that makes the value, and no shape.
+    It is called before the initial value is computed, which is the first allocation; an error that
+    it raises propagates through the layer that creates the variable. Keras has no public hook:
+    `tf.variable_creator_scope` sees only a function that computes the value, without a shape.
 
     Args:
-        note: Gets the shape.
+        note: Takes the shape.
     """
     watcher = (threading.get_ident(), note)
     with _lock:

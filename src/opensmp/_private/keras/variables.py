@@ -1,4 +1,4 @@
-"""Variables: their memory, where it lies, and those of other processes."""
+"""Keras variables: their memory, device and slots, and variables that other processes own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Tensor = Any
 
 
 def is_initialized(variable: Any) -> bool:
-    """Whether a Keras variable holds memory."""
+    """Whether a Keras variable has memory."""
     return variable._value is not None
 
 
@@ -36,10 +36,10 @@ def variable_dtype(variable: Any) -> Any:
 
 
 def take_pending_variables() -> list[Any]:
-    """Takes over Keras' list of variables that wait for their memory.
+    """Empties and returns Keras' list of variables that are not initialized yet.
 
-    Left in place, any unrelated layer call would initialise them all on the
-    default device.
+    If the list stayed in place, any unrelated layer call would initialize them all on the default
+    device.
     """
     pending = global_state.get_global_attribute("uninitialized_variables") or []
     taken = list(pending)
@@ -49,10 +49,10 @@ def take_pending_variables() -> list[Any]:
 
 @contextlib.contextmanager
 def own_pending_variables() -> Iterator[None]:
-    """Context in which the variables that wait are those made in it, and no others.
+    """Context whose list of uninitialized variables holds only those created inside it.
 
-    What a call that failed has left waiting belongs to another model. It waits on
-    afterwards, except for what got its memory meanwhile.
+    Variables that an earlier failed call left pending belong to another model. They are pending
+    again afterwards, except those initialized meanwhile.
     """
     earlier = take_pending_variables()
     try:
@@ -64,10 +64,10 @@ def own_pending_variables() -> Iterator[None]:
 
 
 def outside_of_functions() -> Any:
-    """Context in which a new variable is none of the `tf.function` being traced.
+    """Context in which new variables do not count as created by the `tf.function` being traced.
 
-    Such a function would otherwise trace the user's code a second time, to see that
-    it makes no variables then.
+    A function that creates variables would trace the user's code a second time, to check that it
+    creates none then.
     """
 
     def creator(next_creator: Any, **kwargs: Any) -> Any:
@@ -77,22 +77,21 @@ def outside_of_functions() -> Any:
 
 
 def initialize_on(variable: Any, device: str) -> None:
-    """Gives a waiting Keras variable its memory and first value on `device`."""
+    """Allocates and initializes a pending Keras variable on `device`."""
     with tf.init_scope(), tf.device(device), outside_of_functions():
         variable._deferred_initialize()
 
 
 def storage(variable: Any) -> Any:
-    """The `tf.Variable` behind a Keras variable, untouched by autocast scopes."""
+    """The `tf.Variable` behind a Keras variable, not affected by autocast scopes."""
     return variable._value
 
 
 def move_to(variable: Any, device: str) -> None:
-    """Moves an initialised Keras variable to `device`, values kept.
+    """Moves an initialized Keras variable, its value and its optimizer slots to `device`.
 
-    The `tf.Variable` stays the same object, only its memory is another: optimizers
-    and checkpoints know a variable by the object. Functions traced before keep the
-    old memory. Slots that optimizers have made for the variable move with it.
+    The `tf.Variable` stays the same object and only its memory changes, because optimizers and
+    checkpoints refer to the object. Functions traced before keep the old memory.
     """
     for slot in _slots(variable):
         move_to(slot, device)
@@ -112,10 +111,10 @@ def move_to(variable: Any, device: str) -> None:
 
 
 def give_up(variable: Any, name: str) -> None:
-    """Makes a Keras variable one that has no memory here, for it lives in another process.
+    """Releases the memory of a Keras variable, and of its slots, that another process owns.
 
-    It keeps its place in models, optimizers and graphs; reading it here is an error that
-    shows `name`. Slots that optimizers have made for the variable are given up with it.
+    The variable stays in models, optimizers and graphs; reading it here raises an error that shows
+    `name`.
     """
     for slot in _slots(variable):
         give_up(slot, name)
@@ -132,16 +131,16 @@ def give_up(variable: Any, name: str) -> None:
 
 
 def is_elsewhere(variable: Any) -> bool:
-    """Whether a variable, Keras' or the `tf.Variable` behind one, was given up."""
+    """Whether a Keras variable, or the `tf.Variable` behind one, was given up."""
     return hasattr(getattr(variable, "_value", variable), ELSEWHERE)
 
 
 def set_copy(variable: Any, is_copy: bool) -> None:
-    """Says whether a Keras variable that can be read here is a copy of another process's.
+    """Sets whether a Keras variable that is readable here is a copy of another process's variable.
 
-    That process alone changes it in training, such as the state of a seed generator that no
-    layer has. It keeps its memory here, for the program may read it beside the model, but what is
-    saved is the other one.
+    Only the owner changes it in training; an example is the state of a seed generator outside any
+    layer. The copy keeps its memory, because the user's program may read it outside the model, but
+    the owner's value is the one that is saved.
     """
     if is_elsewhere(variable) or is_copy == hasattr(variable._value, _COPY):
         return
@@ -152,7 +151,7 @@ def set_copy(variable: Any, is_copy: bool) -> None:
 
 
 def is_kept_here(variable: Any) -> bool:
-    """Whether the value that counts is in this process: not given up, and not a copy."""
+    """Whether this process owns the value: neither given up nor a copy."""
     return not is_elsewhere(variable) and not hasattr(getattr(variable, "_value", variable), _COPY)
 
 
@@ -160,7 +159,7 @@ _COPY = "_smp_copy"
 
 
 def _slots(variable: Any) -> list[Any]:
-    """The variables that optimizers have made for a Keras variable."""
+    """Slots that optimizers created for a Keras variable."""
     slots = (reference() for reference in getattr(variable._value, SLOTS, ()))
     return [slot for slot in slots if slot is not None]
 
@@ -174,9 +173,9 @@ def variable_access(
 ) -> Iterator[None]:
     """Context in which reads and assignments of `tf.Variable`s are redirected.
 
-    `read(variable)` gives the value to use, or None to leave the read alone;
-    `write(variable, value)` says whether it took the assignment. Keras offers
-    this for its own variables only (StatelessScope).
+    `read(variable)` returns the value to use, or None for a normal read; `write(variable, value)`
+    returns whether it handled the assignment. Keras' StatelessScope does this for Keras variables
+    only.
     """
     base = resource_variable_ops.BaseResourceVariable
 
@@ -236,10 +235,9 @@ def know_slot(reference_variable: Any, slot: Any) -> None:
 
 
 def lend(variable: Any, value: Any) -> None:
-    """Gives a variable of another process its value on this host, until `take_back`.
+    """Gives a variable of another process a value in host memory, until `take_back`.
 
-    All who hold the variable can read it meanwhile, as `give_up` and `move_to` change it in
-    place too.
+    The variable is changed in place, so that all references to it can read it meanwhile.
     """
     given_up = variable._value if isinstance(variable, keras.Variable) else variable
     with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
@@ -251,7 +249,7 @@ def lend(variable: Any, value: Any) -> None:
 
 
 def take_back(variable: Any) -> None:
-    """Ends what `lend` began."""
+    """Undoes `lend`."""
     given_up = variable._value if isinstance(variable, keras.Variable) else variable
     given_up._handle, given_up._handle_name, given_up.__class__ = getattr(given_up, _LENT)
     delattr(given_up, _LENT)
@@ -261,9 +259,9 @@ _LENT = "_smp_lent"
 
 
 def assignments_elsewhere_ignored() -> Any:
-    """Context in which assigning to a variable of another process does nothing.
+    """Context in which assignments to variables of other processes do nothing.
 
-    Keras assigns all weights of a model that it loads, wherever they are.
+    Keras assigns all weights of a model that it loads, whichever process owns them.
     """
 
     def make(original: Any) -> Any:

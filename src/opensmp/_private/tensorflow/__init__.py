@@ -1,1 +1,1 @@
-"""Private names of TensorFlow."""
+"""Wrappers of private TensorFlow APIs."""

@@ -1,4 +1,4 @@
-"""Calls of TensorFlow's own functions with objects that are no tensors."""
+"""Detects objects passed to TensorFlow functions that cannot take them as tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 class _Refusing(tf.__internal__.dispatch.GlobalOpDispatcher):
-    """Told of calls of TensorFlow functions that have failed."""
+    """Dispatcher that TensorFlow calls after a function has failed to convert its arguments."""
 
     def __init__(self, kind: type, refuse: Callable[[Any, str], None]) -> None:
         self._kind, self._refuse = kind, refuse
@@ -22,20 +22,20 @@ class _Refusing(tf.__internal__.dispatch.GlobalOpDispatcher):
 
 
 def refuse_in_api_calls(kind: type, refuse: Callable[[Any, str], None]) -> None:
-    """Has a function called where TensorFlow cannot take an object for a tensor.
+    """Calls `refuse` where a TensorFlow function is given an object of a type that is no tensor.
 
-    In a graph TensorFlow buries the error of a conversion function in one of its own. There is
-    a public hook by name of one function or by number of its tensors only.
+    In a graph, TensorFlow replaces the error of a conversion function by its own. The public hook
+    covers one named function, or dispatches on tensor arguments only.
 
     Args:
         kind: Class of the objects.
-        refuse: Takes the object and the name of TensorFlow's function; raises.
+        refuse: Takes the object and the name of the TensorFlow function; raises an error.
     """
     _Refusing(kind, refuse).register()
 
 
 def _leaves(nest: Any) -> Iterator[Any]:
-    """What lies in lists and dicts; `tf.nest` takes objects apart that ask for it."""
+    """Leaves of nested lists and dicts; `tf.nest` would also take apart objects that support it."""
     if isinstance(nest, Mapping):
         nest = list(nest.values())
     if isinstance(nest, (list, tuple)):

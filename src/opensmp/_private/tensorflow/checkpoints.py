@@ -1,4 +1,4 @@
-"""`tf.train.Checkpoint`: what is in one, and restoring it in parts."""
+"""Contents of a `tf.train.Checkpoint`, and restoring it in parts."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Tensor = Any
 
 
 class CheckpointValue(NamedTuple):
-    """A value that a `tf.train.Checkpoint` consists of.
+    """A value stored by a `tf.train.Checkpoint`.
 
     Attributes:
         key: Its key in the files, such as `"model/dense/_kernel/.ATTRIBUTES/VARIABLE_VALUE"`.
-        slice_spec: The slice it is of a larger tensor; "" if it is the whole.
-        owner: The object it belongs to: a variable, or an iterator, say.
-        read: Gives its tensor now; None if the owner has no value yet.
+        slice_spec: Its slice of a larger tensor; "" for a whole tensor.
+        owner: The object it belongs to, such as a variable or an iterator.
+        read: Returns its current tensor; None if the owner has no value yet.
     """
 
     key: str
@@ -43,9 +43,9 @@ class CheckpointNode(NamedTuple):
     """An object of a checkpoint.
 
     Attributes:
-        children: Name to number of the objects it refers to.
-        keys: Name of each of its own values to the key in the files.
-        has_registered_saver: Whether its values lie in files of another format.
+        children: Name to node number of the objects it refers to.
+        keys: Name of each of its own values to its key in the files.
+        has_registered_saver: Whether its values are in files of another format.
     """
 
     children: dict[str, int]
@@ -57,9 +57,9 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 def checkpoint_values(checkpoint: Any) -> tuple[list[CheckpointValue], bytes]:
-    """What `checkpoint.write` would write, and the object graph, without writing anything.
+    """The values and the serialized object graph that `checkpoint.write` would write.
 
-    The public `write` reads all variables, and writes at once and to one place.
+    The public `write` reads all variables at once and writes them to one place.
     """
     tensors, _, savers, graph = checkpoint._saver._gather_serialized_tensors()
     if savers:
@@ -71,7 +71,7 @@ def checkpoint_values(checkpoint: Any) -> tuple[list[CheckpointValue], bytes]:
     values = []
     for owner, of_owner in tensors.items():
         if isinstance(owner, saveable_object_util.SaveableCompatibilityConverter):
-            owner = owner.obj  # an iterator, say
+            owner = owner.obj  # such as an iterator
         for key, parts in of_owner.items():
             if key == OBJECT_GRAPH_KEY:
                 continue
@@ -88,7 +88,7 @@ def _tensor_to_save(value: Any) -> Tensor | None:
 
 
 def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
-    """The objects of a checkpoint by number; number 0 is the root.
+    """The objects of a checkpoint by node number; node 0 is the root.
 
     Args:
         object_graph: The value at `OBJECT_GRAPH_KEY`.
@@ -105,10 +105,10 @@ def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
 
 
 def restore_where_values_are() -> None:
-    """Lets `tf.train.Checkpoint.restore` leave out what lives in other processes; idempotent.
+    """Makes `tf.train.Checkpoint.restore` skip variables that other processes own. Idempotent.
 
-    It would read the values of all variables, and give memory to those that have none here.
-    Values that were read before are taken from `values_at_hand`.
+    It would otherwise read the values of all variables, and allocate memory for those of other
+    processes. Values that were read before are taken from `values_at_hand`.
     """
     owner = tf_checkpoint._CheckpointRestoreCoordinator
     if getattr(owner, "_smp_restores", False):
@@ -130,7 +130,7 @@ def restore_where_values_are() -> None:
             if trackable is None or not all(name in _at_hand for name in names):
                 rest[key] = saveable
                 continue
-            # Each value goes as soon as it is assigned, so that none is held twice.
+            # Frees each value once it is assigned, so that none is held twice.
             values = [_at_hand.pop(name) for name in names]
             saveable.restore(values, None)
         return restore(self, rest, *args, **kwargs)
@@ -146,20 +146,20 @@ _LATE = "_smp_late"
 
 
 def before_late_restores(status: Any, check: Callable[[list[str], Any], None]) -> None:
-    """Has a function called before a value is assigned to an object made after the restore.
+    """Sets a function that is called before values are assigned to objects made after a restore.
 
     Args:
-        status: What `tf.train.Checkpoint.restore` returned.
-        check: Gets the keys in the files and the object; may raise an error.
+        status: The result of `tf.train.Checkpoint.restore`.
+        check: Takes the keys in the files and the object; may raise an error.
     """
     setattr(status._checkpoint, _LATE, check)
 
 
 def keep_with_restore(status: Any, thing: Any) -> None:
-    """Keeps an object as long as values may be assigned that a restore has left for later.
+    """Keeps an object alive as long as a restore may still assign deferred values.
 
     Args:
-        status: What `tf.train.Checkpoint.restore` returned.
+        status: The result of `tf.train.Checkpoint.restore`.
         thing: The object.
     """
     status._checkpoint._smp_kept = thing
@@ -167,10 +167,10 @@ def keep_with_restore(status: Any, thing: Any) -> None:
 
 @contextlib.contextmanager
 def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
-    """Context in which restoring a checkpoint takes these values instead of reading them.
+    """Context in which restoring a checkpoint takes these values instead of reading files.
 
     Args:
-        values: Key in the files to value; None leaves the object as it is.
+        values: Key in the files to value; None leaves the object unchanged. The dict is emptied.
     """
     _at_hand.update(values)
     values.clear()
@@ -181,24 +181,24 @@ def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
 
 
 def iterator_state(iterator: Any) -> Tensor:
-    """Where an iterator of a dataset is, as a checkpoint has it."""
+    """Position of a dataset iterator, as a checkpoint stores it."""
     return iterator._serialize_to_tensors()["_STATE"]
 
 
 def set_iterator_state(iterator: Any, state: Tensor) -> None:
-    """Brings an iterator to where one of the same dataset was.
+    """Sets the position of a dataset iterator.
 
     Raises:
-        tf.errors.OpError: The state is that of another dataset.
+        tf.errors.OpError: The state belongs to another dataset.
     """
     iterator._restore_from_tensors({"_STATE": state})
 
 
 class HeldBackRestores:
-    """Values of checkpoints that wait for objects made in a model that is being traced.
+    """Delays restoring checkpoint values to variables created while a model is traced.
 
-    TensorFlow assigns such a value when the variable is attached to its layer, at which moment
-    the variable has no memory yet, and no device.
+    TensorFlow assigns such a value when the variable is attached to its layer, at which time the
+    variable has neither memory nor device.
     """
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class HeldBackRestores:
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
-        """Context in which nothing is restored."""
+        """Context in which deferred restores are collected instead of executed."""
 
         def make(original: Any) -> Any:
             def _handle_deferred_dependencies(owner: Any, name: str, trackable: Any) -> None:
@@ -218,10 +218,10 @@ class HeldBackRestores:
             yield
 
     def release(self, model: Any) -> None:
-        """Restores what has waited.
+        """Executes the collected restores.
 
         Args:
-            model: The model, whose variables have their places now.
+            model: The model, whose variables are placed by now.
         """
         restore_where_values_are()
         waiting, self._waiting = self._waiting, []
@@ -239,9 +239,9 @@ _OTHER_VARIABLES = "variables"
 
 
 class _OtherVariables(tf.__internal__.tracking.Trackable):
-    """The variables of a Keras model that TensorFlow does not find by its attributes.
+    """Variables of a Keras model that TensorFlow cannot reach through its attributes.
 
-    Each has its place in `model.variables` as its name.
+    The name of each is its index in `model.variables`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -256,7 +256,7 @@ class _OtherVariables(tf.__internal__.tracking.Trackable):
 
 
 def _found_by_attributes(model: Any) -> set[int]:
-    """Ids of all objects that belong to a model for TensorFlow, without its optimizer."""
+    """Ids of all objects that TensorFlow reaches from a model, without its optimizer."""
     found: set[int] = {id(model)}
     stack = [model]
     while stack:
@@ -270,11 +270,11 @@ def _found_by_attributes(model: Any) -> set[int]:
 
 
 def track_all_variables(kind: Any) -> None:
-    """Lets checkpoints of models of a class have all variables; idempotent.
+    """Adds all variables of a class of models to their checkpoints. Idempotent.
 
-    TensorFlow finds the objects that are attributes of each other. Keras keeps layers of
-    Functional and Sequential models, and those in lists, otherwise, and so it does the seeds of
-    dropout: plain checkpoints of such models have only what the optimizer knows.
+    TensorFlow follows attributes. Keras stores the layers of Functional and Sequential models,
+    layers in lists, and the seeds of dropout elsewhere, so that plain checkpoints of such models
+    contain only the variables that the optimizer refers to.
     """
     if "_trackable_children" in vars(kind):
         return
@@ -284,7 +284,7 @@ def track_all_variables(kind: Any) -> None:
         if save_type != "checkpoint":
             return children
         kept = _other_variables.setdefault(self, _OtherVariables(self))
-        # Those that call this to look for others are in the midst of looking.
+        # Avoids recursion: the search for other variables calls this method as well.
         if not getattr(_looking, "now", False):
             _looking.now = True
             try:
@@ -305,9 +305,9 @@ _looking = threading.local()
 
 
 def checkpoint_root(checkpoint: Any) -> tuple[Any, dict[str, Any]]:
-    """The object that a `tf.train.Checkpoint` stores as number 0, and children besides its own.
+    """The root object (node 0) of a `tf.train.Checkpoint`, and its additional children.
 
-    With `tf.train.Checkpoint(model)` it is the model, else the checkpoint itself.
+    With `tf.train.Checkpoint(model)` the root is the model, else the checkpoint itself.
     """
     view = checkpoint._saver._graph_view
     attached = {reference.name: reference.ref for reference in view.attached_dependencies or ()}

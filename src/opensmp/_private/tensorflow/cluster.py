@@ -1,4 +1,4 @@
-"""TensorFlow's runtime of several processes."""
+"""TensorFlow's multi-process runtime: joining the cluster, collectives, key-value messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opensmp._private.patching import replaced
 
 
 def is_tensorflow_started() -> bool:
-    """Whether TensorFlow has made its devices, after which no cluster can be joined."""
+    """Whether TensorFlow has initialized its devices, after which it cannot join a cluster."""
     return bool(context.context()._context_handle is not None)
 
 
@@ -31,9 +31,9 @@ def join_cluster(
 ) -> None:
     """Starts TensorFlow's server and its multi-client collective runtime in this process.
 
-    Returns when all processes are there; other threads run on meanwhile. The only public way
-    in, `MultiWorkerMirroredStrategy`, boots the same runtime but brings a strategy along, and
-    leaves time limits and message sizes to chance.
+    Returns when all processes have joined; other threads keep running. The public
+    `MultiWorkerMirroredStrategy` starts the same runtime, but also installs a strategy and does not
+    let time limits and message sizes be set.
     """
     leader = "/job:worker/replica:0/task:0"
     state = context.context()
@@ -62,7 +62,7 @@ def join_cluster(
         protocol="grpc",
         port=int(addresses[rank].rsplit(":", 1)[1]),
     )
-    # Without a limit large tensors travel in one piece, which was measured to be fastest.
+    # Transfers large tensors in one piece, which was measured to be fastest.
     server.default_session_config.experimental.recv_buf_max_chunk = -1
     state.enable_collective_ops(server)
     with replaced(context.pywrap_tfe, "TFE_EnableCollectiveOps", _without_interpreter_lock):
@@ -70,11 +70,10 @@ def join_cluster(
 
 
 def _without_interpreter_lock(enable_collective_ops: Callable[..., None]) -> Callable[..., None]:
-    """TensorFlow's function that waits for the other processes, and lets other threads run.
+    """Variant of TensorFlow's function that releases the interpreter lock while it waits.
 
-    Its own Python binding stands on the interpreter's lock for the whole time, so that nothing
-    here could notice that another process has failed meanwhile. Where the C function is not
-    found, the binding is given back.
+    TensorFlow's Python binding holds the lock for the whole time, so that this process could not
+    notice the failure of another. Falls back to the binding if the C function is not found.
     """
     try:
         folder = Path(tf.sysconfig.get_lib())
@@ -107,10 +106,10 @@ def _without_interpreter_lock(enable_collective_ops: Callable[..., None]) -> Cal
 
 
 def answers(rank: int, seconds: float) -> bool:
-    """Whether the TensorFlow server of another process answers.
+    """Whether the TensorFlow server of another process answers within a time limit.
 
-    Its C++ threads answer also while its Python is busy, but not when the process is frozen.
-    Python stands still in this process until the answer comes or the time is over.
+    Its C++ threads answer while its Python is busy, but not when the process is stopped. The call
+    holds this process's interpreter lock until the answer arrives or the time is over.
     """
     try:
         context.context().check_collective_ops_peer_health(
@@ -122,12 +121,12 @@ def answers(rank: int, seconds: float) -> bool:
 
 
 def interrupt_collectives(text: str) -> None:
-    """Makes all collectives of this process fail, now and until `renew_collectives`.
+    """Makes all collectives of this process fail, until `renew_collectives`.
 
-    Nothing public ends an operation that waits for another process. Any thread may call it.
+    No public API ends an operation that waits for another process. Callable from any thread.
 
     Args:
-        text: Why, for the error.
+        text: The reason, for the error.
     """
     state = context.context()
     if state._context_handle is not None and state._collective_ops_server_def is not None:
@@ -135,11 +134,11 @@ def interrupt_collectives(text: str) -> None:
 
 
 def renew_collectives() -> None:
-    """Makes collectives usable again that were interrupted.
+    """Makes interrupted collectives usable again.
 
-    To be called in all processes while none runs or waits in any; afterwards keys are as never
-    used. TensorFlow makes what its collectives know of each other anew whenever it is told again
-    of the cluster, even if that is the same; the servers and their connections stay.
+    All processes must call it while no collective runs or waits in any of them; afterwards all keys
+    count as unused. TensorFlow recreates its collective state whenever the cluster is set, even to
+    the same one; servers and connections stay.
     """
     state = context.context()
     server = state._collective_ops_server_def.SerializeToString()
@@ -147,16 +146,15 @@ def renew_collectives() -> None:
 
 
 def post(key: str, text: str) -> None:
-    """Leaves a text for another process of the cluster, which gets it with `fetch`.
+    """Stores a text in the coordination service for another process, which reads it with `fetch`.
 
-    The coordination service keeps it. Unlike a collective operation it may be used on any
-    thread, whatever the others do.
+    Unlike collectives it may be called from any thread, in any order.
     """
     context.context().set_config_key_value(key, text)
 
 
 def fetch(key: str) -> str:
-    """Waits for the text that another process posts, and forgets it; other threads run on."""
+    """Waits for a text that another process posts, and deletes it; other threads keep running."""
     text = str(context.context().get_config_key_value(key, 0))
     context.context().delete_config_key_value(key)
     return text

@@ -1,4 +1,4 @@
-"""TensorFlow's own statistics of operations."""
+"""FLOP statistics of operations from TensorFlow's profiler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Op = Any
 
 
 class _Shapes:
-    """Stands for a graph where TensorFlow's op statistics look up shapes by tensor name."""
+    """Stub graph through which TensorFlow's op statistics look up shapes by tensor name."""
 
     def __init__(self, shapes: Callable[[str], Sequence[int]]) -> None:
         self._shapes = shapes
@@ -26,14 +26,14 @@ class _Shapes:
 
 
 def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> float | None:
-    """FLOPs of an operation by the statistics of TensorFlow's own profiler.
+    """FLOPs of an operation according to TensorFlow's profiler.
 
-    They have no public name, and take shapes from a graph, where some may be unknown.
+    The statistics have no public name, and read shapes from a graph, where some may be unknown.
 
     Args:
         op: The operation.
-        inputs: Shape of each of its inputs, fully known.
-        outputs: Shape of each of its outputs, fully known.
+        inputs: Shape of each input, fully known.
+        outputs: Shape of each output, fully known.
 
     Returns:
         None if there are no statistics for the type, or not for these attributes.
@@ -45,12 +45,12 @@ def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> f
     shapes = {t.name: shape for t, shape in zip(op.inputs, inputs, strict=True)}
     shapes.update({t.name: shape for t, shape in zip(op.outputs, outputs, strict=True)})
     try:
-        with deprecation.silence():  # they look shapes up by a function of TensorFlow 1
+        with deprecation.silence():  # they call a function of TensorFlow 1
             return float(statistics(_Shapes(shapes.__getitem__), op.node_def).value)
     except ValueError:  # "Only NHWC format is supported in flops computations"
         return None
 
 
 def has_registered_flops(op_type: str) -> bool:
-    """Whether TensorFlow's profiler has FLOP statistics for operations of a type."""
+    """Whether TensorFlow's profiler has FLOP statistics for a type of operation."""
     return f"{op_type},flops" in ops._stats_registry.list()

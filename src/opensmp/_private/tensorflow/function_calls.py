@@ -1,4 +1,4 @@
-"""Calls of `tf.function`s."""
+"""Hook around eager calls of `tf.function`s."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Around = Callable[[Any, Callable[[], Any]], Any]
 
 
 def call_functions_by(around: Around) -> None:
-    """Makes eager calls of all `tf.function`s go through another function, from now on.
+    """Routes eager calls of all `tf.function`s through `around` from now on.
 
-    A run of a function may fail anywhere below a call that only the user's code sees: that of
-    the outermost function. There is no public hook around it.
+    A function may fail anywhere below a call that only the user's code makes, that of the outermost
+    function. There is no public hook around that call.
 
     Args:
-        around: Gets the function and what calls it; gives the result.
+        around: Takes the function and a callable that performs the call; returns the result.
     """
     for kind in (Function, ConcreteFunction):
         original = getattr(kind.__call__, _ORIGINAL, kind.__call__)

@@ -1,4 +1,4 @@
-"""Function graphs and their operations."""
+"""Function graphs: tags, captures, control dependencies and hooks at the end of a trace."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def new_graph(name: str) -> Any:
 
 
 def is_of_function(graph: Any) -> bool:
-    """Whether a graph is that of a whole function, and none of a branch or of a loop's body.
+    """Whether a graph is the body of a whole function, not of a branch or a loop.
 
-    Of the latter, TensorFlow runs only what their results need and what has effects.
+    In branches and loops, TensorFlow runs only operations that results need or that have effects.
     """
     return type(graph) is tf.__internal__.FuncGraph
 
 
 def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (tensor outside, placeholder inside) that a function graph captured."""
+    """Pairs (outer tensor, inner placeholder) that a function graph has captured."""
     return list(graph.captures)
 
 
 def captured_from_outside() -> set[int]:
-    """Ids of what the function graph under construction, and those around it, have captured."""
+    """Ids of the outer tensors that the current function graph and its outer graphs captured."""
     graph: Any = tf.compat.v1.get_default_graph()
     found: set[int] = set()
     while graph is not None and hasattr(graph, "captures"):
@@ -49,23 +49,23 @@ def captured_from_outside() -> set[int]:
 
 
 def is_stateful(op: Op) -> bool:
-    """Whether an operation has state or side effects; public graphs do not say."""
+    """Whether an operation has state or side effects; the public API does not tell."""
     return bool(op._is_stateful)
 
 
 @contextlib.contextmanager
 def tagged(graph: Any, partition: int) -> Iterator[None]:
-    """Marks all operations that `graph` makes inside with a partition number.
+    """Context that tags all operations created in `graph` with a partition number.
 
-    The public ways (device scopes, name scopes) are either overwritten by the
-    user's own or do not reach operations in library code.
+    Public means do not work: the user's own device scopes override them, and name scopes do not
+    reach operations in library code.
     """
     with graph._attr_scope({_TAG: tf.compat.v1.AttrValue(i=partition)}):
         yield
 
 
 def tag_of(op: Op) -> int | None:
-    """The partition number an operation was marked with, or None."""
+    """The partition number that an operation is tagged with, or None."""
     try:
         return int(op.get_attr(_TAG))
     except ValueError:
@@ -73,33 +73,33 @@ def tag_of(op: Op) -> int | None:
 
 
 def strip_attributes(node: Any) -> None:
-    """Drops from a NodeDef what means something in the traced graph only."""
+    """Removes attributes from a NodeDef that are valid in the traced graph only."""
     for name in _STRIPPED_ATTRIBUTES:
         node.attr.pop(name, None)
 
 
 def copy_handle_data(source: Tensor, target: Tensor) -> None:
-    """Copies the element type of a variant or resource; without it gradients vanish."""
+    """Copies the handle data of a variant or resource tensor; without it, gradients are lost."""
     if source.dtype in (tf.variant, tf.resource):
         handle_data_util.copy_handle_data(source, target)
 
 
 def add_control_input(op: Op, before: Op) -> None:
-    """Makes an existing operation wait; `tf.control_dependencies` reaches new ones only."""
+    """Adds a control dependency to an existing operation, which public APIs cannot."""
     op._add_control_input(before)
 
 
 def set_control_inputs(op: Op, before: Sequence[Op]) -> None:
-    """Makes an operation wait for exactly these; graphs have no public way to cut edges."""
+    """Replaces all control dependencies of an operation; public APIs cannot remove any."""
     op._remove_all_control_inputs()
     op._add_control_inputs(list(before))
 
 
 def must_run(graph: Any, ops: Sequence[Op]) -> None:
-    """Makes operations part of every run of a function graph under construction.
+    """Makes every run of a function graph under construction execute these operations.
 
-    TensorFlow itself does so for what it knows to have side effects, and must not be told
-    again; collectives it drops when nothing reads their results.
+    TensorFlow does so itself for stateful operations, which must not be added twice; but it drops
+    collectives whose results are not used.
     """
     graph.control_outputs.extend(
         op for op in ops if not is_stateful(op) or op.type.startswith("Collective")
@@ -107,7 +107,7 @@ def must_run(graph: Any, ops: Sequence[Op]) -> None:
 
 
 def replace_input(op: Op, index: int, tensor: Tensor) -> None:
-    """Rewires one input of an existing operation."""
+    """Replaces one input of an existing operation."""
     op._update_input(index, tensor)
 
 
@@ -115,8 +115,8 @@ def replace_input(op: Op, index: int, tensor: Tensor) -> None:
 def automatic_control_dependencies() -> Iterator[None]:
     """Orders stateful operations as `tf.function` does, and restores an outer such context.
 
-    The order must be known before a schedule is imposed on the graph, that is
-    before `tf.function` itself would add it.
+    The order must be known before a schedule is applied to the graph, that is before `tf.function`
+    itself would add it.
     """
     graph = tf.compat.v1.get_default_graph()
     flag, manager = graph._add_control_dependencies, graph.experimental_acd_manager
@@ -129,13 +129,13 @@ def automatic_control_dependencies() -> Iterator[None]:
 
 
 class _Ordering(auto_control_deps.AutomaticControlDependencies):
-    """Dependencies within a part of a function, which goes on afterwards."""
+    """Control dependencies for a part of a function, after which the trace continues."""
 
 
 def follow_traces() -> None:
-    """Lets traces end as `at_end_of_trace` and `leave_out` say. Idempotent.
+    """Patches the end of traces to apply `at_end_of_trace` and `leave_out`. Idempotent.
 
-    Only there all operations are known that a function is going to run; there is no public hook.
+    All operations of a function are known only there; there is no public hook.
     """
     owner = auto_control_deps.AutomaticControlDependencies
     original = owner.__exit__
@@ -169,38 +169,39 @@ _AT_END = "_smp_at_end"
 
 
 def is_traced_by_function(graph: Any) -> bool:
-    """Whether a `tf.function` is tracing a graph, and not something that throws it away."""
+    """Whether a `tf.function` is tracing a graph, as opposed to a scratch graph."""
     return getattr(graph, "experimental_acd_manager", None) is not None
 
 
 def at_end_of_trace(graph: Any, finish: Callable[[list[Op]], None]) -> None:
-    """Has a function called when a `tf.function` has traced its own.
+    """Sets a function that is called when a `tf.function` has finished tracing a graph.
 
     Args:
-        graph: That of the function being traced.
-        finish: Takes the operations that run though nothing may read what they give. It may add
-            operations, whose order nobody adds to any more.
+        graph: The graph being traced.
+        finish: Takes the operations that run even if their results are not used. It may add
+            operations, for which no automatic control dependencies are added any more.
     """
     setattr(graph, _AT_END, [*getattr(graph, _AT_END, ()), finish])
 
 
 def leave_out(graph: Any, ops: Collection[Op]) -> None:
-    """Keeps a function from running operations with effects that it has traced.
+    """Keeps a function from running stateful operations that it has traced.
 
-    To be called while it is traced. What was to wait for them waits for what they wait for.
+    Must be called during the trace. Operations that depended on them inherit their control
+    dependencies.
     """
     setattr(graph, _LEFT_OUT, getattr(graph, _LEFT_OUT, set()) | set(ops))
 
 
 def read_nothing(graph: Any, reads: Iterable[Op]) -> None:
-    """Makes reads of variables that nothing needs read one of this process that has no value.
+    """Redirects unused reads of variables to a variable of this process without a value.
 
-    TensorFlow runs such reads all the same where its graph optimizer is switched off, and a
-    variable of another process cannot be read.
+    TensorFlow runs unused reads where its graph optimizer is off, and variables of other processes
+    cannot be read.
 
     Args:
         graph: A function graph under construction.
-        reads: `ReadVariableOp`s whose results nothing in the graph reads that runs.
+        reads: `ReadVariableOp`s whose results no operation that runs needs.
     """
     for read in reads:
         value = read.outputs[0]
@@ -210,7 +211,7 @@ def read_nothing(graph: Any, reads: Iterable[Op]) -> None:
 
 @functools.cache
 def _without_value(dtype: Any, shape: tuple[int, ...]) -> Any:
-    """A variable without memory; what is read of it is empty."""
+    """A variable without memory; reading it yields an empty tensor."""
     with tf.init_scope(), tf.device("CPU:0"):
         return resource_variable_ops.UninitializedVariable(
             trainable=False, name="nothing", shape=shape, dtype=dtype
@@ -242,10 +243,10 @@ def functions_of(node: Any) -> Sequence[str]:
 
 
 def function_graphs(op: Op, attribute: str) -> list[Any | None]:
-    """The graphs of the functions that an attribute of a call, loop or branch names.
+    """The graphs of the functions named by an attribute of a call, loop or branch.
 
-    None stands for a function whose graph is not known. A public graph gives functions as
-    GraphDefs only, which have no shapes.
+    None stands for a function whose graph is not known. The public API returns functions only as
+    GraphDefs, which have no shapes.
     """
     named = op.get_attr(attribute)
     graphs: list[Any | None] = []
@@ -258,7 +259,7 @@ def function_graphs(op: Op, attribute: str) -> list[Any | None]:
 
 
 def has_custom_gradient(op: Op) -> bool:
-    """Whether an operation's gradient is a function given by the user or a library."""
+    """Whether an operation has a custom gradient function, of the user or a library."""
     try:
         return bool(op.get_attr("_gradient_op_type"))
     except ValueError:

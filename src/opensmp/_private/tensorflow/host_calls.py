@@ -1,4 +1,4 @@
-"""Python functions that operations of a graph call."""
+"""Python functions called by graph operations."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _KEPT_BY_TENSORFLOW = "_py_funcs_used_in_graph"
 def host_call(
     function: Callable[..., Any], inputs: Sequence[Tensor], dtype: Any, *, stateful: bool = True
 ) -> Any:
-    """As `tf.numpy_function`, for a function that lives as long as the graph that calls it.
+    """Like `tf.numpy_function`, but frees the function together with the graph that calls it.
 
-    TensorFlow keeps the function in the outermost graph. For all `tf.function`s that is the one of
-    eager execution: the function, and with it all that it holds, would stay for the life of the
-    process. Here the graph of the call keeps it, and so do the function graphs around that one.
+    TensorFlow stores the function in the outermost graph. For every `tf.function` that is the graph
+    of eager execution, so that the function and all that it holds would stay for the life of the
+    process. Here the graph of the call and its outer function graphs store it.
 
     Args:
-        function: Takes arrays and gives arrays.
+        function: Takes and returns arrays.
         inputs: Its arguments.
         dtype: Type of its result, or a list of types.
         stateful: As in `tf.numpy_function`.

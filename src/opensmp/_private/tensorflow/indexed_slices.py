@@ -1,4 +1,4 @@
-"""Slices of a class of their own."""
+"""A subclass of `tf.IndexedSlices` that survives the boundary of a `tf.function`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import tensorflow as tf
 
 
 class NotedSlices(tf.IndexedSlices):
-    """`tf.IndexedSlices` with a note, which come out of a `tf.function` as what they were.
+    """`tf.IndexedSlices` with a note, that keep their class when a `tf.function` returns them.
 
-    TensorFlow makes plain slices of what leaves a function, unless their spec says otherwise.
+    TensorFlow turns the slices that a function returns into plain ones, unless their spec says
+    otherwise.
 
     Args:
         values: Shape `[rows, ...]`.
-        indices: Of the rows; shape `[rows]`.
-        dense_shape: Shape of the whole; a vector.
-        note: Anything that can be compared and hashed; part of the type.
+        indices: Row indices, shape `[rows]`.
+        dense_shape: Shape of the dense tensor; a vector.
+        note: Any comparable and hashable value; part of the type.
     """
 
     _spec: Any

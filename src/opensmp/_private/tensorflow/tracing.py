@@ -1,4 +1,4 @@
-"""Traces of `tf.function`: what they depend on, how they are called, what they hand out."""
+"""Traces of `tf.function`: cache keys, call attributes, AutoGraph and results."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Op = Any
 
 
 def call_attributes(one_thread: bool = False) -> dict[str, Any]:
-    """The attributes that `tf.function` gives to its calls, for calls through raw operations.
+    """The attributes that `tf.function` gives its calls, for calls through raw operations.
 
-    They carry what the user set with `tf.config.optimizer`; a call without them is optimised
-    by the defaults.
+    They carry the settings of `tf.config.optimizer`; a call without them is optimized with the
+    defaults.
 
     Args:
-        one_thread: Whether the operations of the call run one after the other on the thread
-            that calls, by TensorFlow's single-threaded executor. It knows no lowered control
-            flow, and none of the temporary variables by which the memory optimizer spreads out
-            sums.
+        one_thread: Whether to run the call's operations sequentially on the calling thread, with
+            TensorFlow's single-threaded executor. It supports neither lowered control flow nor the
+            temporary variables that the memory optimizer uses for large sums, which is switched
+            off.
     """
     attributes = dict(context.context().function_call_options.as_attrs())
     if one_thread:
@@ -40,10 +40,10 @@ _conditions: list[Callable[[], bool]] = []
 
 
 def trace_apart_while(condition: Callable[[], bool]) -> None:
-    """Lets `tf.function` keep other traces while `condition()` holds; idempotent.
+    """Makes `tf.function` use separate traces while `condition()` holds. Idempotent.
 
-    What a trace depends on besides its arguments is a key of TensorFlow's own making;
-    without an addition to it, a function traced before would not be traced again.
+    TensorFlow's cache key has no public extension; without the addition, a function traced before
+    would not be retraced.
     """
     if condition not in _conditions:
         _conditions.append(condition)
@@ -62,15 +62,15 @@ def trace_apart_while(condition: Callable[[], bool]) -> None:
 
 
 def with_autograph(function: Callable[..., Any], options: Any = None) -> Callable[..., Any]:
-    """The function with Python control flow on tensors converted, as `tf.function` does it.
+    """The function converted by AutoGraph, as `tf.function` does it.
 
-    The public `tf.autograph.to_graph` takes plain functions only, fails where there is no
-    source code, and leaves generated files in the place of the user's lines in errors.
+    The public `tf.autograph.to_graph` takes plain functions only, fails without source code, and
+    shows generated files instead of the user's lines in errors.
     """
     converted = autograph_util.py_func_from_autograph(function, options)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        # The tf.function around it is not converted, and would forbid it to whatever it calls.
+        # The enclosing tf.function is not converted, and would disable conversion of its callees.
         with ag_ctx.ControlStatusCtx(status=ag_ctx.Status.ENABLED, options=options):
             return converted(*args, **kwargs)
 
@@ -78,17 +78,17 @@ def with_autograph(function: Callable[..., Any], options: Any = None) -> Callabl
 
 
 def hand_out_results(graph: Any) -> None:
-    """Gives the results of the function being traced to whoever reads them where and when made.
+    """Makes results of the traced function available on their own device as soon as computed.
 
-    `tf.function` adds an identity to each result when its Python function has returned. Two
-    things are wrong with it once the function is inlined into another one:
+    `tf.function` adds an identity to each result when its Python function has returned. This causes
+    two problems once the function is inlined into another one:
 
-    - an identity without a device runs on the first one, and every result travels there and
-      back. The device context below is meant to be open still when the identities are made;
-      it ends with the graph;
-    - it waits for all that has effects in the function, such as an assignment at its end, and
-      the gradients of all microbatches are held until then. What has effects runs without
-      that, and what it must come before waits for it: it is among the control outputs.
+    - An identity without a device runs on the first device, and every result is copied there and
+      back. The device context below is left open on purpose, so that it applies when the identities
+      are created; it ends with the graph.
+    - The identity waits for all stateful operations of the function, such as an assignment at its
+      end, so that the gradients of all microbatches are kept until then. These operations are
+      control outputs: they run without that dependency, and later operations still wait for them.
     """
 
     def device(op: Op) -> str:

@@ -1,4 +1,4 @@
-"""Variables of models in several processes: which one each lives in, and who follows its reads."""
+"""Variables of split models: which process owns each, and hooks on reads and assignments."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ _ASSIGNMENTS = (
 
 
 class Home(NamedTuple):
-    """Where a variable of a model lives that is split over processes.
+    """The process that owns a variable of a model split over processes.
 
     Attributes:
         process: Position of the process in its replica.
-        number: Tells the variable from all others; the same in all processes.
-        name: Path of the variable and the rank, for messages.
+        number: Identifies the variable; the same in all processes.
+        name: Path of the variable and its rank, for messages.
     """
 
     process: int
@@ -51,34 +51,34 @@ class Home(NamedTuple):
 
 
 class Follower(Protocol):
-    """What decides about reads and assignments in the function that is being traced."""
+    """Handles reads of and assignments to split variables in the function being traced."""
 
     def is_plain(self) -> bool:
-        """Whether they are left to TensorFlow: a step of several processes is being traced."""
+        """Whether to leave them to TensorFlow: a step over several processes is being traced."""
 
     def read(self, variable: Variable) -> Tensor:
-        """The value of a variable of another process."""
+        """The value of a variable that another process owns."""
 
     def has_read(self, variable: Variable, value: Tensor) -> None:
-        """Takes note of a read of a variable of this process."""
+        """Records a read of a variable that this process owns."""
 
     def assigns(self, variable: Variable) -> None:
-        """Takes note of an assignment to a variable, wherever it is."""
+        """Records an assignment to a variable, whichever process owns it."""
 
 
 _follower: Follower | None = None
 
 
 def follow_reads(follower: Follower | None) -> None:
-    """Has reads and assignments of variables with a home followed, from now on; None: no longer."""
+    """Sets the handler for reads of and assignments to variables with a home; None removes it."""
     global _follower
     _follower = follower
 
 
 def set_home(variable: Variable, home: Home) -> None:
-    """Notes where a Keras variable or a `tf.Variable` lives.
+    """Records the owner of a Keras variable or `tf.Variable`, and hooks its reads.
 
-    It must be called anew when the variable has got other memory.
+    Must be called again after the variable has got new memory.
     """
     stored = getattr(variable, "_value", variable)
     setattr(stored, _HOME, home)
@@ -89,17 +89,17 @@ def set_home(variable: Variable, home: Home) -> None:
 
 
 def home_of(variable: Variable) -> Home | None:
-    """Where a variable lives; None where it is not that of a model split over processes."""
+    """The owner of a variable; None if it does not belong to a split model."""
     return getattr(getattr(variable, "_value", variable), _HOME, None)
 
 
 def home_of_handle(handle: Tensor) -> Home | None:
-    """The same for the eager tensor that is a variable's handle, which functions capture."""
+    """The owner of a variable, given its handle: the eager tensor that functions capture."""
     return getattr(handle, _HOME, None)
 
 
 def _handle_of(stored: Variable) -> Tensor:
-    """The handle of a `tf.Variable`, also of one that was given up."""
+    """The handle of a `tf.Variable`, including one that was given up."""
     return getattr(stored, _HANDLE) if hasattr(stored, ELSEWHERE) else stored.handle
 
 
@@ -108,7 +108,7 @@ def _handle_of(stored: Variable) -> Tensor:
 
 @functools.cache
 def _followed(kind: Any) -> Any:
-    """A class of variables of this process whose reads and assignments are followed."""
+    """Subclass for variables of this process that reports reads and assignments."""
 
     def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
         value = kind._read_variable_op(self, *args, **kwargs)
@@ -117,7 +117,7 @@ def _followed(kind: Any) -> Any:
             follower.has_read(self, value)
         return value
 
-    # Rows of a value are computed as in other processes, which do not have the variable.
+    # Gathers from the whole value, as processes do that do not own the variable.
 
     def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
         if _follower_now() is None:
@@ -150,7 +150,7 @@ def _followed_assignment(kind: Any, name: str) -> Any:
             return getattr(kind, name)(self, *args, **kwargs)
         follower.assigns(self)
         getattr(kind, name)(self, *args, **kwargs)
-        return self  # whose reads are followed; TensorFlow makes another object
+        return self  # TensorFlow returns another object, whose reads would not be followed
 
     return functools.wraps(original)(assign)
 
@@ -159,7 +159,7 @@ def _followed_assignment(kind: Any, name: str) -> Any:
 
 
 class _NoMemory:
-    """In place of a handle: TensorFlow's fast path would read by it past all that is here."""
+    """Replaces a handle, because TensorFlow's fast path would read it and bypass these hooks."""
 
     def __init__(self, name: str) -> None:
         self._of = name
@@ -173,11 +173,11 @@ class _NoMemory:
 
 
 def make_unreadable(stored: Variable, name: str) -> None:
-    """Makes a `tf.Variable` one of another process, with a handle that nothing can be read by.
+    """Turns a `tf.Variable` into one of another process, with a handle that cannot be read.
 
     Args:
         stored: The variable.
-        name: Its path and the rank that has it, for messages.
+        name: Its path and owning rank, for messages.
     """
     setattr(stored, ELSEWHERE, name)
     handle = _handle_without_memory(stored, name)
@@ -192,9 +192,9 @@ def make_unreadable(stored: Variable, name: str) -> None:
 
 
 def _handle_without_memory(stored: Variable, name: str) -> Tensor:
-    """A handle of no resource: an operation that reads it fails, and shows the name.
+    """A handle without a resource: reading it fails with an error that shows the name.
 
-    That of a variable which is only uninitialised is one of an empty tensor.
+    The handle of a variable that is only uninitialized would be that of an empty tensor.
     """
     with tf.init_scope(), tf.device("CPU:0"):
         shape, dtype = stored.shape, stored.dtype
@@ -208,7 +208,7 @@ def _handle_without_memory(stored: Variable, name: str) -> Tensor:
 
 @functools.cache
 def _unreadable(kind: Any) -> Any:
-    """A class of variables of which nothing is read past `Follower`."""
+    """Subclass for variables of other processes: all reads go through the `Follower`."""
 
     def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
         if _is_left_to_tensorflow():
@@ -252,7 +252,7 @@ def _unreadable(kind: Any) -> Any:
 
 
 def readable_kind(stored: Variable) -> Any:
-    """The class of a variable of another process before it was given up."""
+    """The class that a variable of another process had before it was given up."""
     return getattr(type(stored), _KIND)
 
 
@@ -262,7 +262,7 @@ def _dropped_assignment(kind: Any, name: str) -> Any:
             return getattr(kind, name)(self, *args, **kwargs)
         if _follower is not None and not tf.executing_eagerly():
             _follower.assigns(self)
-        return self  # the process that owns it makes the same assignment
+        return self  # the owner performs the same assignment
 
     return functools.wraps(getattr(kind, name))(assign)
 
@@ -283,7 +283,7 @@ def _value_of(stored: Variable) -> Tensor:
 
 
 def _is_left_to_tensorflow() -> bool:
-    """Whether reads and assignments of the moment are those of a step being traced."""
+    """Whether a step is being traced, or `variable_access` is active: no hooks apply."""
     if getattr(_local, "redirected", 0):
         return True
     if tf.executing_eagerly():
@@ -302,7 +302,7 @@ _local = threading.local()
 
 @contextlib.contextmanager
 def redirected() -> Iterator[None]:
-    """Context in which something else decides about reads; see `variable_access`."""
+    """Context of `variable_access`, which handles reads itself."""
     _local.redirected = getattr(_local, "redirected", 0) + 1
     try:
         yield
@@ -311,14 +311,14 @@ def redirected() -> Iterator[None]:
 
 
 def note_assigned(variable: Variable) -> None:
-    """Tells that another process assigns to a variable of its own at this place of the program."""
+    """Reports that another process assigns to a variable it owns at this point of the program."""
     if _follower is not None and not tf.executing_eagerly() and not _is_left_to_tensorflow():
         _follower.assigns(getattr(variable, "_value", variable))
 
 
 @contextlib.contextmanager
 def not_followed() -> Iterator[None]:
-    """Context in which a process reads its own variables, and others do not do the same."""
+    """Context in which this process reads its variables without the others doing the same."""
     before, _local.alone = getattr(_local, "alone", False), True
     try:
         yield
@@ -327,12 +327,12 @@ def not_followed() -> Iterator[None]:
 
 
 def is_followed() -> bool:
-    """Whether reads of the moment are those of the user's program, the same in all processes."""
+    """Whether reads come from the user's program, which is the same in all processes."""
     return not getattr(_local, "alone", False)
 
 
 def record_read(variable: Variable, value: Tensor) -> None:
-    """Tells tapes that a tensor is the value of a variable, as a read of TensorFlow's does."""
+    """Records on tapes that a tensor is the value of a variable, as TensorFlow's read does."""
     tape.variable_accessed(variable)
     record.record_operation(
         "ReadVariableOp",

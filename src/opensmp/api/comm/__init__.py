@@ -1,1 +1,1 @@
-"""Tensors and objects of several ranks."""
+"""Collective and point-to-point communication of tensors and Python objects."""

@@ -1,8 +1,8 @@
-"""Tensors of several ranks put together: gradients of replicas, weights, norms.
+"""Public tensor collectives: all-reduce, broadcast of variables, clipping by the global norm.
 
-All functions work eagerly and inside a `tf.function`, where a reduce runs as soon as its own
-tensor is there, beside what is left of the backward pass. All ranks of the group must make the
-same calls, in functions that are traced alike. With one rank in the group nothing is sent.
+All functions work eagerly and inside a `tf.function`, where an all-reduce starts as soon as its
+tensor is ready and overlaps with the rest of the backward pass. All ranks of the group must make
+the same calls, in functions that are traced identically. In a group of one rank nothing is sent.
 """
 
 from __future__ import annotations
@@ -30,31 +30,30 @@ _OPS = ("mean", "sum")
 
 
 def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any:
-    """The mean or sum of tensors over the ranks of a group, on all of them.
+    """Computes the mean or sum of tensors over the ranks of a group; every rank gets the result.
 
-    Between replicas of the model, which is the default, it is what gradients need before they
-    are applied; a loss or a metric may be averaged as well. Gradients whose variables live on
-    other ranks of the replica are given back as they are, and nothing is sent for them: their
-    own ranks reduce them.
+    The default group is the replicas of the model, as needed for gradients before they are applied;
+    losses and metrics can be averaged in the same way. Gradients whose variables are owned by other
+    ranks of the replica are returned unchanged, without communication: their owners reduce them.
 
-    Call it outside of `smp.step`. It has no gradient itself.
+    Call it outside of `smp.step`. It is not differentiable.
 
     Args:
-        tensor: A tensor or a nest of them, of any type of numbers. `None` stays `None`.
-            `tf.IndexedSlices`, the gradients of embeddings, stay such between replicas: the
-            slices of all of them come below each other, as from the whole batch, and may be
-            more on one rank than on another. Elsewhere they become dense. Other shapes must be
-            the same on all ranks; they need not be known beforehand.
+        tensor: A tensor or a nest of tensors of any numeric dtype. `None` stays `None`. Over the
+            replicas, `tf.IndexedSlices` (gradients of embeddings) stay sparse: the slices of all
+            replicas are concatenated, as for the whole batch, and their number may differ between
+            ranks. Over other groups they become dense. All other tensors must have the same shape
+            on all ranks; the shapes may be statically unknown.
         op: `"mean"` or `"sum"`. Means of integers are float64.
-        group: Whose tensors, such as `smp.DP_GROUP` or `smp.WORLD`.
+        group: The group to reduce over, such as `smp.DP_GROUP` or `smp.WORLD`.
 
     Returns:
-        The same nest.
+        The reduced tensors, in the same nest.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        CommunicationError: `op` is unknown, or a tensor is not of numbers.
-        StepError: It was called in an `smp.step` function.
+        NotInitializedError: `smp.init` has not been called.
+        CommunicationError: `op` is unknown, or a tensor is not numeric.
+        StepError: It was called inside an `smp.step` function.
         TypeError: `group` is not a `CommGroup`.
 
     Example:
@@ -80,22 +79,22 @@ def allreduce(tensor: Any, op: str = "mean", group: CommGroup = DP_GROUP) -> Any
 def broadcast_variables(
     variables: Iterable[Any], root_rank: int = 0, group: CommGroup = DP_GROUP
 ) -> None:
-    """Gives variables the values that they have on one rank of a group, bit by bit.
+    """Assigns the values that variables have on one rank of a group on all its ranks, bit for bit.
 
-    The weights of a `DistributedModel` need no call: when the model is partitioned they become
-    those of the first replica. Variables that live on other ranks of the replica are left out,
-    since their own ranks take care of them.
+    The weights of a `DistributedModel` do not need this call: partitioning the model broadcasts
+    those of the first replica. Variables owned by other ranks of the replica are skipped, since
+    their owners broadcast them.
 
     Args:
         variables: Keras variables or `tf.Variable`s, in the same order on all ranks.
-        root_rank: The rank whose values are taken, counted in the group: in `smp.DP_GROUP` it
-            is the number of a replica.
-        group: Whose variables.
+        root_rank: The rank to broadcast from, as its index in the group; in `smp.DP_GROUP` this is
+            the index of a replica.
+        group: The group to broadcast in.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        CommunicationError: The group has no such rank, or a variable is not of numbers.
-        StepError: It was called in an `smp.step` function.
+        NotInitializedError: `smp.init` has not been called.
+        CommunicationError: The group has no such rank, or a variable is not numeric.
+        StepError: It was called inside an `smp.step` function.
         TypeError: `group` is not a `CommGroup`.
 
     Example:
@@ -111,27 +110,27 @@ def broadcast_variables(
 def clip_by_global_norm(
     gradients: Sequence[Gradient | None], clip_norm: Any, use_norm: Any | None = None
 ) -> tuple[list[Gradient | None], Tensor]:
-    """Scales gradients so that their common norm is at most `clip_norm`.
+    """Scales gradients so that their global norm is at most `clip_norm`.
 
-    As `tf.clip_by_global_norm`, except that the norm is that of the gradients of the whole
-    model, wherever they are: each rank of the replica contributes its own. All of them must
-    call it with the gradients of the same variables in the same order. Reduce the gradients
-    over the replicas before.
+    Like `tf.clip_by_global_norm`, but the norm covers the gradients of the whole model in all
+    processes: each rank of the replica contributes those it owns. All ranks of the replica must
+    call it with the gradients of the same variables in the same order. All-reduce the gradients
+    over the replicas first.
 
-    Optimizers with `global_clipnorm` do the same by themselves.
+    Optimizers with `global_clipnorm` already do this.
 
     Args:
-        gradients: Tensors or `tf.IndexedSlices`; `None` stays `None`, and gradients of other
-            ranks are given back as they are.
-        clip_norm: The largest norm, a positive number.
-        use_norm: The norm, if it is known already.
+        gradients: Tensors or `tf.IndexedSlices`; `None` stays `None`, and gradients owned by other
+            ranks are returned unchanged.
+        clip_norm: The maximum norm, a positive number.
+        use_norm: The global norm, if already computed.
 
     Returns:
-        The clipped gradients, and the norm that they had.
+        The clipped gradients, and the norm before clipping.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        StepError: It was called in an `smp.step` function.
+        NotInitializedError: `smp.init` has not been called.
+        StepError: It was called inside an `smp.step` function.
 
     Example:
         ```python
@@ -155,12 +154,7 @@ def clip_by_global_norm(
 
 
 def norm_of(what: str, gradients: Sequence[Gradient | None]) -> Tensor:
-    """The norm by which `clip_by_global_norm` clips.
-
-    Args:
-        what: Name of the function that asks for it, for errors.
-        gradients: As there.
-    """
+    """Global norm as used by `clip_by_global_norm`; `what` names the caller in error messages."""
     return clipping.global_norm(_own(gradients), _members(what, MP_GROUP))
 
 
@@ -194,7 +188,7 @@ def _own(gradients: Sequence[Gradient | None]) -> clipping.Own:
 
 
 def _variables(given: Any) -> list[Any]:
-    """What was given as variables, checked before anything is sent."""
+    """Checks the variables passed by the user, before any communication, and lists them."""
     if is_keras(given) or isinstance(given, tf.Variable):
         given = [given]
     hint = "Expected: Keras variables or tf.Variables, such as model.variables."

@@ -1,9 +1,9 @@
-"""Python objects and barriers between the ranks of a run.
+"""Public Python-object communication (send, receive, broadcast, all-gather) and barriers.
 
-All calls are synchronous: they return when the other side has done its part, so that all ranks
-must make matching calls in the same order. Calls that can never be matched end the run with
-an error that names the ranks; nothing waits for ever. In a `tf.function` they are made while it
-is traced, like all Python code of it, and not again when it runs.
+All calls are synchronous: they return once the peer has made the matching call, so all ranks must
+make matching calls in the same order. Calls that can never match end the run with an error that
+names the ranks instead of hanging. In a `tf.function` they run while it is traced, like all its
+Python code, and not again when it executes.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _GROUP_OF = {
 
 
 def broadcast(obj: Any, group: CommGroup = WORLD) -> None:
-    """Sends an object to all other ranks of a group, which call `recv_from`.
+    """Sends an object to all other ranks of a group, which must call `recv_from`.
 
     Args:
         obj: Any picklable object, tensors included.
-        group: A group of this rank, such as `smp.WORLD`.
+        group: A group that contains this rank, such as `smp.WORLD`.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
+        NotInitializedError: `smp.init` has not been called.
         TypeError: `group` is not a `CommGroup`.
 
     Example:
@@ -51,16 +51,16 @@ def broadcast(obj: Any, group: CommGroup = WORLD) -> None:
 
 
 def send(obj: Any, dest_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> None:
-    """Sends an object to another rank, which calls `recv_from`.
+    """Sends an object to another rank, which must call `recv_from`.
 
     Args:
         obj: Any picklable object, tensors included.
-        dest_rank: The rank that gets it.
-        rank_type: What `dest_rank` counts, such as `smp.RankType.MP_RANK`.
+        dest_rank: The receiving rank.
+        rank_type: How `dest_rank` is numbered, such as `smp.RankType.MP_RANK`.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        CommunicationError: There is no such rank, or it is this one.
+        NotInitializedError: `smp.init` has not been called.
+        CommunicationError: There is no such rank, or it is this rank itself.
         TypeError: `rank_type` is not a `RankType`.
 
     Example:
@@ -78,12 +78,12 @@ def recv_from(src_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> Any:
     """Receives the next object that another rank sends with `send` or `broadcast`.
 
     Args:
-        src_rank: The rank that sends it.
-        rank_type: What `src_rank` counts, such as `smp.RankType.MP_RANK`.
+        src_rank: The sending rank.
+        rank_type: How `src_rank` is numbered, such as `smp.RankType.MP_RANK`.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        CommunicationError: There is no such rank, or it is this one.
+        NotInitializedError: `smp.init` has not been called.
+        CommunicationError: There is no such rank, or it is this rank itself.
         TypeError: `rank_type` is not a `RankType`.
 
     Example:
@@ -94,17 +94,17 @@ def recv_from(src_rank: int, rank_type: RankType = RankType.WORLD_RANK) -> Any:
 
 
 def allgather(obj: Any, group: CommGroup = WORLD) -> list[Any]:
-    """Collects an object from each rank of a group, on all of them.
+    """Gathers one object from each rank of a group; every rank gets all of them.
 
     Args:
         obj: Any picklable object, tensors included.
-        group: A group of this rank, such as `smp.DP_GROUP`.
+        group: A group that contains this rank, such as `smp.DP_GROUP`.
 
     Returns:
-        The objects, by rank in the group.
+        The objects, in the order of the ranks in the group.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
+        NotInitializedError: `smp.init` has not been called.
         TypeError: `group` is not a `CommGroup`.
 
     Example:
@@ -118,15 +118,15 @@ def allgather(obj: Any, group: CommGroup = WORLD) -> list[Any]:
 
 
 def barrier(group: CommGroup = WORLD) -> None:
-    """Waits until every process of the group has called it.
+    """Blocks until every process of the group has called it.
 
-    A process that is alone in its group returns at once.
+    In a group of one process it returns immediately.
 
     Args:
-        group: Whose processes meet, such as `smp.MP_GROUP`.
+        group: The group to synchronize, such as `smp.MP_GROUP`.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
+        NotInitializedError: `smp.init` has not been called.
         TypeError: `group` is not a `CommGroup`.
 
     Example:
@@ -139,27 +139,23 @@ def barrier(group: CommGroup = WORLD) -> None:
 
 
 def mp_barrier() -> None:
-    """Waits for the processes that hold this replica of the model."""
+    """Blocks until all processes of this model replica have called it."""
     _meet("smp.mp_barrier", MP_GROUP)
 
 
 def dp_barrier() -> None:
-    """Waits for the processes that hold the same partitions."""
+    """Blocks until all processes that own the same partitions, one per replica, have called it."""
     _meet("smp.dp_barrier", DP_GROUP)
 
 
 def _meet(what: str, group: CommGroup) -> None:
     members = members_of(what, current(what), group)
-    # One name for all of them: groups that have the same ranks are the same.
+    # All barriers share one operation name, so that different groups with the same ranks match.
     objects.meet(members, "smp.barrier")
 
 
 def members_of(what: str, world: World, group: CommGroup) -> tuple[int, ...]:
-    """Ranks of the world that are in a group of this process.
-
-    Raises:
-        TypeError: `group` is not a `CommGroup`.
-    """
+    """World ranks of a group of this process; raises `TypeError` for anything but a `CommGroup`."""
     if not isinstance(group, CommGroup):
         known = ", ".join(f"smp.{member.name}" for member in CommGroup)
         raise TypeError(
@@ -170,7 +166,7 @@ def members_of(what: str, world: World, group: CommGroup) -> tuple[int, ...]:
 
 
 def index_of(what: str, name: str, rank: Any, members: tuple[int, ...]) -> int:
-    """A rank counted in a group, as a Python integer; NumPy's are taken as well.
+    """Validates a rank within a group and returns it as an `int`; accepts NumPy integers.
 
     Raises:
         CommunicationError: The group has no such rank.
@@ -185,7 +181,7 @@ def index_of(what: str, name: str, rank: Any, members: tuple[int, ...]) -> int:
 
 
 def _other_rank(what: str, rank: int, rank_type: RankType) -> int:
-    """The rank in the world of a rank that may be counted otherwise."""
+    """Converts a rank of type `rank_type` to a world rank; rejects this rank itself."""
     world = current(what)
     if not isinstance(rank_type, RankType):
         known = ", ".join(f"smp.RankType.{member.name}" for member in RankType)

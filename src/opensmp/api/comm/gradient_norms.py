@@ -1,8 +1,8 @@
-"""TensorFlow's own norm of gradients, and its clipping by it, where some are elsewhere.
+"""Dispatches TensorFlow's global-norm functions to versions that handle distributed gradients.
 
-`tf.linalg.global_norm` and `tf.clip_by_global_norm` would take the gradients of other processes
-for zeros. TensorFlow lets a library say what its functions do with slices; lists that have none
-are not even looked at.
+`tf.linalg.global_norm` and `tf.clip_by_global_norm` would count the gradients that other processes
+own as zeros. The module registers overrides through TensorFlow's API dispatch on import. Dispatch
+matches lists that contain `tf.IndexedSlices`; other lists are not inspected.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from opensmp.execution.multi_process.remote_gradient import Elsewhere, is_elsewh
 Gradient = Any
 Tensor = Any
 
-# `typing.Union`, since TensorFlow does not know `|`.
+# TensorFlow's dispatch does not support `X | Y`.
 _Gradients = list[Union[tf.Tensor, tf.IndexedSlices, None]]  # noqa: UP007
 
 
@@ -55,16 +55,19 @@ def _clip_by_global_norm(
 
 
 def _are_spread(gradients: Sequence[Gradient | None]) -> bool:
-    """Whether other processes have some of them; slices may have no rows without any, too."""
+    """Whether other processes own some of the gradients.
+
+    Empty slices alone do not imply that: they may also have no rows in a single process.
+    """
     if not is_initialized() or len(current().mp_group) == 1:
         return False
     return any(map(is_elsewhere, gradients))
 
 
 def _is_known_elsewhere_only(gradients: Sequence[Gradient | None]) -> bool:
-    """Whether one other process has all gradients, which then does not ask for this one's.
+    """Whether one other process owns all gradients, and so will not ask this process for any.
 
-    What has no shape, such as the gradient of a scale, all processes have.
+    Gradients without a shape, such as that of a scale, are ignored: all processes have them.
     """
     sized = [g for g in gradients if g is not None and g.shape.rank != 0]
     processes = {g.process if isinstance(g, Elsewhere) else None for g in sized}
@@ -72,7 +75,7 @@ def _is_known_elsewhere_only(gradients: Sequence[Gradient | None]) -> bool:
 
 
 def _unknown(gradients: Sequence[Gradient | None]) -> Tensor:
-    """In place of a norm that this process has no part in."""
+    """NaN as the norm of gradients of which this process owns none, with a warning."""
     rank = next(g.process for g in gradients if isinstance(g, Elsewhere))
     warnings.warn(
         f"The norm of gradients is NaN on this rank: rank {rank} of the replica (smp.pp_rank) has "

@@ -1,1 +1,1 @@
-"""Decorators for functions that make a model or its data."""
+"""Decorators for functions that create models or datasets."""

@@ -1,4 +1,4 @@
-"""`smp.distributed_dataset`: arrays or examples become the batches that a replica trains on."""
+"""`smp.distributed_dataset`: turns arrays or examples into batches for each replica."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ _WHAT = "smp.distributed_dataset"
 
 
 class Batches(NamedTuple):
-    """A dataset and how long it is.
+    """A dataset and its length.
 
     Attributes:
-        dataset: A `tf.data.Dataset` of batches, those of this replica.
-        steps_per_epoch: Number of batches in an epoch; None if the number of examples is not
-            known.
+        dataset: A `tf.data.Dataset` of this replica's batches.
+        steps_per_epoch: Number of batches in an epoch; None if the number of examples is unknown.
     """
 
     dataset: Any
@@ -41,28 +40,28 @@ def distributed_dataset(
     drop_remainder: bool = True,
     shard: bool = True,
 ) -> Callable[[Callable[P, Any]], Callable[P, Batches]]:
-    """Makes batches of what a function returns, and gives each replica its part of each.
+    """Batches the data that a function returns and shards each batch over the replicas.
 
-    The function returns arrays or tensors, or tuples or dicts of them, whose first axis counts
-    the examples; or a `tf.data.Dataset` of single examples.
+    The function returns arrays or tensors, or tuples or dicts of them, whose first axis indexes the
+    examples; or a `tf.data.Dataset` of single examples.
 
     Args:
-        batch_size: Examples in a batch of all replicas together.
-        shuffle: Whether to shuffle the examples anew in each epoch: True for all of them, or the
-            size of the buffer.
-        seed: Of the shuffling; the same in all processes, for they must agree.
-        repeat: Whether the dataset never ends; give `steps_per_epoch` to `fit` then.
-        drop_remainder: Whether to leave out examples that do not fill a batch. With `repeat` they
-            go into the first batch of the next epoch.
-        shard: Whether each replica gets its part, as a training loop with `smp.step` needs; in
-            `fit` of several replicas give False, for `fit` divides whole batches itself.
+        batch_size: Global batch size: examples in a batch over all replicas.
+        shuffle: Whether to reshuffle the examples in each epoch: True uses a buffer of all
+            examples, an integer is the buffer size.
+        seed: Seed of the shuffling; it must be the same in all processes.
+        repeat: Whether the dataset repeats indefinitely; if so, pass `steps_per_epoch` to `fit`.
+        drop_remainder: Whether to drop examples that do not fill a batch. With `repeat` they go
+            into the first batch of the next epoch instead.
+        shard: Whether each replica gets its shard, as a training loop with `smp.step` needs. Pass
+            False for `fit` with several replicas, since `fit` shards whole batches itself.
 
     Returns:
-        A decorator; the function then returns `Batches`.
+        A decorator; the decorated function returns `Batches`.
 
     Raises:
-        ConfigError: An argument is not possible, also with the number of replicas, or the function
-            returns something else.
+        ConfigError: An argument is invalid, or incompatible with the number of replicas, or the
+            function returns an unsupported type.
 
     Example:
         ```python
@@ -103,7 +102,7 @@ def distributed_dataset(
 
 
 def _examples(made: Any) -> tuple[Any, int | None]:
-    """A dataset of single examples, and how many there are."""
+    """Dataset of single examples and their number, None if it is unknown."""
     if isinstance(made, tf.data.Dataset):
         size = int(made.cardinality())
         return made, (size if size >= 0 else None)

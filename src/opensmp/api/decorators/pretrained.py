@@ -1,4 +1,4 @@
-"""`smp.pretrained_weights`: a model is made with the weights of an earlier one."""
+"""`smp.pretrained_weights`: creates a model with the weights of a saved one."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _WHAT = "smp.pretrained_weights"
 def pretrained_weights(
     path: str | os.PathLike[str], *, optimizer: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Gives the model that a function makes the weights that were saved before.
+    """Loads saved weights into the model that a function creates.
 
-    They go from the file to the variables one after the other: no second model is made, on no
-    device. It may stand above or below `smp.scope`: both orders give the same model.
+    Weights are copied from the file to the variables one at a time: no second model is created on
+    any device. It may be placed above or below `smp.scope`; both orders give the same model.
 
     Args:
-        path: What `smp.load_model` reads, of the same architecture. It is looked for when the
-            function is called.
-        optimizer: Whether the optimizer of a compiled model goes on with its state, and with the
-            learning rate that was saved; otherwise it starts anew.
+        path: A file that `smp.load_model` reads, of a model with the same architecture. It is
+            opened when the decorated function is called.
+        optimizer: Whether to restore the state and learning rate of the optimizer of a compiled
+            model; otherwise the optimizer keeps its initial state.
 
     Returns:
         A decorator.
 
     Raises:
-        SavingError: When the function is called: the file is missing, damaged, or of another
-            architecture; or the function did not make a built Keras model.
+        SavingError: When the decorated function is called: the file is missing, damaged, or of
+            another architecture; or the function did not return a built Keras model.
 
     Example:
         ```python
@@ -57,7 +57,7 @@ def pretrained_weights(
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-            kind = format_of(path, _WHAT)  # before the work of making a model
+            kind = format_of(path, _WHAT)  # fail before the model is created
             made = function(*args, **kwargs)
             if not isinstance(made, keras.Model):
                 raise SavingError(

@@ -1,4 +1,4 @@
-"""`smp.scope`: a model is made where it is to be trained."""
+"""`smp.scope`: creates a model on the devices where it will be trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Where = Any
 
 
 class Scope(contextlib.AbstractContextManager["Scope"]):
-    """What `smp.scope` gives: a decorator, and a context."""
+    """The result of `smp.scope`: a decorator and a context manager."""
 
     def __init__(self, where: Where) -> None:
         _check(where)
@@ -29,10 +29,10 @@ class Scope(contextlib.AbstractContextManager["Scope"]):
         self._entered: list[contextlib.ExitStack] = []
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """The function, run in the scope; a model that it returns is distributed.
+        """Wraps a function so that it runs in the scope and a model it returns becomes distributed.
 
         Args:
-            function: Makes a model, or anything else.
+            function: The function to run; it may return a model or any other value.
         """
 
         @functools.wraps(function)
@@ -57,7 +57,7 @@ class Scope(contextlib.AbstractContextManager["Scope"]):
         self._entered.pop().__exit__(*error)
 
     def _is_split(self) -> bool:
-        """Whether this is the place of models that opensmp splits."""
+        """Whether models created in this scope become `DistributedModel`s."""
         return self._where is None and world.is_initialized() and not tf.distribute.has_strategy()
 
     def _context(self) -> Any:
@@ -70,7 +70,7 @@ class Scope(contextlib.AbstractContextManager["Scope"]):
             if tf.distribute.has_strategy():
                 return None
             if world.is_initialized():
-                return tf.device("CPU:0")  # weights move from there at the first call
+                return tf.device("CPU:0")  # they move to the partitions' devices at the first call
             where = [device.name for device in tf.config.list_logical_devices("GPU")]
             if len(where) < 2:
                 return None
@@ -86,22 +86,22 @@ def scope(where: str | Sequence[str] | tf.distribute.Strategy | None = None) -> 
 
 
 def scope(where: Any = None) -> Any:
-    """Runs a function that makes a model where the model is to be trained.
+    """Runs a function that creates a model on the devices where the model will be trained.
 
-    Without an argument the machine decides: after `smp.init` the model is made on the host and
-    becomes a `smp.DistributedModel`; else, with several GPUs, it is made in the scope of a
-    `tf.distribute.MirroredStrategy`; else as it is. In the scope of a strategy that is active
-    already, nothing changes.
+    Without an argument the device is chosen automatically: after `smp.init` the model is created on
+    the host and becomes a `smp.DistributedModel`; otherwise, with several GPUs, it is created in
+    the scope of a `tf.distribute.MirroredStrategy`; otherwise on the default device. Inside the
+    scope of an active strategy, `smp.scope()` has no effect.
 
     Args:
-        where: None; a strategy of `tf.distribute`; the name of a device; or names of devices, on
-            each of which `MirroredStrategy` keeps a replica.
+        where: None; a `tf.distribute` strategy; a device name; or several device names, on each of
+            which `MirroredStrategy` keeps a replica.
 
     Returns:
-        A decorator, which is a context as well. `@smp.scope` without parentheses works.
+        A decorator that is also a context manager. `@smp.scope` without parentheses works.
 
     Raises:
-        ConfigError: `where` is something else, or names a device that is not there.
+        ConfigError: `where` has another type, or names a device that does not exist.
 
     Example:
         ```python
@@ -121,8 +121,8 @@ def scope(where: Any = None) -> Any:
 
 
 def _mirrored(devices: Sequence[str]) -> Any:
-    # On CPUs of one process, collective operations of several strategies get into each other's
-    # way; summing on one device needs none.
+    # On the CPUs of one process, collective operations of several strategies interfere with each
+    # other; a reduction on one device uses none.
     on_cpu = all("CPU" in name.upper() for name in devices)
     ops = tf.distribute.ReductionToOneDevice() if on_cpu else None
     return tf.distribute.MirroredStrategy(list(devices), cross_device_ops=ops)

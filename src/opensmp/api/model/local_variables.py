@@ -1,4 +1,4 @@
-"""`smp.local_variables`: the variables of a model that lie in this process."""
+"""`smp.local_variables`: the variables of a model that this process owns."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ Variable = Any
 
 
 def local_variables(*several: Any) -> list[Any]:
-    """The variables that lie in this process, for loops that run eagerly.
+    """Returns the variables that this process owns, for eager loops over variables.
 
-    In one process these are all of them. In several each process has those of its own
-    partitions, and a loop in all processes reaches each variable once in each replica. Given
-    several models, such as a network and its moving average, it gives the variables that belong
-    together; models of equal layers are cut equally, so that such variables lie together.
+    With one process these are all variables. With several, each process gets those of its own
+    partitions, so that a loop that runs in all processes visits each variable once per replica.
+    Given several models, such as a network and its moving average, it returns tuples of
+    corresponding variables; models with equal layers are partitioned equally, so that corresponding
+    variables are in the same process.
 
-    In a `train_step`, and in a `tf.function` with an `smp.step` in it, it is not needed: there
-    all variables can be read, and an assignment is done where the variable is.
+    It is not needed in a `train_step`, nor in a `tf.function` that contains an `smp.step`: all
+    variables can be read there, and assignments run in the process that owns the variable.
 
     Args:
-        *several: Models, layers, or lists of variables; of each its weights. They must have
-            equally many.
+        *several: Models or layers, whose weights are taken, or lists of variables. All must have
+            the same number of variables.
 
     Returns:
-        A list of variables; of tuples of variables, one of each, if several are given.
+        A list of variables; a list of tuples, one variable from each argument, if several are
+        given.
 
     Raises:
-        NotInitializedError: Before `smp.init`.
-        StepError: What was given are no variables, or not equally many, or variables that have no
-            memory yet, since the model was not called.
-        ElsewhereError: Variables that belong together lie in different processes.
+        NotInitializedError: `smp.init` has not been called.
+        StepError: An argument is not a collection of variables, the numbers of variables differ, or
+            a variable is not built yet because its model has not been called.
+        ElsewhereError: Corresponding variables are in different processes.
 
     Example:
         ```python
@@ -83,6 +85,7 @@ def _variables(given: Any) -> list[Variable]:
 
 
 def _check(group: tuple[Variable, ...]) -> None:
+    """Raises `ElsewhereError` if corresponding variables are in different processes."""
     if len(current().mp_group) == 1:
         return
     homes = [_private.home_of(variable) for variable in group]

@@ -1,4 +1,4 @@
-"""`smp.DistributedModel`: a Keras model whose operations are spread over partitions."""
+"""`smp.DistributedModel`: a Keras model whose operations are distributed over partitions."""
 
 from __future__ import annotations
 
@@ -44,11 +44,14 @@ _FUNCTION = "_smp_function"
 
 
 class _NoPlanYet(PlanError, AttributeError):
-    """The error of `model.plan` too early; Keras asks for an attribute before it sets one."""
+    """Raised by `model.plan` before the first call.
+
+    It is an `AttributeError` because Keras reads an attribute before it sets one.
+    """
 
 
 class _PlanOf:
-    """`model.plan`; gives way to an attribute of that name in a user's model."""
+    """Descriptor of `model.plan`; an attribute of that name in a user's model takes precedence."""
 
     def __get__(self, model: DistributedModel | None, owner: type) -> Any:
         if model is None:
@@ -57,26 +60,25 @@ class _PlanOf:
 
 
 class DistributedModel(Trainer, keras.Model):
-    """A Keras model that is split over the partitions of `smp.init`.
+    """A Keras model that is distributed over the partitions of `smp.init`.
 
-    Three ways to make one:
+    Three ways to create one:
 
     - subclass it and write `call`, as with `keras.Model`;
     - give it Functional inputs and outputs: `smp.DistributedModel(inputs, outputs)`;
-    - take any Keras model as it is: `smp.DistributedModel.from_keras(model)`.
+    - wrap any Keras model: `smp.DistributedModel.from_keras(model)`.
 
     Inside an `smp.step` function a call of the model is pipelined. Its outputs are
-    ordinary tensors, gradients through it are taken with `tf.GradientTape` or
-    `tf.gradients` as always. Outside of a step a call runs the forward pass once,
-    for inference. All else is as in `keras.Model`.
+    ordinary tensors, and gradients are taken with `tf.GradientTape` or `tf.gradients` as
+    usual. Outside of a step a call runs one forward pass, for inference. Otherwise it
+    behaves like `keras.Model`.
 
-    The model is traced, partitioned and allocated at its first call: each variable
-    on the device of the partition that uses it first. From then on `model.plan` shows
-    which layer runs where, and what the cost model expects of it; see
-    `opensmp.compiler.plan.plan.Plan`.
+    The model is traced, partitioned and placed at its first call: each variable goes to
+    the device of the partition that uses it first. From then on `model.plan` shows where
+    each layer runs and the cost model's estimates; see `opensmp.compiler.plan.plan.Plan`.
 
     Raises:
-        NotInitializedError: if made or called before `smp.init`.
+        NotInitializedError: if created or called before `smp.init`.
 
     Example:
         ```python
@@ -97,18 +99,18 @@ class DistributedModel(Trainer, keras.Model):
     plan = _PlanOf()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Makes a view of a Functional model if given inputs and outputs."""
+        """Returns a view of a new Functional model if given inputs and outputs."""
         if cls is DistributedModel and _is_functional(args, kwargs):
             return cls.from_keras(keras.Model(*args, **kwargs))
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if type(self) in _views.values() and "name" in self.__dict__:
-            return  # made whole by from_keras, which __new__ went through
+            return  # already initialized by from_keras, called from __new__
         world.current("smp.DistributedModel")
         if _is_functional(args, kwargs):
             if not isinstance(self, _private.Functional):
-                # Keras would put Functional among the bases of DistributedModel itself.
+                # Keras would add Functional to the bases of DistributedModel itself.
                 self.__class__ = _view_class(type(self), _private.Functional)
             _private.Functional.__init__(self, *args, **kwargs)
         else:
@@ -117,13 +119,13 @@ class DistributedModel(Trainer, keras.Model):
 
     @classmethod
     def from_keras(cls, model: keras.Model) -> DistributedModel:
-        """A distributed view of an existing Keras model.
+        """Creates a distributed view of an existing Keras model.
 
-        The view has the model's class as a base and shares all of its state: layers,
-        weights, compilation. The model itself stays usable as a plain Keras model.
+        The view subclasses the model's class and shares all of its state: layers, weights,
+        compilation. The model itself remains usable as a plain Keras model.
 
         Args:
-            model: Any `keras.Model`, built or not: Functional, Sequential, subclassed.
+            model: Any `keras.Model`, built or not: Functional, Sequential or subclassed.
 
         Raises:
             StepError: if `model` is not a Keras 3 model.
@@ -139,7 +141,7 @@ class DistributedModel(Trainer, keras.Model):
         if not isinstance(model, keras.Model):
             raise StepError(about_no_model(model))
         view: DistributedModel = object.__new__(_view_class(cls, type(model)))
-        # Keras' own __setattr__ would give the view a tracked copy of the dictionary.
+        # Keras' __setattr__ would store a tracked copy of the dictionary.
         object.__setattr__(view, "__dict__", model.__dict__)
         registry.add(view)
         return view
@@ -170,7 +172,7 @@ class DistributedModel(Trainer, keras.Model):
 
     @property
     def losses(self) -> list[Tensor]:
-        """Losses of the last call: from `add_loss`, activities and weights."""
+        """Losses of the last call: from `add_loss` and activity and weight regularizers."""
         found = list(super().losses)
         return found if is_inside_keras((), {}) else list(filter(_is_usable, found))
 
@@ -181,7 +183,7 @@ class DistributedModel(Trainer, keras.Model):
         return self._smp_partitions_of(super().__call__, self)
 
     def _smp_partitions_of(self, plain_call: Callable[..., Any], layer: Any) -> Partitioning:
-        """The partitions of this model, which does what a plain call of a layer does."""
+        """Creates, once, the `Partitioning` of this model, which traces `plain_call`."""
         if _STATE not in self.__dict__:
 
             def forward(*args: Any, **kwargs: Any) -> Any:
@@ -232,7 +234,7 @@ class DistributedModel(Trainer, keras.Model):
 
     @everywhere
     def _smp_infer(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:
-        """One forward pass as one microbatch; eagerly through a cached graph."""
+        """Runs one forward pass as one microbatch; eager calls use a cached `tf.function`."""
         here = world.current(f"calling the DistributedModel '{self.name}'")
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
@@ -247,13 +249,13 @@ class DistributedModel(Trainer, keras.Model):
         assert function is not None
         traces = function.experimental_get_tracing_count()
         outputs, losses = function(args, kwargs)
-        if function.experimental_get_tracing_count() != traces:  # the call may set attributes too
+        if function.experimental_get_tracing_count() != traces:  # read again: attributes may differ
             self.__dict__[_FUNCTION] = (self._smp_made_for(here), function)
         return outputs, list(losses)
 
     def _smp_made_for(self, here: world.World) -> tuple[Any, ...]:
-        """What an eager call depends on besides its arguments."""
-        return (here, *map(id, self.variables), attributes(self))  # a layer may get new variables
+        """Cache key of the inference function, besides the arguments of the call."""
+        return (here, *map(id, self.variables), attributes(self))  # layers may create variables
 
     def _smp_forward(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -269,19 +271,19 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_call_under(
         self, accumulators: list[Any], here: world.World, args: Any, kwargs: Any
     ) -> Any:
-        """A call under a `tf.autodiff.ForwardAccumulator`."""
+        """Runs under a `tf.autodiff.ForwardAccumulator`: plainly if possible, else refuses."""
         outside = current_runner() is None and current_mode() is None
         with _private.without_accumulators():
             taped = _private.tape_is_active()
         values = [(args, kwargs), self.variables, self._smp_partitions.read]
         plain_is_right = outside and here.size == 1 and not taped
         if plain_is_right and (not tf.executing_eagerly() or first_watched(accumulators, values)):
-            with calls_are("plain"):  # whose operations TensorFlow sees one by one
+            with calls_are("plain"):  # lets TensorFlow see every operation
                 return self(*args, **kwargs)
         refuse_forward_mode(accumulators, f"Model '{self.name}'", values)
         with _private.without_accumulators():
             outputs = self(*args, **kwargs)
-        # Variables that it reads and does not track are known now.
+        # The call has found the variables that the model reads without tracking them.
         read = self._smp_partitions.read
         refuse_forward_mode(accumulators, f"Model '{self.name}'", [read])
         return outputs
@@ -297,7 +299,7 @@ class DistributedModel(Trainer, keras.Model):
         show_trainable: bool = False,
         layer_range: Any = None,
     ) -> None:
-        """As `keras.Model.summary`, and below it the partition and device of each layer."""
+        """Prints `keras.Model.summary`, followed by the partition and device of each layer."""
         super().summary(
             line_length=line_length,
             positions=positions,
@@ -316,14 +318,14 @@ class DistributedModel(Trainer, keras.Model):
 
     @everywhere
     def save_model(self, save_path: Any = "/opt/ml/model", *, path: Any = None) -> None:
-        """Writes the whole, unpartitioned model as a TensorFlow SavedModel.
+        """Saves the whole, unpartitioned model as a TensorFlow SavedModel.
 
-        TensorFlow alone loads and serves it: nothing of opensmp is in it. From several
-        processes all must call it; rank 0 collects the weights on its host and writes.
+        Plain TensorFlow loads and serves it, without opensmp. With several processes the call
+        is collective; rank 0 gathers the weights in host memory and writes.
 
         Args:
-            save_path: A directory. Other files in it stay.
-            path: Another name for `save_path`.
+            save_path: A directory. Other files in it are kept.
+            path: Alias of `save_path`.
 
         Raises:
             SavingError: if the model has not been called yet, or cannot be written.
@@ -338,17 +340,17 @@ class DistributedModel(Trainer, keras.Model):
 
     @everywhere
     def to_keras(self) -> keras.Model:
-        """A plain Keras model with the latest weights, without anything of opensmp.
+        """Returns a plain Keras model with the latest weights, independent of opensmp.
 
-        In one process it shares layers, weights and optimizer with this model, as
-        `from_keras` does the other way round. In several processes all must call it, and
-        each gets a copy of its own, whole, on its host.
+        With one process it shares layers, weights and optimizer with this model, like
+        `from_keras` in the other direction. With several processes the call is collective, and
+        each process gets its own complete copy in host memory.
 
-        A view gives its plain class back. A subclass with a `call` of its own becomes a
+        A view returns a model of its original class. A subclass with its own `call` becomes a
         Functional model, if its call consists of Keras layers and `keras.ops`.
 
         Raises:
-            SavingError: if the call of a subclass cannot be told as a Functional model; the
+            SavingError: if the call of a subclass cannot be expressed as a Functional model; the
                 message says what to do instead.
 
         Example:
@@ -362,7 +364,7 @@ class DistributedModel(Trainer, keras.Model):
     def save(
         self, filepath: Any, overwrite: bool = True, zipped: bool | None = None, **kwargs: Any
     ) -> None:
-        """As `keras.Model.save`: the file is that of the plain model, whole, and atomic."""
+        """Like `keras.Model.save`: atomically writes the whole model as a plain Keras model."""
         if calls_are_plain():
             super().save(filepath, overwrite=overwrite, zipped=zipped, **kwargs)
         else:
@@ -376,7 +378,7 @@ class DistributedModel(Trainer, keras.Model):
         max_shard_size: int | float | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.save_weights`: the weights of all partitions in one file."""
+        """Like `keras.Model.save_weights`: writes the weights of all partitions to one file."""
         if calls_are_plain():
             super().save_weights(filepath, overwrite, max_shard_size, **kwargs)
         else:
@@ -384,10 +386,10 @@ class DistributedModel(Trainer, keras.Model):
 
     @everywhere
     def load_weights(self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any) -> None:
-        """As `keras.Model.load_weights`: each process takes the weights of its partitions.
+        """Like `keras.Model.load_weights`: each process loads the weights of its partitions.
 
         Raises:
-            SavingError: The file is damaged, or has values in other files.
+            SavingError: The file is damaged, or refers to values in other files.
         """
         check_weights(filepath, "model.load_weights")
         with assigning_own():
@@ -402,7 +404,7 @@ class DistributedModel(Trainer, keras.Model):
         input_signature: Any = None,
         **kwargs: Any,
     ) -> None:
-        """As `keras.Model.export`, of the plain model."""
+        """Like `keras.Model.export`, applied to the plain model."""
         if calls_are_plain():
             super().export(filepath, format, verbose, input_signature, **kwargs)
         else:
@@ -415,7 +417,7 @@ _views: dict[tuple[type, type], type] = {}
 
 
 def _view_class(distributed: type, plain: type) -> type:
-    """The class of distributed views of models of class `plain`."""
+    """Class of distributed views of models of class `plain`; cached."""
     key = (distributed, plain)
     if key not in _views:
         named_after = plain if distributed is DistributedModel else distributed
@@ -424,23 +426,23 @@ def _view_class(distributed: type, plain: type) -> type:
             "__qualname__": named_after.__qualname__,
         }
         own = distributed.__mro__[: distributed.__mro__.index(DistributedModel)]
-        if not any("call" in vars(kind) for kind in own):  # else it does more than `plain`
+        if not any("call" in vars(kind) for kind in own):  # else it overrides `plain`'s
             body["_smp_plain"] = plain
         _views[key] = type(named_after.__name__, (distributed, plain), body)
     return _views[key]
 
 
 def _is_functional(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether these are the arguments of a Functional model."""
+    """Whether these are constructor arguments of a Functional model."""
     given = len(args) + ("inputs" in kwargs) + ("outputs" in kwargs)
     return given >= 2 and (len(args) == 2 or "outputs" in kwargs)
 
 
 def _is_usable(tensor: Tensor) -> bool:
-    """Whether a tensor has a value, or is of the graph under construction or one around it."""
+    """Whether a tensor is eager, or belongs to the graph being built or an outer graph of it."""
     if isinstance(tensor, keras.KerasTensor):
         return bool(tf.executing_eagerly())
-    if not hasattr(tensor, "graph"):  # an eager one is a constant in graphs, as in plain Keras
+    if not hasattr(tensor, "graph"):  # graphs capture eager tensors as constants, as in plain Keras
         return True
     graph = tf.compat.v1.get_default_graph()
     while graph is not None and graph is not tensor.graph:

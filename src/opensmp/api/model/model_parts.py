@@ -1,9 +1,9 @@
-"""Parts of a model that its steps call by themselves: each is split as a model of its own.
+"""Submodels that a step calls on their own; each is partitioned as a separate model.
 
-The `train_step` of a GAN or of an autoencoder calls the models that it holds, and never itself.
-When such a step is traced, each layer of the model that is called there becomes a part. It stays
-the object that it is, of the class that its `__class__` says; what changes is what a call of it
-does. Inside of a split model it is a plain layer, as ever.
+The `train_step` of a GAN or an autoencoder calls the models it holds and never itself. While such a
+step is traced, each layer of the model that is called directly is converted to a part. The object
+stays the same and its `__class__` property still reports the original class; only its call behavior
+changes. Inside a partitioned model a part acts as a plain layer.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _KNOWN = "_smp_known_stranger"
 
 
 class _Part:
-    """What is common to the classes of parts."""
+    """Base class of the two classes of parts."""
 
     _smp_is_part = True
 
 
 class _PartModel(_Part, DistributedModel):
-    """A model that a step has called by itself."""
+    """A model that a step has called on its own."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs it split in steps, and in processes that have a part of it only; else plainly."""
+        """Runs plainly outside of steps if this process owns all variables, else partitioned."""
         if _is_alone():
             return super(DistributedModel, self).__call__(*args, **kwargs)
         return super().__call__(*args, **kwargs)
@@ -66,10 +66,10 @@ class _PartModel(_Part, DistributedModel):
 
 
 class _PartLayer(_Part):
-    """A layer that is no model, and that a step has called by itself."""
+    """A layer, not a model, that a step has called on its own."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of a part that is a model."""
+        """Like `_PartModel.__call__`, through the `LayerModel` of this layer."""
         part: LayerModel = self.__dict__[PART]
         if _is_alone():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
@@ -80,18 +80,18 @@ class _PartLayer(_Part):
 
     @property
     def losses(self) -> list[Any]:
-        """As those of a model; see `DistributedModel.losses`."""
+        """Losses of the last call; see `DistributedModel.losses`."""
         return list(self.__dict__[PART].losses)
 
 
 class LayerModel(DistributedModel):
-    """A layer as a model, which is split in its place.
+    """Wraps a layer as a model that is partitioned in its place.
 
-    It runs in one piece: what a layer gives need not have a row for each example of a batch, and
-    what it gives for one may depend on the others.
+    It runs without microbatches: the layer's output need not have one row per example of the batch,
+    and the output for one example may depend on the others.
 
     Args:
-        layer: The layer, a part.
+        layer: The layer, already converted to a part.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -99,13 +99,13 @@ class LayerModel(DistributedModel):
         self.layer = layer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer."""
+        """Calls the layer: plainly inside another model, otherwise as a partitioned model."""
         if layer_calls.is_inside(args, kwargs) or current_mode() == "plain":
             return self.layer._smp_plain_call(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the layer plainly."""
+        """Calls the original layer."""
         return self.layer._smp_plain_call(*args, **kwargs)
 
     @property
@@ -117,18 +117,14 @@ class LayerModel(DistributedModel):
 
 
 def is_part(layer: Layer) -> bool:
-    """Whether a layer has become a part."""
+    """Whether a layer has been converted to a part."""
     return issubclass(type(layer), _Part)
 
 
 def as_part(layer: Any) -> None:
-    """Makes a layer a part; it stays the same object.
-
-    Args:
-        layer: A Keras layer or model that is not distributed.
-    """
+    """Converts a Keras layer or model that is not distributed to a part, in place."""
     kind: Any = _PartModel if isinstance(layer, keras.Model) else _PartLayer
-    # Keras' own __setattr__ takes attributes of a layer to be its state.
+    # Keras' __setattr__ would track the attributes as state of the layer.
     plain: Any = type(layer)
     object.__setattr__(layer, "__class__", _class_of_parts(kind, plain))
     if kind is _PartLayer:
@@ -139,9 +135,9 @@ def as_part(layer: Any) -> None:
 
 @functools.cache
 def _class_of_parts(kind: Any, plain: Any) -> Any:
-    """The class of parts that were of class `plain`, and that say they still are.
+    """Subclass of `kind` and `plain` whose instances report `plain` as their `__class__`.
 
-    Keras asks for `__class__` where it saves, clones or describes an object.
+    Keras reads `__class__` when it saves, clones or describes an object.
     """
     body = {
         "__module__": plain.__module__,
@@ -153,14 +149,14 @@ def _class_of_parts(kind: Any, plain: Any) -> Any:
 
 
 def _is_alone() -> bool:
-    """Whether a call is none of a step, and all variables of a replica are in this process."""
+    """Whether a call is outside of any step and this process owns all variables of the replica."""
     if current_runner() is not None or current_mode() is not None:
         return False
     return not world.is_initialized() or len(world.current("a part of a model").mp_group) == 1
 
 
 def _take(layer: Layer, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Does a call of a layer that a step makes."""
+    """Intercepts a layer call in a step and converts the layer to a part if a model holds it."""
     if current_mode() == "plain" or isinstance(layer, DistributedModel) or is_part(layer):
         return call(*args, **kwargs)
     if not registry.holders_of(layer)():
@@ -175,7 +171,7 @@ def _take(layer: Layer, call: Callable[..., Any], args: Any, kwargs: Any) -> Any
 
 
 def _know_stranger(model: Any) -> None:
-    """Makes a model that no split model holds the same in all processes, and tells of it."""
+    """Broadcasts the weights of a model that no `DistributedModel` holds, and warns, once."""
     here = world.current("calling a model in a step")
     if model.__dict__.get(_KNOWN) is here or not model.variables:
         return

@@ -1,4 +1,4 @@
-"""Gradients through calls of a split model that have none, refused by name."""
+"""Errors for unsupported gradients through calls of a partitioned model."""
 
 from __future__ import annotations
 
@@ -25,14 +25,7 @@ _ACTIVATIONS = (
 
 
 def refuse_tape(name: str) -> None:
-    """Refuses a call outside of a step whose gradient a tape would take.
-
-    Args:
-        name: The model's.
-
-    Raises:
-        StepError: A tape records.
-    """
+    """Raises `StepError` if a tape records a call of model `name` outside of a step."""
     if _private.tape_is_active():
         raise StepError(
             f"Model '{name}' was called under a tf.GradientTape outside of an smp.step "
@@ -49,14 +42,15 @@ def refuse_tape(name: str) -> None:
 
 
 def refuse_gradients_of_activations(name: str, outputs: Any, tapped: Sequence[int]) -> None:
-    """Has gradients with respect to inner outputs of a call with a whole batch refused.
+    """Makes gradients with respect to inner outputs of a whole-batch call raise a `StepError`.
 
-    Outputs for a whole batch are put together of microbatches, and lead nowhere.
+    Outputs of a whole batch are concatenated from microbatches, so no gradient path leads through
+    them.
 
     Args:
-        name: The model's.
+        name: Name of the model.
         outputs: A nest of the outputs.
-        tapped: Numbers of those that others are computed from.
+        tapped: Indices of the flat outputs that other outputs are computed from.
     """
     leaves = tf.nest.flatten(outputs, expand_composites=True)
     for index in tapped:

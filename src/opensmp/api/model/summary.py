@@ -1,4 +1,4 @@
-"""Which partition, and which device, each layer of a model is on: the end of `model.summary()`."""
+"""Partition and device of each layer, appended to `model.summary()`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NO_PARTS: Mapping[int, Plan] = MappingProxyType({})
 
 
 class LayerPlace(NamedTuple):
-    """Where a layer is.
+    """Partitions of one layer.
 
     Attributes:
-        name: Its name, with a mark for each model around it.
-        partitions: The partitions that have a part of it; none if it does nothing.
+        name: Name of the layer, indented by its nesting depth.
+        partitions: Partitions that run operations of the layer; empty if it has no operations.
     """
 
     name: str
@@ -34,15 +34,15 @@ def partitions_text(
     layer_range: Sequence[str] | None = None,
     parts: Mapping[int, Plan] = _NO_PARTS,
 ) -> str:
-    """The layers of a model with their partitions and devices, as text.
+    """Table of a model's layers with their partitions and devices.
 
     Args:
         model: The model.
         plan: Its plan; None if it has not been called.
-        world: The devices of the partitions, and whose they are.
-        expand_nested: Whether to show the layers of models in the model.
-        layer_range: Regular expressions of the names of the first and the last layer to show.
-        parts: Id to plan of layers that have been called by themselves.
+        world: Maps partitions to devices and ranks.
+        expand_nested: Whether to list the layers of nested models.
+        layer_range: Regular expressions for the names of the first and the last layer to list.
+        parts: Plans of layers that were called on their own, by `id` of the layer.
 
     Example:
         ```python
@@ -73,15 +73,7 @@ def layer_places(
     layer_range: Sequence[str] | None = None,
     parts: Mapping[int, Plan] = _NO_PARTS,
 ) -> Iterator[LayerPlace]:
-    """The partitions of each layer, in the order in which `model.layers` has them.
-
-    Args:
-        model: The model.
-        plan: Its plan; None if it has not been called.
-        expand_nested: Whether to go into models in the model.
-        layer_range: As `partitions_text`.
-        parts: As `partitions_text`.
-    """
+    """Yields the partitions of each layer in the order of `model.layers`; see `partitions_text`."""
     layers = list(model.layers)
     if layer_range is not None:
         first, last = layer_range
@@ -102,14 +94,14 @@ def _places(
     expand_nested: bool,
     parts: Mapping[int, Plan],
 ) -> Iterator[LayerPlace]:
-    """Places of layers, and of those in them.
+    """Yields the partitions of layers and, if `expand_nested`, of layers nested in them.
 
     Args:
         layers: The layers.
-        around: Pairs of a plan that may know them, and where it has what they are in.
-        depth: Number of models around them.
-        expand_nested: As `partitions_text`.
-        parts: As `partitions_text`.
+        around: Pairs of a plan that may contain the layers, and the path of their parent in it.
+        depth: Nesting depth.
+        expand_nested: As in `partitions_text`.
+        parts: As in `partitions_text`.
     """
     for layer in layers:
         known = [(plan, (*path, layer.name)) for plan, path in around]
@@ -124,7 +116,7 @@ def _places(
 
 
 def _partitions_below(plan: Plan, label: str) -> set[int]:
-    """Partitions of all calls of a layer, and of the layers in it; of all layers without one."""
+    """Partitions of all calls of layer `label` and of its sublayers; of all layers if empty."""
     found: set[int] = set()
     for call in plan.calls:
         name = _AGAIN.sub("", call.label)

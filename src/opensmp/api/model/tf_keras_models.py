@@ -1,4 +1,4 @@
-"""What is said of models of Keras 2 (tf_keras)."""
+"""Error message for models of Keras 2 (tf_keras)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def about_no_model(received: Any) -> str:
-    """The message for what `from_keras` received and is no model of Keras 3.
+    """Error message for an argument of `from_keras` that is not a Keras 3 model.
 
-    A model of Keras 2 could be traced, but has nothing to hold on to: its variables take memory
-    where they are made and cannot move, its layers leave no marks in the graph, and neither
-    Keras' trainer nor its optimizers know its weights.
+    Keras 2 models could be traced, but not partitioned: their variables are allocated where they
+    are created and cannot move, their layers leave no scopes in the graph, and neither the trainer
+    nor the optimizers of Keras 3 know their weights.
     """
     kind = f"{type(received).__module__}.{type(received).__name__}"
     start = f"smp.DistributedModel.from_keras: expected a keras.Model, received {kind}"

@@ -24,22 +24,21 @@ def split_arguments(
     non_split_inputs: Sequence[str] = (),
     input_split_axes: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Splits named arguments into one set of arguments per microbatch.
+    """Splits named arguments into one dict of arguments per microbatch.
 
-    Tensors (also ragged and sparse ones and arrays) in any nest of lists, tuples,
-    dicts and sets are split along an axis; a scalar goes to every microbatch as it
-    is, and so does everything that is no tensor. An object that offers
-    `smp_slice(num_mb, mb, axis)` splits itself.
+    Tensors (dense, ragged and sparse) and arrays in any nest of lists, tuples, dicts and sets are
+    split along an axis. Scalars and values that are not tensors go to every microbatch unchanged.
+    An object with a method `smp_slice(num_mb, mb, axis)` splits itself.
 
     Args:
         arguments: Argument name to value.
         num_microbatches: Number of microbatches.
-        non_split_inputs: Arguments that go to every microbatch whole.
-        input_split_axes: Argument name to axis, where it is not 0.
+        non_split_inputs: Names of arguments that every microbatch gets whole.
+        input_split_axes: Argument name to split axis, where it is not 0.
 
     Raises:
-        StepError: if the microbatches do not divide a tensor's axis; all such
-            arguments are named at once.
+        StepError: if the size of a split axis is not a multiple of the number of microbatches; the
+            message names all such arguments.
     """
     axes = dict(input_split_axes or {})
     splitter = _Splitter(num_microbatches)
@@ -56,25 +55,25 @@ def split_arguments(
 
 
 class _FrozenSet(frozenset[Any]):
-    """A set on its way through `tf.function`, which takes hashable arguments only."""
+    """A set in hashable form: `tf.function` accepts only hashable arguments."""
 
 
 def freeze_sets(nest: Any) -> Any:
-    """The same nest of arguments with each set in a hashable form."""
+    """Converts all sets in a nest of arguments to a hashable form."""
     if not any(isinstance(leaf, set) for leaf in tf.nest.flatten(nest)):
         return nest
     return tf.nest.map_structure(lambda x: _FrozenSet(x) if isinstance(x, set) else x, nest)
 
 
 def thaw_sets(nest: Any) -> Any:
-    """Undoes `freeze_sets`."""
+    """Reverts `freeze_sets`."""
     if not any(isinstance(leaf, _FrozenSet) for leaf in tf.nest.flatten(nest)):
         return nest
     return tf.nest.map_structure(lambda x: set(x) if isinstance(x, _FrozenSet) else x, nest)
 
 
 class _Splitter:
-    """Splits values, gathering faults instead of stopping at the first."""
+    """Splits values and collects faults, to report all of them in one error."""
 
     def __init__(self, num_microbatches: int) -> None:
         self._num = num_microbatches
@@ -82,7 +81,7 @@ class _Splitter:
         self._sizes: dict[str, int] = {}
 
     def split(self, value: Any, axis: int, name: str) -> list[Any]:
-        """One value per microbatch."""
+        """Returns one value per microbatch."""
         if hasattr(value, "smp_slice") and not isinstance(value, type):
             return [value.smp_slice(self._num, i, axis) for i in range(self._num)]
         if isinstance(value, tf.RaggedTensor):
@@ -100,7 +99,7 @@ class _Splitter:
         return [value] * self._num
 
     def check(self) -> None:
-        """Raises one error for all faults; warns where batch sizes differ."""
+        """Raises one error for all faults; warns if arguments differ in batch size."""
         if self._faults:
             listed = "\n".join(f"  - {fault}" for fault in self._faults)
             raise StepError(
@@ -183,7 +182,7 @@ class _Splitter:
         return size % self._num == 0
 
     def _divides(self, size: Tensor, name: str) -> Any:
-        """Checks a size that is known only when the step runs."""
+        """Assertion for a size that is known only at run time."""
         return tf.debugging.Assert(
             tf.equal(size % self._num, 0),
             [
@@ -198,5 +197,5 @@ def _like(mapping: Mapping[Any, Any], values: list[Any]) -> Any:
     pairs = list(zip(mapping, values, strict=True))
     try:
         return type(mapping)(pairs)  # type: ignore[call-arg]
-    except TypeError:  # such as a defaultdict, whose first argument is something else
+    except TypeError:  # e.g. a defaultdict, whose constructor takes other arguments
         return dict(pairs)

@@ -1,4 +1,4 @@
-"""`smp.step`: a training or evaluation step that runs once per microbatch, pipelined."""
+"""`smp.step`: a training or evaluation step, pipelined over microbatches."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def step(
 ) -> Any:
     """Decorator for the function of one forward (and backward) pass.
 
-    The function runs once per microbatch, in graph mode, and the calls of
-    `smp.DistributedModel`s inside are pipelined over the partitions. Tensor
+    The function is traced in graph mode, once per microbatch, and its calls of
+    `smp.DistributedModel`s are pipelined over the partitions. Tensor
     arguments are split along axis 0; every returned tensor comes back as a
     `smp.StepOutput`. Post-processing of gradients and `apply_gradients` belong
     outside.
@@ -94,13 +94,14 @@ def step(
 
 @dataclasses.dataclass
 class _Compiled:
-    """What a step has compiled for one object that it is a method of, or for none.
+    """Compiled state of a step: for one object whose method it is, or for a plain function.
 
     Attributes:
-        signature: Signature without the object.
-        world: The world in which it was compiled.
-        functions: The `tf.function`s: for eager calls, and for calls inside a `tf.function`.
-        schedule: The schedule of its newest trace.
+        signature: Signature without `self`.
+        world: The world for which it was compiled.
+        functions: The `tf.function`s: by False for eager calls, True for calls inside a
+            `tf.function`.
+        schedule: The schedule of the latest trace.
     """
 
     signature: inspect.Signature
@@ -110,7 +111,7 @@ class _Compiled:
 
 
 class Step:
-    """A function decorated with `smp.step`; see there."""
+    """A function decorated with `smp.step`."""
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class Step:
     ) -> None:
         _check(function, non_split_inputs, input_split_axes, tf_function_arguments)
         functools.update_wrapper(self, function)
-        # tf.function takes an argument that has __wrapped__ for that, and would call the function.
+        # tf.function would unwrap an object that has __wrapped__ and call the inner function.
         del self.__dict__["__wrapped__"]
         self.__signature__ = inspect.signature(function)
         self.python_function = function
@@ -136,12 +137,12 @@ class Step:
         return f"smp.step({getattr(self, '__name__', self.python_function)!r})"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """The step as a method of an object; what it compiles lives as long as the object."""
+        """Binds the step to an object as a method; the compiled functions live as long as it."""
         if instance is None:
             return self
         try:
             reference = weakref.ref(instance, lambda _: self._of_objects.pop(key, None))
-        except TypeError:  # an object that cannot be referred to weakly
+        except TypeError:  # the object does not support weak references
             return types.MethodType(self, instance)
         key = id(instance)
         bound = copy.copy(self)
@@ -170,7 +171,7 @@ class Step:
         return function(*args, **kwargs)
 
     def _call_under(self, accumulators: list[Any], args: Any, kwargs: Any) -> Any:
-        """A call under a `tf.autodiff.ForwardAccumulator`, which may watch other things only."""
+        """Calls under a `tf.autodiff.ForwardAccumulator`; refuses if it watches an input."""
         with _private.without_accumulators():
             function = self._function()
             traced = function.get_concrete_function(*args, **kwargs)
@@ -180,17 +181,17 @@ class Step:
             return function(*args, **kwargs)
 
     def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
-        """As that of `tf.function`, for arguments of the whole batch."""
+        """Like that of `tf.function`, for arguments of the whole batch."""
         return self._function().get_concrete_function(*freeze_sets(args), **freeze_sets(kwargs))
 
     def experimental_get_tracing_count(self) -> int:
-        """How often the function was traced since `smp.init`."""
+        """Number of traces since `smp.init`."""
         functions = self._compiled.functions.values()
         return sum(int(function.experimental_get_tracing_count()) for function in functions)
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of the newest trace; `print` it to see it.
+        """The schedule of the latest trace; `print` draws it.
 
         Raises:
             StepError: before the first call.
@@ -200,7 +201,7 @@ class Step:
         return self._compiled.schedule
 
     def _function(self) -> Any:
-        """The `tf.function` behind the step in the current world."""
+        """The `tf.function` for the current world and calling context; refuses invalid contexts."""
         here = world.current(f"the smp.step function '{getattr(self, '__name__', 'step')}'")
         if current_runner() is not None and not tf.executing_eagerly():
             raise StepError(
@@ -220,18 +221,19 @@ class Step:
             )
         if self._compiled.world is not here:
             self._compiled.world, self._compiled.functions = here, {}
-        # A function around leaves out what nobody reads: the gradients of each microbatch where
-        # only sums are wanted. An eager call computes and holds all.
+        # An enclosing function prunes results that are not used, such as the gradients of each
+        # microbatch where only sums are needed. An eager call computes and returns all of them.
         joins = not tf.executing_eagerly()
         if joins not in self._compiled.functions:
             self._compiled.functions[joins] = self._compile(here, joins)
         return self._compiled.functions[joins]
 
     def _compile(self, here: world.World, joins: bool) -> Any:
+        """Creates the `tf.function` that splits the batch and traces all microbatches."""
         options = dict(self._tf_function_arguments)
         features = options.pop("experimental_autograph_options", None)
         autograph = options.pop("autograph", True)
-        bind = self._bind  # not self, which holds the object it is a method of
+        bind = self._bind  # not self, which would keep the bound object alive
 
         def whole_batch(*args: Any, **kwargs: Any) -> Any:
             bound = bind()
@@ -252,6 +254,7 @@ class Step:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
+        """Traces the function once per microbatch and emits the pipelined calls."""
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
@@ -278,6 +281,7 @@ class Step:
     def _split(
         self, num_microbatches: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+        """Binds the arguments and splits them; returns args and kwargs per microbatch."""
         bound = self._compiled.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         named = dict(bound.arguments)
@@ -311,7 +315,7 @@ class Step:
         return batches
 
     def _collect(self, pipeline: Pipeline, results: Sequence[Any], joins: bool) -> Any:
-        """Turns one nest of tensors per microbatch into one nest of step outputs."""
+        """Combines the results of all microbatches into one nest of step outputs."""
         nests = [tf.nest.map_structure(self._as_result, result) for result in results]
         for nest in nests[1:]:
             self._check_same_structure(nests[0], nest)
@@ -341,8 +345,8 @@ class Step:
         return tf.nest.pack_sequence_as(nests[0], outputs)
 
     def _as_result(self, leaf: Any) -> Any:
-        """The tensor for one returned leaf; None stays None."""
-        if isinstance(leaf, SameRows):  # outputs of microbatches are put side by side
+        """Converts a returned leaf to a tensor; None stays None."""
+        if isinstance(leaf, SameRows):  # the outputs of all microbatches are concatenated later
             return tf.IndexedSlices(leaf.values, leaf.indices, leaf.dense_shape)
         if isinstance(leaf, (bool, int, float, complex, str, bytes, np.ndarray, np.generic)):
             return tf.convert_to_tensor(leaf)
@@ -374,7 +378,7 @@ class Step:
 
 
 def _are_gradients(leaves: Sequence[Any]) -> bool:
-    """Whether they may be the gradients of a variable."""
+    """Whether all leaves are floating-point tensors or slices, so that they may be gradients."""
     return all(
         isinstance(leaf, (tf.Tensor, tf.IndexedSlices)) and leaf.dtype.is_floating
         for leaf in leaves
@@ -387,7 +391,7 @@ def _check(
     input_split_axes: Mapping[str, int],
     tf_function_arguments: Mapping[str, Any],
 ) -> None:
-    """Raises one error for all faults of a decoration."""
+    """Validates the arguments of the decorator; raises one `StepError` for all faults."""
     faults = []
     if not callable(function):
         raise StepError(

@@ -1,4 +1,4 @@
-"""What a step returns for one tensor: its value in every microbatch."""
+"""`smp.StepOutput`: one returned tensor of a step, with one value per microbatch."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ _METHODS = ("variable", "add_n", "accumulate_n")
 
 
 class StepOutput(Unreduced):
-    """One returned tensor of an `smp.step` function, for all microbatches.
+    """One returned tensor of an `smp.step` function, with one value per microbatch.
 
-    It passes through `tf.function` and `tf.nest` like a list of its tensors. Given to
-    another step as an argument it is split into its microbatches again.
+    `tf.function` and `tf.nest` treat it as a list of its tensors. Passed as an argument to another
+    step, it is split into its microbatches again.
 
-    It is no tensor: arithmetic, comparison, `float`, `bool`, a format such as `.3f`, NumPy,
-    TensorFlow, metrics and optimizers raise a `StepError` that names the method to call first,
-    also where there is one microbatch only. `print`, `len`, iteration and an index, over the
-    microbatches, work.
+    It is not a tensor: arithmetic, comparison, `float`, `bool`, a format such as `.3f`, NumPy,
+    TensorFlow, metrics and optimizers raise a `StepError` that names the method to call first, even
+    with a single microbatch. `print`, `len`, iteration and indexing, over the microbatches, work.
 
     Args:
-        outputs: The tensor of each microbatch, in order; `tf.Tensor`,
-            `tf.IndexedSlices`, `tf.RaggedTensor` or `tf.SparseTensor`.
-        device: Device on which to reduce them; where they were computed if None.
-        terms: Fewer tensors with the same sum, computed for several microbatches at once; none
-            where there is nothing but the outputs.
+        outputs: The tensor of each microbatch, in order; `tf.Tensor`, `tf.IndexedSlices`,
+            `tf.RaggedTensor` or `tf.SparseTensor`.
+        device: Device on which to reduce them; None for the default placement.
+        terms: Optional smaller set of tensors with the same sum as `outputs`, each computed for
+            several microbatches at once; empty if there are none.
 
     Example:
         ```python
@@ -71,7 +70,7 @@ class StepOutput(Unreduced):
 
     def __repr__(self) -> str:
         count, first = len(self._outputs), self._outputs[0]
-        if not hasattr(first, "dtype"):  # what tf.nest has put in place of the tensors
+        if not hasattr(first, "dtype"):  # tf.nest has replaced the tensors with placeholders
             return f"StepOutput({self._outputs!r})"
         return (
             f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
@@ -89,29 +88,29 @@ class StepOutput(Unreduced):
         )
 
     def reduce_mean(self) -> Tensor:
-        """The mean over microbatches, elementwise; same shape as one output.
+        """Computes the elementwise mean over microbatches; same shape as one output.
 
         Integers give a floating-point mean.
 
         Raises:
-            StepError: if the outputs have different shapes, or values without a mean.
+            StepError: if the outputs have different shapes, or a boolean or string dtype.
         """
         self._check_addable("reduce_mean", "mean")
         with self._on_device():
             return _known(_divide(self._sum(_running_sum), len(self._outputs)))
 
     def reduce_sum(self) -> Tensor:
-        """The sum over microbatches, elementwise; same shape and dtype as one output.
+        """Computes the elementwise sum over microbatches; same shape and dtype as one output.
 
         Raises:
-            StepError: if the outputs have different shapes, or values without a sum.
+            StepError: if the outputs have different shapes, or a boolean or string dtype.
         """
         self._check_addable("reduce_sum", "sum")
         with self._on_device():
             return _known(self._sum(_running_sum))
 
     def concat(self, axis: int = 0) -> Tensor:
-        """The outputs side by side along `axis`; scalars become a vector."""
+        """Concatenates the outputs along `axis`; scalars are stacked into a vector."""
         first = self._outputs[0]
         with self._on_device():
             if isinstance(first, tf.SparseTensor):
@@ -122,11 +121,11 @@ class StepOutput(Unreduced):
             return tf.concat(dense, axis)
 
     def merge(self) -> Tensor:
-        """The output for the whole batch: the microbatches' along the batch axis."""
+        """Concatenates the outputs along the batch axis (axis 0), giving the whole batch."""
         return self.concat(0)
 
     def stack(self) -> Tensor:
-        """The outputs along a new first axis of length `microbatches`.
+        """Stacks the outputs along a new first axis of length `microbatches`.
 
         Raises:
             StepError: if the outputs have different shapes.
@@ -136,13 +135,13 @@ class StepOutput(Unreduced):
             return tf.stack([_dense(t) for t in self.outputs])
 
     def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
-        """The mean over microbatches without holding all outputs at once.
+        """Computes the mean over microbatches without keeping all outputs in memory.
 
         Args:
-            method: "variable" adds one microbatch after the other; "add_n" and
+            method: "variable" adds the microbatches one at a time; "add_n" and
                 "accumulate_n" use the TensorFlow operations of these names.
-            var: A variable of the outputs' shape and dtype to accumulate in; it holds
-                the mean afterwards. With method "variable" only.
+            var: A variable with the outputs' shape and dtype to accumulate in; it holds
+                the mean afterwards. Only with method "variable".
 
         Raises:
             StepError: if the method is unknown, or the variable does not fit.
@@ -194,15 +193,15 @@ class StepOutput(Unreduced):
             )
 
     def smp_slice(self, num_mb: int, mb: int, axis: int) -> Tensor:
-        """Output number `mb`: another step that is given this one splits it back.
+        """Returns output `mb`; called when this object is passed to another step.
 
         Args:
-            num_mb: Number of microbatches; as many as there are outputs.
-            mb: Number of the microbatch.
-            axis: Of no use here.
+            num_mb: Number of microbatches; must equal the number of outputs.
+            mb: Index of the microbatch.
+            axis: Ignored.
 
         Raises:
-            StepError: if there is another number of outputs.
+            StepError: if the number of outputs is different.
         """
         if num_mb != len(self._outputs):
             raise StepError(
@@ -238,10 +237,10 @@ class StepOutput(Unreduced):
                 f"{dtype.name}."
             )
 
-    # tf.nest and tf.function take a StepOutput apart and put it together with these.
+    # tf.nest and tf.function flatten and rebuild a StepOutput with these methods.
 
-    # The terms stay behind: what is made of each tensor need not have the sum of what is made of
-    # the terms.
+    # Terms are dropped: a function applied to each tensor need not preserve the equality of the
+    # sums.
 
     def __tf_flatten__(self) -> tuple[tuple[str | None], tuple[Tensor, ...]]:
         return (self._device,), tuple(self._outputs)
@@ -252,7 +251,7 @@ class StepOutput(Unreduced):
 
 
 class Returned(StepOutput):
-    """A `StepOutput` on its way out of the step's own function, where it keeps its terms.
+    """A `StepOutput` inside the step's own `tf.function`; it keeps its terms when flattened.
 
     The caller gets a `StepOutput`.
     """
@@ -271,12 +270,12 @@ _step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def returns_terms(graph: Any) -> None:
-    """Tells that a graph is that of a step, whose outputs are `Returned`."""
+    """Registers the graph of a step, so that unflattening in it gives `Returned`."""
     _step_graphs.add(graph)
 
 
 def _known(value: Tensor) -> Tensor:
-    """A result that can be computed with also where another process has it."""
+    """Result made usable in a process that does not own it; see `remote_values.known`."""
     return known([value])[0]
 
 
@@ -298,7 +297,7 @@ def _dense(tensor: Tensor) -> Tensor:
 
 def _divide(total: Tensor, count: int) -> Tensor:
     if count == 1 and total.dtype.is_floating:
-        return total  # a division by one would still pass over all of a gradient
+        return total  # a division by one would still read and write the whole gradient
     if isinstance(total, Elsewhere):
         return total
     if isinstance(total, tf.IndexedSlices):

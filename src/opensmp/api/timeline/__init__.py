@@ -1,1 +1,1 @@
-"""`smp.record_timeline`: what a step did, measured."""
+"""`smp.record_timeline`: measured timelines of steps."""

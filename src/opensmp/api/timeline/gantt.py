@@ -1,4 +1,4 @@
-"""Draws a measured step as text: a row per device, columns are time."""
+"""Draws a measured step as a text Gantt chart: one row per device, time along the columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 def gantt(step: StepTimeline, num_columns: int = 88) -> str:
     """Draws the actions of a step to scale.
 
-    An action is `F0---` (kind and microbatch, drawn out to its length), with the segment in
-    front when a device has more than one: `2F0`. Dots are idle time. An action too short
-    for its name shows the beginning of it.
+    An action is drawn as `F0---` (kind and microbatch, padded to its duration), prefixed with
+    the segment if a device has more than one: `2F0`. Dots are idle time. Names of actions that
+    are too short are truncated.
 
     Args:
         step: The step.
-        num_columns: Width of the makespan, >= 1.
+        num_columns: Columns for the makespan, >= 1.
 
     Returns:
         The rows, an axis and a legend, without a newline at the end.
@@ -36,7 +36,7 @@ def gantt(step: StepTimeline, num_columns: int = 88) -> str:
     margin = max(map(len, names), default=0)
     rows = []
     for partition, name in enumerate(names):
-        if not name:  # it runs in another process
+        if not name:  # the partition runs in another process
             continue
         row = ["."] * num_columns
         for event in step.events:

@@ -14,21 +14,21 @@ from opensmp.execution.profiling.timestamps import Measurement, listening
 def record_timeline() -> Iterator[Timeline]:
     """Context in which every run of an `smp.step` function is measured.
 
-    A step is traced once more for it, with an operation before and after each action that
-    reads the clock; so is a `tf.function` that calls it. The traces without them stay, and
-    are used again outside of the context. The first run of a new trace pays for TensorFlow's
-    preparations: run two steps or more, and look at the last one.
+    The step, and any `tf.function` that calls it, is traced once more, with operations that
+    read the clock before and after each action. The original traces are kept and used again
+    outside of the context. The first run of a new trace includes TensorFlow's setup costs:
+    run at least two steps, and use the last one.
 
-    In several processes each measures its own partitions.
+    With several processes each measures its own partitions.
 
-    The clock is that of the host; a GPU works through a queue of its own, so that times there
-    are not those of the kernels. Recording has not been tried on a GPU yet.
+    Times are host times; a GPU executes asynchronously, so that they are not kernel times.
+    Recording has not been tested on GPUs yet.
 
     Yields:
         A timeline that grows by one `StepTimeline` with each run.
 
     Raises:
-        StepError: At the end of the context, if no step was measured in it.
+        StepError: On exit, if no step was measured.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""A timeline: when each action of a step ran, measured; and what follows from it."""
+"""Measured timelines of steps, and statistics derived from them (overlap, bubble)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _CATEGORIES = {"F": "forward", "B": "backward", "W": "weight gradient", "R": "re
 
 
 class Event(NamedTuple):
-    """One run of one action.
+    """One execution of one action.
 
     Attributes:
         step: Index of the step in its timeline, from 0.
-        action: What was done.
-        partition: Where; each partition runs one action at a time.
+        action: The action.
+        partition: The partition that ran it; each partition runs one action at a time.
         device: The partition's device, such as `"/device:CPU:1"`.
-        start_seconds: When its inputs were there and the partition was free, in seconds
-            since the first event of the timeline.
-        end_seconds: When its results were there.
+        start_seconds: When its inputs were available and the partition was free, in seconds since
+            the first event of the timeline.
+        end_seconds: When its results were available, likewise.
     """
 
     step: int
@@ -37,7 +37,7 @@ class Event(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Duration."""
         return self.end_seconds - self.start_seconds
 
 
@@ -46,11 +46,11 @@ class StepTimeline:
     """The timeline of one run of a step. `print` draws it.
 
     Attributes:
-        index: Number of the run in the recording, from 0.
+        index: Index of the run in the recording, from 0.
         name: Name of the step's function.
         devices: Device of each partition; empty for partitions of other processes, which are
             not measured here.
-        events: One per action of the step's schedule, by start.
+        events: One per action of the step's schedule, sorted by start.
     """
 
     index: int
@@ -75,7 +75,7 @@ class StepTimeline:
 
     @property
     def busy_seconds(self) -> Mapping[str, float]:
-        """For how long each device worked, by device."""
+        """Busy time of each device, by device."""
         return {
             device: math.fsum(e.seconds for e in self.events if e.device == device)
             for device in self.devices
@@ -84,22 +84,22 @@ class StepTimeline:
 
     @property
     def overlap_seconds(self) -> float:
-        """For how long two devices or more worked at the same time."""
+        """Time in which at least two devices were busy."""
         return _overlap_seconds(self.events)
 
     @property
     def busy_fraction(self) -> Mapping[str, float]:
-        """Share of the makespan in which each device worked, by device."""
+        """Fraction of the makespan in which each device was busy, by device."""
         return Timeline([self]).busy_fraction
 
     @property
     def overlap(self) -> float:
-        """Share of the makespan in which two devices or more worked, 0 <= overlap <= 1."""
+        """Fraction of the makespan in which at least two devices were busy, 0 <= overlap <= 1."""
         return Timeline([self]).overlap
 
     @property
     def bubble(self) -> float:
-        """Share of all devices' time in which they were idle, 0 <= bubble <= 1."""
+        """Idle fraction of the devices' total time in the makespan, 0 <= bubble <= 1."""
         return Timeline([self]).bubble
 
     def __str__(self) -> str:
@@ -109,8 +109,8 @@ class StepTimeline:
 class Timeline:
     """What `smp.record_timeline` measured: a `StepTimeline` per run of a step.
 
-    Shares are over the makespans of all steps together; what passes between steps (the
-    optimizer, the next batch) is not in them. `print` draws the last step.
+    Fractions refer to the sum of the makespans of all steps; time between steps (optimizer,
+    input pipeline) is excluded. `print` draws the last step.
 
     Args:
         steps: The steps, in the order in which they ended.
@@ -128,7 +128,7 @@ class Timeline:
         self._steps = list(steps)
 
     def append(self, step: StepTimeline) -> None:
-        """Adds a step at the end."""
+        """Appends a step."""
         self._steps.append(step)
 
     @property
@@ -138,12 +138,12 @@ class Timeline:
 
     @property
     def events(self) -> tuple[Event, ...]:
-        """The events of all steps, step by step."""
+        """Events of all steps, in the order of the steps."""
         return tuple(event for step in self._steps for event in step.events)
 
     @property
     def busy_fraction(self) -> Mapping[str, float]:
-        """Share of the steps' makespans in which each device worked, by device."""
+        """Fraction of the steps' makespans in which each device was busy, by device."""
         devices = dict.fromkeys(device for step in self._steps for device in step.busy_seconds)
         busy = [step.busy_seconds for step in self._steps]
         return {
@@ -153,13 +153,13 @@ class Timeline:
 
     @property
     def overlap(self) -> float:
-        """Share of the steps' makespans in which two devices or more worked."""
+        """Fraction of the steps' makespans in which at least two devices were busy."""
         overlap = math.fsum(step.overlap_seconds for step in self._steps)
         return _share(overlap, self._makespan_seconds)
 
     @property
     def bubble(self) -> float:
-        """Share of all devices' time during the steps in which they were idle."""
+        """Idle fraction of the devices' total time during the steps."""
         busy = math.fsum(seconds for s in self._steps for seconds in s.busy_seconds.values())
         available = math.fsum(sum(map(bool, s.devices)) * s.makespan_seconds for s in self._steps)
         return _share(max(0.0, available - busy), available)
@@ -183,12 +183,12 @@ class Timeline:
         return f"{drawn}\nthe last of {len(self._steps)} steps"
 
     def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
-        """Writes the timeline in the format of Chrome's tracer.
+        """Writes the timeline in Chrome's trace event format.
 
         Open the file at https://ui.perfetto.dev (nothing is uploaded) or chrome://tracing.
 
         Args:
-            path: File to write, JSON by its contents; an existing one is replaced.
+            path: JSON file to write; an existing file is overwritten.
 
         Example:
             ```python
@@ -218,8 +218,8 @@ def _overlap_seconds(events: Iterable[Event]) -> float:
     return total
 
 
-# The format is described in "Trace Event Format" of the Chromium project: complete events
-# ("X") with times in microseconds, named rows ("M").
+# See "Trace Event Format" of the Chromium project: complete events ("X") with times in
+# microseconds, row names as metadata events ("M").
 
 
 def _trace_events(steps: Sequence[StepTimeline]) -> list[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Costs: FLOPs and bytes of the operations of a traced graph."""
+"""Cost model of operations: FLOPs, bytes and residuals of a traced graph."""

@@ -1,9 +1,9 @@
-"""What the gradient of one operation reads, and how much work it is, by its type.
+"""Which tensors the gradient of an operation reads, and its cost, by operation type.
 
-Which values a gradient reads follows TensorFlow's gradient functions
-(`tensorflow/python/ops/*_grad.py`); its own list of what they do not read is
-`tensorflow/python/eager/pywrap_gradient_exclusions.cc`. Values whose shape alone is read
-do not count: a shape is not worth keeping a tensor for.
+The tensors that a gradient reads follow TensorFlow's gradient functions
+(`tensorflow/python/ops/*_grad.py`); TensorFlow's own list of unused inputs is in
+`tensorflow/python/eager/pywrap_gradient_exclusions.cc`. Tensors of which only the shape is read do
+not count, since a shape does not require keeping the tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BLOCKING = _names(
     "StatelessTruncatedNormal StatelessTruncatedNormalV2 Multinomial StatelessMultinomial "
     "BroadcastGradientArgs NextAfter InTopKV2 NonMaxSuppressionV3 NonMaxSuppressionV5"
 )
-"""Types through which no gradient flows, though their tensors may be floating point."""
+"""Types that no gradient flows through, though their tensors may be floating point."""
 
 _READS_NOTHING = _names(
     "Identity IdentityN Reshape Squeeze ExpandDims PreventGradient EnsureShape Snapshot AddV2 Add "
@@ -54,7 +54,10 @@ _READS_INPUTS = _names(
     "MaxPool MaxPool3D ResizeBilinear ResizeBicubic Dilation2D Xlogy Xdivy Xlog1py Atan2 FloorMod "
     "Mod ComplexAbs Angle DivNoNan LRN CropAndResize"
 )
-"""`MaxPool`, `MaxPool3D` and `LRN` run again in the backward pass, which needs their input."""
+"""Types whose gradient reads all inputs.
+
+`MaxPool`, `MaxPool3D` and `LRN` run again in the backward pass, which needs their input.
+"""
 
 _RUN_AGAIN = _names("MaxPool MaxPool3D LRN")
 
@@ -82,9 +85,10 @@ _READS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "SoftmaxCrossEntropyWithLogits": ((), (1,)),
     "SparseSoftmaxCrossEntropyWithLogits": ((), (1,)),
 }
-"""Type to indices of the inputs and of the outputs that its gradient reads."""
+"""Maps a type to the indices of the inputs and outputs that its gradient reads."""
 
-# Elementwise operations that TensorFlow composes the gradient of, per input; one otherwise.
+# Number of elementwise operations that TensorFlow composes the gradient of one input from; 1 for
+# types not listed.
 _PASSES = {
     "Square": 2,
     "Log": 2,
@@ -110,20 +114,19 @@ _PASSES = {
 }
 
 _PASSED_ON = _names("AddV2 Add AddN AccumulateNV2 BiasAdd")
-"""The gradient of the result is that of each input, but for its shape."""
+"""Types whose upstream gradient is the gradient of each input, except for its shape."""
 
 _SPARSE = _names("Gather GatherV2 ResourceGather")
 
 
 def reads(call: Call, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Which inputs and outputs of an operation its gradient reads.
+    """Returns the indices of the inputs and outputs that an operation's gradient reads.
+
+    For an unknown type these are all inputs and outputs.
 
     Args:
         call: The operation.
         wanted: Indices of the inputs whose gradients are needed.
-
-    Returns:
-        Indices of inputs and of outputs; all of them for an unknown type.
 
     Example:
         >>> x = Array((8, 16), 4, True)
@@ -155,7 +158,7 @@ def reads(call: Call, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int
 
 
 def knows(op_type: str) -> bool:
-    """Whether there is a rule for the gradient of a type."""
+    """Returns whether the gradient of a type is known, or known not to exist."""
     return (
         op_type in _READS_NOTHING | _READS_INPUTS | _READS_OUTPUTS | _PRODUCTS | BLOCKING
         or op_type in _READS
@@ -165,13 +168,13 @@ def knows(op_type: str) -> bool:
 
 
 def backward(call: Call, wanted: Sequence[int], forward: Work, *, sparse: bool = False) -> Work:
-    """What it takes to compute the gradients of an operation's inputs.
+    """Returns the work of computing the gradients of an operation's inputs.
 
     Args:
         call: The operation.
         wanted: Indices of the inputs whose gradients are needed.
-        forward: What its forward pass takes.
-        sparse: Whether the gradient of a gathered table may stay a list of rows.
+        forward: Work of its forward pass.
+        sparse: Whether the gradient of a gathered table may stay sparse (`tf.IndexedSlices`).
     """
     if not wanted:
         return Work()
@@ -192,7 +195,7 @@ def backward(call: Call, wanted: Sequence[int], forward: Work, *, sparse: bool =
 
 
 def _elementwise(call: Call, i: int) -> Work:
-    """The gradient of one input, as passes over the larger of input and result."""
+    """Work of one input's gradient, as elementwise passes over the larger of input and result."""
     x, y = call.inputs[i], max(call.outputs, key=lambda array: array.elements)
     large = max(x, y, key=lambda array: array.elements)
     result = Work()
@@ -212,4 +215,4 @@ _RESHAPING = _names(
     "Concat ConcatV2 Pack Pad PadV2 MirrorPad Tile ResizeNearestNeighbor ResizeBilinear "
     "Gather GatherV2 GatherNd Fill TensorListStack TensorListConcatV2"
 )
-"""Their result is larger than an input for another reason than broadcasting."""
+"""Types whose result may be larger than an input without broadcasting."""

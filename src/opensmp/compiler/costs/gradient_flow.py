@@ -1,4 +1,4 @@
-"""Where gradients flow in a graph, found without making them."""
+"""Determines where gradients flow in a graph, without building them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from opensmp.compiler.costs.op_graph import Port, Wiring
 
 @dataclass(frozen=True, eq=False)
 class GradientFlow:
-    """Between which operations gradients flow, on the way from results to leaves.
+    """The paths of gradients from the differentiated results back to the leaves.
 
     Attributes:
         wanted: For each operation, the indices of the inputs whose gradients are computed.
-        hidden: Operations behind a custom gradient, which takes the place of theirs.
-        custom: Operations that stand for a custom gradient.
+        hidden: Operations inside a function with a custom gradient, which replaces their own.
+        custom: `IdentityN` operations that carry a custom gradient.
     """
 
     wanted: list[tuple[int, ...]]
@@ -26,13 +26,7 @@ class GradientFlow:
 
     @classmethod
     def of(cls, wiring: Wiring, leaves: Collection[int], results: Sequence[Port]) -> GradientFlow:
-        """Follows the gradients from results to leaves.
-
-        Args:
-            wiring: The graph.
-            leaves: Operations whose outputs' gradients are wanted.
-            results: Tensors that gradients come from.
-        """
+        """Follows the gradients from the tensors `results` back to the operations `leaves`."""
         size = len(wiring.operations)
         wanted: list[tuple[int, ...]] = [()] * size
         if not leaves:
@@ -54,8 +48,9 @@ class GradientFlow:
             )
             results_of_custom = _custom_results(wiring, i, read)
             if results_of_custom:
-                # Such an operation reads the results of a function and then its arguments.
-                # Its gradient goes to the arguments, past all that made the results.
+                # The inputs of such an operation are the results of a function, then its arguments.
+                # Its gradient flows to the arguments and bypasses the operations inside the
+                # function.
                 custom.add(i)
                 for k in wanted[i]:
                     if k < results_of_custom:
@@ -69,7 +64,7 @@ class GradientFlow:
 
     @staticmethod
     def reached_from(wiring: Wiring, leaves: Collection[int]) -> bytearray:
-        """Marks the operations through which a gradient could flow back to leaves."""
+        """Marks the operations through which a gradient can flow back to the leaves."""
         reached = bytearray(len(wiring.operations))
         for i, inputs in enumerate(wiring.inputs):
             reached[i] = i in leaves or (
@@ -79,7 +74,7 @@ class GradientFlow:
         return reached
 
     def summed(self, wiring: Wiring) -> dict[Port, int]:
-        """Tensors with several gradients to add up, and how many."""
+        """Returns the number of gradients to add up, for tensors that have more than one."""
         counts: dict[Port, int] = {}
         for i, wanted in enumerate(self.wanted):
             if i not in self.hidden:
@@ -94,7 +89,7 @@ class GradientFlow:
 
 
 def _custom_results(wiring: Wiring, i: int, read: set[Port]) -> int:
-    """Number of results of the function whose custom gradient an operation stands for; or 0."""
+    """Number of results of the function whose custom gradient operation `i` carries; 0 if none."""
     if wiring.types[i] != "IdentityN" or not _private.has_custom_gradient(wiring.operations[i]):
         return 0
     return max((k for k in range(len(wiring.arrays[i])) if (i, k) in read), default=0) + 1

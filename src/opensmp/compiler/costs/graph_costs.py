@@ -1,4 +1,4 @@
-"""What each operation of a traced graph costs, forward and backward, in FLOPs and bytes."""
+"""Forward and backward cost of each operation of a traced graph, in FLOPs and bytes."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Op = Any
 Tensor = Any
 
 UNKNOWN_SIZE = 32
-"""Size that is taken for a dimension that the trace leaves open, such as the batch."""
+"""Assumed size of a dimension that the trace leaves unknown, such as the batch."""
 
 _NOT_RUN = frozenset({"Const", "Placeholder", "NoOp"})
 
 
 @dataclass(frozen=True, eq=False)
 class Costs:
-    """The costs of a traced graph, for one microbatch. Lists have one entry per operation.
+    """The costs of a traced graph for one microbatch; lists have one entry per operation.
 
-    Operations that no result depends on cost nothing: they do not run.
+    Operations that no result depends on do not run and cost nothing.
 
     Attributes:
-        wiring: The operations and what they read.
+        wiring: The operations and the tensors that they read.
         flow: Where gradients flow.
-        forward: What the forward pass of each operation takes.
-        backward: What its share of the backward pass takes.
-        residual_bytes: What each operation makes and the backward pass keeps; an input of the
-            model counts for the first operation whose gradient reads it.
-        replicated: Indices of operations that belong to no partition.
+        forward: Work of each operation's forward pass.
+        backward: Work of each operation's share of the backward pass.
+        residual_bytes: Bytes that the backward pass keeps of each operation's results; an input of
+            the model counts for the first operation whose gradient reads it.
+        replicated: Indices of operations that are replicated and belong to no partition.
         defaulted: Types that neither TensorFlow's statistics nor a formula covers.
 
     Example:
@@ -60,7 +60,7 @@ class Costs:
     defaulted: tuple[str, ...]
 
     def flops(self) -> dict[str, tuple[float, float]]:
-        """Operation name to FLOPs, forward and backward."""
+        """Returns operation name to (forward FLOPs, backward FLOPs)."""
         return {
             op.name: (forward.flops, backward.flops)
             for op, forward, backward in zip(
@@ -70,7 +70,7 @@ class Costs:
 
 
 def trainable_placeholders(traced: TracedGraph) -> tuple[Tensor, ...]:
-    """Placeholders of the variables that training wants gradients for."""
+    """Returns the placeholders of the variables that training computes gradients for."""
     updated = {id(variable) for variable, _ in traced.updates}
     return tuple(
         v.placeholder
@@ -89,15 +89,15 @@ def graph_costs(
 ) -> Costs:
     """Counts FLOPs, bytes and residuals of every operation of a traced graph.
 
-    Forward FLOPs are those of TensorFlow's own op statistics where it has any, and of
-    `opensmp.compiler.costs.op_costs` elsewhere; loops, branches and calls sum over what they run.
-    The backward pass and what it keeps follow `opensmp.compiler.costs.gradient_costs`.
+    Forward FLOPs come from TensorFlow's own op statistics where available, and otherwise from
+    `opensmp.compiler.costs.op_costs`; loops, branches and calls sum over the operations inside. The
+    backward pass and its residuals follow `opensmp.compiler.costs.gradient_costs`.
 
     Args:
         traced: The traced model.
-        required: Inputs and variables (their placeholders) whose gradients are wanted;
-            None for all trainable variables, empty for inference.
-        unknown_size: Size of dimensions that the trace leaves open.
+        required: Inputs and variables (their placeholders) whose gradients are needed; None for all
+            trainable variables, empty for inference.
+        unknown_size: Assumed size of unknown dimensions.
 
     Example:
         ```python
@@ -138,10 +138,10 @@ def graph_costs(
 
 
 def defaulted_types(traced: TracedGraph) -> tuple[str, ...]:
-    """Types of operations in a graph whose FLOPs are counted by the default.
+    """Returns the operation types of a graph whose FLOPs are counted by the default rule.
 
-    Neither TensorFlow's op statistics nor `opensmp.compiler.costs.op_costs` covers these; they are
-    counted as if they were elementwise: one FLOP per element of their results.
+    Neither TensorFlow's op statistics nor `opensmp.compiler.costs.op_costs` covers these; they
+    count as elementwise, with one FLOP per element of their results.
 
     Args:
         traced: The traced model.
@@ -163,14 +163,14 @@ def _port(wiring: Wiring, tensor: Tensor) -> Port:
 
 @dataclass(eq=False)
 class _Counted:
-    """The costs of one graph, the model's or a function's.
+    """The costs of one graph, either the model's or that of a function inside it.
 
     Attributes:
         flow: Where gradients flow.
         forward: Work of each operation.
         backward: Work of each operation's gradient.
-        residual_bytes: What each operation makes and the backward pass keeps.
-        kept_sources: Placeholders whose value the backward pass reads, with a reader.
+        residual_bytes: Bytes that the backward pass keeps of each operation's results.
+        kept_sources: Maps a placeholder that the backward pass reads to one of its readers.
     """
 
     flow: GradientFlow
@@ -181,7 +181,7 @@ class _Counted:
 
 
 class _Counter:
-    """Counts graphs and the functions that they run."""
+    """Counts the costs of graphs, including those of nested functions."""
 
     def __init__(self, unknown_size: int) -> None:
         self.defaulted: set[str] = set()
@@ -202,10 +202,10 @@ class _Counter:
 
         Args:
             wiring: The graph.
-            leaves: Placeholders whose gradients are wanted.
+            leaves: Placeholders whose gradients are needed.
             active: Placeholders whose value differs between microbatches.
-            constant: Operations whose results nobody has to keep.
-            differentiated: Results that gradients come from.
+            constant: Operations whose results need not be kept.
+            differentiated: Results that gradients start from.
             results: All results.
         """
         size = len(wiring.operations)
@@ -228,12 +228,13 @@ class _Counter:
         for i in keeper.again():
             counted.backward[i] = counted.backward[i] + counted.forward[i]
         for port, readers in flow.summed(wiring).items():
-            array = wiring.array(port)  # one gradient per reader: they are added up
+            array = wiring.array(port)  # the gradients of all readers are added up
             work = Work((readers - 1) * array.elements, (readers + 1) * array.nbytes, 1)
             counted.backward[port[0]] = counted.backward[port[0]] + work
         return counted
 
     def _forward(self, op: Op, call: Call) -> Work:
+        """Returns the work of one operation's forward pass; records types without a formula."""
         shapes = ([a.shape for a in call.inputs], [a.shape for a in call.outputs])
         found = op_costs.formula(call)
         flops = _private.registered_flops(op, *shapes)
@@ -247,15 +248,16 @@ class _Counter:
     def _count_gradient(
         self, wiring: Wiring, i: int, call: Call, counted: _Counted, keeper: Keeper
     ) -> None:
+        """Counts the gradient of one operation and the tensors that it keeps."""
         wanted = counted.flow.wanted[i]
         forward = counted.forward[i]
         sparse = wiring.types[wiring.inputs[i][0][0]] == "Placeholder" if call.inputs else False
         work = gradient_costs.backward(call, wanted, forward, sparse=sparse)
-        if i in counted.flow.hidden:  # behind a custom gradient, which computes it again
+        if i in counted.flow.hidden:  # inside a function whose custom gradient recomputes it
             counted.backward[i] = forward + work
             return
         counted.backward[i] = work
-        custom = i in counted.flow.custom  # it may read all arguments of its function
+        custom = i in counted.flow.custom  # may read all arguments of its function
         inputs, outputs = (wanted, ()) if custom else gradient_costs.reads(call, wanted)
         for port in (*(wiring.inputs[i][k] for k in inputs), *((i, k) for k in outputs)):
             keeper.keep(port, i)
@@ -263,7 +265,7 @@ class _Counter:
     def _count_nested(
         self, wiring: Wiring, i: int, nested: Any, counted: _Counted, keeper: Keeper
     ) -> None:
-        """Counts a loop, a branch or a call; of several branches, the largest of each cost."""
+        """Counts a loop, branch or call; for several branches, takes the maximum of each cost."""
         loop = wiring.types[i] in LOOPS
         ports = wiring.inputs[i][nested.skip :]
         wanted = [k - nested.skip for k in counted.flow.wanted[i] if k >= nested.skip]
@@ -299,7 +301,7 @@ class _Counter:
                 if argument not in body.kept_sources:
                     continue
                 if loop and k not in invariant:
-                    residual += inside.array((argument, 0)).nbytes  # of each iteration
+                    residual += inside.array((argument, 0)).nbytes  # kept for each iteration
                 else:
                     keeper.keep(ports[k], i)
             backward = sum(body.backward, Work()) if wanted else Work()
@@ -307,7 +309,7 @@ class _Counter:
         kept = max(residual for *_, residual in every) * nested.trips
         counted.residual_bytes[i] += kept
         counted.forward[i] = _largest([f for f, _, _ in every]) * nested.trips + Work(launches=1)
-        if wanted:  # what a loop keeps is stacked and taken apart again
+        if wanted:  # residuals of a loop are stacked and unstacked
             work = _largest([b for _, b, _ in every]) * nested.trips
             counted.backward[i] = work + Work(0.0, 2 * kept if loop else 0, 1)
 
@@ -323,7 +325,7 @@ def _call(wiring: Wiring, i: int) -> Call:
 
 
 def _live(wiring: Wiring, results: Sequence[Port]) -> bytearray:
-    """Which operations run: those that results depend on, and those with side effects."""
+    """Marks the operations that run: those with side effects and those that results depend on."""
     live = bytearray(len(wiring.operations))
     for i, _ in results:
         live[i] = 1
@@ -344,7 +346,7 @@ def _passed_on(tensor: Tensor) -> Tensor:
 def _carried(
     wiring: Wiring, arguments: Sequence[int], results: Sequence[Port], leaves: set[int]
 ) -> set[int]:
-    """Arguments of a loop's body that gradients flow to, from one iteration to the next."""
+    """Returns the loop-body arguments that gradients flow to, including via earlier iterations."""
     while True:
         reached = GradientFlow.reached_from(wiring, leaves)
         more = {

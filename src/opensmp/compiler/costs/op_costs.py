@@ -1,9 +1,9 @@
-"""FLOPs and bytes of one operation from its type, its attributes and its shapes.
+"""FLOPs and bytes of one operation, from its type, attributes and shapes.
 
-A multiplication and an addition are two FLOPs. An operation that computes each element of
-its result from few others counts one FLOP per element, whatever the function, as
-TensorFlow's own statistics do (`tensorflow/python/profiler/internal/flops_registry.py`).
-Bytes are what the operation reads plus what it writes.
+A multiplication plus an addition is two FLOPs. An operation that computes each result element from
+few others counts one FLOP per element, as TensorFlow's own statistics do
+(`tensorflow/python/profiler/internal/flops_registry.py`). Bytes are the bytes read plus the bytes
+written.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from opensmp.compiler.costs.op_graph import Array
 
 @dataclass(frozen=True)
 class Work:
-    """What it takes to run something.
+    """The resources that some computation takes.
 
     Attributes:
-        flops: Floating point operations.
+        flops: Floating-point operations.
         bytes: Memory traffic.
-        launches: Operations that are started.
-        narrow: What takes part in no wide product; see `narrow_flops`.
+        launches: Number of launched operations.
+        narrow: FLOPs of narrow grouped convolutions, per channel of a group; see `narrow_flops`.
     """
 
     flops: float = 0.0
@@ -52,9 +52,9 @@ class Call:
 
     Attributes:
         type: Its type, such as `"MatMul"`.
-        inputs: What it reads.
-        outputs: What it makes.
-        attribute: Gives the value of an attribute; raises ValueError if there is none.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        attribute: Returns an attribute's value by name; raises ValueError if there is none.
     """
 
     type: str
@@ -79,7 +79,7 @@ class Call:
 
 
 Formula = Callable[[Call], tuple[float, float]]
-"""Gives FLOPs and bytes."""
+"""Computes FLOPs and bytes of a call."""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -92,13 +92,13 @@ CONTRACTIONS = _names(
     "Conv3DBackpropFilterV2 DepthwiseConv2dNativeBackpropInput "
     "DepthwiseConv2dNativeBackpropFilter"
 )
-"""Sums of products of two tensors: the gradient of each is as much work as the forward pass."""
+"""Sums of products of two tensors; each operand's gradient costs as much as the forward pass."""
 
 ALIASES = _names(
     "Identity IdentityN Reshape Squeeze ExpandDims StopGradient PreventGradient EnsureShape "
     "Bitcast Snapshot"
 )
-"""Results that share the memory of their input: `IdentityN` of all, the others of the first."""
+"""Types whose results share their input's memory: `IdentityN` of all, the others of the first."""
 
 _FREE = ALIASES | _names(
     "NoOp Const Placeholder PlaceholderWithDefault Shape ShapeN Size Rank "
@@ -121,12 +121,12 @@ _MOVES = _names(
     "DynamicPartition Complex Real Imag DeepCopy Copy TensorScatterUpdate ScatterNd "
     "TensorStridedSliceUpdate AssignVariableOp Unique UniqueV2 LookupTableFindV2"
 )
-"""No arithmetic: read once, written once."""
+"""Types without arithmetic that read their inputs once and write their outputs once."""
 
 _PICKS = _names(
     "Slice StridedSlice Gather GatherV2 GatherNd ResourceGather ResourceGatherNd TensorListGather"
 )
-"""No arithmetic: of their first input they touch only what they return."""
+"""Types without arithmetic that read only the returned part of their first input."""
 
 _ELEMENTWISE = _names(
     "Abs Acos Acosh AddV2 Add Angle ApproximateEqual Asin Asinh Atan Atan2 Atanh BesselI0e "
@@ -150,7 +150,7 @@ _REDUCTIONS = _names(
     "UnsortedSegmentProd SparseSegmentSum SparseSegmentMean Bincount DenseBincount "
     "TensorScatterAdd TensorScatterSub TensorScatterMax TensorScatterMin BiasAddGrad"
 )
-"""One FLOP per element of the first input."""
+"""Types that cost one FLOP per element of the first input (of all inputs for sums of tensors)."""
 
 _RANDOM = _names(
     "RandomUniform RandomStandardNormal TruncatedNormal RandomUniformInt RandomShuffle "
@@ -162,14 +162,14 @@ _RANDOM = _names(
     "StatefulUniform StatefulStandardNormalV2 RandomGamma StatelessRandomPoisson"
 )
 
-# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten
-# rounds of two multiplications and four other operations, and two to count the key up, for
-# four numbers; then one multiplication to make a float of each.
+# Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds
+# of two multiplications, four other operations and two key increments yield four numbers; one more
+# multiplication per number converts it to a float.
 _PHILOX_FLOPS = 10 * (2 + 4 + 2) / 4 + 1
 
 
 def formula(call: Call) -> tuple[float, float] | None:
-    """FLOPs and bytes of an operation, or None if there is no formula for its type.
+    """Returns FLOPs and bytes of an operation, or None if there is no formula for its type.
 
     Example:
         >>> float32 = {"itemsize": 4, "differentiable": True}
@@ -182,17 +182,17 @@ def formula(call: Call) -> tuple[float, float] | None:
 
 
 def default(call: Call) -> tuple[float, float]:
-    """FLOPs and bytes of an operation of an unknown type: as if it were elementwise."""
+    """Returns FLOPs and bytes of an operation of unknown type, counted as elementwise."""
     return float(call.elements), call.read + call.written
 
 
 def narrow_flops(call: Call, flops: float) -> float:
-    """FLOPs of a convolution of groups, by the channels of a group; 0 of all else.
+    """Returns the FLOPs of a grouped convolution per channel of a group; 0 for other operations.
 
-    Keras has XLA compile such convolutions, and XLA for CPUs makes loops over single numbers
-    of them, that become products of matrices only as groups get wide
-    (`xla/service/cpu/ir_emission_utils.cc`). A depthwise convolution as such (of the type
-    `DepthwiseConv2dNative`) has a kernel of its own and is none of these.
+    Keras compiles grouped convolutions with XLA, and XLA for CPUs turns them into scalar loops,
+    which approach matrix products only as the groups get wide
+    (`xla/service/cpu/ir_emission_utils.cc`). `DepthwiseConv2dNative` has its own kernel and is
+    excluded.
 
     Args:
         call: The operation.
@@ -246,7 +246,7 @@ def _times_input(flops_per_element: float) -> Formula:
 
 
 def _matmul(call: Call) -> tuple[float, float]:
-    """2 m k n, once per element of the batch."""
+    """Counts 2 m k n per batch element."""
     adjoint = "transpose_a" if call.type == "MatMul" else "adj_x"
     shape = call.inputs[0].shape
     summed = shape[-2] if call.attribute(adjoint) else shape[-1]
@@ -254,9 +254,9 @@ def _matmul(call: Call) -> tuple[float, float]:
 
 
 def _einsum(call: Call) -> tuple[float, float]:
-    """The product of the sizes of all labels, twice with two operands.
+    """Counts the product of all label sizes, times two for two operands.
 
-    As `numpy.einsum_path` counts a contraction without intermediate results.
+    This is how `numpy.einsum_path` counts a contraction without intermediate results.
     """
     equation = call.attribute("equation")
     equation = equation.decode() if isinstance(equation, bytes) else equation
@@ -275,9 +275,9 @@ def _einsum(call: Call) -> tuple[float, float]:
 
 
 def _convolution(call: Call) -> tuple[float, float]:
-    """Two FLOPs per output element, place in the kernel and input channel of its group.
+    """Counts two FLOPs per output element, kernel position and input channel of the group.
 
-    Kernels have the shape (*places, input channels, output channels).
+    Kernels have the shape (*spatial, input channels, output channels).
     """
     kernel = call.inputs[1].shape
     return 2.0 * call.outputs[0].elements * math.prod(kernel[:-1]), call.read + call.written
@@ -289,13 +289,13 @@ def _depthwise(call: Call) -> tuple[float, float]:
 
 
 def _transposed_convolution(call: Call) -> tuple[float, float]:
-    """That of the convolution whose gradient it is, from the gradient's shape."""
+    """Counts the convolution whose input gradient this is, from the upstream gradient's shape."""
     kernel = call.inputs[1].shape
     return 2.0 * call.inputs[2].elements * math.prod(kernel[:-1]), call.read + call.written
 
 
 def _kernel_gradient(call: Call) -> tuple[float, float]:
-    """That of the convolution whose gradient it is: kernel times places of the output."""
+    """Counts the convolution whose kernel gradient this is: kernel size times output positions."""
     kernel, upstream = call.outputs[0].shape, call.inputs[2]
     return 2.0 * upstream.elements * math.prod(kernel[:-1]), call.read + call.written
 
@@ -312,7 +312,7 @@ def _pooling(call: Call) -> tuple[float, float]:
 
 
 def _batch_norm(call: Call) -> tuple[float, float]:
-    """Mean (1) and variance (3) of each channel in training; scale and shift (2) always."""
+    """Counts mean (1) and variance (3) per element in training, and scale and shift (2) always."""
     flops = 6 if call.attribute("is_training") else 2
     x, y = call.inputs[0], call.outputs[0]
     passes = 2 if call.attribute("is_training") else 1
@@ -320,9 +320,10 @@ def _batch_norm(call: Call) -> tuple[float, float]:
 
 
 def _fourier(axes: int) -> Formula:
-    """5 N log2 N for a complex transform of N points, half of it for a real one.
+    """Counts 5 N log2 N for a complex transform of N points, and half of it for a real one.
 
-    The convention of FFTW (Frigo and Johnson, 2005, "The design and implementation of FFTW3").
+    This is the convention of FFTW (Frigo and Johnson, 2005, "The design and implementation of
+    FFTW3").
     """
 
     def count(call: Call) -> tuple[float, float]:
@@ -335,13 +336,13 @@ def _fourier(axes: int) -> Formula:
 
 
 def _sort(call: Call) -> tuple[float, float]:
-    """Count n log2 k comparisons: a heap of the k largest."""
+    """Counts n log2 k comparisons, for a heap of the k largest."""
     kept = call.outputs[0].shape[-1] if call.outputs[0].shape else 1
     return call.inputs[0].elements * math.log2(max(2, kept)), call.read + call.written
 
 
 def _cubic(call: Call) -> tuple[float, float]:
-    """Count n^3 for each matrix, the order of the factorisations (Golub and Van Loan)."""
+    """Counts n^3 per matrix, the order of the factorisations (Golub and Van Loan)."""
     shape = call.inputs[0].shape
     return float(math.prod(shape) * (shape[-1] if shape else 1)), call.read + call.written
 
@@ -366,11 +367,12 @@ FORMULAS: dict[str, Formula] = {
     **dict.fromkeys(["FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"], _batch_norm),
     # Maximum, difference, exponential, sum, quotient.
     **dict.fromkeys(["Softmax", "LogSoftmax"], _times_input(5)),
-    # As softmax, then the loss and the difference to the labels.
+    # Softmax, then the loss and the difference to the labels.
     "SoftmaxCrossEntropyWithLogits": _times_input(8),
     "SparseSoftmaxCrossEntropyWithLogits": _times_input(7),
     "SquaredDifference": _times_output(2),
-    # Three interpolations of a difference, a product and a sum; sixteen points in place of four.
+    # Bilinear: three interpolations of a difference, a product and a sum each. Bicubic: 16 points
+    # instead of 4.
     "ResizeBilinear": _times_output(9),
     "ResizeBicubic": _times_output(36),
     "ScaleAndTranslate": _times_output(9),
@@ -385,4 +387,4 @@ FORMULAS: dict[str, Formula] = {
         ["Cholesky", "MatrixInverse", "MatrixSolve", "MatrixTriangularSolve", "Qr", "Svd"], _cubic
     ),
 }
-"""Type of operation to its formula."""
+"""Maps an operation type to its formula."""

@@ -1,4 +1,4 @@
-"""A graph as plain integers and shapes: what reads what, and how large it is."""
+"""A graph as integer indices and shapes: which operation reads which tensor, and tensor sizes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import tensorflow as tf
 Op = Any
 Tensor = Any
 Port = tuple[int, int]
-"""A tensor: index of the operation that makes it, and which of its outputs it is."""
+"""A tensor: index of its producer and its index among the producer's outputs."""
 
 
 class Array(NamedTuple):
     """Size and kind of a tensor.
 
     Attributes:
-        shape: Its dimensions, all of them known.
-        itemsize: Bytes per element; 0 for handles, whose contents live elsewhere.
+        shape: Its dimensions, all known.
+        itemsize: Bytes per element; 0 for handles, whose contents are stored elsewhere.
         differentiable: Whether gradients can flow through it.
     """
 
@@ -45,11 +45,11 @@ class Wiring:
 
     Attributes:
         operations: The operations.
-        index: Operation to index.
+        index: Maps an operation to its index.
         types: Type of each operation.
-        inputs: What each operation reads.
-        controls: Operations that each one waits for without reading anything of theirs.
-        arrays: What each operation makes.
+        inputs: Tensors that each operation reads.
+        controls: Control inputs of each operation.
+        arrays: Outputs of each operation.
     """
 
     operations: tuple[Op, ...]
@@ -61,15 +61,11 @@ class Wiring:
 
     @classmethod
     def of(cls, operations: Sequence[Op], unknown_size: int) -> Wiring:
-        """Reads the wiring off a graph.
+        """Converts the operations of a graph, given in topological order.
 
-        A dimension that is not known is taken to be the matching one of an input, where one
-        has as many unknown dimensions, and `unknown_size` otherwise. The unknown dimension
+        An unknown dimension is assumed to equal the corresponding one of an input that has as many
+        unknown dimensions; if there is no such input, it is `unknown_size`. The unknown dimension
         of a reshape follows from the number of elements.
-
-        Args:
-            operations: All operations of the graph, in topological order.
-            unknown_size: Size of unknown dimensions, such as the batch.
         """
         index = {op: i for i, op in enumerate(operations)}
         types: list[str] = []
@@ -78,7 +74,7 @@ class Wiring:
         arrays: list[tuple[Array, ...]] = []
         assumed: dict[Port, tuple[int, ...]] = {}
         for i, op in enumerate(operations):
-            # Gradients that were made since may have given a loop more inputs.
+            # Gradients built after the trace may have added inputs to a loop.
             read = tuple((index[t.op], t.value_index) for t in op.inputs if t.op in index)
             types.append(op.type)
             inputs.append(read)
@@ -96,15 +92,15 @@ class Wiring:
         return cls(tuple(operations), index, types, inputs, controls, arrays)
 
     def array(self, port: Port) -> Array:
-        """Size and kind of a tensor."""
+        """Returns size and kind of a tensor."""
         return self.arrays[port[0]][port[1]]
 
     def input_arrays(self, op: int) -> tuple[Array, ...]:
-        """Size and kind of what an operation reads."""
+        """Returns size and kind of the tensors that an operation reads."""
         return tuple(self.arrays[i][k] for i, k in self.inputs[op])
 
     def producers(self, op: int) -> list[int]:
-        """Operations that an operation waits for, by data or control; some may repeat."""
+        """Returns the data and control predecessors of an operation; duplicates are possible."""
         return [*(i for i, _ in self.inputs[op]), *self.controls[op]]
 
 
@@ -112,7 +108,7 @@ _KINDS: dict[Any, tuple[int, bool]] = {}
 
 
 def _kind(dtype: Any) -> tuple[int, bool]:
-    """Bytes per element, and whether gradients flow."""
+    """Returns bytes per element and whether gradients flow through the dtype."""
     if dtype not in _KINDS:
         if dtype in (tf.variant, tf.resource, tf.string):
             _KINDS[dtype] = (0, dtype == tf.variant)
@@ -134,6 +130,7 @@ def _resolve(
     assumed: dict[Port, tuple[int, ...]],
     unknown_size: int,
 ) -> tuple[int, ...]:
+    """Returns a shape with its unknown dimensions filled in; see `Wiring.of`."""
     num_unknown = static.count(None)
     if not num_unknown:
         return tuple(size for size in static if size is not None)

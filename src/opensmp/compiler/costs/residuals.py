@@ -1,4 +1,4 @@
-"""What the forward pass keeps for the backward pass."""
+"""Residuals: the tensors that the forward pass keeps for the backward pass."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from opensmp.compiler.costs.op_graph import Port, Wiring
 
 
 class Keeper:
-    """Decides what becomes of each value that the backward pass reads.
+    """Decides for each tensor that the backward pass reads whether to keep it or recompute it.
 
-    What depends on activations or state is kept. What depends on weights alone is computed
-    again. Variables and constants are there anyway. Tensors that share memory, such as the
+    Tensors that depend on activations or state are kept. Tensors that depend on weights alone are
+    recomputed. Variables and constants are available anyway. Tensors that share memory, such as the
     input and the result of a reshape, are kept once.
 
     Args:
         wiring: The graph.
         active: Placeholders whose value differs between microbatches.
-        constant: Operations whose results nobody has to keep.
+        constant: Operations whose results need not be kept.
 
     Attributes:
-        residual_bytes: For each operation, what is kept of its results.
-        sources: Placeholders whose value is kept, with the first operation whose gradient
-            reads it.
+        residual_bytes: For each operation, the bytes of its results that are kept.
+        sources: Maps a placeholder whose value is kept to the operation whose gradient first reads
+            it.
     """
 
     def __init__(self, wiring: Wiring, active: Collection[int], constant: Collection[int]) -> None:
@@ -43,11 +43,11 @@ class Keeper:
             )
 
     def is_active(self, port: Port) -> bool:
-        """Whether a tensor depends on activations or state."""
+        """Returns whether a tensor depends on activations or state."""
         return bool(self._active[port[0]])
 
     def keep(self, port: Port, reader: int) -> None:
-        """Provides for a value that the gradient of operation `reader` reads."""
+        """Records that the gradient of operation `reader` reads a tensor."""
         producer = port[0]
         if producer in self._constant:
             return
@@ -64,7 +64,7 @@ class Keeper:
             self.residual_bytes[root[0]] += self._wiring.array(root).nbytes
 
     def again(self) -> list[int]:
-        """The operations on weights alone that the backward pass runs again."""
+        """Returns the operations on weights alone that the backward pass runs again."""
         waiting, found = sorted(self._again), set[int]()
         while waiting:
             i = waiting.pop()
@@ -74,7 +74,7 @@ class Keeper:
         return sorted(found)
 
     def _memory(self, port: Port) -> Port:
-        """The tensor whose memory a tensor shares."""
+        """Returns the tensor whose memory a tensor shares; the tensor itself if none."""
         i, k = port
         while self._wiring.types[i] in ALIASES and self._wiring.inputs[i]:
             i, k = self._wiring.inputs[i][k if self._wiring.types[i] == "IdentityN" else 0]

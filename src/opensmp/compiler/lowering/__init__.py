@@ -1,1 +1,1 @@
-"""Lower: from a planned graph to forward and backward functions per segment."""
+"""Lowering: turns a planned graph into forward and backward functions per segment."""

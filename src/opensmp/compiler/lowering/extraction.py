@@ -1,4 +1,4 @@
-"""Takes parts out of a graph and makes each a function of its own."""
+"""Extracts parts of a graph as separate functions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ConcreteFunction = Any
 def needed(
     roots: Iterable[Op], stop: Collection[int], follow_control: Callable[[Op], bool]
 ) -> list[Op]:
-    """Operations that `roots` depend on, themselves included, in topological order.
+    """Returns the operations that `roots` depend on, including `roots`, in topological order.
 
     Args:
         roots: Operations to reach.
-        stop: Ids of tensors not to look behind.
-        follow_control: Which operations to reach through control edges, too.
+        stop: Ids of tensors at which the traversal stops.
+        follow_control: Tells whether to reach an operation through control edges, too.
     """
     order: list[Op] = []
     done: set[Op] = set()
@@ -43,21 +43,21 @@ def needed(
 
 
 def _control_inputs(op: Op) -> list[Op]:
-    """The control inputs, in the same order in every process: TensorFlow keeps them by address."""
+    """Returns the control inputs sorted by name; TensorFlow's order differs between processes."""
     inputs = list(op.control_inputs)
     return sorted(inputs, key=lambda other: other.name) if len(inputs) > 1 else inputs
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A part of a graph, to be put into others.
+    """A part of a graph that can be pasted into other graphs.
 
     Attributes:
         graph_def: Its operations.
-        feeds: Tensors to be given.
-        fetches: Tensors it makes.
-        outside: Name to tensor, of what its operations read from outside.
-        captures: Id of a further tensor that may be read to what it stands for.
+        feeds: Tensors that the caller supplies.
+        fetches: Tensors that it computes.
+        outside: Maps names to tensors that its operations read from outside.
+        captures: Maps the id of a captured tensor's placeholder to the tensor outside of the graph.
     """
 
     graph_def: Any
@@ -67,14 +67,11 @@ class Part:
     captures: Mapping[int, Tensor]
 
     def paste(self, values: Sequence[Tensor], name: str = "") -> list[Tensor]:
-        """Adds a copy of the part to the current graph.
+        """Adds a copy of the part to the current graph and returns the copies of the fetches.
 
         Args:
             values: The value of each feed.
-            name: What the names of its operations begin with, another one for each copy.
-
-        Returns:
-            The copies of the fetches.
+            name: Name prefix of its operations, unique per copy.
         """
         value = {id(t): given for t, given in zip(self.feeds, values, strict=True)}
         made = [t for t in self.fetches if id(t) not in value and id(t) not in self.captures]
@@ -95,14 +92,14 @@ class Part:
 class Extractor:
     """Copies parts of one function graph into functions.
 
-    The copies go through GraphDefs, so that loops, branches, nested functions and
-    control edges inside the part stay as they are.
+    The copies go through GraphDefs, which preserves loops, branches, nested functions and control
+    edges inside the part.
 
     Args:
         graph: The graph.
-        captures: Pairs of a tensor outside and what stands for it in the graph.
-        units: Whether calls of the functions stay units that can be ordered and timed;
-            otherwise TensorFlow may dissolve them in the graph of the caller.
+        captures: Pairs of a tensor outside and its placeholder in the graph.
+        units: Whether to mark the functions as not inlinable, so that their calls can be ordered
+            and timed; otherwise TensorFlow may inline them into the caller's graph.
     """
 
     def __init__(
@@ -125,18 +122,19 @@ class Extractor:
         is_open: bool = False,
         looked_at: Sequence[Tensor] = (),
     ) -> ConcreteFunction:
-        """The part of the graph between `feeds` and `fetches` as a concrete function.
+        """Extracts the part of the graph between `feeds` and `fetches` as a concrete function.
 
         Args:
             name: Name of the function.
             feeds: Tensors that become arguments, in this order.
             fetches: Tensors that become results, in this order.
-            must_run: Operations to keep even if no result needs them. With any, a zero is
-                added to the results: TensorFlow drops a call whose results are not read.
+            must_run: Operations to keep even if no result depends on them. If there are any, a zero
+                is appended to the results, since TensorFlow drops a call whose results are not
+                read.
             control: Operations to reach through control edges, too.
             is_open: See `compiled`.
-            looked_at: Tensors to tell of whether they are finite: with any, `finite_flags` of
-                them are the result behind `fetches`.
+            looked_at: Tensors to check for finiteness; if there are any, their `finite_flags`
+                follow `fetches` in the results.
         """
         part = self.part(feeds, (*fetches, *looked_at), must_run, control)
 
@@ -146,7 +144,7 @@ class Extractor:
             results = part.paste(args)
             for result, fetch in zip(results, fetches, strict=False):
                 if fetch.dtype not in (tf.variant, tf.resource):
-                    result.set_shape(fetch.shape)  # what Python code has said of it is not in ops
+                    result.set_shape(fetch.shape)  # not part of a GraphDef
             if looked_at:
                 results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
             return [*results, tf.constant(0, name="done")] if must_run else results
@@ -160,13 +158,13 @@ class Extractor:
         specs: Sequence[Tensor],
         is_open: bool = False,
     ) -> ConcreteFunction:
-        """A concrete function of a Python function.
+        """Compiles a Python function into a concrete function.
 
         Args:
             name: Name of the function.
             body: Takes tensors, returns tensors.
-            specs: Tensors that look like its arguments.
-            is_open: Whether its calls are no units, even where others are.
+            specs: Tensors with the shapes and dtypes of its arguments.
+            is_open: Whether calls may be inlined even if the extractor's `units` is set.
         """
         body.__name__ = name
         attributes = {"_noinline": True} if self._units and not is_open else {}
@@ -180,7 +178,7 @@ class Extractor:
         must_run: Sequence[Op] = (),
         control: Collection[Op] = (),
     ) -> Part:
-        """The part of the graph between `feeds` and `fetches`; for the arguments see `function`."""
+        """Extracts the part of the graph between `feeds` and `fetches`; see `function`."""
         stop = {id(t) for t in feeds} | set(self._captures)
         roots = [t.op for t in fetches if id(t) not in stop] + list(must_run)
         operations = needed(roots, stop, lambda op: op in control)
@@ -195,6 +193,7 @@ class Extractor:
         return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures)
 
     def _graph_def(self, operations: Sequence[Op]) -> Any:
+        """Returns a GraphDef of the operations with all functions that they run."""
         self._refresh()
         part = tf.compat.v1.GraphDef()
         part.versions.CopyFrom(self._graph.graph_def_versions)
@@ -220,7 +219,7 @@ class Extractor:
 
     def _refresh(self) -> None:
         size = len(self._graph.get_operations())
-        if size != self._size:  # gradients were added, which may rewrite loops in place
+        if size != self._size:  # adding gradients may rewrite loops in place
             graph_def = self._graph.as_graph_def()
             self._nodes = {node.name: node for node in graph_def.node}
             self._library = {f.signature.name: f for f in graph_def.library.function}

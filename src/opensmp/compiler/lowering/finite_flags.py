@@ -1,4 +1,4 @@
-"""Whether the numbers that a model computes are finite: what is looked at, and how."""
+"""Checks that a model's tensors are finite: selection of the tensors, and the check itself."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CHECKED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.co
 
 
 class Activation(NamedTuple):
-    """A tensor that a layer, or the caller of the model, gives.
+    """A tensor that a layer, or the caller of the model, produces.
 
     Attributes:
-        tensor: It.
-        name: What it is, for messages.
+        tensor: The tensor.
+        name: Its description in messages.
     """
 
     tensor: Tensor
@@ -29,16 +29,16 @@ class Activation(NamedTuple):
 
 
 def is_checked(tensor: Tensor) -> bool:
-    """Whether a tensor may hold nan or infinity, and its dtype can be looked at."""
+    """Returns whether a tensor's dtype can hold NaN or infinity and can be checked."""
     return tensor.dtype in _CHECKED
 
 
 def activations(traced: TracedGraph, segment: Segment) -> tuple[Activation, ...]:
-    """What a segment gets from the caller and what its layers give, in the order of computation.
+    """Returns a segment's model inputs and its layers' outputs, in the order of computation.
 
-    A tensor is given by the innermost layer that makes it, if an operation outside of that layer
-    reads it. What a layer keeps to itself is left out: to look at everything would cost more, and
-    keep TensorFlow from fusing operations.
+    A tensor counts as the output of the innermost layer that computes it, if an operation outside
+    of that layer reads it. Tensors internal to a layer are left out, since checking them would cost
+    more and prevent TensorFlow from fusing operations.
     """
     number = {op: i for i, op in enumerate(traced.operations)}
     layers = layer_paths(traced)
@@ -57,31 +57,26 @@ def activations(traced: TracedGraph, segment: Segment) -> tuple[Activation, ...]
             if is_result and op.type == "Identity" and not layer and op.inputs[0].op in number:
                 before = op.inputs[0].op
                 if layers[number[before]] and before in segment.operations:
-                    continue  # it is looked at where its layer gives it
+                    continue  # already checked as its layer's output
             if is_result or any(layers[reader] != layer for reader in readers):
                 found.append(Activation(tensor, activation_name(traced, layer)))
     return tuple(found)
 
 
 def activation_name(traced: TracedGraph, layer: str) -> str:
-    """What the result of a layer is called.
-
-    Args:
-        traced: The traced model.
-        layer: Path of the layer; empty for the model.
-    """
+    """Returns the description of the output of the layer with path `layer` (empty: the model)."""
     owner = f"layer '{layer}'" if layer else f"model '{traced.name}'"
     return f"the activation of {owner}"
 
 
 def layer_paths(traced: TracedGraph) -> list[str]:
-    """For each operation the path of the innermost layer that made it; empty for the model.
+    """Returns for each operation the path of its innermost layer, such as "outer/inner".
 
-    The path is the name of the layer behind those of the layers around it.
+    The path is empty for operations outside of all layers.
     """
     paths = [""] * len(traced.operations)
     names: list[str] = []
-    for span in traced.spans:  # those outside come first
+    for span in traced.spans:  # outer layers come first
         del names[span.depth :]
         names.append(span.layer.name)
         path = "/".join(names)
@@ -90,11 +85,11 @@ def layer_paths(traced: TracedGraph) -> list[str]:
 
 
 def finite_flags(tensors: Sequence[Tensor]) -> Tensor:
-    """Of each tensor whether it is finite, one after the other: shape `[len(tensors)]`, bool.
+    """Returns for each tensor whether it is finite, as a bool tensor of shape `[len(tensors)]`.
 
-    It is taken to be if the sum of its elements is. That reads the tensor once and makes nothing
-    of its size; the sum of half precision is made in float32. Finite elements whose sum
-    overflows, from 1e30 or so in float32, count as not finite.
+    A tensor counts as finite if the sum of its elements is. That reads the tensor once and
+    allocates no tensor of its size; half precision is summed in float32. Finite elements whose sum
+    overflows (from about 1e30 in float32) count as not finite.
     """
     if not tensors:
         return tf.zeros([0], tf.bool)

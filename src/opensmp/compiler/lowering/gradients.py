@@ -25,10 +25,10 @@ class SegmentGradient:
 
     Attributes:
         outputs: The outputs that are differentiated.
-        upstream: A placeholder for the gradient of each of them.
+        upstream: A placeholder for the upstream gradient of each output.
         wrt: Inputs and variables of the segment.
-        gradients: For each of `wrt`, a tensor, `tf.IndexedSlices`, or None where no
-            path connects it with the outputs.
+        gradients: For each of `wrt`, a tensor, `tf.IndexedSlices`, or None if no path connects it
+            with the outputs.
     """
 
     outputs: tuple[Tensor, ...]
@@ -38,11 +38,11 @@ class SegmentGradient:
 
     @property
     def flat(self) -> tuple[Tensor, ...]:
-        """The gradients' tensors, sparse ones as values, indices and dense shape."""
+        """The gradients' tensors; sparse ones as values, indices and dense shape."""
         return tuple(t for gradient in self.gradients for t in components(gradient))
 
     def pack(self, tensors: Iterable[Tensor]) -> list[Any]:
-        """Other tensors in the structure of `gradients`."""
+        """Packs tensors in the order of `flat` into the structure of `gradients`."""
         waiting = iter(tensors)
         packed: list[Any] = []
         for gradient in self.gradients:
@@ -58,7 +58,7 @@ class SegmentGradient:
 
 
 def components(gradient: Any) -> list[Tensor]:
-    """The tensors of a gradient: none, one, or those of `tf.IndexedSlices`."""
+    """Returns the tensors of a gradient: none, one, or those of `tf.IndexedSlices`."""
     if gradient is None:
         return []
     if isinstance(gradient, tf.IndexedSlices):
@@ -68,7 +68,7 @@ def components(gradient: Any) -> list[Tensor]:
 
 
 def reached_from(traced: TracedGraph, leaves: Collection[Tensor]) -> frozenset[Op]:
-    """Forward operations through which a gradient could flow back to `leaves`."""
+    """Returns the forward operations through which a gradient can flow back to `leaves`."""
     sources = {tensor.op for tensor in leaves}
     reached: set[Op] = set(sources)
     for op in traced.operations:
@@ -85,17 +85,17 @@ def differentiate(
     feeds: Sequence[Tensor] = (),
     dense: bool = False,
 ) -> SegmentGradient:
-    """Adds to the graph the gradients of `outputs` with respect to `wrt`.
+    """Adds the gradients of `outputs` with respect to `wrt` to the graph.
 
     Only the segment itself is differentiated: its inputs count as constants.
 
     Args:
         traced: The traced model.
         segment: The segment.
-        outputs: What is differentiated.
-        wrt: With respect to what.
+        outputs: Tensors to differentiate.
+        wrt: Tensors to differentiate with respect to.
         feeds: Further tensors that count as constants.
-        dense: Whether sparse gradients become tensors of the whole shape.
+        dense: Whether to convert sparse gradients to dense tensors.
     """
     with traced.graph.as_default():
         upstream = []
@@ -128,12 +128,12 @@ def differentiate(
 def residuals(
     traced: TracedGraph, segment: Segment, gradient: SegmentGradient
 ) -> tuple[Tensor, ...]:
-    """Tensors of the forward pass that the backward pass needs and should not make again.
+    """Returns the forward tensors that the backward pass needs and does not recompute.
 
-    These are the tensors that depend on activations or on state such as random
-    seeds. What depends on weights alone (a kernel cast to half precision) is made
-    again, and so is what `repeated` names. A shape or another integer that only the
-    gradients ask for is taken instead of the activation it is made from.
+    These are the tensors that depend on activations or on state such as random seeds. Tensors that
+    depend on weights alone (such as a kernel cast to half precision) are recomputed, and so are the
+    outputs of the operations in `repeated`. If only the gradients need a shape or another integer
+    of an activation, that integer is kept instead of the activation.
     """
     boundary = _boundary(segment, gradient)
     again = repeated(segment, gradient)
@@ -169,14 +169,14 @@ def residuals(
     return tuple(found.values())
 
 
-# TensorFlow's oneDNN kernels for these gradients want the workspace of the forward operation,
-# and are chosen only where it is in the same function. The kernels chosen otherwise are slower
-# by up to ten times what the forward operation takes, and may break ties another way.
+# TensorFlow's oneDNN kernels for these gradients need the workspace of the forward operation and
+# are selected only if it is in the same function. The fallback kernels are slower by up to ten
+# times the forward operation, and may break ties differently.
 _NEEDS_FORWARD = {"MaxPoolGrad": "MaxPool", "MaxPool3DGrad": "MaxPool3D", "LRNGrad": "LRN"}
 
 
 def repeated(segment: Segment, gradient: SegmentGradient) -> frozenset[Op]:
-    """Forward operations that the backward pass runs again beside their own gradients."""
+    """Returns the forward operations that the backward pass runs again beside their gradients."""
     forward = set(segment.operations)
     boundary = _boundary(segment, gradient)
     backward = needed([t.op for t in gradient.flat], boundary, lambda op: False)
@@ -190,7 +190,7 @@ def repeated(segment: Segment, gradient: SegmentGradient) -> frozenset[Op]:
 
 
 def _kept(traced: TracedGraph, segment: Segment) -> frozenset[Op]:
-    """Forward operations of the segment that depend on activations or state."""
+    """Returns the segment's forward operations that depend on activations or state."""
     state = {id(variable) for variable, _ in traced.updates}
     roots = {t.op for t in segment.inputs}
     roots |= {v.placeholder.op for v in traced.variables if id(v.variable) in state}

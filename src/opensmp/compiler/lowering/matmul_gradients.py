@@ -1,4 +1,4 @@
-"""Gradients that are products of what differs between microbatches."""
+"""Gradients of weights that are products of two tensors that differ between microbatches."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ _KEEP_ELEMENTS = ("Reshape", "Identity")
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A gradient that is a matrix product, or another sum over rows of products.
+    """A gradient that is a matrix product or another sum of products along one axis.
 
-    The sum of such gradients over microbatches is the product of their factors' rows below each
-    other: one product, and no gradient of a single microbatch is ever in memory.
+    Concatenating the factors of several microbatches along that axis yields the accumulated
+    gradient in one product, so that no gradient of a single microbatch is ever in memory.
 
     Attributes:
         gradient: The gradient.
         factors: The two tensors that are multiplied.
-        axes: The axis of each along which the product sums.
-        operations: The operation that multiplies, and those that then only give the result
-            another shape.
+        axes: For each factor, the axis that the product sums over.
+        operations: The multiplication, then the operations that only reshape its result.
     """
 
     gradient: Tensor
@@ -36,10 +35,10 @@ class Product:
 
     @property
     def is_worth_joining(self) -> bool:
-        """Whether putting the factors together is cheaper than adding up the products.
+        """Whether concatenating the factors is cheaper than accumulating the products.
 
-        For each microbatch the one copies the factors; the other writes the product and reads it
-        again. The margin is for the memory that factors take while they wait.
+        Per microbatch, concatenation copies the factors, and accumulation writes the product and
+        reads it again. The margin of two accounts for the memory that factors occupy until then.
         """
         shapes = [t.shape for t in (*self.factors, self.operations[0].outputs[0])]
         if not all(shape.is_fully_defined() for shape in shapes):
@@ -49,11 +48,11 @@ class Product:
 
 
 def product_of(gradient: Tensor, stop: Collection[int]) -> Product | None:
-    """How a gradient is a product; None if it is none.
+    """Returns the gradient as a product; None if it is not one, or is sparse.
 
     Args:
-        gradient: The gradient, a tensor or `tf.IndexedSlices`.
-        stop: Ids of tensors not to look behind.
+        gradient: A tensor or `tf.IndexedSlices`.
+        stop: Ids of tensors at which the search stops.
     """
     if isinstance(gradient, tf.IndexedSlices):
         return None
@@ -71,7 +70,7 @@ def product_of(gradient: Tensor, stop: Collection[int]) -> Product | None:
 
 
 def _summed_axes(op: Op) -> tuple[int, int] | None:
-    """The axis of each of two factors along which an operation sums their products."""
+    """Returns the axis of each factor that an operation sums over; None if it is not a product."""
     if op.type == "MatMul":
         left = 0 if op.get_attr("transpose_a") else 1
         right = 1 if op.get_attr("transpose_b") else 0

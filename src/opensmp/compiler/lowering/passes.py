@@ -1,4 +1,4 @@
-"""The passes of a segment: the functions that a schedule calls, and what they take and give."""
+"""The passes of a segment: functions that a schedule calls, with their arguments and results."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ class Forward:
     """The forward pass of a segment.
 
     Attributes:
-        function: Takes `feeds`, returns `outputs` and then `residuals`; if there are
-            `activations`, flags of whether each of them is finite; for a segment with
-            side effects also a zero, which somebody must read.
+        function: Takes `feeds`; returns `outputs`, then `residuals`, then finite flags if there are
+            `activations`, then, for a segment with side effects, a zero that the caller must read.
         feeds: Inputs and variables of the segment.
         outputs: The segment's outputs.
-        residuals: What the backward pass wants to have kept.
-        activations: What is looked at; empty unless that was asked for.
+        residuals: Further tensors to keep for the backward pass.
+        activations: Tensors that the flags describe; empty unless checks were requested.
     """
 
     function: ConcreteFunction
@@ -35,16 +34,16 @@ class Forward:
 
 @dataclass(frozen=True, eq=False)
 class Backward:
-    """A backward pass of a segment, or one of the two halves of a split one.
+    """A backward pass of a segment, or one half of a split one.
 
     Attributes:
-        function: Takes `feeds`, returns the tensors of `gradient.flat` and then `handed`.
-        feeds: Those of the segment's inputs, variables, outputs, residuals and
-            upstream gradients that the function reads; in the second half also what the first
-            one has `handed` on.
-        gradient: What it computes.
-        handed: What `weights` wants to have from it.
-        weights: The second half, the gradients of the variables; None if all are computed here.
+        function: Takes `feeds`; returns the tensors of `gradient.flat`, then `handed`.
+        feeds: The segment's inputs, variables, outputs, residuals and upstream gradients that the
+            function reads; for a second half also tensors that the first half `handed` on.
+        gradient: The gradients that it computes.
+        handed: Tensors that it passes to `weights`.
+        weights: The second half, which computes the gradients of the variables; None if this pass
+            computes all gradients.
     """
 
     function: ConcreteFunction

@@ -1,4 +1,4 @@
-"""The program: for each segment, the functions that a schedule can call."""
+"""The program: for each segment, the functions that a schedule calls."""
 
 from __future__ import annotations
 
@@ -36,17 +36,16 @@ class Program:
     Args:
         traced: The traced model.
         plan: Its plan.
-        required: Inputs and variables (their placeholders) whose gradients the
-            backward pass will be asked for; only for these are residuals kept.
-        optional: Inputs and variables whose gradients may be asked for late; such a
-            gradient runs the segment's forward pass again.
-        units: Whether calls of the functions stay units that can be ordered and timed.
-        split_backward: Whether a backward pass computes the gradients of the segment's inputs,
-            for which other segments wait, in one function and those of its variables in
-            another.
-        joins: Whether second halves of several microbatches may be joined, see `joint`. Then
-            a segment without gradients of inputs has two halves as well.
-        checks_finite: Whether forward passes also tell which activations are finite.
+        required: Inputs and variables (their placeholders) whose gradients the backward pass
+            computes; residuals are kept for these only.
+        optional: Inputs and variables whose gradients may be requested later; such a gradient runs
+            the segment's forward pass again.
+        units: Whether the functions are not inlined, so that their calls can be ordered and timed.
+        split_backward: Whether to split a backward pass into one function for the gradients of the
+            segment's inputs, which other segments wait for, and one for those of its variables.
+        joins: Whether second halves of several microbatches may be joined, see `joint`. Then a
+            segment without input gradients is split as well.
+        checks_finite: Whether forward passes also return which activations are finite.
     """
 
     def __init__(
@@ -87,11 +86,11 @@ class Program:
         return "\n".join(lines)
 
     def is_required(self, tensor: Tensor) -> bool:
-        """Whether the gradient of a tensor flows on to a required leaf."""
+        """Returns whether the gradient of a tensor flows on to a required leaf."""
         return tensor.op in self._required and is_differentiable(tensor)
 
     def is_optional(self, tensor: Tensor) -> bool:
-        """Whether the gradient of a tensor flows on to an optional leaf only."""
+        """Returns whether the gradient of a tensor flows on to optional leaves only."""
         return (
             not self.is_required(tensor)
             and tensor.op in self._optional
@@ -99,18 +98,13 @@ class Program:
         )
 
     def forward(self, segment: Segment) -> Forward:
-        """The forward pass of a segment."""
+        """Returns the forward pass of a segment."""
         return self._forward[segment.index]
 
     def backward(self, segment: Segment, connected: Sequence[Tensor]) -> Backward | None:
-        """The backward pass for the outputs that the loss depends on.
+        """Returns the backward pass for `connected`, the segment outputs that have a gradient.
 
-        Args:
-            segment: The segment.
-            connected: Those of its outputs that have a gradient.
-
-        Returns:
-            None if no required gradient depends on these outputs.
+        The result is None if no required gradient depends on these outputs.
         """
         chosen = [t for t in connected if self.is_required(t)]
         key = (segment.index, frozenset(id(t) for t in chosen))
@@ -119,7 +113,7 @@ class Program:
         return self._backward[key]
 
     def recompute(self, segment: Segment, connected: Sequence[Tensor]) -> Backward:
-        """A backward pass for the optional gradients, with the forward pass run again."""
+        """Returns a backward pass for the optional gradients that runs the forward pass again."""
         key = (segment.index, frozenset(id(t) for t in connected))
         if key not in self._recompute:
             wrt = [t for t in (*segment.inputs, *segment.variables) if self.is_optional(t)]
@@ -132,16 +126,15 @@ class Program:
     def derivative(
         self, segment: Segment, outputs: Sequence[Tensor], feeds: Sequence[Tensor]
     ) -> Backward | None:
-        """A backward pass that can be differentiated again: it computes all from the feeds.
+        """Returns a backward pass that can be differentiated again, with dense gradients.
+
+        It computes everything from `feeds`. The result is None if no feed has a gradient.
 
         Args:
             segment: The segment.
-            outputs: Its outputs, or gradients that such a pass gives.
-            feeds: What they are computed from: inputs and variables of the segment, and for
-                gradients also those that they were made from.
-
-        Returns:
-            A pass whose gradients are dense tensors; None if no feed has a gradient.
+            outputs: Its outputs, or gradients that such a pass returns.
+            feeds: The tensors that they are computed from: inputs and variables of the segment, and
+                for gradients also the upstream gradients.
         """
         key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
         if key not in self._derivatives:
@@ -154,11 +147,11 @@ class Program:
         return self._derivatives[key]
 
     def layers(self, segment: Segment) -> tuple[str, ...]:
-        """Names of the innermost layers that a segment's operations belong to, in order."""
+        """Returns the names of the innermost layers of a segment's operations, in order."""
         if segment.index not in self._layers:
             spans = sorted(self.traced.spans, key=lambda span: span.depth)
             of: dict[int, str] = {}
-            for span in spans:  # inner ones replace those around them
+            for span in spans:  # inner layers override outer ones
                 of.update(dict.fromkeys(range(span.start, span.stop), span.layer.name))
             number = {op: i for i, op in enumerate(self.traced.graph.get_operations())}
             names = (of.get(number[op]) for op in segment.operations)
@@ -166,13 +159,10 @@ class Program:
         return self._layers[segment.index]
 
     def open(self, backward: Backward) -> ConcreteFunction:
-        """A backward pass whose calls give each result as soon as it is there.
+        """Returns a variant of a backward pass or half that yields each result once it is computed.
 
-        TensorFlow dissolves the call in the graph of the caller; a call that stays a unit gives
-        all its results when it ends.
-
-        Args:
-            backward: It, or one of its halves.
+        TensorFlow inlines its calls into the caller's graph; a call that is not inlined yields all
+        its results when it ends.
         """
         if backward not in self._open:
             fetches = (*backward.gradient.flat, *backward.handed)
@@ -182,7 +172,7 @@ class Program:
         return self._open[backward]
 
     def is_worth_joining(self, weights: Backward) -> bool:
-        """Whether second halves of several microbatches take less time joined than apart."""
+        """Returns whether joining the second halves of several microbatches saves time."""
         return self._joins and is_worth_joining(weights, self._captured)
 
     def joint(
@@ -192,18 +182,16 @@ class Program:
         num_microbatches: int,
         is_open: bool = False,
     ) -> ConcreteFunction:
-        """The sum of the second halves of several microbatches, in one call.
+        """Returns a function that computes the summed second halves of several microbatches.
+
+        The function takes the value of each shared feed and `num_microbatches` values of each other
+        feed, and returns the tensors of `weights.gradient.flat`; sparse gradients are concatenated.
 
         Args:
             weights: The second half of a backward pass.
-            is_shared: Whether a feed has the same value for all microbatches.
-            num_microbatches: How many.
-            is_open: Whether its calls give each result as soon as it is there, see `open`.
-
-        Returns:
-            A function that takes the value of each feed, where they differ those of all
-            microbatches, and returns the tensors of `weights.gradient.flat`; sparse gradients are
-            below each other.
+            is_shared: For each feed, whether all microbatches have the same value.
+            num_microbatches: Number of microbatches.
+            is_open: Whether calls yield each result as soon as it is computed, see `open`.
         """
         key = (weights, tuple(is_shared), num_microbatches, is_open)
         if key not in self._joint:
@@ -218,6 +206,7 @@ class Program:
         return differentiate(self.traced, segment, chosen, wrt)
 
     def _build_forward(self, segment: Segment, gradient: SegmentGradient) -> Forward:
+        """Extracts the forward pass, with the residuals for `gradient` as further outputs."""
         made = {id(t) for t in segment.outputs}
         extra = [t for t in residuals(self.traced, segment, gradient) if id(t) not in made]
         feeds = (*segment.inputs, *segment.variables)
@@ -233,6 +222,7 @@ class Program:
         return Forward(function, feeds, segment.outputs, tuple(extra), found)
 
     def _build_backward(self, segment: Segment, gradient: SegmentGradient) -> None:
+        """Extracts and caches the backward pass for a gradient, split in two if configured."""
         key = (segment.index, frozenset(id(t) for t in gradient.outputs))
         if not gradient.flat:
             self._backward[key] = None
@@ -260,6 +250,7 @@ class Program:
         handed: tuple[Tensor, ...] = (),
         weights: Backward | None = None,
     ) -> Backward:
+        """Extracts a backward pass, with only those `feeds` as arguments that it reads."""
         fetches = (*gradient.flat, *handed)
         stop = {id(t) for t in feeds} | self._captured
         operations = needed([t.op for t in fetches if id(t) not in stop], stop, lambda op: False)
@@ -271,6 +262,7 @@ class Program:
     def _refuse_second_draw(
         self, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
     ) -> None:
+        """Raises if recomputing a gradient from `feeds` would run a random operation again."""
         members = set(segment.operations)
         again = needed([t.op for t in gradient.flat], {id(t) for t in feeds}, lambda op: False)
         stateful = [op.name for op in again if op in members and _private.is_stateful(op)]

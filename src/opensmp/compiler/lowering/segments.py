@@ -1,4 +1,4 @@
-"""Cuts a planned graph into segments: the pieces that run as one call on one device."""
+"""Cuts a planned graph into segments: operations of one partition that run as one call."""
 
 from __future__ import annotations
 
@@ -24,15 +24,14 @@ class Segment:
 
     Attributes:
         index: Position in a topological order of the segments.
-        partition: Where it runs.
-        phase: How often a path into it has changed partition.
-        operations: Its operations in topological order, replicated ones left out.
-        inputs: Tensors it reads from model inputs and from other segments.
-        variables: Placeholders of the variables it reads.
-        captures: Placeholders of other captured things it reads.
-        outputs: Tensors it makes for other segments or for the caller.
-        after: Indices of segments that must run before it though it reads nothing
-            of theirs (control edges).
+        partition: Partition that it runs on.
+        phase: Largest number of partition changes on a path to it.
+        operations: Its operations in topological order, without replicated ones.
+        inputs: Tensors that it reads from model inputs and from other segments.
+        variables: Placeholders of the variables that it reads.
+        captures: Placeholders of other captured tensors that it reads.
+        outputs: Tensors that it produces for other segments or for the caller.
+        after: Indices of segments that must run before it because of control edges alone.
     """
 
     index: int
@@ -47,7 +46,7 @@ class Segment:
 
     @cached_property
     def side_effects(self) -> tuple[Op, ...]:
-        """Operations that must run even if nothing reads their results."""
+        """Operations that must run even if their results are not read."""
         return tuple(op for op in self.operations if _private.is_stateful(op))
 
     def __str__(self) -> str:
@@ -69,13 +68,13 @@ class _Group:
 def cut(traced: TracedGraph, plan: Plan) -> tuple[Segment, ...]:
     """Cuts a traced graph into as few segments as the plan's order allows.
 
-    An operation's phase is the largest number of partition changes on a path to it;
-    operations of equal partition and phase form a segment, which is always acyclic.
-    Segments of one partition are then joined where no path leaves and comes back. A tensor
-    that the caller gets, and that further outputs are computed from, ends a segment.
+    An operation's phase is the largest number of partition changes on a path to it. Operations of
+    equal partition and phase form a segment, so the segments are acyclic. Segments of one partition
+    are then joined if that creates no cycle. A tensor that is returned to the caller and that
+    further outputs are computed from ends a segment.
 
-    Small operations on constants and integer state (shapes, seeds) are replicated
-    into every segment that reads them, so that no value need travel for them.
+    Small operations on constants and integer state (shapes, seeds) are replicated into every
+    segment that reads them, which avoids transfers of their values.
     """
     copied = replicated(traced)
     apart = cuts(traced)
@@ -91,6 +90,7 @@ def _producers(op: Op) -> Iterable[Op]:
 def _phases(
     traced: TracedGraph, plan: Plan, replicated: frozenset[Op], apart: frozenset[tuple[Op, Op]]
 ) -> list[_Group]:
+    """Groups operations by phase and partition; see `cut`."""
     movable = [op for op in traced.operations if op not in traced.sources and op not in replicated]
     phase: dict[Op, int] = {}
 
@@ -111,7 +111,7 @@ def _phases(
     for op in movable:
         for producer in _producers(op):
             consumers.setdefault(producer, []).append(op)
-    for op in reversed(movable):  # what does not wait for activations runs when it is needed
+    for op in reversed(movable):  # operations independent of activations run as late as possible
         if op not in active:
             part = plan.partition(op)
             users = [phase[u] - changes(op, u) for u in consumers.get(op, [])]
@@ -127,10 +127,10 @@ def _phases(
 
 
 def _first_reader(groups: list[_Group], op: Op, plan: Plan, replicated: frozenset[Op]) -> _Group:
-    """The group that makes a replicated result: the first that reads the same state.
+    """Returns the group that computes a replicated result: the first that reads the same state.
 
-    So the next seed is known as soon as the first segment has run, and later
-    segments of one microbatch do not hold up the first segment of the next.
+    Then the next seed is available after the first segment, and later segments of one microbatch do
+    not delay the first segment of the next microbatch.
     """
     state = {id(t) for t in _reads([op], set(), replicated)}
     for group in groups:
@@ -142,7 +142,7 @@ def _first_reader(groups: list[_Group], op: Op, plan: Plan, replicated: frozense
 
 
 def _edges(groups: list[_Group], replicated: frozenset[Op]) -> list[set[int]]:
-    """For each group, the groups it needs (by data or control)."""
+    """Returns for each group the groups that it depends on, by data or control."""
     home = {op: i for i, group in enumerate(groups) for op in group.operations}
     return [
         {
@@ -159,7 +159,7 @@ def _edges(groups: list[_Group], replicated: frozenset[Op]) -> list[set[int]]:
 def _join(
     groups: list[_Group], replicated: frozenset[Op], apart: frozenset[tuple[Op, Op]]
 ) -> list[_Group]:
-    """Joins groups of one partition where that leaves no cycle, and nothing has to be apart."""
+    """Joins groups of one partition where that creates no cycle and violates no required cut."""
     merged = True
     while merged:
         merged = False
@@ -182,14 +182,14 @@ def _join(
 
 
 def _divided(groups: list[_Group], apart: frozenset[tuple[Op, Op]]) -> set[tuple[int, int]]:
-    """Pairs of groups, the lower first, that must not become one."""
+    """Returns the pairs of groups, lower index first, that must not be joined."""
     home = {op: i for i, group in enumerate(groups) for op in group.operations}
     pairs = [(home[maker], home[reader]) for maker, reader in apart if reader in home]
     return {(min(pair), max(pair)) for pair in pairs}
 
 
 def _connected_through_others(needs: list[set[int]], first: int, second: int) -> bool:
-    """Whether a path of length two or more joins two groups, in either direction."""
+    """Returns whether a path of length two or more connects two groups, in either direction."""
     for start, goal in ((first, second), (second, first)):
         stack, seen = [n for n in needs[start] if n != goal], set()
         while stack:
@@ -205,6 +205,7 @@ def _connected_through_others(needs: list[set[int]], first: int, second: int) ->
 def _finish(
     traced: TracedGraph, groups: list[_Group], replicated: frozenset[Op]
 ) -> tuple[Segment, ...]:
+    """Turns groups into segments in topological order, with their inputs and outputs."""
     needs = _edges(groups, replicated)
     order = _topological(groups, needs)
     position = {group: index for index, group in enumerate(order)}
@@ -242,7 +243,7 @@ def _finish(
 
 
 def _reads(operations: list[Op], members: set[Op], replicated: frozenset[Op]) -> list[Tensor]:
-    """Tensors from outside that the operations read, replicated ones seen through."""
+    """Returns the outside tensors that operations read, also through replicated operations."""
     found: dict[int, Tensor] = {}
     seen: set[Op] = set()
     stack = list(reversed(operations))
@@ -260,6 +261,7 @@ def _reads(operations: list[Op], members: set[Op], replicated: frozenset[Op]) ->
 
 
 def _topological(groups: list[_Group], needs: list[set[int]]) -> list[int]:
+    """Returns the groups in topological order, ready ones by phase and partition."""
     waiting = [len(n) for n in needs]
     users: list[list[int]] = [[] for _ in groups]
     for i, required in enumerate(needs):

@@ -1,9 +1,9 @@
-"""Sparse gradients whose rows are those of every microbatch: they are added row by row.
+"""Sums of sparse gradients over microbatches, by row if all microbatches have the same rows.
 
-The gradient of a token embedding has a row for each token of a batch: concatenated along the rows,
-the gradients of all microbatches are that of the batch. An embedding of positions does not depend
-on the batch: each microbatch has the same rows, and the batch has them once. Optimizers such as
-Adam square each row, so that duplicated rows give other numbers.
+The gradient of a token embedding has a row per token of the batch, so concatenating the gradients
+of all microbatches gives the gradient of the batch. A position embedding does not depend on the
+batch: each microbatch has the same rows, and the batch has them once. Optimizers such as Adam
+square each row, so duplicate rows would change the result.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _OF_THE_SHAPE = ("Shape", "ShapeN", "Size", "Rank")
 
 
 class SameRows(_private.NotedSlices):
-    """`tf.IndexedSlices` with the same indices in each microbatch; `note` names the indices."""
+    """`tf.IndexedSlices` with equal indices in all microbatches; `note` identifies the indices."""
 
     def with_values(self, values: Tensor) -> SameRows:
-        """The same rows with other values, of the same shape."""
+        """Returns the same rows with other values of the same shape."""
         return SameRows(values, self.indices, self.dense_shape, self.note)
 
 
 def marked(traced: TracedGraph, gradient: Any) -> Any:
-    """A gradient in a traced graph, as `SameRows` if its indices do not depend on the batch."""
+    """Returns a gradient as `SameRows` if its indices do not depend on the batch, else as is."""
     if not isinstance(gradient, tf.IndexedSlices) or _depends(traced, gradient.indices):
         return gradient
     note = f"{traced.name}/{gradient.indices.name}"
@@ -39,25 +39,21 @@ def marked(traced: TracedGraph, gradient: Any) -> Any:
 
 
 def with_values(slices: tf.IndexedSlices, values: Tensor) -> tf.IndexedSlices:
-    """The same rows with other values, of the same kind of slices."""
+    """Returns the same rows with other values, preserving the kind of slices."""
     if isinstance(slices, SameRows):
         return slices.with_values(values)
     return tf.IndexedSlices(values, slices.indices, slices.dense_shape)
 
 
 def scaled(gradient: Any, factor: Any) -> Any:
-    """A gradient, tensor or slices, times a scalar tensor of any floating-point type."""
+    """Multiplies a gradient, dense or sparse, by a scalar tensor of any floating-point type."""
     if isinstance(gradient, tf.IndexedSlices):
         return with_values(gradient, scaled(gradient.values, factor))
     return gradient * tf.cast(factor, gradient.dtype)
 
 
 def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
-    """The sum of sparse gradients: row by row where all have the same rows, else side by side.
-
-    Args:
-        terms: The gradients, one for each microbatch, at least one.
-    """
+    """Sums at least one sparse gradient: by row if all have equal rows, else by concatenation."""
     first = terms[0]
     if len(terms) == 1:
         return first
@@ -69,7 +65,8 @@ def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
         first.values.shape.is_fully_defined()
     ):
         return first.with_values(tf.add_n([each.values for each in terms]))
-    # Their number depends on the shape of the batch, and microbatches may differ by a row.
+    # The number of rows depends on the shape of the batch, which may differ by one between
+    # microbatches.
     counts = tf.stack([tf.shape(each.indices)[0] for each in terms])
 
     def added() -> tuple[Tensor, Tensor]:
@@ -84,7 +81,7 @@ def sum_of_slices(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
 
 
 def side_by_side(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
-    """The sum of sparse gradients as the rows of all, in which a row may come several times."""
+    """Sums sparse gradients by concatenation, which may leave duplicate rows."""
     return tf.IndexedSlices(
         tf.concat([each.values for each in terms], 0),
         tf.concat([each.indices for each in terms], 0),
@@ -93,7 +90,7 @@ def side_by_side(terms: Sequence[tf.IndexedSlices]) -> tf.IndexedSlices:
 
 
 def _depends(traced: TracedGraph, indices: Tensor) -> bool:
-    """Whether indices depend on values of the batch, on chance, or on state that changes."""
+    """Returns whether indices depend on the batch's values, on randomness or on changing state."""
     changing = {id(variable) for variable, _ in traced.updates}
     sources = {tensor.op for tensor in traced.inputs}
     sources |= {v.placeholder.op for v in traced.variables if id(v.variable) in changing}
@@ -111,7 +108,7 @@ def _depends(traced: TracedGraph, indices: Tensor) -> bool:
     placeholders = traced.sources
     return any(
         _private.is_stateful(op)
-        or (op.type == "Placeholder" and op not in placeholders)  # the gradient of a result
+        or (op.type == "Placeholder" and op not in placeholders)  # an upstream gradient
         or any(t.op in sources and id(t) in stop for t in op.inputs)
         for op in operations
     )

@@ -1,4 +1,4 @@
-"""Splits a backward pass in two: what other segments wait for, and what can wait."""
+"""Splits a backward pass into the gradients that other segments wait for and the remaining ones."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Halves:
     """The two halves of a segment's backward pass.
 
     Attributes:
-        first: The gradients of the segment's inputs: the segments before wait for them.
-        second: The gradients of its variables: nobody waits for them before the step ends.
-        handed: What the second half needs of the first.
+        first: The gradients of the segment's inputs, which earlier segments wait for.
+        second: The gradients of its variables, which are needed only at the end of the step.
+        handed: Tensors that the first half passes to the second.
     """
 
     first: SegmentGradient
@@ -39,22 +39,21 @@ def split(
 ) -> Halves | None:
     """Splits a backward pass between the gradients of inputs and those of variables.
 
-    The idea of zero-bubble pipelines (Qi et al., "Zero Bubble Pipeline Parallelism", 2024). What
-    both halves need is computed in the first and handed on, unless it depends on weights and
-    constants alone: then each makes it for itself.
+    This is the idea of zero-bubble pipelines (Qi et al., "Zero Bubble Pipeline Parallelism", 2024).
+    The first half computes the tensors that both halves need and passes them on, except those that
+    depend on weights and constants alone, which each half computes itself.
 
     Args:
         segment: The segment.
-        gradient: Its whole gradient.
-        feeds: What the backward pass can read.
-        captured: Ids of further tensors not to look behind.
-        take_products_apart: Whether to split also where there is no gradient of an input: into
-            those of variables that are products worth to be joined over microbatches, and all
-            else.
+        gradient: Its complete gradient.
+        feeds: Tensors that the backward pass can read.
+        captured: Ids of further tensors at which the traversal stops.
+        take_products_apart: Whether to split also if there is no gradient of an input, into
+            variable gradients that are products worth joining over microbatches, and all others.
 
     Returns:
         None if there is nothing to split: no gradient of an input, no gradient of a variable, or
-        none that is not a by-product of the gradients of the inputs.
+            only variable gradients that are by-products of the input gradients.
     """
     inputs = {id(t) for t in segment.inputs}
     first = _part(gradient, [id(t) in inputs for t in gradient.wrt])
@@ -79,7 +78,7 @@ def split(
 def _products_apart(
     gradient: SegmentGradient, stop: Collection[int], moving: Collection[Op]
 ) -> Halves | None:
-    """All but the products that are worth to be joined; then those, of what was handed on."""
+    """Splits off the gradients that are products worth joining; None if that is impossible."""
     found = [None if t is None else product_of(t, stop) for t in gradient.gradients]
     chosen = [product is not None and product.is_worth_joining for product in found]
     products = [p for p, is_chosen in zip(found, chosen, strict=True) if p and is_chosen]
@@ -90,7 +89,7 @@ def _products_apart(
     second = _part(gradient, chosen)
     others = (t for op in _operations(gradient, stop) if op not in late for t in op.inputs)
     if any(t.op in late for t in (*others, *first.flat)):
-        return None  # somebody goes on with a product
+        return None  # another gradient depends on a product
     read = [t for product in products for op in product.operations for t in op.inputs]
     handed = {id(t): t for t in read if t.op in moving and t.op not in late and id(t) not in stop}
     return Halves(first, second, tuple(handed.values()))
@@ -117,7 +116,7 @@ def _moving(
     weights: Collection[int],
     stop: Collection[int],
 ) -> set[Op]:
-    """Operations of the backward pass that depend on more than weights and constants."""
+    """Returns the backward operations that depend on more than weights and constants."""
     other = {id(t) for t in feeds if id(t) not in weights}
     moving: set[Op] = set()
     for op in _operations(gradient, stop):

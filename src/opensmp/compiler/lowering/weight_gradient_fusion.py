@@ -1,8 +1,8 @@
-"""The gradients of variables of several microbatches in one call, which gives their sum.
+"""Computes the summed variable gradients of several microbatches in one call.
 
-Where a microbatch has few rows, most of its backward pass is spent on passing gradients of
-weights through memory: each is written, and read again to be added up. Products of matrices need
-not be added up: the rows of all microbatches below each other give the sum at once.
+If a microbatch has few rows, most of its backward pass is memory traffic: each weight gradient is
+written, then read again to be accumulated. Matrix products avoid this: concatenating the factors of
+all microbatches along the summed axis yields the accumulated gradient in one product.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ ConcreteFunction = Any
 
 
 def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
-    """Whether the products worth to be joined are the better part of the gradients.
+    """Returns whether products worth joining make up more than half of the gradients' elements.
 
     Args:
         weights: The second half of a backward pass.
-        captured: Ids of tensors, besides its feeds, not to look behind.
+        captured: Ids of further tensors at which the search for products stops.
     """
     if any(isinstance(gradient, SameRows) for gradient in weights.gradient.gradients):
-        return False  # joined, sparse gradients are side by side
+        return False  # joining concatenates sparse gradients and would duplicate rows
     products = _products(weights, captured)
     sizes = [_size(gradient) for gradient in weights.gradient.gradients]
     return 2 * sum(_size(product.gradient) for product in products.values()) > sum(sizes)
@@ -45,7 +45,7 @@ def joint(
     captured: Collection[int],
     is_open: bool,
 ) -> ConcreteFunction:
-    """A function for the sum of the gradients of several microbatches; see `Program.joint`."""
+    """Builds the function for the summed gradients of several microbatches; see `Program.joint`."""
     feeds, gradient = weights.feeds, weights.gradient
     products = _products(weights, captured)
     wanted: dict[int, Tensor] = {}
@@ -93,20 +93,20 @@ def joint(
 
 
 def _products(weights: Backward, captured: Collection[int]) -> dict[int, Product]:
-    """Id of a gradient to the product that it is, for those worth to be joined."""
+    """Returns the id of each gradient that is a product worth joining, mapped to that product."""
     stop = {id(t) for t in weights.feeds} | set(captured)
     found = [product_of(t, stop) for t in weights.gradient.gradients if t is not None]
     return {id(p.gradient): p for p in found if p is not None and p.is_worth_joining}
 
 
 def _read(product: Product) -> list[Tensor]:
-    """What the operations of a product read from outside: its factors first, then shapes."""
+    """Returns the outside inputs of a product's operations: its factors, then target shapes."""
     shapes = [t for op in product.operations[1:] for t in op.inputs[1:]]
     return list({id(t): t for t in (*product.factors, *shapes)}.values())
 
 
 def _joined(product: Product, found: Mapping[int, Sequence[Tensor]]) -> list[Tensor]:
-    """The same for all microbatches: factors below each other."""
+    """Returns the inputs of `_read` for all microbatches together, factors concatenated."""
     axis_of = dict(zip(map(id, product.factors), product.axes, strict=True))
     return [
         tf.concat(found[id(t)], axis_of[id(t)]) if id(t) in axis_of else found[id(t)][0]

@@ -1,1 +1,1 @@
-"""Plan: which operation runs in which partition."""
+"""Planning: assigns each operation to a partition."""

@@ -1,4 +1,4 @@
-"""What a plan costs: time of each stage, time of a step, bytes of each device."""
+"""The cost model of plans: time per stage, time per step, and peak memory per device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MOST_LISTED = 5
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the time model expects of an assignment. Tuples have one entry per partition.
+    """The predicted costs of an assignment. Tuples have one entry per partition.
 
-    Times and moved bytes are for one microbatch, but for `step_seconds`.
+    Times and moved bytes are per microbatch, except for `step_seconds`.
 
     Attributes:
-        stage_seconds: Time a microbatch takes: the sum of the three below.
-        forward_seconds: Arithmetic of the forward pass.
-        backward_seconds: Arithmetic of the backward pass.
-        transfer_seconds: Waiting for tensors of other partitions, forward and backward.
-        peak_bytes: Most memory the device of the partition holds at once.
-        cut_bytes: What all partitions together send each other.
+        stage_seconds: Time per microbatch: the sum of the next three.
+        forward_seconds: Compute time of the forward pass.
+        backward_seconds: Compute time of the backward pass.
+        transfer_seconds: Time spent waiting for tensors of other partitions, forward and backward.
+        peak_bytes: Peak memory of the partition's device.
+        cut_bytes: Bytes that all partitions together send to each other.
         step_seconds: Sum of `stage_seconds` plus (microbatches - 1) times the largest.
-        bubble: Share of all devices' time in which they are idle, 0 <= bubble < 1.
-        balance: Largest of `stage_seconds` over their mean; 1 is perfect.
+        bubble: Idle share of all devices' time, 0 <= bubble < 1.
+        balance: Largest of `stage_seconds` divided by their mean; 1 is perfect.
         num_units: Number of units in each partition.
     """
 
@@ -46,7 +46,7 @@ class Prediction:
 
     @property
     def empty_partitions(self) -> tuple[int, ...]:
-        """Partitions that no unit is in."""
+        """Partitions without units."""
         return tuple(p for p, count in enumerate(self.num_units) if not count)
 
 
@@ -63,37 +63,37 @@ def evaluate(
 ) -> Prediction:
     """Predicts time and memory of an assignment of units to partitions.
 
-    The time of a stage is that of its units plus its transfers. Whoever receives pays: a
-    partition that reads a tensor of another one pays latency and bytes over bandwidth, once
-    however many of its units read it; the partition that made it pays the same for the
-    gradient that comes back from each such reader, if one does. A variable of several units
-    lives in the partition of the first of them; any other partition that reads it pays for
-    its value, and the home for each gradient.
+    The time of a stage is that of its units plus its transfers, which the receiver pays for. A
+    partition that reads a tensor of another partition pays latency plus bytes over bandwidth, once
+    regardless of how many of its units read it. The producing partition pays the same for each
+    gradient that it receives from such a reader. A variable of several units belongs to the
+    partition of the first of them; any other partition that reads it pays for its value, and the
+    home partition for each gradient.
 
-    The time of a step is the sum of the stages plus (microbatches - 1) times the slowest,
-    as in Alpa (Zheng et al., "Automating Inter- and Intra-Operator Parallelism for
-    Distributed Deep Learning", OSDI 2022, section 5).
+    The time of a step is the sum of the stages plus (microbatches - 1) times the slowest stage, as
+    in Alpa (Zheng et al., "Automating Inter- and Intra-Operator Parallelism for Distributed Deep
+    Learning", OSDI 2022, section 5).
 
-    The memory of a partition is that of its variables and their state, plus what its units
-    keep and the tensors it sends and receives, these for each microbatch in flight. A
-    partition holds one copy, and one gradient, of every shared variable that it reads.
+    The memory of a partition is that of its variables and their state, plus, for each microbatch in
+    flight, the residuals of its units and the tensors that it sends and receives. A partition holds
+    one copy and one gradient of every shared variable that it reads.
 
     Args:
-        graph: Units, their costs and what they exchange.
-        assignment: Integers of shape (len(graph),): the partition of each unit. Tensors may
-            stay in a partition or go to a higher one.
+        graph: Units, their costs and the tensors between them.
+        assignment: Integers of shape (len(graph),): the partition of each unit. Tensors may stay in
+            a partition or go to a higher one.
         num_partitions: Number of partitions, >= 1; some may be empty.
         machine: Speed of the devices.
-        microbatches: Microbatches of a step, >= 1.
-        pipeline: `"simple"` holds all microbatches in flight, any other schedule at most
+        microbatches: Microbatches per step, >= 1.
+        pipeline: `"simple"` keeps all microbatches in flight, any other schedule at most
             `active_microbatches`.
-        active_microbatches: None stands for `num_partitions + 2`.
-        monotone: False lets tensors go back to lower partitions, as a plan by hand may; a
-            partition's time is then that of all its stages.
+        active_microbatches: None means `num_partitions + 2`.
+        monotone: False allows tensors to go back to lower partitions, as in manual plans; the time
+            of a partition is then that of all its stages.
 
     Raises:
-        PlanError: If the assignment is not one of `len(graph)` partitions, or a tensor goes
-            back to a lower one though `monotone`.
+        PlanError: If the assignment does not match the `len(graph)` units or the partitions, or a
+            tensor goes back to a lower partition although `monotone` is set.
 
     Example:
         >>> import numpy as np
@@ -158,14 +158,14 @@ def evaluate(
 
 
 def seconds_to_move(machine: Machine, num_bytes: int) -> float:
-    """Time until `num_bytes` have come from another device: latency, then bandwidth."""
+    """Returns the time to receive `num_bytes` from another device: latency plus transfer."""
     return machine.transfer_seconds + num_bytes / machine.transfer_bytes_per_second
 
 
 def microbatches_in_flight(
     num_partitions: int, microbatches: int, pipeline: str, active_microbatches: int | None
 ) -> int:
-    """Most microbatches whose residuals a device holds at once."""
+    """Returns the maximum number of microbatches whose residuals a device holds at once."""
     if pipeline == "simple":
         return microbatches
     active = num_partitions + 2 if active_microbatches is None else active_microbatches
@@ -175,7 +175,7 @@ def microbatches_in_flight(
 def checked_assignment(
     graph: CoarseGraph, assignment: ArrayLike, num_partitions: int, monotone: bool = True
 ) -> NDArray[np.int64]:
-    """The assignment as an array of int64, if it is one that a pipeline can run.
+    """Returns the assignment as an int64 array if a pipeline can run it.
 
     Raises:
         PlanError: See `evaluate`.

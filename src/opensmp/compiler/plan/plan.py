@@ -1,4 +1,4 @@
-"""The plan: which operation of a traced graph runs in which partition, and what it costs."""
+"""The plan: assigns each operation of a traced graph to a partition, with predicted costs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Plan:
     Attributes:
         model: Name of the model.
         num_partitions: Number of partitions; some may be empty.
-        partition_of: Operation name to partition, for every operation that is not
-            an input, a variable or a capture.
+        partition_of: Maps operation names to partitions, for every operation that is not an input,
+            a variable or a capture.
         calls: The layer calls of the model with their operations.
-        settings: What the costs are for.
-        source: Where the plan comes from: `"auto"`, `"manual"`, or a file's path.
+        settings: The settings that the costs are predicted for.
+        source: Origin of the plan: `"auto"`, `"manual"`, or the path of a file.
         graph: The units with their costs, if they are known.
-        make_graph: Computes them, if they are not; None where nobody can.
+        make_graph: Computes `graph` on demand if it is unknown; None if that is impossible.
 
     Example:
         ```python
@@ -64,10 +64,10 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "partition_of", MappingProxyType(dict(self.partition_of)))
 
-    # --- where things are --------------------------------------------------------------
+    # --- placement ----------------------------------------------------------------------
 
     def partition(self, op: Op) -> int:
-        """The partition that `op` runs in."""
+        """Returns the partition of an operation."""
         return self.partition_of[op.name]
 
     @property
@@ -78,27 +78,27 @@ class Plan:
 
     @property
     def empty(self) -> tuple[int, ...]:
-        """Partitions that nothing runs in."""
+        """Partitions without operations."""
         return tuple(i for i, size in enumerate(self.sizes) if not size)
 
     @cached_property
     def layers(self) -> Mapping[str, LayerEntry]:
         """The plan by layers, in the order of their calls: label to partition.
 
-        Listed are the outermost layers that lie in one partition as a whole. A layer that
-        is cut has entries for the layers inside it; if its own operations are cut, its
-        entry is a mapping from pieces to partitions. Where entries contain each other, the
-        innermost counts; `*` is for all that has no other entry.
+        It lists the outermost layers that lie entirely in one partition. A layer that is cut has
+        entries for the layers inside it; if its own operations are cut, its entry is a mapping from
+        pieces to partitions. If entries are nested, the innermost applies; `*` applies to
+        everything without another entry.
         """
         return MappingProxyType(_layers(self.calls, self.partition_of))
 
-    # --- what it costs ------------------------------------------------------------------
+    # --- costs --------------------------------------------------------------------------
 
     @cached_property
     def assignment(self) -> NDArray[np.int64]:
         """The partition of each unit of `graph`.
 
-        A unit that is cut by hand counts for the partition of most of its operations.
+        A unit that a manual plan cuts counts for the partition of most of its operations.
 
         Raises:
             PlanError: If the plan has no costs.
@@ -130,7 +130,7 @@ class Plan:
         return partition_rows(self)
 
     def predict(self, assignment: NDArray[np.int64]) -> Prediction:
-        """Times and memory of another assignment of the same units.
+        """Predicts times and memory of another assignment of the same units.
 
         Args:
             assignment: Partition of each unit of `graph`, int64.
@@ -154,7 +154,7 @@ class Plan:
         """The units of the model with their costs.
 
         Raises:
-            PlanError: If they are not known and cannot be computed.
+            PlanError: If they are neither known nor computable.
         """
         if self.graph is not None:
             return self.graph
@@ -170,10 +170,10 @@ class Plan:
         """Whether the costs are known or can be computed."""
         return self.graph is not None or self.make_graph is not None
 
-    # --- looking at it ------------------------------------------------------------------
+    # --- reports ------------------------------------------------------------------------
 
     def explain(self) -> Explanation:
-        """Says why the cuts are where they are, and what the next best ones would cost.
+        """Explains the position of the cuts and predicts the costs of the best alternatives.
 
         Raises:
             PlanError: If the plan has no costs.
@@ -188,13 +188,13 @@ class Plan:
         return explain(self)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draws the plan: its partitions over the layers, what is cut, and the schedule.
+        """Draws the plan: its layers by partition, the cut tensors, the costs, and the schedule.
 
         Args:
-            path: File to write, SVG, PNG or PDF by its suffix; an existing one is replaced.
+            path: File to write, as SVG, PNG or PDF by its suffix; an existing file is replaced.
 
         Returns:
-            A `matplotlib.figure.Figure`; a notebook shows it.
+            A `matplotlib.figure.Figure`, which notebooks display.
 
         Raises:
             PlanError: If the plan has no costs.
@@ -219,19 +219,19 @@ class Plan:
 
         return plan_text(self)
 
-    # --- keeping it ---------------------------------------------------------------------
+    # --- serialization ------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON values; see `opensmp.compiler.plan.serialization.plan_file`."""
+        """Returns the plan as JSON values; see `opensmp.compiler.plan.serialization.plan_file`."""
         from opensmp.compiler.plan.serialization.plan_file import to_json
 
         return to_json(self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the plan as a JSON file that can be edited and used again.
+        """Writes the plan to a JSON file that can be edited and reused.
 
         Args:
-            path: File to write; an existing one is replaced.
+            path: File to write; an existing file is replaced.
 
         Example:
             ```python
@@ -245,13 +245,16 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
-        """Reads a plan from a file written by `save`, edited or not.
+        """Reads a plan from a file written by `save`, possibly edited.
 
         Args:
             path: The file.
 
+        Returns:
+            The plan.
+
         Raises:
-            PlanError: If it cannot be read or has faults; all of them are listed.
+            PlanError: If the file cannot be read or has faults; all of them are listed.
 
         Example:
             ```python
@@ -264,6 +267,7 @@ class Plan:
 
 
 def _layers(calls: Sequence[LayerCall], partition_of: Mapping[str, int]) -> dict[str, LayerEntry]:
+    """Returns the entries of `Plan.layers`."""
     inside: dict[str, set[int]] = {}  # partitions of a call and of all calls inside it
     own: dict[str, dict[str, int]] = {}
     for call in calls:
@@ -277,7 +281,7 @@ def _layers(calls: Sequence[LayerCall], partition_of: Mapping[str, int]) -> dict
         label, pieces = call.label, own[call.label]
         covered = _parent_entry(label, entries)
         if covered is not None and len(inside[covered]) == 1:
-            continue  # a layer around it lies in one partition
+            continue  # an enclosing layer lies in one partition
         if label != MODEL and len(inside[label]) == 1:
             (entries[label],) = inside[label]
         elif len(set(pieces.values())) > 1:

@@ -1,4 +1,4 @@
-"""What a plan was made for."""
+"""The settings that a plan is made for."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from opensmp.config import Config
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What the costs of a plan depend on besides the model.
+    """The inputs of a plan's costs besides the model.
 
     Attributes:
-        microbatches: Microbatches of a step.
+        microbatches: Microbatches per step.
         pipeline: Name of the schedule, a key of `opensmp.compiler.schedule.pipelines.PIPELINES`.
-        active_microbatches: Most microbatches in flight; None leaves it to the schedule.
-        optimize: What comes first, `"memory"` or `"speed"`.
-        contiguous: Whether each partition must be one connected piece.
+        active_microbatches: Maximum number of microbatches in flight; None for the default.
+        optimize: Primary objective, `"memory"` or `"speed"`.
+        contiguous: Whether each partition must be connected.
         machine: The devices.
-        pieces: Pieces of the model for each partition, which take them by turns.
+        pieces: Pieces (interleaved stages) per partition, assigned round-robin.
 
     Example:
         >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
@@ -36,7 +36,7 @@ class PlanSettings:
 
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
-        """The settings that a configuration asks for."""
+        """Returns the settings of a configuration."""
         return cls(
             microbatches=config.microbatches,
             pipeline=config.pipeline,

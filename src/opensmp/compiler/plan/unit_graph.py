@@ -1,4 +1,4 @@
-"""The graph that the partitioner sees: few units with costs, no TensorFlow."""
+"""The partitioner's input: a graph of few units with costs, independent of TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 class CutTensor(NamedTuple):
-    """A tensor that some units make for others, and what moving it takes.
+    """A tensor that one unit produces for others, and its transfer sizes.
 
     Attributes:
-        producer: Unit that makes it.
+        producer: Unit that produces it.
         consumers: Units that read it, ascending, without the producer.
         forward_bytes: Size of the tensor for one microbatch.
-        backward_bytes: Size of its gradient; 0 where no gradient flows.
+        backward_bytes: Size of its gradient; 0 if no gradient flows.
         name: Name of the tensor in the traced graph.
     """
 
@@ -30,8 +30,8 @@ class CutTensor(NamedTuple):
 class SharedVariable(NamedTuple):
     """A variable that several units read.
 
-    It lives in the partition of the first of them; every other partition that reads
-    it gets its value, and sends its gradient back, once per microbatch.
+    It belongs to the partition of the first of them; every other partition that reads it receives
+    its value, and sends its gradient back, once per microbatch.
 
     Attributes:
         units: Units that read it, ascending.
@@ -48,25 +48,24 @@ class SharedVariable(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CoarseGraph:
-    """Units of operations that stay together, in topological order.
+    """Units of operations that are planned as a whole, in topological order.
 
-    Every array has one entry per unit. Seconds and activation bytes are for one
-    microbatch. Unit indices are a topological order: tensors go from lower to
-    higher units only.
+    Every array has one entry per unit. Seconds and activation bytes are per microbatch. Unit
+    indices are a topological order: tensors go from lower to higher units only.
 
     Attributes:
-        names: What a reader calls the unit, such as the path of a layer.
+        names: Names for people, such as the path of a layer.
         forward_seconds: Time of the forward pass.
         backward_seconds: Time of the backward pass; 0 for frozen units.
-        parameter_bytes: Variables that live in this unit alone.
+        parameter_bytes: Size of the variables that only this unit reads.
         state_bytes: Gradients and optimizer slots of these variables.
-        residual_bytes: What the forward pass keeps for the backward pass.
+        residual_bytes: Residuals that the forward pass keeps for the backward pass.
         tensors: Tensors between units.
         shared: Variables of several units; not in `parameter_bytes`.
         operations: Names of each unit's operations.
         layers: Path of the Keras layer that each unit belongs to, "" for none.
         forward_flops: Floating-point operations of the forward pass; None if not counted.
-        backward_flops: The same of the backward pass.
+        backward_flops: Floating-point operations of the backward pass; None if not counted.
     """
 
     names: tuple[str, ...]
@@ -88,18 +87,18 @@ class CoarseGraph:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the time model knows of the devices; all devices are alike.
+    """Parameters of the time model; all devices are equal.
 
     Attributes:
         flops_per_second: Arithmetic speed of one device.
         bytes_per_second: Memory bandwidth of one device.
-        operation_seconds: Fixed time of launching one operation.
+        operation_seconds: Fixed launch time of one operation.
         transfer_seconds: Latency of moving one tensor between devices.
         transfer_bytes_per_second: Bandwidth between devices.
         memory_bytes: Memory of one device; None for no limit.
-        narrow_flops_per_second: Arithmetic speed of a convolution with one channel in each
-            group, that of one with more channels being so many times higher; None if it is
-            that of all else.
+        narrow_flops_per_second: Arithmetic speed of a grouped convolution with one channel per
+            group; with n channels per group, it is n times as high. None if grouped convolutions
+            run at `flops_per_second`.
     """
 
     flops_per_second: float = 5e10
@@ -112,8 +111,8 @@ class Machine:
 
 
 PROCESSES = Machine(transfer_seconds=6e-3, transfer_bytes_per_second=7e8)
-"""CPUs of several processes: the cores that compute also carry what travels.
+"""CPUs of several processes, where the computing cores also carry the transfers.
 
-Measured were 1 to 2 ms until a tensor is there, and 0.5 ms more for a MB, where cores compute
-three times as fast as the default says; what counts is the proportion.
+Measured: a latency of 1 to 2 ms, and 0.5 ms more per MB, on cores that compute three times as fast
+as the default; only the proportion matters.
 """

@@ -1,4 +1,4 @@
-"""What follows from a plan: where variables live."""
+"""Derives the placement of variables from a plan."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ Op = Any
 
 
 def variable_homes(traced: TracedGraph, plan: Plan, known: Mapping[int, int]) -> dict[int, int]:
-    """The partition of each variable that the graph reads: where it is first used.
+    """Returns variable id to partition: `known`, plus the partition of first use of each other one.
 
     Args:
         traced: The traced model.
         plan: Its plan.
-        known: Homes given by earlier plans of the model; they stay.
-
-    Returns:
-        Id of variable to partition, `known` included.
+        known: Homes given by earlier plans of the model; they do not change.
     """
     first_use: dict[Op, int] = {}
     for op in traced.operations:

@@ -1,6 +1,6 @@
-"""Schedules: in which order every device runs the actions of a step, as pure data.
+"""Schedules: the order in which every device runs the actions of a step, as plain data.
 
-A `TaskGraph` says what there is to do, where, and what depends on what. `simple`,
-`interleaved` and `zero_bubble` order it; `validate` checks any order, `simulate` measures it,
-`grid` draws it. Nothing here knows TensorFlow.
+A `TaskGraph` defines the actions, their devices and their dependencies. `simple`, `interleaved` and
+`zero_bubble` order them; `validate` checks any order, `simulate` measures it, and `grid` draws it.
+The package does not depend on TensorFlow.
 """

@@ -1,4 +1,4 @@
-"""What is scheduled (`Action`, `TaskGraph`) and the result (`Schedule`), as plain values."""
+"""Actions and their dependencies (`Action`, `TaskGraph`) and their order (`Schedule`)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _TEXT = re.compile(r"(\d+)([FBWR])(\d+)(?:\.(\d+))?", re.ASCII)
 
 
 class Action(NamedTuple):
-    """One piece of work: one kind of pass of one segment for one microbatch.
+    """A unit of work: one kind of pass of one segment for one microbatch.
 
     Attributes:
         kind: `"F"`, `"B"`, `"W"` or `"R"` (see `Kind`).
         segment: Number of the segment, counted over all models of a step.
         microbatch: Number of the microbatch.
-        call: How often the same work was asked for before; 1 for the second backward pass
-            of a persistent gradient tape.
+        call: Number of earlier requests for the same work; 1 for the second backward pass of a
+            persistent gradient tape.
 
     Example:
         >>> Action("F", segment=2, microbatch=0).text
@@ -57,10 +57,7 @@ class Action(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """Reads the short form back.
-
-        Args:
-            text: Such as `"2F0"` or `"2B0.1"`.
+        """Parses the short form, such as `"2F0"` or `"2B0.1"`.
 
         Raises:
             ScheduleError: If the text is not the short form of an action.
@@ -80,11 +77,10 @@ class Action(NamedTuple):
 
 
 def default_seconds(actions: Iterable[Action]) -> dict[Action, float]:
-    """Relative durations for want of measured ones: F=1, B=2, W=1, R=1.
+    """Returns relative durations as a substitute for measured ones: F=1, B=2, W=1, R=1.
 
-    A backward pass computes two products, with respect to inputs and weights, where a
-    forward pass computes one; B=1 where the one with respect to weights is an action W of its
-    own.
+    A backward pass computes two products (gradients of inputs and of weights) where a forward pass
+    computes one. If the weight gradients are a separate action W, B=1.
 
     Example:
         >>> default_seconds([Action.parse("0F0"), Action.parse("0B0")])[Action("B", 0, 0)]
@@ -101,22 +97,21 @@ def default_seconds(actions: Iterable[Action]) -> dict[Action, float]:
 
 @dataclass(frozen=True)
 class TaskGraph:
-    """The actions of one step, where they run, and what they wait for.
+    """The actions of one step, with their devices and dependencies.
 
-    Dependencies may be any acyclic graph: chains, skips, user code that ties one
-    microbatch to another, segments without a backward pass.
+    Dependencies may form any acyclic graph: chains, skip connections, user code that makes one
+    microbatch depend on another, segments without a backward pass.
 
     Attributes:
-        device: Device index of every action, 0 <= index < `num_devices`. Its keys are the
-            actions of the graph.
-        needs: Direct dependencies. An action that is no key depends on nothing.
-        seconds: Relative duration of each action, >= 0. `default_seconds` fills in what is
-            left out.
-        num_devices: Number of devices; 0 stands for as many as `device` mentions.
+        device: Device index of every action, 0 <= index < `num_devices`. Its keys are the actions
+            of the graph.
+        needs: Direct dependencies. An action without an entry has none.
+        seconds: Relative duration of each action, >= 0. `default_seconds` fills in missing ones.
+        num_devices: Number of devices; 0 means the number that `device` implies.
 
     Raises:
-        ScheduleError: With every fault found: unknown actions or kinds, devices out of
-            range, impossible durations; or with the cycle, if the dependencies have one.
+        ScheduleError: With all faults found (unknown actions or kinds, devices out of range,
+            invalid durations), or with the cycle if the dependencies have one.
 
     Example:
         >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
@@ -153,7 +148,7 @@ class TaskGraph:
                 faults.append(f"{action} takes {seconds} seconds; give a finite number >= 0")
         if faults:
             raise ScheduleError("TaskGraph: " + "; ".join(faults) + ".")
-        # Own copies: a frozen value must not change when the caller's dicts do.
+        # Copied, so that this value does not change with the caller's dicts.
         nothing: frozenset[Action] = frozenset()
         own = {
             "device": dict(self.device),
@@ -167,13 +162,13 @@ class TaskGraph:
 
     @cached_property
     def topological_order(self) -> tuple[Action, ...]:
-        """All actions, each after everything it needs.
+        """All actions, each after its dependencies; identical in all processes.
 
         Raises:
             ScheduleError: If the dependencies form a cycle.
         """
-        # Sorted: sets iterate in another order in every process, and all processes of a
-        # step must come to the same result.
+        # Sorted, since the iteration order of sets differs between processes, and all processes of
+        # a step must compute the same order.
         sorter = graphlib.TopologicalSorter(
             {action: sorted(self.needs[action]) for action in sorted(self.device)}
         )
@@ -190,7 +185,7 @@ class TaskGraph:
 
     @cached_property
     def dependents(self) -> Mapping[Action, tuple[Action, ...]]:
-        """The reverse of `needs`: which actions wait directly for an action."""
+        """The reverse of `needs`: the actions that depend directly on an action."""
         dependents: dict[Action, list[Action]] = {action: [] for action in self.device}
         for action in self.topological_order:
             for needed in self.needs[action]:
@@ -210,15 +205,15 @@ class TaskGraph:
         backward: bool = True,
         split_backward: bool = False,
     ) -> TaskGraph:
-        """The plain linear pipeline: segment s on device s feeds segment s + 1.
+        """Returns the linear pipeline: segment s on device s feeds segment s + 1.
 
         Args:
             num_partitions: Number of segments, and of devices; >= 1.
             num_microbatches: Number of microbatches; >= 1.
-            backward: Whether there are backward passes too. The one of a segment needs
-                its forward pass and the backward pass of the next segment.
-            split_backward: Whether the gradients of weights are actions W of their own, each
-                after the B of its segment. The first segment has no B apart from its W.
+            backward: Whether to add backward passes. The backward pass of a segment needs its
+                forward pass and the backward pass of the next segment.
+            split_backward: Whether weight gradients are separate actions W, each after the B of its
+                segment. The first segment has a B without a separate W.
 
         Raises:
             ScheduleError: If a number is below 1.
@@ -270,17 +265,15 @@ class Schedule:
     `print(schedule)` shows it as a grid, see `opensmp.compiler.schedule.grid`.
 
     Attributes:
-        name: Name of the method that made it, such as `"interleaved"`.
+        name: Name of the method that created it, such as `"interleaved"`.
         orders: One order of actions per device, by device index.
-        active_microbatches: Most microbatches in flight, None where nobody bounded them. It
-            is above the bound that was asked for if dependencies between microbatches left
-            no other way.
-        releases: Pairs (before, after) of actions on different devices: `after` may start
-            once `before` has finished. They keep the microbatches in flight within
-            `active_microbatches` however long the actions really take, and are to be
-            enforced like dependencies. Empty where the orders alone see to it, as in every
-            chain that ends with the backward pass of its first segment.
-        graph: The task graph it was made for, which gives the grid its times.
+        active_microbatches: Maximum number of microbatches in flight, None if unbounded. It exceeds
+            the requested bound if dependencies between microbatches require that.
+        releases: Pairs (before, after) of actions on different devices: `after` may start once
+            `before` has finished. They enforce `active_microbatches` regardless of actual
+            durations, and must be enforced like dependencies. Empty if the orders alone suffice, as
+            in every chain that ends with the backward pass of its first segment.
+        graph: The task graph it was created for, which gives the grid its times.
 
     Example:
         >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
@@ -303,6 +296,6 @@ class Schedule:
             try:
                 return grid(self, self.graph)
             except ScheduleError:
-                # Whoever looks for the fault in a broken schedule wants to print it.
+                # An invalid schedule must be printable for debugging.
                 pass
         return grid(self)

@@ -1,4 +1,4 @@
-"""Draw a schedule as text: a row per device, a column per unit of time."""
+"""Draws a schedule as text: a row per device, a column per unit of time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from opensmp.compiler.schedule.simulate import Simulation, simulate
 def grid(schedule: Schedule, graph: TaskGraph | None = None, max_columns: int = 1000) -> str:
     """Draws a schedule with its bubbles.
 
-    A cell is `F0` or `B3` (kind and microbatch), with the segment in front when a device
-    has more than one: `2F0`. Hyphens draw out an action that takes more than one unit, dots
-    are a unit of bubble. The unit is the shortest action.
+    A cell is `F0` or `B3` (kind and microbatch), preceded by the segment if a device has several:
+    `2F0`. Hyphens extend an action over further units of time, dots mark a unit of bubble. The unit
+    is the shortest action.
 
     Args:
         schedule: A valid schedule for `graph`.
-        graph: The tasks, for the times. Without, each row is just the order of a device.
-        max_columns: Widest drawing; a longer schedule gets a coarser unit, in which the
-            shortest actions are not drawn.
+        graph: The tasks, for the times. If None, each row is just the order of a device.
+        max_columns: Maximum width; a longer schedule uses a coarser unit, and its shortest actions
+            are not drawn.
 
     Returns:
-        The rows and a legend, without a newline at the end.
+        The rows and a legend, without a trailing newline.
 
     Raises:
         ScheduleError: If the schedule is not valid for the graph.
@@ -85,8 +85,8 @@ def _unit_seconds(graph: TaskGraph, simulation: Simulation, max_columns: int) ->
 
 
 def _column(seconds: float, unit: float) -> int:
-    # Halves go up always: `round` sends them to even numbers, and an action of one unit
-    # would then have no column, or two.
+    # Rounds halves up: `round` rounds them to even, which would give an action of one unit no
+    # column, or two.
     return math.floor(seconds / unit + 0.5)
 
 

@@ -1,4 +1,4 @@
-"""Priorities for devices that have several segments each: a turn for every action."""
+"""Priorities for devices with several segments each, as in interleaved 1F1B."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TRANSFER_SHARE = 0.1
 
 
 def by_turns(graph: TaskGraph) -> Priority:
-    """Forward and backward passes take turns, microbatches in groups of one per device.
+    """Alternates forward and backward passes, with microbatches in groups of one per device.
 
-    The order of interleaved 1F1B: a group goes through the first segments of all devices, then
-    through their second ones, and so on; when a device has enough in flight to keep the others
-    busy, every forward pass is followed by a backward pass (Narayanan et al., "Efficient
-    Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", SC 2021, section
-    2.2). As a priority it is good for any graph: a device whose turn is not ready goes on
-    with the next that is. Weight gradients go before all else.
+    This is the order of interleaved 1F1B: a group goes through the first segments of all devices,
+    then through their second ones, and so on; once a device has enough microbatches in flight to
+    keep the others busy, every forward pass is followed by a backward pass (Narayanan et al.,
+    "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", SC 2021,
+    section 2.2). As a priority it applies to any graph: if the next action of a device is not
+    ready, the device runs the next ready one. Weight gradients go first.
 
     Args:
         graph: The tasks. Segments count by their order on their device.
@@ -51,15 +51,15 @@ def by_turns(graph: TaskGraph) -> Priority:
 
 
 def quickest(graph: TaskGraph, schedules: Iterable[Schedule]) -> Schedule:
-    """The schedule with the shortest step, the first one of equals.
+    """Returns the schedule with the shortest step; the first one of equals.
 
-    What passes between devices counts a tenth of an average action: of schedules that would
-    else be equal, the one that waits less for transfers is better.
+    Transfers between devices count as a tenth of an average action, so that of otherwise equal
+    schedules the one that waits less for transfers is chosen.
     """
     transfer = _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))
 
     def makespan(schedule: Schedule) -> float:
         seconds = simulate(schedule, graph, transfer_seconds=transfer).makespan_seconds
-        return float(f"{seconds:.9g}")  # sums in another order are not shorter
+        return float(f"{seconds:.9g}")  # ignores rounding differences between sums
 
     return min(schedules, key=makespan)

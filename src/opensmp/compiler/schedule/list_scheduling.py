@@ -1,10 +1,9 @@
-"""List scheduling: the engine that every schedule of this package comes from.
+"""List scheduling, the algorithm behind every schedule of this package.
 
-The devices are simulated in time. Whenever one is idle it starts the best of its actions
-that are ready, by a priority that makes the difference between one schedule and another
-(Graham, "Bounds on multiprocessing timing anomalies", 1969). All devices' orders are cut
-from the one sequence in which the simulation started the actions. Every dependency points
-forward in that sequence, so the orders cannot deadlock, whatever the dependencies are.
+The devices are simulated in time. An idle device starts the best of its ready actions, by a
+priority that defines the schedule (Graham, "Bounds on multiprocessing timing anomalies", 1969). The
+orders of all devices are taken from the single sequence in which the simulation started the
+actions. Every dependency points forward in that sequence, so the orders cannot deadlock.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.errors import ScheduleError
 
 Priority = Callable[[Action], tuple[int, ...]]
-"""What a device prefers among its ready actions: the smallest tuple."""
+"""Rank of a ready action; a device starts the action with the smallest tuple."""
 
 Gate = Callable[[Action], int]
-"""A device runs its actions by ascending gate, and idles rather than open the next one early.
+"""A device runs its actions by ascending gate, and idles until the next gate may open.
 
-A gate must not descend along a dependency.
+A gate must not decrease along a dependency.
 """
 
 _Entry = tuple[int, tuple[int, ...], Action]
 
-# Ends that differ by less are one moment: sums of durations in different orders differ in
-# the last digits, and a device must not overlook an action for that.
+# Ends that differ by less count as simultaneous: sums of durations in different orders differ in
+# the last digits, and a device must not miss an action because of that.
 _SAME_MOMENT = 1 + 1e-9
 
 
@@ -47,21 +46,21 @@ def list_schedule(
 ) -> Schedule:
     """Schedules any task graph by priority, with a bound on microbatches in flight.
 
-    A microbatch is in flight from the start of its first action until the end of its last
-    one. That bounds the activations that live on each device too: at most
-    `active_microbatches` for each of the device's segments.
+    A microbatch is in flight from the start of its first action until the end of its last one. That
+    also bounds the activations on each device: at most `active_microbatches` for each of the
+    device's segments.
 
     Args:
         graph: The tasks.
         name: Name of the schedule.
-        priority: Ready actions with smaller tuples start first. Ties go by the actions.
-        active_microbatches: Most microbatches in flight, >= 1. Raised by one whenever
-            nothing else could run, which takes dependencies between microbatches; the
-            schedule records the bound it came out with.
+        priority: Ready actions with smaller tuples start first. Ties are broken by the actions.
+        active_microbatches: Maximum number of microbatches in flight, >= 1. It is raised by one
+            whenever no action could run otherwise, which happens only with dependencies between
+            microbatches; the schedule records the final bound.
         gate: Keeps a device from running ahead, see `Gate`.
 
     Raises:
-        ScheduleError: If `active_microbatches` is below 1, or a gate descends.
+        ScheduleError: If `active_microbatches` is below 1, or a gate decreases along a dependency.
 
     Example:
         >>> graph = TaskGraph.chain(num_partitions=1, num_microbatches=2)
@@ -101,7 +100,7 @@ def list_schedule(
 class _Engine:
     """The state of one simulation; `run` fills `orders`, `sequence`, `bound` and `follows`.
 
-    A ready action of a microbatch in flight is in the `ready` heap of its device, one of a
+    A ready action of a microbatch in flight is in the `ready` heap of its device; one of a
     microbatch that has not started is in the `fresh` heap and in `parked`.
     """
 
@@ -109,8 +108,8 @@ class _Engine:
         self.graph = graph
         self.bound = bound
         self.orders: list[list[Action]] = [[] for _ in range(graph.num_devices)]
-        self.sequence: list[Action] = []  # the orders in one, as the actions started
-        # Which finished microbatch made room for which, once the first `bound` are in.
+        self.sequence: list[Action] = []  # all actions in the order of their starts
+        # Maps a microbatch admitted after the first `bound` to the finished one that it replaces.
         self.follows: dict[int, int] = {}
         self._entries: dict[Action, _Entry] = {
             action: (gate(action), priority(action), action) for action in graph.device
@@ -133,6 +132,7 @@ class _Engine:
         self._num_started = 0
 
     def run(self) -> None:
+        """Simulates the devices until all actions have run."""
         for action, missing in self._missing.items():
             self._unfinished[action.microbatch] += 1
             if not missing:
@@ -143,7 +143,7 @@ class _Engine:
             if not self._ends:
                 if self._num_started == len(self._entries):
                     return
-                # No device is busy, so something is ready and only the bound forbids it.
+                # All devices are idle, so only the bound prevents a ready action from starting.
                 self.bound += 1
                 self._free_slots += 1
                 continue
@@ -153,12 +153,13 @@ class _Engine:
                 self._finish(action)
 
     def _start_all(self, now: float) -> None:
-        # The best over all idle devices goes first, so that a free slot goes to the best
-        # microbatch and not to the first device.
+        # Picks the best action over all idle devices, so that a free slot goes to the best
+        # microbatch instead of the first device.
         while choices := [entry for d in self._idle if (entry := self._choose(d)) is not None]:
             self._start(min(choices)[-1], now)
 
     def _choose(self, device: int) -> _Entry | None:
+        """Returns the best action that an idle device may start now; None if there is none."""
         ready, fresh = self._ready[device], self._fresh[device]
         while fresh and fresh[0][-1].microbatch in self._in_flight_or_done:
             heapq.heappop(fresh)
@@ -172,6 +173,7 @@ class _Engine:
         return best if best[0] == gate else None
 
     def _start(self, action: Action, now: float) -> None:
+        """Starts an action on its device, and admits its microbatch if necessary."""
         device = self.graph.device[action]
         if action.microbatch not in self._in_flight_or_done:
             self._admit(action.microbatch)
@@ -213,13 +215,13 @@ class _Engine:
 def _releases(
     graph: TaskGraph, sequence: Sequence[Action], follows: dict[int, int]
 ) -> tuple[tuple[Action, Action], ...]:
-    """Pairs that make each microbatch wait for the one whose place it takes.
+    """Returns pairs that make each microbatch wait for the one that it replaces.
 
-    Without them the bound would hold only as long as the actions take as long as simulated:
-    a device without backward passes, for one, would run ahead of the others at will.
+    Without them the bound would hold only if the actions take as long as simulated: a device
+    without backward passes, for example, could run arbitrarily far ahead.
     """
-    # All of a microbatch lies between its sources and its sinks, and a device runs its
-    # actions in order, so its first source and its last sink are enough.
+    # All actions of a microbatch lie between its sources and its sinks, and a device runs its
+    # actions in order, so the first source and the last sink per device suffice.
     first_source: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
     last_sink: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
     for action in sequence:
@@ -242,13 +244,13 @@ def _releases(
 def _not_implied(
     pairs: Iterable[tuple[Action, Action]], graph: TaskGraph, sequence: Iterable[Action]
 ) -> tuple[tuple[Action, Action], ...]:
-    """The pairs (before, after) that neither dependencies nor the orders of devices see to.
+    """Returns the pairs (before, after) that neither dependencies nor device orders imply.
 
-    Often the results of a later action have come from the device of `before`, and been used on
-    that of `after`.
+    Often `after` already waits, directly or through earlier actions of its device, for a later
+    action of the device of `before`.
     """
-    number: dict[Action, int] = {}  # on its device, from 1
-    ended: dict[Action, list[int]] = {}  # of each device, how many have when an action starts
+    number: dict[Action, int] = {}  # position on its device, from 1
+    ended: dict[Action, list[int]] = {}  # actions ended per device at its start
     last: dict[int, Action] = {}
     for action in sequence:
         device = graph.device[action]

@@ -1,4 +1,4 @@
-"""The schedules by their names: what the configuration key `pipeline` may be.
+"""The schedules by name, the values of the configuration key `pipeline`.
 
 graph = TaskGraph.chain(num_partitions=3, num_microbatches=4)
 schedule = build("interleaved", graph, active_microbatches=3)
@@ -42,32 +42,33 @@ __all__ = [
 
 
 def _simple(graph: TaskGraph, active_microbatches: int) -> Schedule:
-    # All microbatches are in flight in this schedule, whatever bound is configured.
+    # This schedule keeps all microbatches in flight, regardless of the bound.
     return simple(graph)
 
 
 PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType(
     {"simple": _simple, "interleaved": interleaved, "zero_bubble": zero_bubble}
 )
-"""What the configuration key `pipeline` may be: name -> (graph, active_microbatches)."""
+"""The values of the configuration key `pipeline`: name -> (graph, active_microbatches)."""
 
 DEFERS_WEIGHTS = frozenset({"zero_bubble"})
-"""Pipelines that put off the second half of backward passes: actions W, for weights, after B.
+"""Pipelines that defer the second half of backward passes, the actions W for weights.
 
-The others run it at once; they take halves only for the next partition to wait less.
+The others run W immediately after B; they split backward passes only to make the next partition
+wait less.
 """
 
 
 def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
-    """Builds a schedule by its name and validates it.
+    """Builds a schedule by name and validates it.
 
     Args:
         name: One of `PIPELINES`.
         graph: The tasks.
-        active_microbatches: Most microbatches in flight, >= 1; `"simple"` has no use for it.
+        active_microbatches: Maximum number of microbatches in flight, >= 1; `"simple"` ignores it.
 
     Raises:
-        ScheduleError: If the name is not known or `active_microbatches` is below 1.
+        ScheduleError: If the name is unknown or `active_microbatches` is below 1.
 
     Example:
         >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)

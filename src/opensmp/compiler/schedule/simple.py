@@ -1,4 +1,4 @@
-"""The simple schedule: all forwards, then all backwards."""
+"""The simple schedule (GPipe): all forward passes, then all backward passes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from opensmp.compiler.schedule.list_scheduling import list_schedule
 
 
 def simple(graph: TaskGraph) -> Schedule:
-    """All forward passes, then all backward passes, on every device.
+    """Runs all forward passes, then all backward passes, on every device.
 
-    The schedule of GPipe (Huang et al., "GPipe: Efficient Training of Giant Neural Networks
-    using Pipeline Parallelism", 2019). With P devices and M microbatches of equal work the
-    bubble is (P - 1) / (M + P - 1); every device holds the activations of all M
-    microbatches. Three devices, four microbatches:
+    This is the schedule of GPipe (Huang et al., "GPipe: Efficient Training of Giant Neural Networks
+    using Pipeline Parallelism", 2019). With P devices and M microbatches of equal work the bubble
+    is (P - 1) / (M + P - 1); every device holds the activations of all M microbatches. Three
+    devices, four microbatches:
 
         device 0 | F0 F1 F2 F3 .. .. .. .. .. .. B0--- B1--- B2--- B3---
         device 1 | .. F0 F1 F2 F3 .. .. .. B0--- B1--- B2--- B3--- .. ..
         device 2 | .. .. F0 F1 F2 F3 B0--- B1--- B2--- B3--- .. .. .. ..
         simple: makespan 18 s, bubble 33.3 %, one column 1 s
 
-    A forward pass that depends on a backward pass, through code of the user between two
-    microbatches, comes in a second round of forwards and backwards, and so on: the rounds
-    are as few as the dependencies allow.
+    A forward pass that depends on a backward pass, through user code between two microbatches, runs
+    in a second round of forward and backward passes, and so on; the number of rounds is the minimum
+    that the dependencies allow.
 
-    Backward passes in two halves stay together: the gradients of the weights (W) follow at once
-    those of the inputs (B), which the segment before waits for.
+    Split backward passes stay together: the weight gradients (W) follow the input gradients (B)
+    immediately.
 
     Args:
         graph: Any task graph.
@@ -53,7 +53,7 @@ def _oldest_first(action: Action) -> tuple[int, ...]:
 
 
 def _rounds(graph: TaskGraph) -> dict[Action, int]:
-    """The round of each action: even for forwards, odd for all else, as low as possible."""
+    """Returns the lowest possible round of each action: even for forward passes, odd for others."""
     rounds: dict[Action, int] = {}
     for action in graph.topological_order:
         latest = max((rounds[needed] for needed in graph.needs[action]), default=0)

@@ -1,4 +1,4 @@
-"""Run a schedule in simulated time: how long it takes, and what it keeps alive."""
+"""Simulates a schedule in time: its duration, its bubble, and the activations it keeps alive."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from opensmp.errors import ScheduleError
 
 @dataclass(frozen=True)
 class Simulation:
-    """What became of a schedule. All times are in the seconds of its task graph.
+    """The result of simulating a schedule. All times are in the seconds of its task graph.
 
     Attributes:
-        start: When each action starts.
-        end: When each action ends.
-        makespan_seconds: When the last action ends; the first starts at 0.
-        busy_seconds: Time each device works, by device index.
-        bubble: Share of all devices' time in which they are idle, 0 <= bubble <= 1.
-        live_activations: Most forward results, counted as (segment, microbatch), that each
-            device holds at once, by device index.
-        peak_in_flight: Most microbatches at once that have begun and not ended.
+        start: Start of each action.
+        end: End of each action.
+        makespan_seconds: End of the last action; the first starts at 0.
+        busy_seconds: Busy time of each device, by device index.
+        bubble: Idle share of all devices' time, 0 <= bubble <= 1.
+        live_activations: Maximum number of forward results, counted as (segment, microbatch), that
+            each device holds at once, by device index.
+        peak_in_flight: Maximum number of microbatches that are in flight at once.
     """
 
     start: Mapping[Action, float]
@@ -38,21 +38,20 @@ class Simulation:
 
 
 def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0) -> Simulation:
-    """Runs the orders with blocking semantics: each action as early as it can.
+    """Runs the orders with blocking semantics, each action as early as possible.
 
-    A forward result is held from the start of its action until the end of the last action
-    that uses it: of all that depend on it directly, and of all other actions of its segment
-    and microbatch. A recomputed one counts as if it were kept, which is an upper bound.
+    A forward result is held from the start of its action until the end of its last use: by all
+    direct dependents, and by all other actions of its segment and microbatch. A recomputed result
+    counts as if it were kept, which is an upper bound.
 
     Args:
         schedule: A valid schedule for `graph`; its `releases` are waited for too.
-        graph: The tasks and their durations, which may be others than those it was made
+        graph: The tasks and their durations, which may differ from those the schedule was made
             with.
-        transfer_seconds: What passes between an action and one on another device that waits
-            for it, >= 0.
+        transfer_seconds: Delay between an action and a dependent on another device, >= 0.
 
     Raises:
-        ScheduleError: If the schedule is not valid, or `transfer_seconds` is negative.
+        ScheduleError: If the schedule is invalid, or `transfer_seconds` is negative.
 
     Example:
         >>> from opensmp.compiler.schedule.simple import simple
@@ -85,7 +84,7 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
     busy = tuple(math.fsum(graph.seconds[action] for action in order) for order in schedule.orders)
     makespan = max(end.values(), default=0.0)
     available = graph.num_devices * makespan
-    # The makespan is a sum too, rounded in another order: an idle time must not be below 0.
+    # The makespan is a sum rounded in another order, so the difference may be slightly negative.
     idle = max(0.0, available - math.fsum(busy))
     return Simulation(
         start=start,
@@ -110,6 +109,7 @@ def _executable_order(
 def _live_activations(
     graph: TaskGraph, start: Mapping[Action, float], end: Mapping[Action, float]
 ) -> tuple[int, ...]:
+    """Returns the maximum number of forward results held by each device; see `simulate`."""
     last_use: dict[tuple[int, int], float] = {}
     for action, ended in end.items():
         key = action.segment, action.microbatch
@@ -137,8 +137,8 @@ def _flights(
 
 
 def _peak(intervals: Iterable[tuple[float, float]]) -> int:
-    """Most intervals [begin, end) that overlap: one may begin where another ends."""
-    # Ends sort before begins of the same moment.
+    """Returns the maximum number of overlapping half-open intervals [begin, end)."""
+    # Ends sort before begins at the same time.
     changes = sorted(
         change for begin, end in intervals if begin < end for change in ((begin, 1), (end, -1))
     )

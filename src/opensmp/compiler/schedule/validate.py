@@ -1,4 +1,4 @@
-"""Check that a schedule can run before anything runs."""
+"""Checks before execution that a schedule can run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.errors import ScheduleError
 
 _Places = Mapping[Action, list[tuple[int, int]]]
-"""Where the orders have each action: (device, position), usually one."""
+"""Maps an action to its (device, position) pairs in the orders, usually one."""
 
 _Homes = Mapping[Action, tuple[int, int]]
-"""The first place of each action in the order of its own device, if it has one there."""
+"""Maps an action to its first place in the order of its own device, if any."""
 
 
 def validate(schedule: Schedule, graph: TaskGraph) -> None:
-    """Checks a schedule against the tasks it is for.
+    """Checks a schedule against its task graph.
 
-    Every action must be there exactly once, on its own device, after what it needs on that
-    device; and the devices, each running its order and blocking where a dependency on
-    another device is not met, must all come to their ends.
+    Every action must occur exactly once, on its own device, after its dependencies on that device.
+    The devices, each running its order and blocking on unmet dependencies on other devices, must
+    not deadlock.
 
     Args:
         schedule: The schedule; its `releases` count as dependencies.
@@ -58,7 +58,7 @@ def validate(schedule: Schedule, graph: TaskGraph) -> None:
 
 
 def blocking_needs(schedule: Schedule, graph: TaskGraph) -> dict[Action, frozenset[Action]]:
-    """What each action waits for: its dependencies, and the schedule's releases."""
+    """Returns each action's dependencies, including the schedule's releases."""
     blockers = dict(graph.needs)
     for before, after in schedule.releases:
         blockers[after] = blockers.get(after, frozenset()) | {before}
@@ -74,6 +74,7 @@ def _places(schedule: Schedule) -> _Places:
 
 
 def _count_faults(schedule: Schedule, graph: TaskGraph, places: _Places) -> Iterable[str]:
+    """Yields faults about missing, unknown and duplicate actions and the number of orders."""
     if len(schedule.orders) != graph.num_devices:
         yield (
             f"devices: there are {len(schedule.orders)} orders for {graph.num_devices} devices; "
@@ -123,11 +124,10 @@ def _runs_too_late(needed: Action, action: Action, homes: _Homes) -> bool:
 def _deadlocks(
     schedule: Schedule, blockers: Mapping[Action, frozenset[Action]], homes: _Homes
 ) -> Iterable[str]:
-    """Runs the orders with blocking semantics and names each cycle of waiting devices.
+    """Runs the orders with blocking semantics and reports each cycle of waiting devices.
 
-    What the other checks report (actions missing or on another device, wrong orders on one
-    device) is taken as mended, and a cycle once reported as broken, so that each fault is
-    named once.
+    Faults that the other checks report (missing or misplaced actions, wrong orders on one device)
+    are assumed to be fixed, and a reported cycle to be broken, so that each fault is reported once.
     """
     orders = [
         [action for position, action in enumerate(order) if homes.get(action) == (device, position)]
@@ -176,7 +176,7 @@ def _behind(device: int, waited_for: Action, stuck: Mapping[int, Action]) -> str
 
 
 def _cycle(next_device: Mapping[int, int]) -> list[int]:
-    """The first cycle on the way from the smallest device, smallest device first."""
+    """Returns the first cycle reached from the smallest device, starting at its smallest device."""
     way: list[int] = []
     device = min(next_device)
     while device not in way:

@@ -1,1 +1,1 @@
-"""Trace: from a Keras model to one graph whose variables are inputs."""
+"""Tracing: turns a Keras model into one graph whose variables are inputs."""

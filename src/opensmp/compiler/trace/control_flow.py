@@ -1,4 +1,4 @@
-"""Loops, branches and calls: the graphs that one operation runs, and how often."""
+"""Loops, branches and calls: the function graphs that one operation runs, and trip counts."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 CONTROL_FLOW = LOOPS | BRANCHES | CALLS
-"""Types of operations that run functions."""
+"""Types of operations that run function graphs."""
 
 _MOST_STEPS_BACK = 16
 
 
 class Bodies(NamedTuple):
-    """What an operation runs.
+    """The function graphs that an operation runs.
 
     Attributes:
-        graphs: Function graphs: one of a loop or a call, several of a branch, of which one
-            runs.
-        skip: How many of the operation's first inputs the functions do not get.
-        trips: How often a loop's body runs; 1 for the others.
+        graphs: One graph for a loop or a call; several for a branch, of which one runs.
+        skip: Number of the operation's first inputs that are not passed to the functions.
+        trips: Number of iterations of a loop; 1 for the others.
     """
 
     graphs: tuple[Any, ...]
@@ -37,11 +36,11 @@ class Bodies(NamedTuple):
 
 
 def bodies(op: Op, unknown_size: int) -> Bodies | None:
-    """The functions that an operation runs; None if it runs none, or none that is known.
+    """Returns the functions that an operation runs; None if there are none or they are unknown.
 
     Args:
         op: The operation.
-        unknown_size: Length of a sequence whose length is not known.
+        unknown_size: Assumed length of a sequence of unknown length.
     """
     if op.type not in CONTROL_FLOW:
         return None
@@ -60,15 +59,15 @@ def bodies(op: Op, unknown_size: int) -> Bodies | None:
 
 
 def trip_count(loop: Op, unknown_size: int) -> int:
-    """How often the body of a loop runs.
+    """Returns the number of iterations of a loop.
 
-    It is the loop's maximum number of iterations, or the bound of a counter in its
-    condition, where these are known. Otherwise it is the length of the longest sequence
-    that the loop takes apart, and 1 if it takes none.
+    It is the loop's maximum number of iterations, or the bound of a counter in its condition, if
+    these are known. Otherwise it is the length of the longest sequence that the loop iterates over,
+    or 1 if there is none.
 
     Args:
         loop: A `While` operation.
-        unknown_size: Length of a sequence whose length is not known.
+        unknown_size: Assumed length of a sequence of unknown length.
     """
     counts = [_constant(loop.inputs[1])] if len(loop.inputs) > 1 else []
     counts += [_counted(loop)]
@@ -82,7 +81,7 @@ def trip_count(loop: Op, unknown_size: int) -> int:
 
 
 def _counted(loop: Op) -> float | None:
-    """Iterations until the loop's condition, or one of its conjunctions, ends a counter."""
+    """Returns the iterations until a counter ends the loop's condition or one of its conjuncts."""
     (condition,) = _private.function_graphs(loop, "cond")
     (body,) = _private.function_graphs(loop, "body")
     if condition is None or body is None:
@@ -102,7 +101,7 @@ def _counted(loop: Op) -> float | None:
 
 
 def _steps(loop: Op, condition: Any, body: Any, comparison: Op) -> float | None:
-    """Iterations while `counter < bound`, if the counter grows by a constant."""
+    """Returns the iterations while `counter < bound`, if the counter grows by a constant."""
     inputs = {id(tensor): i for i, tensor in enumerate(condition.inputs)}
     counter = inputs.get(id(comparison.inputs[0]))
     limit = inputs.get(id(comparison.inputs[1]))
@@ -134,7 +133,7 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def _constant(tensor: Tensor) -> float | None:
-    """The value of a scalar, or the largest of a tensor that is only passed on to a maximum."""
+    """Returns the value of a constant scalar or the maximum of a constant tensor, else None."""
     for _ in range(_MOST_STEPS_BACK):
         value = tf.get_static_value(tensor)
         if value is not None:
@@ -146,7 +145,7 @@ def _constant(tensor: Tensor) -> float | None:
 
 
 def _length(sequence: Tensor, unknown_size: int) -> int:
-    """Number of elements of a tensor list; 1 if it is not known to be made of a sequence."""
+    """Returns the number of elements of a tensor list; 1 if its origin is not a known sequence."""
     if sequence.op.type == "TensorListFromTensor":
         shape = sequence.op.inputs[0].shape
         size = shape[0] if shape.rank else None

@@ -1,4 +1,4 @@
-"""Through which tensors gradients can flow."""
+"""Determines through which tensors gradients can flow."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Tensor = Any
 
 
 def is_differentiable(tensor: Tensor) -> bool:
-    """Whether gradients can flow through a tensor of this dtype."""
+    """Returns whether gradients can flow through a tensor of this dtype."""
     return bool(tensor.dtype.is_floating or tensor.dtype.is_complex or tensor.dtype == tf.variant)
 
 
 def is_differentiable_number(tensor: Tensor) -> bool:
-    """The same, for tensors of numbers alone: a `tf.variant` stands for a list of tensors."""
+    """Does the same as `is_differentiable`, but excludes `tf.variant` (lists of tensors)."""
     return is_differentiable(tensor) and tensor.dtype != tf.variant

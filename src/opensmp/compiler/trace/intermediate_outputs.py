@@ -13,17 +13,17 @@ Tensor = Any
 
 
 def taps(traced: TracedGraph) -> dict[int, Tensor]:
-    """Tensors inside a model that it gives out, and that further outputs are computed from.
+    """Returns the inner tensors that a model returns and that further outputs are computed from.
 
-    A gradient of the latter with respect to the former must pass the very tensor that the caller
-    has, so that a segment has to end there.
+    A gradient of the latter with respect to the former must pass through the very tensor that the
+    caller has, so a segment has to end there.
 
     Args:
         traced: The traced model.
 
     Returns:
-        Id of the output, which is an identity, to the tensor inside; only where gradients may
-        flow.
+        Maps the id of the output (an identity) to the inner tensor, for differentiable tensors
+            only.
     """
     ends = {tensor.op for tensor in traced.results}
     left_out = replicated(traced) | traced.sources
@@ -39,7 +39,7 @@ def taps(traced: TracedGraph) -> dict[int, Tensor]:
 
 
 def cuts(traced: TracedGraph) -> frozenset[tuple[Op, Op]]:
-    """Pairs (maker, reader) of a tensor of `taps`, between which a segment has to end."""
+    """Returns pairs (producer, reader) of the tensors of `taps`, which need separate segments."""
     ends = {tensor.op for tensor in traced.results}
     return frozenset(
         (tensor.op, reader) for tensor in taps(traced).values() for reader in _readers(tensor, ends)
@@ -47,12 +47,12 @@ def cuts(traced: TracedGraph) -> frozenset[tuple[Op, Op]]:
 
 
 def _readers(tensor: Tensor, ends: set[Any]) -> list[Any]:
-    """Operations that compute something of a tensor, and do not only give it out."""
+    """Returns the consumers of a tensor, except those that only return it."""
     return [op for op in tensor.consumers() if not (op in ends and op.type == "Identity")]
 
 
 def _leads_out(op: Any, ends: set[Any]) -> bool:
-    """Whether a gradient of a result may flow to an operation."""
+    """Returns whether a gradient of a result can flow to an operation."""
     stack, seen = [op], {op}
     while stack:
         reached = stack.pop()

@@ -1,9 +1,9 @@
-"""Layer calls: the operations of a traced graph under names that a person can read.
+"""Layer calls: groups the operations of a traced graph under readable labels.
 
 A call is labelled with the names of the layers around it, without the model's own:
-`encoder/block_3/attention`. Where a name comes again below the same parent, because a layer
-is called twice or two layers share a name, its number follows: `encoder/dense#2`. What no
-layer made, and what the model's own `call` makes, has the label `*`.
+`encoder/block_3/attention`. If a name repeats below the same parent, because a layer is called
+twice or two layers share a name, a number is appended: `encoder/dense#2`. Operations outside of
+layers, including those of the model's own `call`, have the label `*`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from opensmp.compiler.trace.trace import TracedGraph
 MODEL = "*"
 """Label of the operations that belong to no layer but the model itself."""
 
-# Keras and TensorFlow number names in the order in which a process makes them, so the same
-# model gets other numbers where something else was made before.
-# The pattern is that of the name read backwards, where each match begins at an end: forwards, a
-# long row of numbers in the middle of a name would be tried from each of them on.
+# Keras and TensorFlow number names in the order of creation within a process, so the same model
+# gets other numbers if other objects were created before.
+# The pattern is for the reversed name, where each match starts at a boundary: forwards, matching
+# would be retried from each number of a long row in the middle of a name.
 _NUMBERS = re.compile(r"(?:^|(?<=[/#]))(?:[0-9]+_)+|(?:^|(?<=/))[0-9]+#")
 
 
 class Piece(NamedTuple):
-    """Operations of one layer call that stay together.
+    """Operations of one layer call that are placed as a whole.
 
     Attributes:
         name: Name within its call.
-        operations: Names of the operations, in the order of the graph.
+        operations: Names of the operations, in graph order.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Piece(NamedTuple):
 
 
 class LayerCall(NamedTuple):
-    """One call of one layer, with the operations made by itself, not by layers inside.
+    """One call of one layer, with its own operations but without those of inner layers.
 
     Attributes:
-        label: See the module.
-        pieces: Its operations; none if all its work is done by layers inside, or if it does
-            nothing, as Dropout in inference.
+        label: See the module docstring.
+        pieces: Its operations; empty if inner layers do all its work, or if it does nothing, like
+            Dropout in inference.
     """
 
     label: str
@@ -55,20 +55,20 @@ class LayerCall(NamedTuple):
 
 
 def operation_labels(traced: TracedGraph) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The labels of all layer calls, and the innermost one of each operation.
+    """Returns the labels of all layer calls, and the innermost label of each operation.
 
     Args:
         traced: The traced model.
 
     Returns:
-        Labels in the order of the calls, the model first; and operation name to label,
-        without inputs, variables and captures.
+        Labels in the order of the calls, the model first; and operation name to label, without
+            inputs, variables and captures.
     """
     labels = [MODEL]
     owner = [MODEL] * len(traced.operations)
     seen: dict[str, int] = {}
     around: list[str] = []
-    for span in traced.spans:  # in order of start; outer spans before inner ones
+    for span in traced.spans:  # ordered by start, outer spans before inner ones
         if span.depth == 0 and span.layer.name == traced.name:
             around = [MODEL]
             label = MODEL
@@ -96,11 +96,11 @@ def layer_calls(
 
     Args:
         traced: The traced model.
-        groups: Pairs (name, names of operations) of what stays together. What is in no
-            group makes up one piece of its call.
+        groups: Pairs (name, names of operations) that become pieces. Operations in no group form
+            one piece per call.
 
     Returns:
-        All layer calls in their order.
+        All layer calls in order.
     """
     labels, label_of = operation_labels(traced)
     group_of: dict[str, tuple[int, str]] = {}
@@ -121,7 +121,7 @@ def _pieces(label: str, groups: dict[tuple[int, str], list[str]]) -> Iterable[Pi
 
 
 def stem(name: str) -> str:
-    """A label or the name of an operation without the numbers that differ between processes.
+    """Strips the numbers that differ between processes from a label or operation name.
 
     Example:
         >>> stem("sequential_1/dense_2_1/MatMul_3"), stem("encoder/dense_4#2")
@@ -131,7 +131,7 @@ def stem(name: str) -> str:
 
 
 def numbered_stems(operations: Iterable[str]) -> list[tuple[str, int]]:
-    """Each operation's stem, and how often that stem was there before.
+    """Returns each operation's stem and the number of earlier occurrences of that stem.
 
     Example:
         >>> numbered_stems(["dense/MatMul", "dense/Add", "dense/Add_1"])

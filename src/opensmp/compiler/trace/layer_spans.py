@@ -1,4 +1,4 @@
-"""Which operations of a graph belong to which call of which layer."""
+"""Records which operations of a graph belong to which call of which layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from opensmp import _private
 
 @dataclass(frozen=True)
 class LayerSpan:
-    """The operations `start <= index < stop` made by one call of one layer.
+    """The operations `start <= index < stop` created by one call of one layer.
 
     Attributes:
         layer: The Keras layer.
         call_index: 0 for the layer's first call in the graph, 1 for its second, ...
-        depth: Number of layer calls around this one; 0 for the model itself.
+        depth: Number of enclosing layer calls; 0 for the model itself.
         start: Index of its first operation in the graph.
         stop: One past the index of its last operation.
     """
@@ -36,10 +36,10 @@ class LayerSpan:
 
 @contextlib.contextmanager
 def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
-    """Yields a list that fills with the spans of layer calls made in `graph`, as they begin.
+    """Yields a list that fills with the spans of layer calls in `graph`, ordered by start.
 
-    Calls inside nested functions (loop bodies, branches) belong to the span of
-    the operation that calls the function, and are not listed.
+    Calls inside nested functions (loop bodies, branches) belong to the span of the operation that
+    runs the function, and are not listed.
     """
     spans: list[LayerSpan] = []
     stack: list[Any] = []
@@ -54,7 +54,7 @@ def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
         call_index = calls.get(id(layer), 0)
         calls[id(layer)] = call_index + 1
         stack.append(layer)
-        position = len(spans)  # outer calls begin first, and so they come first
+        position = len(spans)  # outer calls begin first and must be listed first
         spans.append(LayerSpan(layer, call_index, depth, start, start))
         try:
             yield

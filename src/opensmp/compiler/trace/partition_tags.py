@@ -1,8 +1,8 @@
-"""Marks operations with the partition that the user asked for.
+"""Tags operations with the partition that the user requested.
 
-Two moments matter: while a model is traced, operations of the trace graph are
-marked; while a Functional model is being built, the nodes of its layer graph
-are, and their operations follow when the model is traced later.
+While a model is traced, operations of the trace graph are tagged. While a Functional model is being
+built, the nodes of its layer graph are tagged, and their operations inherit the tag when the model
+is traced later.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _node_tags: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
 
 def traced_graph() -> Any | None:
-    """The graph that a model is being traced into on this thread, or None."""
+    """Returns the graph that a model is being traced into on this thread, or None."""
     return getattr(_local, "graph", None)
 
 
 @contextlib.contextmanager
 def tracing_into(graph: Any) -> Iterator[None]:
-    """Lets `tag` mark the operations of `graph`, also through Functional nodes."""
+    """Makes `tag` apply to the operations of `graph`, also through Functional nodes."""
     outer, _local.graph = traced_graph(), graph
     try:
         with _private.functional_nodes(_around_node):
@@ -40,11 +40,11 @@ def tracing_into(graph: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tag(partition: int) -> Iterator[None]:
-    """Marks what is created inside with `partition`; the innermost mark wins.
+    """Tags everything created inside with `partition`; the innermost tag applies.
 
     Raises:
-        PartitionError: inside the body of a loop, of a branch or of a nested
-            `tf.function`, which run as one operation and cannot be cut.
+        PartitionError: Inside the body of a loop, of a branch or of a nested `tf.function`, which
+            run as one operation and cannot be cut.
     """
     graph = traced_graph()
     if graph is None:

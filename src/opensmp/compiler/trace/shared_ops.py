@@ -1,4 +1,4 @@
-"""Which operations every segment makes for itself, so that no value need travel."""
+"""Determines which operations are replicated into every segment to avoid transfers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ _MAX_REPLICATED_ELEMENTS = 1024
 
 
 def replicated(traced: TracedGraph) -> frozenset[Op]:
-    """Small operations on constants and integer state (shapes, seeds).
+    """Returns the small operations on constants and integer state (shapes, seeds).
 
-    They are copied into every segment that reads them, so they belong to no
-    partition, and cost next to nothing.
+    They are copied into every segment that reads them, so they belong to no partition, and their
+    cost is negligible.
 
     Args:
         traced: The traced model.
 
     Returns:
-        Operations that depend on nothing but constants, and those that besides
-        depend on integer variables which the model counts up, and make integer
-        tensors of at most 1,024 elements.
+        Operations that depend on constants only, and those that also depend on integer variables
+            that the model updates and that produce integer tensors of at most 1,024 elements.
     """
     state = {id(variable) for variable, _ in traced.updates}
     shareable = {

@@ -1,4 +1,4 @@
-"""Nested arguments and results, taken apart into tensors and the rest."""
+"""Flattens nested arguments and results into tensors and other leaves."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Structure:
 
     Attributes:
         template: The nest itself.
-        leaves: Its flat leaves; composite tensors count as their components.
-        is_tensor: Which of the leaves are tensors.
+        leaves: Its flat leaves, with composite tensors expanded to their components.
+        is_tensor: Whether each leaf is a tensor.
     """
 
     template: Any
@@ -29,7 +29,7 @@ class Structure:
 
     @classmethod
     def of(cls, nest: Any) -> Structure:
-        """Takes a nest apart; arrays and variables become tensors.
+        """Flattens a nest; arrays and variables become tensors.
 
         Example:
             >>> Structure.of({"x": tf.ones([2]), "training": True}).tensors
@@ -56,7 +56,7 @@ class Structure:
         )
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:
-        """The same nest with other tensors in the tensors' places."""
+        """Returns the same nest with its tensors replaced."""
         waiting = iter(tensors)
         leaves = [
             next(waiting) if is_tensor else leaf
@@ -65,7 +65,7 @@ class Structure:
         return tf.nest.pack_sequence_as(self.template, leaves, expand_composites=True)
 
     def signature(self) -> str:
-        """Equal for two nests of the same shape, specs and other leaves."""
+        """Returns a text that is equal for nests of equal structure, specs and other leaves."""
         specs = [
             (leaf.shape.as_list() if leaf.shape.rank is not None else None, leaf.dtype.name)
             if is_tensor

@@ -1,4 +1,4 @@
-"""One call of a model as one graph: inputs, variables and state are explicit."""
+"""Traces one call of a model into one graph with explicit inputs, variables and state."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Tensor = Any
 
 @dataclass(frozen=True, eq=False)
 class TracedGraph:
-    """What a model computes, as a graph in which nothing is hidden.
+    """A traced model: its graph with explicit inputs, variables, captures and state updates.
 
     Attributes:
         name: Name of the model.
         graph: The function graph.
         operations: Its operations after the trace, in topological order.
-        inputs: Placeholders of the call's tensor arguments.
+        inputs: Placeholders of the call's tensor arguments, then of their Keras masks.
         variables: Placeholders of the variables read.
-        captures: Pairs (tensor outside, placeholder) of everything else that comes
-            from outside: constants, lookup tables, other resources.
-        outputs: Flat output tensors; each is made by an identity operation of its own.
-        output_structure: How to pack them (and the non-tensor leaves) again.
-        masks: Keras masks of the outputs, None where an output has none.
-        logits: What outputs that are probabilities were made from, None elsewhere; Keras'
-            cross-entropies use it.
+        captures: Pairs (tensor outside, placeholder) of everything else that comes from outside:
+            constants, lookup tables, other resources.
+        outputs: Flat output tensors; each is produced by its own identity operation.
+        output_structure: The structure to pack them (and the non-tensor leaves) into.
+        masks: Keras masks of the outputs, None for an output without a mask.
+        logits: The logits of outputs that are probabilities, None for the others; Keras'
+            cross-entropies use them.
         losses: Scalars added by `add_loss` and by activity regularisers.
-        updates: Pairs (variable, tensor): variables that the call assigns to.
+        updates: Pairs (variable, new value) of the variables that the call assigns to.
         spans: The operations of each layer call.
-        new_variables: Variables made during the trace, not yet allocated.
+        new_variables: Variables created during the trace, not yet allocated.
     """
 
     name: str
@@ -67,7 +67,7 @@ class TracedGraph:
 
     @cached_property
     def results(self) -> tuple[Tensor, ...]:
-        """All tensors that leave the graph: outputs and what goes with them, new state."""
+        """All tensors that leave the graph: outputs, masks, logits, losses and new state."""
         beside = [tensor for tensor in (*self.masks, *self.logits) if tensor is not None]
         return (*self.outputs, *beside, *self.losses, *(value for _, value in self.updates))
 
@@ -80,13 +80,13 @@ class TracedGraph:
 
 
 def call_inputs(call: Structure) -> tuple[Tensor, ...]:
-    """What a traced graph takes for such a call: its tensors, then their Keras masks."""
+    """Returns the inputs of a traced graph for a call: its tensors, then their Keras masks."""
     masks = [_private.get_mask(tensor) for tensor in call.tensors]
     return (*call.tensors, *(mask for mask in masks if mask is not None))
 
 
 def call_signature(call: Structure) -> tuple[Any, ...]:
-    """Equal for two calls that one traced graph can serve."""
+    """Returns a key that is equal for calls that one traced graph can serve."""
     return (call.signature(), *(_private.get_mask(tensor) is not None for tensor in call.tensors))
 
 
@@ -97,13 +97,13 @@ def trace(
 
     Args:
         call: The model's plain forward call.
-        args: Positional arguments; tensors give shape and dtype only.
+        args: Positional arguments; only shape and dtype of tensors are used.
         kwargs: Keyword arguments, likewise.
         name: Name of the model, for messages.
 
     Raises:
-        TraceError: if the model does something one graph cannot express.
-        PartitionError: if an `smp.partition` context lies inside a loop body.
+        TraceError: If the model does something that one graph cannot express.
+        PartitionError: If an `smp.partition` context lies inside a loop body.
     """
     structure = Structure.of((tuple(args), dict(kwargs)))
     graph = _private.new_graph(f"trace_{name}")
@@ -150,7 +150,7 @@ def trace(
 
 
 def _refuse_tensors_around(name: str, captures: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """A tensor of the function around the call differs between microbatches, and is no argument."""
+    """Rejects captured symbolic tensors: they differ between microbatches but are not arguments."""
     read = [outer.name for outer, _ in captures if hasattr(outer, "graph")]
     if read:
         more = f" and {len(read) - 1} more" if len(read) > 1 else ""
@@ -164,7 +164,7 @@ def _refuse_tensors_around(name: str, captures: Sequence[tuple[Tensor, Tensor]])
 
 
 def _own(graph: Any, tensor: Tensor, what: str) -> Tensor:
-    """The tensor as the result of an operation of its own, on its producer's partition."""
+    """Returns the tensor through its own identity operation, on its producer's partition."""
     producer = getattr(tensor, "graph", graph)
     if producer is not graph:
         raise TraceError(

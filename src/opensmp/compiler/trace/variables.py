@@ -19,7 +19,7 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class VariableInput:
-    """A variable and the placeholder that stands for its value in the graph.
+    """A variable and the placeholder of its value in the graph.
 
     Attributes:
         variable: A `keras.Variable` or a `tf.Variable`.
@@ -36,39 +36,39 @@ class VariableInput:
 
 
 def is_keras(variable: Variable) -> bool:
-    """Whether this is a Keras variable rather than a plain `tf.Variable`."""
+    """Returns whether this is a Keras variable rather than a plain `tf.Variable`."""
     return isinstance(variable, keras.Variable)
 
 
 def variable_name(variable: Variable) -> str:
-    """The path of a Keras variable, the name of a `tf.Variable`."""
+    """Returns the path of a Keras variable or the name of a `tf.Variable`."""
     return str(variable.path if is_keras(variable) else variable.name)
 
 
 def tf_variable(variable: Variable) -> Any:
-    """The `tf.Variable` that holds the memory."""
+    """Returns the underlying `tf.Variable`."""
     return _private.storage(variable) if is_keras(variable) else variable
 
 
 def tf_dtype(variable: Variable) -> Any:
-    """The dtype that a variable is stored in."""
+    """Returns the dtype that a variable is stored in."""
     return _private.variable_dtype(variable) if is_keras(variable) else variable.dtype
 
 
 def is_trainable(variable: Variable) -> bool:
-    """Whether gradients with respect to the variable are wanted by default."""
+    """Returns whether a variable is trainable and of a floating or complex dtype."""
     dtype = tf_dtype(variable)
     return bool(variable.trainable) and (dtype.is_floating or dtype.is_complex)
 
 
 def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
-    """What a read gives after `value` was assigned to a variable.
+    """Returns the result of a read after `value` was assigned to a variable.
 
-    As in plain TensorFlow, the gradient of such a read belongs to the variable and
-    does not flow on into what was assigned.
+    As in plain TensorFlow, the gradient of such a read belongs to the variable and does not flow
+    into the assigned value.
 
     Args:
-        value: The value assigned.
+        value: The assigned value.
         variable: The variable as an input: its placeholder, or a read of it.
     """
     with _private.stop_recording():
@@ -78,11 +78,11 @@ def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
 
 
 class VariableScope(keras.StatelessScope):
-    """Collects what a model reads from and writes to its variables while traced.
+    """Collects a model's reads of and assignments to its variables during a trace.
 
-    On its first read a variable, Keras' or TensorFlow's, gets one placeholder in
-    the root graph; a later read in the same trace sees the newest assigned value.
-    Nothing is allocated and no variable changes.
+    On its first read, a Keras or TensorFlow variable gets one placeholder in the root graph; later
+    reads in the same trace return the newest assigned value. Nothing is allocated and no variable
+    changes.
     """
 
     def __init__(self, graph: Any) -> None:
@@ -106,18 +106,18 @@ class VariableScope(keras.StatelessScope):
 
     @property
     def updates(self) -> tuple[tuple[Variable, Tensor], ...]:
-        """Pairs (variable, new value) of the variables assigned to."""
+        """Pairs (variable, new value) of the assigned variables."""
         pairs = []
         for key, variable in self._written.items():
             with self._graph.as_default():
                 pairs.append((variable, tf.convert_to_tensor(self._assigned[key])))
         return tuple(pairs)
 
-    # Keras asks these two for its own variables.
+    # Keras calls the next two methods for its own variables.
 
     def get_current_value(self, variable: Variable) -> Tensor:
-        """The variable's placeholder, or the newest value assigned in this trace."""
-        if tf.executing_eagerly():  # in a layer's build, which knows no graph
+        """Returns the newest value assigned in this trace, or else the variable's placeholder."""
+        if tf.executing_eagerly():  # in a layer's `build`, which runs outside of the graph
             if not _private.is_initialized(variable):
                 _private.initialize_on(variable, "CPU:0")
             return tf.convert_to_tensor(_private.storage(variable))
@@ -128,11 +128,11 @@ class VariableScope(keras.StatelessScope):
         return value
 
     def add_update(self, update: tuple[Variable, Tensor]) -> None:
-        """Takes an assignment as the variable's new value."""
+        """Records an assignment as the variable's new value."""
         variable, value = update
         super().add_update((variable, self._assign(variable, value)))
 
-    # The same for `tf.Variable`s.
+    # The equivalent methods for `tf.Variable`s.
 
     def _read_raw(self, variable: Variable) -> Tensor | None:
         outside = tf.executing_eagerly() or _private.in_symbolic_scope()
@@ -149,12 +149,12 @@ class VariableScope(keras.StatelessScope):
         return True
 
     def _assign(self, variable: Variable, value: Tensor) -> Tensor:
-        """Notes an assignment; what reads of the variable give from now on."""
+        """Records an assignment and returns the result of later reads."""
         self._check_graph(variable, value)
         self._written[id(variable)] = variable
         self._assigned[id(variable)] = value
         if not is_trainable(variable):
-            return tf.stop_gradient(value)  # it is read from the variable, as far as tapes know
+            return tf.stop_gradient(value)  # for tapes, a read of the variable
         if id(variable) not in self._inputs:
             self._placeholder(variable, variable.shape, tf_dtype(variable))
         return read_after_assignment(value, self._inputs[id(variable)].placeholder)
@@ -178,5 +178,5 @@ class VariableScope(keras.StatelessScope):
 
 
 def _lives_outside(variable: Variable) -> bool:
-    """Whether the variable is a real one, not made inside some function graph."""
+    """Returns whether the variable was created outside of any function graph."""
     return not hasattr(variable.handle, "graph")

@@ -1,1 +1,1 @@
-"""Authenticated connections between the processes of a run."""
+"""Authenticated control connections between the processes of a run."""

@@ -1,13 +1,13 @@
-"""Messages between two processes that know the same secret.
+"""Authenticated TCP channel for control messages between two processes of a run.
 
-Small JSON objects over TCP, for everything that is not data: the exchange of addresses at the
-start, and signs of life afterwards. Tensors and objects never travel this way.
+Carries small JSON objects: the exchange of addresses at the start, and heartbeats and control
+messages afterwards. Tensors and pickled objects never use it.
 
-A message is its length (4 bytes), its HMAC-SHA256 (32 bytes), and its text. The HMAC is made
-with the run's token, and covers how many messages went before it in this direction; once
-`opensmp.distributed.channel.handshake` has drawn numbers for the connection, each direction has a
-key of its own. So nothing that a stranger says, repeats or turns back counts. What is sent is not
-hidden from those who can read the network.
+A message is its length (4 bytes), its HMAC-SHA256 (32 bytes), and its JSON text. The HMAC key is
+the run's token, and the HMAC covers the sequence number of the message in its direction. The
+handshake (`opensmp.distributed.channel.handshake`) replaces the key by one per connection and
+direction. Forged, replayed and reflected messages are therefore rejected. Messages are not
+encrypted.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ Message = dict[str, Any]
 
 
 class Closed(ConnectionError):
-    """The other side is gone."""
+    """The other side has closed the connection."""
 
 
 class UnsignedError(PermissionError):
     """A message was not signed with the token of this run.
 
     Attributes:
-        text: What stood in it. Any stranger may have written it.
+        text: The unauthenticated content; anyone may have written it.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -56,11 +56,11 @@ class Channel:
     Args:
         connection: A connected socket.
         token: The secret of the run.
-        most_bytes: How long a message that comes may be. What is longer is not read.
+        most_bytes: Maximum length of a received message; longer ones are not read.
 
     Attributes:
-        connection: The same.
-        most_bytes: The same, to be changed when more is known of the other side.
+        connection: The socket.
+        most_bytes: As above; may be raised once the other side is authenticated.
 
     Example:
         ```python
@@ -76,21 +76,22 @@ class Channel:
         self.connection = connection
         self._out = self._in = hashlib.sha256(os.fsencode(token)).digest()
         self._sent = self._received = 0
-        self._arrived = bytearray()  # of a message that is not there in full
-        self._unsent = memoryview(b"")  # the rest of a message, whose time was over
+        self._arrived = bytearray()  # an incomplete incoming message
+        self._unsent = memoryview(b"")  # the rest of a message whose sending timed out
         self._sending = threading.Lock()
         connection.setblocking(False)
         with contextlib.suppress(OSError):  # a local socket has no such options
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def agree(self, numbers: str, *, listens: bool) -> None:
-        """Goes over to keys that are only for this connection, one for each direction.
+        """Switches to keys for this connection only, one per direction.
 
         Args:
-            numbers: What both sides have drawn for it.
-            listens: Whether this is the side that was visited.
+            numbers: The random numbers of both sides.
+            listens: Whether this side accepted the connection.
         """
-        # What a stranger has sent may be text that UTF-8 has no bytes for.
+        # A number received from an unknown process may contain surrogates, which UTF-8 cannot
+        # encode.
         text = numbers.encode("utf-8", "surrogatepass")
         host, guest = (_sign(self._out, who + text) for who in (b"host ", b"guest "))
         self._out, self._in = (host, guest) if listens else (guest, host)
@@ -100,7 +101,7 @@ class Channel:
         """Sends one message.
 
         Raises:
-            OSError: The other side is gone, or has read nothing for that long.
+            OSError: The other side is gone, or has read nothing for `seconds`.
         """
         text = json.dumps(message).encode()
         end = time.monotonic() + seconds
@@ -113,21 +114,20 @@ class Channel:
                 if len(rest) == len(framed):
                     raise TimeoutError("the other side does not read")
                 self._sent += 1
-                self._unsent = rest  # goes before the next message
+                self._unsent = rest  # sent before the next message
             if self._unsent:
                 raise TimeoutError("the other side does not read")
 
     def receive(self, seconds: float | None = None) -> Message:
-        """The next message.
+        """Returns the next message.
 
         Args:
-            seconds: How long to wait for it; None for ever. What has come of it until then is
-                kept for the next call.
+            seconds: Time limit; None for none. A partly received message is kept for the next call.
 
         Raises:
-            TimeoutError: It did not come in full.
+            TimeoutError: The message was not complete in time.
             Closed: The other side is gone.
-            PermissionError: What came is no message of this run.
+            PermissionError: The data is not a message of this run.
         """
         end = None if seconds is None else time.monotonic() + seconds
         while (message := self.receive_now()) is None:
@@ -138,11 +138,11 @@ class Channel:
         return message
 
     def receive_now(self) -> Message | None:
-        """The next message if it is there in full, else None.
+        """Returns the next message if it is complete, else None.
 
         Raises:
             Closed: The other side is gone.
-            PermissionError: What came is no message of this run.
+            PermissionError: The data is not a message of this run.
         """
         if not self._fill(_HEAD_BYTES):
             return None
@@ -164,17 +164,17 @@ class Channel:
         return message
 
     def fileno(self) -> int:
-        """For a selector; -1 once it is closed."""
+        """File descriptor for selectors; -1 once it is closed."""
         return self.connection.fileno()
 
     def close(self) -> None:
-        """Ends the connection; nothing happens if it has ended."""
+        """Closes the connection; may be called again."""
         with contextlib.suppress(OSError):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
     def _push(self, data: memoryview, end: float) -> memoryview:
-        """Sends what it can until then; gives the rest."""
+        """Sends as much as possible until `end`; returns the rest."""
         while data:
             try:
                 data = data[self.connection.send(data, socket.MSG_NOSIGNAL) :]
@@ -185,7 +185,7 @@ class Channel:
         return data
 
     def _fill(self, count: int) -> bool:
-        """Reads until so many bytes of the message are there; False if they are not yet."""
+        """Reads until `count` bytes of the message have arrived; False if they have not yet."""
         while len(self._arrived) < count:
             try:
                 part = self.connection.recv(min(count - len(self._arrived), 1 << 16))
@@ -200,13 +200,13 @@ class Channel:
 
 
 def readable(channels: Iterable[Channel], seconds: float | None) -> list[Channel]:
-    """Those of which something has come, or whose other side is gone.
+    """Channels with incoming data, or whose other side is gone.
 
-    Other than `select`, it takes descriptors of any number.
+    Unlike `select`, it supports file descriptors of any number.
 
     Args:
-        channels: Where something may come.
-        seconds: How long to wait; None for ever.
+        channels: The channels to wait for.
+        seconds: Time limit; None for none.
 
     Example:
         ```python
@@ -225,7 +225,7 @@ def readable(channels: Iterable[Channel], seconds: float | None) -> list[Channel
 
 
 def parse(text: bytes) -> Message | None:
-    """The JSON object that is written there; None if there is none."""
+    """The JSON object in a text; None if it is not one."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):

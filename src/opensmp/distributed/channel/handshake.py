@@ -1,13 +1,13 @@
-"""How two processes of a run make sure that they know the same secret.
+"""Mutual authentication of two processes of a run.
 
-The guest, who has connected, knocks; the host answers with a number that it has drawn, and what
-the guest says after that is signed with a key of both their numbers. So what was overheard at
-another time is of no use, and neither side acts on anything before the other has shown that it
-knows the token. Without a secret token the system says which user the other side belongs to, as
-long as it is on the same machine: it must be that of this process.
+The guest connects and sends a knock with a random number; the host answers with its own random
+number, and all further messages are signed with keys derived from both. A recorded connection can
+therefore not be replayed, and neither side acts on a message before the other has proved that it
+knows the token. If the token is not secret, the operating system tells which user owns the other
+end of a local connection: it must be the user of this process.
 
-A host reads from all guests side by side. One that says nothing, or trickles, costs nobody time,
-and is sent away after a while.
+The host serves all guests concurrently. Guests that send nothing, or send slowly, delay no other
+guest and are disconnected after a time limit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from opensmp.distributed.channel.peer_owner import NOBODY, owner
 TOKEN_VARIABLE = "OPENSMP_RUN_TOKEN"
 
 _KNOCK_SECONDS = 5.0
-_HELLO_SECONDS = 15.0  # the guest has shown by then that it knows the token
+_HELLO_SECONDS = 15.0  # for the first message of a guest that knows the token
 _KNOCK_BYTES, _HELLO_BYTES = 1 << 10, 1 << 16
 _MOST_GUESTS = 256
 _MOST_AT_ONCE = 64
@@ -38,11 +38,11 @@ _FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Secret(NamedTuple):
-    """What the processes of a run have in common.
+    """The token that the processes of a run share.
 
     Attributes:
-        token: Secret, or name, of the run.
-        is_secret: Whether it is one; else processes of this machine must be of the same user.
+        token: Secret token, or public name, of the run.
+        is_secret: Whether it is secret; if not, processes of this machine must have the same user.
     """
 
     token: str
@@ -50,16 +50,16 @@ class Secret(NamedTuple):
 
 
 class StrangerError(PermissionError):
-    """The other side is no process of this run, or does not take this one for one."""
+    """The other side is not a process of this run, or does not accept this one as such."""
 
 
 @dataclass(frozen=True)
 class Guest:
-    """One who knows the token.
+    """An authenticated process.
 
     Attributes:
         channel: The connection.
-        host: The address that it came from.
+        host: The address it connected from.
         hello: Its first message.
     """
 
@@ -70,7 +70,7 @@ class Guest:
 
 @dataclass
 class _Visit:
-    """A connection whose other side is not known yet."""
+    """A connection that is not authenticated yet."""
 
     channel: Channel
     host: str
@@ -79,7 +79,9 @@ class _Visit:
 
 
 def has(message: Message, **types: type) -> bool:
-    """Whether a message has fields of these types; a Boolean is no number, and none has 64 bits.
+    """Whether a message has fields of exactly these types; integers have at most 63 bits.
+
+    A Boolean is not an integer here.
 
     Example:
         ```python
@@ -90,7 +92,7 @@ def has(message: Message, **types: type) -> bool:
         value = message.get(name)
         if type(value) is not kind:
             return False
-        # Python does not print thousands of digits.
+        # Python refuses to print integers of thousands of digits.
         if isinstance(value, int) and value.bit_length() > 63:
             return False
     return True
@@ -99,21 +101,21 @@ def has(message: Message, **types: type) -> bool:
 def introduce(
     connection: socket.socket, secret: Secret, rank: int, size: int, seconds: float
 ) -> Channel:
-    """Shows the host of a run that this process belongs to it, and has the host show it.
+    """Authenticates this process and the host of a run to each other, from the guest's side.
 
     Args:
-        connection: The connection to the host; it is closed if this raises.
-        secret: What both know.
+        connection: The connection to the host; closed if this raises.
+        secret: The token that both share.
         rank: Rank of this process.
         size: Number of ranks.
-        seconds: How long to wait for the answer.
+        seconds: Time limit for the answer.
 
     Returns:
-        The channel, on which the host expects the first message.
+        The channel, on which the host expects the hello message.
 
     Raises:
-        StrangerError: The host knows another secret, is of another user, or is none.
-        OSError: It is gone, or did not answer.
+        StrangerError: The host knows another token, belongs to another user, or is not a host.
+        OSError: The host is gone, or did not answer.
 
     Example:
         ```python
@@ -129,7 +131,7 @@ def introduce(
         try:
             answer = channel.receive(seconds)
         except UnsignedError as error:
-            answer = parse(error.text) or {}  # whose it is, is not known: good for an error only
+            answer = parse(error.text) or {}  # not authenticated: for errors only
             if has(answer, kind=str, to=str, secret=bool) and answer["to"] == number:
                 raise StrangerError(difference(secret, answer)) from None
             raise
@@ -153,12 +155,12 @@ def introduce(
 
 
 def difference(own: Secret, other: Message) -> str:
-    """Why the other side is a stranger, in words.
+    """Describes why the other side does not belong to the run.
 
     Args:
         own: The secret of this process.
-        other: What the other side says: whether it has a `secret`, and whether it is of another
-            `user`.
+        other: What the other side says: whether its token is `secret`, and whether it belongs to
+            another `user`.
     """
     mine, its = own.is_secret, other.get("secret") is True
     if other.get("user") is True:
@@ -173,13 +175,13 @@ def difference(own: Secret, other: Message) -> str:
 
 
 class Reception:
-    """The side that listens: it hears many guests at the same time.
+    """The host's side of the handshake, for many guests concurrently.
 
     Args:
-        listener: A socket that listens; it stays the caller's.
+        listener: A listening socket; the caller closes it.
         secret: What guests must know.
-        on_stranger: Called with a message and the reason when a process that knows another
-            secret says that it is a rank.
+        on_stranger: Called with the knock and the reason when a process that claims a rank of the
+            run is rejected.
 
     Example:
         ```python
@@ -202,19 +204,18 @@ class Reception:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def wait(self, seconds: float, known: Callable[[Channel], Any] | None = None) -> list[Guest]:
-        """Hears what has come; waits so long if nothing has.
+        """Handles incoming connections and messages, waiting up to `seconds` for the first.
 
         Args:
-            seconds: How long to wait.
-            known: Called with each channel given to `watch` that has something to say, or is
-                gone; before any new guest is heard.
+            seconds: Time limit.
+            known: Called with each channel given to `watch` that has data or is closed, before any
+                guest is handled.
 
         Returns:
-            Those who have shown that they know the token.
+            The guests that have completed the handshake.
 
         Raises:
-            OSError: No more connections can be taken, since this process has too many files
-                open.
+            OSError: This process has too many open files to accept a connection.
         """
         ready = [key.fileobj for key, _ in self._selector.select(seconds)]
         for item in ready:
@@ -236,19 +237,19 @@ class Reception:
 
     @property
     def num_visits(self) -> int:
-        """How many there are of whom nothing is known yet."""
+        """Number of connections that are not authenticated yet."""
         return len(self._visits)
 
     def watch(self, channel: Channel) -> None:
-        """Also looks at this channel from now on."""
+        """Also waits for data on this channel from now on."""
         self._selector.register(channel, selectors.EVENT_READ)
 
     def forget(self, channel: Channel) -> None:
-        """No longer looks at it."""
+        """Stops watching a channel."""
         self._selector.unregister(channel)
 
     def close(self) -> None:
-        """Sends away all of whom nothing is known."""
+        """Closes all connections that are not authenticated."""
         for visit in list(self._visits.values()):
             self._send_away(visit)
         self._selector.close()
@@ -263,7 +264,7 @@ class Reception:
                         raise
                     self._make_room()
                     continue
-                return  # nobody is left, or one is gone already
+                return  # no connection is pending, or it was closed already
             if len(self._visits) >= _MOST_GUESTS:
                 self._make_room()
             channel = Channel(connection, self._secret.token, _KNOCK_BYTES)
@@ -273,8 +274,8 @@ class Reception:
             self._selector.register(channel, selectors.EVENT_READ)
 
     def _make_room(self) -> None:
-        """Sends away who has been there longest, of the machine that most come from."""
-        # A process of the run is a visitor for moments only, so that it is never the oldest.
+        """Closes the oldest unauthenticated connection of the host that has the most of them."""
+        # A process of the run authenticates within moments, so that it is never the oldest.
         ((crowd, _),) = Counter(visit.host for visit in self._visits.values()).most_common(1)
         self._send_away(next(visit for visit in self._visits.values() if visit.host == crowd))
 
@@ -320,7 +321,7 @@ class Reception:
         visit.has_knocked, visit.end = True, time.monotonic() + _HELLO_SECONDS
 
     def _refuse(self, visit: _Visit, knock: Message | None, why: Message) -> None:
-        """Tells one who seems to be a process of opensmp why it is not let in."""
+        """Tells a rejected process of opensmp the reason."""
         if knock is None or not _is_knock(knock):
             return
         reason = difference(self._secret, {**knock, **why})

@@ -1,8 +1,8 @@
-"""Which user a process belongs to that has connected from this machine.
+"""Finds the user that owns the other end of a local TCP connection.
 
-The system keeps it with every connection (Linux), so that it can be neither claimed nor guessed,
-and nothing has to be kept in a file. It is asked for this one connection (`man 7 sock_diag`), or,
-where it does not answer that, for the table of all (`/proc/net/tcp`).
+Linux records the owner of every socket, so that it cannot be forged and no file is needed. The
+kernel is asked for the one connection (`man 7 sock_diag`) or, if that is not supported, for the
+table of all connections (`/proc/net/tcp`).
 """
 
 from __future__ import annotations
@@ -19,28 +19,27 @@ from pathlib import Path
 _TABLES = {socket.AF_INET: Path("/proc/net/tcp"), socket.AF_INET6: Path("/proc/net/tcp6")}
 _ESTABLISHED = 1
 NOBODY = -1
-"""Of this machine, but of no process: it has closed its end."""
+"""The other end is local, but closed or not visible: no process owns it."""
 
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY, _NLMSG_ERROR, _NLM_F_REQUEST = 4, 20, 2, 1
 _HEADER = struct.Struct("=IHHII")
 _REQUEST = struct.Struct("=BBBxI")
 _PORTS, _REST = struct.Struct("!HH"), struct.Struct("=III")
-_ANSWER = struct.Struct("=BBxx48x12xII")  # family, state, which connection, queues, user, inode
+_ANSWER = struct.Struct("=BBxx48x12xII")  # family, state, connection, queues, user, inode
 _ANY = 0xFFFFFFFF
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def owner(connection: socket.socket) -> int | None:
-    """The id of the user whose process is at the other end of a TCP connection.
+    """Id of the user that owns the other end of a TCP connection.
 
     Args:
         connection: A connected socket.
 
     Returns:
         The user's id; `NOBODY` if the process is on this machine, but has closed its end or is in
-        another network namespace; None if it is on another machine, or if the system does not
-        say.
+        another network namespace; None if it is on another machine, or if the system cannot tell.
 
     Example:
         ```python
@@ -67,12 +66,12 @@ def owner(connection: socket.socket) -> int | None:
 
 
 def can_tell() -> bool:
-    """Whether this system says to whom a connection belongs."""
+    """Whether this system can tell the owner of a connection."""
     return _can_ask() or _TABLES[socket.AF_INET].exists()
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its name or address, is always the machine that one is on."""
+    """Whether a host name or address always means this machine."""
     if host == "localhost":
         return True
     try:
@@ -82,13 +81,13 @@ def is_loopback(host: str) -> bool:
 
 
 def _ask(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int | None:
-    """The user of the connection with these ends; None if there is none.
+    """Asks the kernel for the owner of the socket with these ends; None if there is none.
 
     Raises:
-        OSError: The system does not answer that.
+        OSError: The kernel does not support the query.
     """
     family = socket.AF_INET if local.version == 4 else socket.AF_INET6
-    # It also finds those that speak IPv4 by way of IPv6.
+    # Also finds IPv4 connections of IPv6 sockets.
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _PORTS.pack(local_port, remote_port)
     body += (
         local.packed.ljust(16, b"\0") + remote.packed.ljust(16, b"\0") + _REST.pack(0, _ANY, _ANY)
@@ -106,13 +105,13 @@ def _ask(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int | No
             return None
         raise OSError(-code, os.strerror(-code))
     _, state, user, inode = _ANSWER.unpack_from(answer, _HEADER.size)
-    # One that was closed belongs to no process, and shows as that of user 0.
+    # A closed socket belongs to no process, and is listed with user 0.
     return int(user) if state == _ESTABLISHED and inode else None
 
 
 @functools.cache
 def _can_ask() -> bool:
-    """Whether the system answers that; where it does not, its code is that of an absent one."""
+    """Whether the kernel supports the query; if not, its error is the same as for no socket."""
     address = ipaddress.ip_address("127.0.0.1")
     with (
         contextlib.suppress(OSError),
@@ -137,14 +136,14 @@ def _look_up(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int 
 
 
 def _owner(table: Path, local: str, remote: str) -> int | None:
-    """The user of the connection in a table of the system; None if it is not there."""
-    if not table.exists():  # a system without IPv6
+    """Owner of a connection according to a `/proc/net` table; None if it is not listed."""
+    if not table.exists():  # no IPv6
         return None
     with table.open() as lines:
         for line in lines:
             if local in line and remote in line:
                 _, here, there, state, _, _, _, user, _, inode, *_ = line.split()
-                # One that was closed belongs to no process, and shows as that of user 0.
+                # A closed socket belongs to no process, and is listed with user 0.
                 is_open = int(state, 16) == _ESTABLISHED and inode != "0"
                 if (here, there) == (local, remote) and is_open:
                     return int(user)
@@ -158,7 +157,7 @@ def _address(text: str) -> _IP:
 
 
 def _hex(family: int, address: _IP, port: int) -> str:
-    """Address and port as the table has them: words in the order of this processor."""
+    """Address and port in the format of the table: 32-bit words in native byte order."""
     packed = address.packed
     if family == socket.AF_INET6 and address.version == 4:
         packed = ipaddress.IPv6Address(f"::ffff:{address}").packed

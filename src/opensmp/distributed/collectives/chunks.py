@@ -1,18 +1,18 @@
-"""Large tensors travel in chunks, several at once, which fills a connection better."""
+"""Splits large tensors into chunks that are sent concurrently, to use the full bandwidth."""
 
 from __future__ import annotations
 
 from typing import Any
 
 CHUNK_BYTES = 4 << 20
-"""The most that travels as one piece."""
+"""Maximum size of a chunk."""
 
 
 def chunk_sizes(spec: Any) -> list[int]:
     """Numbers of elements of the chunks of a tensor.
 
     Args:
-        spec: The tensor or its `tf.TensorSpec`; the shape is known.
+        spec: The tensor or its `tf.TensorSpec`, of known shape.
 
     Example:
         >>> chunk_sizes(tf.TensorSpec([3, 1 << 20], tf.float32))

@@ -1,4 +1,4 @@
-"""Gradients that lie in several processes: their norm, clipping by it, whether all are finite."""
+"""Global norm, clipping and finiteness of gradients that are split over processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Tensor = Any
 
 
 class Own(NamedTuple):
-    """The gradients that this process has, of all those of a replica.
+    """The gradients that this process holds, of all those of a replica.
 
     Attributes:
-        gradients: They, each a tensor or `tf.IndexedSlices`.
-        positions: The place of each among all.
-        num_all: How many there are in all processes together.
-        others_are_double: Whether one of another process is of double precision: all processes
-            get the same norm.
+        gradients: Each a tensor or `tf.IndexedSlices`.
+        positions: Index of each among all gradients.
+        num_all: Number of gradients of all processes together.
+        others_are_double: Whether another process has a gradient of double precision, which decides
+            the dtype of the norm in all processes.
     """
 
     gradients: Sequence[Gradient]
@@ -33,15 +33,14 @@ class Own(NamedTuple):
 
 
 def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
-    """The square root of the sum of all squares of all gradients of a replica.
+    """The square root of the sum of squares of all gradients of a replica.
 
-    Every process contributes the sum of squares of each gradient it has, and which ones these
-    are: a gradient that several processes have counts once. The sums are added in the order of
-    the gradients, as in one process, so that the result is the same number.
+    Each process contributes the sum of squares of each gradient that it holds. A gradient held by
+    several processes counts once. The sums are added in the order of the gradients, as in one
+    process, so that the result is the same.
 
     Args:
-        own: The gradients of this process; the squares of `tf.IndexedSlices` are those of
-            their rows.
+        own: The gradients of this process; `tf.IndexedSlices` contribute the squares of their rows.
         ranks: The processes of the replica; all of them call it.
 
     Returns:
@@ -51,7 +50,7 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
     copies = [0.0] * own.num_all
     for position, gradient in zip(own.positions, own.gradients, strict=True):
         values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        # Half precision would overflow; the squares of complex numbers are those of both parts.
+        # Half precision would overflow; a complex number contributes the squares of both parts.
         if values.dtype.is_complex:
             values = tf.abs(values)
         values = tf.cast(values, tf.float64 if values.dtype == tf.float64 else tf.float32)
@@ -65,18 +64,18 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
 
 def clip(own: Own, clip_norm: Any, norm: Tensor) -> list[Gradient]:
     """Scales gradients so that their norm is at most `clip_norm`; infinite norms give NaN."""
-    # A number of Python's would be rounded to float32 by the cast.
+    # The cast would round a Python number to float32 first.
     is_number = isinstance(clip_norm, (int, float))
     limit = scalar(clip_norm, norm.dtype) if is_number else tf.cast(clip_norm, norm.dtype)
     scale = limit * tf.minimum(1.0 / norm, 1.0 / limit)
-    scale += norm - norm  # nothing, or NaN
+    scale += norm - norm  # adds 0, or NaN if the norm is not finite
     return [scaled(gradient, scale) for gradient in own.gradients]
 
 
 def clipping(
     ranks: Sequence[int],
 ) -> Callable[[list[Gradient], list[int], int, Any], list[Gradient]] | None:
-    """What clips for optimizers with `global_clipnorm`; None if one process has all gradients."""
+    """Clip function for optimizers with `global_clipnorm`; None if there is only one process."""
     if len(ranks) == 1:
         return None
 
@@ -90,9 +89,9 @@ def clipping(
 
 
 def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | None:
-    """What tells whether the gradients of all processes of a replica are finite.
+    """Function that tells whether the gradients of all processes of a replica are finite.
 
-    None if one process has them all. Processes without any gradients call it as well.
+    None if there is only one process. Processes without gradients call the function as well.
     """
     if len(ranks) == 1:
         return None
@@ -115,5 +114,5 @@ def _dtype(own: Own) -> Any:
 
 
 def is_double(gradient: Gradient) -> bool:
-    """Whether a gradient, of this process or of another, has 64 bits for each real number."""
+    """Whether a gradient, of this process or of another, has 64 bits per real number."""
     return tf.as_dtype(gradient.dtype) in (tf.float64, tf.complex128)

@@ -1,4 +1,4 @@
-"""Makes sure that all processes of a replica have traced the same step."""
+"""Checks that all processes of a replica have traced the same step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _next_trace = 0
 
 
 def agree(ranks: Sequence[int], what: str, lines: Sequence[str]) -> int:
-    """Compares a description of what each process is about to run.
+    """Compares across processes a description of what each is about to run.
 
     Args:
         ranks: Ranks of the world that must agree, ascending; each calls this.
-        what: What is described, for the error.
+        what: Name of what is described, for the error.
         lines: The description.
 
     Returns:
-        A number that is the same in all of these processes and new to each.
+        A number that is the same in all of these processes and that none of them has had before.
 
     Raises:
         StepError: The descriptions differ. All processes raise it.
@@ -41,7 +41,7 @@ def agree(ranks: Sequence[int], what: str, lines: Sequence[str]) -> int:
 
 
 def _difference(ranks: Sequence[int], descriptions: Sequence[tuple[str, list[str]]]) -> str:
-    """The first difference between the first process and one that differs from it."""
+    """Error message with the first difference between the first process and another one."""
     (first_what, first), rank = descriptions[0], ranks[0]
     for other_rank, (what, lines) in zip(ranks[1:], descriptions[1:], strict=True):
         if what != first_what:

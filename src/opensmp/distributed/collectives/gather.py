@@ -1,9 +1,9 @@
-"""The one gather of the package: a tensor of each rank, put together in the order of the ranks.
+"""The package's only gather, in rank order.
 
-TensorFlow counts the processes of a group in an order of its own, and `CollectiveGatherV2` and all
-other collectives whose result depends on an order go by it: by the names of their tasks, compared
-as texts. Task 10 comes before task 2, so that from eleven processes on, and in any group whose
-ranks have different numbers of digits, that order is not the one of the ranks.
+`CollectiveGatherV2`, like every collective whose result depends on an order, uses TensorFlow's
+order of processes: by task name, compared as text. Task 10 comes before task 2, so that this is not
+the rank order from eleven processes on, or in any group whose ranks differ in their number of
+digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensor = Any
 
 
 def tasks_in_order(ranks: Sequence[int]) -> tuple[int, ...]:
-    """The ranks of a group in the order in which TensorFlow counts their processes.
+    """The ranks of a group in TensorFlow's order of their processes.
 
     Args:
         ranks: Ranks of the world.
@@ -44,14 +44,14 @@ def gather_by_rank(
 ) -> Tensor:
     """Concatenates a tensor of each rank along the first axis, in rank order.
 
-    It runs on the current device, which is the host of this process; all ranks call it.
+    Must run on the host device of this process, the current device; all ranks call it.
 
     Args:
-        tensor: float32, float64, int32 or int64, with one dimension or more; type and shape are
-            the same on all ranks, the shape is known.
-        ranks: Those that take part, ascending; this process is one of them.
-        group: The key of the group; see `opensmp.distributed.collectives.keys`.
-        instance: The key of this use of the group.
+        tensor: float32, float64, int32 or int64, with one dimension or more; dtype and shape are
+            the same on all ranks, and the shape is known.
+        ranks: Participating ranks, ascending; includes this process.
+        group: The group key; see `opensmp.distributed.collectives.keys`.
+        instance: The instance key.
         tokens: Resources; operations that share one run in the order in which they were made.
 
     Returns:
@@ -77,7 +77,7 @@ def gather_by_rank(
 
 @functools.lru_cache(maxsize=1024)
 def _where_each_is(ranks: tuple[int, ...]) -> Any:
-    """The place of each rank in TensorFlow's order; None if it is that of the ranks."""
+    """Position of each rank in TensorFlow's order; None if that is the rank order."""
     by_task = tasks_in_order(ranks)
     if by_task == ranks:
         return None

@@ -1,10 +1,10 @@
-"""The numbers by which collective operations of different processes find each other.
+"""Group and instance keys that pair the collective operations of different processes.
 
-TensorFlow pairs collectives by a group key and an instance key, both 32-bit. A group key
-fixes its ranks and devices for ever; an instance key fixes operation, type, shape and source
-for ever. A number that is used with a second meaning does not fail: it delivers
-uninitialised memory, or hangs. So every number comes from here, is computed from its meaning
-alone, the same in every process, and is refused to a second meaning.
+TensorFlow pairs collectives by two 32-bit keys. A group key fixes ranks and devices for the life of
+the process; an instance key fixes operation, dtype, shape and source. Reusing a key with a second
+meaning does not fail: it delivers uninitialized memory, or hangs. Therefore this module makes all
+keys, computes them from their meaning only, so that they are the same in every process, and rejects
+a second meaning.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import tensorflow as tf
 
 from opensmp.errors import CommunicationError
 
-_FIELD_BITS = 10  # of start, stride and count of a regular group
+_FIELD_BITS = 10  # per field of a regular group's key: start, stride, count
 _HASHED = 1 << 30  # group keys from here on are hashes
 
 _MOST = (1 << 31) - 1
 
-_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # bits without pattern
+_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # irregular bits
 
 
 class KeyRegistry:
-    """Gives out keys and remembers what they mean. One per process; see `registry`.
+    """Hands out keys and records their meanings. One per process; see `registry`.
 
     Example:
         ```python
@@ -46,13 +46,13 @@ class KeyRegistry:
     def group(self, ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
         """The key of a group of ranks, the same in every process.
 
-        Evenly spaced ranks below 1024, as all groups of a world and all pairs are, have a key
-        of their own without fail; others get a checked hash.
+        Evenly spaced ranks below 1024, such as all groups of a world and all pairs, have a unique
+        key; other groups get a hash, checked for collisions.
 
         Args:
-            ranks: Two or more different ranks, in ascending order.
-            devices: The device of each, where it is not the CPU:0 of each process. Another
-                choice of devices is another group.
+            ranks: Different ranks, in ascending order.
+            devices: The device of each rank, if not CPU:0 of each process. Other devices make
+                another group.
 
         Raises:
             CommunicationError: Two groups of this process have the same hash.
@@ -84,12 +84,12 @@ class KeyRegistry:
         """The key of one use of a group, the same in every process.
 
         Args:
-            group: The group's key.
-            meaning: All that a key fixes, and what tells it from other uses: direction, type,
-                shape, tensor, microbatch. Texts, numbers, None and tuples of them.
+            group: The group key.
+            meaning: All that the key fixes and that distinguishes it from other uses: direction,
+                dtype, shape, tensor, microbatch. Strings, numbers, None and tuples of them.
 
         Raises:
-            CommunicationError: The number already has another meaning.
+            CommunicationError: The key already has another meaning.
         """
         key = 1 + _hash(meaning, _MOST - 1)
         with self._lock:
@@ -104,28 +104,28 @@ class KeyRegistry:
 
 
 registry = KeyRegistry()
-"""The keys of this process."""
+"""The key registry of this process."""
 
 
 def group_key(ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
-    """`registry.group`, for short."""
+    """Shorthand for `registry.group`."""
     return registry.group(ranks, devices)
 
 
 def instance_of_shape(shape: Any) -> Any:
-    """An instance key for a shape that is known only when a graph runs.
+    """An instance key for a shape that is known only when the graph runs.
 
-    It could be that of any other use, so that the tensor needs a group of its own, in which
-    such keys stand for its shapes.
+    It may equal that of any other use, so that the tensor needs a group of its own, in which such
+    keys represent its shapes.
 
     Args:
         shape: The shape, an int32 vector of known length.
 
     Returns:
-        An int32 scalar >= 1, the same in every process. Different shapes of one length have
-        the same one with a chance of 1 in 2^31.
+        An int32 scalar >= 1, the same in every process. Two shapes of the same length collide with
+        a probability of 1 in 2^31.
     """
-    # Each size and its place, mixed as by the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast
+    # Mixes each size and its index by the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast
     # splittable pseudorandom number generators", 2014); products keep their lower 64 bits.
     places = tf.constant([(i + 1) * _ODD[0] % (1 << 62) for i in range(shape.shape[0])], tf.int64)
     mixed = tf.cast(shape, tf.int64) + places
@@ -140,7 +140,7 @@ def _int64(value: int) -> Any:
 
 
 def _regular(ranks: tuple[int, ...]) -> int | None:
-    """Start, stride and count side by side, if the ranks are evenly spaced."""
+    """Start, stride and count packed into one key; None unless the ranks are evenly spaced."""
     start, count = ranks[0], len(ranks)
     stride = ranks[1] - start if count > 1 else 1
     if ranks != tuple(range(start, start + count * stride, stride)):
@@ -151,6 +151,6 @@ def _regular(ranks: tuple[int, ...]) -> int | None:
 
 
 def _hash(meaning: object, below: int) -> int:
-    # repr is the same in every process for texts, numbers and tuples of them; hash() is not.
+    # repr is the same in every process for strings, numbers and tuples of them; hash() is not.
     digest = hashlib.blake2b(repr(meaning).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % below

@@ -1,13 +1,13 @@
-"""Python objects between processes, over TensorFlow's collectives.
+"""Transfers Python objects between processes over TensorFlow's collectives.
 
-An object is pickled and travels as 64-bit words, since collectives know no bytes. A collective
-has a fixed shape for ever, so that a first packet of 4 KiB carries the length, the rank that sends
-it and the beginning, and what is left follows in pieces of a power of two. Everything runs eagerly,
-also while a function is being traced, and returns when the object has arrived; all ranks of a group
-must make the same calls. What cannot be pickled is told to the ranks that wait for it, whose calls
-fail as well: the next ones match again.
+An object is pickled and sent as int64 words, since collectives do not support bytes. A collective
+has a fixed shape, so that a first packet of 4 KiB carries the length, the sending rank and the
+beginning, and the rest follows in pieces whose sizes are powers of two. Everything runs eagerly,
+even while a function is being traced, and returns when the object has arrived; all ranks of a group
+must make the same calls. If pickling fails, the waiting ranks receive the error and fail as well,
+so that later calls still match.
 
-Objects are unpickled: they must come from processes that are trusted, see the documentation.
+Unpickling runs code of the sender: processes must be trusted, see the documentation.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from opensmp.distributed.watchdog import recovery
 from opensmp.errors import CommunicationError
 
 _HEAD_WORDS = 512
-_LENGTH, _SENDER, _BEGINNING = 0, 1, 2  # places of words in the head
+_LENGTH, _SENDER, _BEGINNING = 0, 1, 2  # word indices in the first packet
 _HEAD_BYTES = (_HEAD_WORDS - _BEGINNING) * 8
-_SMALLEST, _LARGEST = 10, 23  # powers of two, in words: pieces of 8 KiB to 64 MiB
+_SMALLEST, _LARGEST = 10, 23  # exponents of piece sizes in words: 8 KiB to 64 MiB
 
 Ranks = Sequence[int]
 Words = Any
 
 
 def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -> list[Any]:
-    """Collects one object from each rank, on all of them.
+    """Gathers one object from each rank on all ranks.
 
     Args:
         obj: Any picklable object.
-        ranks: Those that take part, ascending; this process is one of them.
-        name: What this call is, for messages; the same on all ranks.
+        ranks: Participating ranks, ascending; includes this process.
+        name: The call, for messages; the same on all ranks.
 
     Returns:
-        The objects in the order of the ranks; this process's own one is not copied.
+        The objects in rank order; this process's own one is not copied.
 
     Example:
         ```python
@@ -77,13 +77,13 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
 def broadcast_object(
     obj: Any, ranks: Ranks, root: int, name: str = "broadcast_object"
 ) -> Any:  # fmt: skip
-    """Gives all ranks the object of one of them. All of them call it.
+    """Broadcasts an object from one rank to all. All ranks call it.
 
     Args:
         obj: Any picklable object; ignored unless this process is `root`.
-        ranks: Those that take part, ascending; this process is one of them.
-        root: The rank whose object it is.
-        name: What this call is, for messages; the same on all ranks.
+        ranks: Participating ranks, ascending; includes this process.
+        root: The rank whose object is sent.
+        name: The call, for messages; the same on all ranks.
 
     Returns:
         The object; on `root` itself it is not copied.
@@ -110,7 +110,7 @@ def send_object(obj: Any, destinations: Ranks, name: str = "send_object") -> Non
     Args:
         obj: Any picklable object.
         destinations: Ranks of the world, without this one.
-        name: What this call is, for errors.
+        name: The call, for errors.
 
     Raises:
         CommunicationError: The object cannot be pickled.
@@ -124,14 +124,14 @@ def send_object(obj: Any, destinations: Ranks, name: str = "send_object") -> Non
 
 
 def recv_object(source: int, name: str = "recv_object") -> Any:
-    """The next object that another rank sends to this one.
+    """Receives the next object that another rank sends to this one.
 
     Args:
         source: A rank of the world, not this one.
-        name: What this call is, for errors.
+        name: The call, for errors.
 
     Raises:
-        CommunicationError: The other rank could not pickle its object, or it cannot be unpickled.
+        CommunicationError: The sender could not pickle its object, or it cannot be unpickled here.
     """
     received = _message(None, source, None, name)
     assert received is not None
@@ -139,11 +139,11 @@ def recv_object(source: int, name: str = "recv_object") -> Any:
 
 
 def meet(ranks: Ranks, name: str = "meet") -> None:
-    """Returns when all ranks have called it.
+    """Barrier: returns when all ranks have called it.
 
     Args:
-        ranks: Those that take part, ascending; this process is one of them.
-        name: What this call is, for messages; the same on all ranks.
+        ranks: Participating ranks, ascending; includes this process.
+        name: The call, for messages; the same on all ranks.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -167,7 +167,7 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
 
 
 class _Pickled(NamedTuple):
-    """An object as text, or the error that came of it."""
+    """A pickled object, or the text of the error if pickling failed."""
 
     text: bytes
     failed: bool
@@ -176,7 +176,7 @@ class _Pickled(NamedTuple):
     def of(cls, obj: Any) -> _Pickled:
         try:
             return cls(pickle.dumps(obj, protocol=5), failed=False)
-        except Exception as error:  # whatever the object's own code raises
+        except Exception as error:  # the object's own code may raise anything
             kind = type(obj)
             return cls(
                 f"of type {kind.__module__}.{kind.__qualname__} cannot be pickled "
@@ -186,7 +186,7 @@ class _Pickled(NamedTuple):
 
 
 def _check_pickled(text: bytes, length: int, rank: int, name: str) -> None:
-    """Raises what a rank said instead of an object; a negative length marks it."""
+    """Raises the error that a rank sent instead of an object, marked by a negative length."""
     if length < 0:
         raise CommunicationError(
             f"{name}: the object of rank {rank}, {text.decode()}. Expected: an object that pickle "
@@ -197,7 +197,7 @@ def _check_pickled(text: bytes, length: int, rank: int, name: str) -> None:
 
 
 def _check_senders(found: Sequence[Any], expected: Ranks, name: str) -> None:
-    """Refuses objects that lie in the places of others: the order is a rule of TensorFlow's."""
+    """Raises if TensorFlow delivered objects in an order other than expected."""
     senders = [int(rank) for rank in found]
     if senders != list(expected):
         raise CommunicationError(
@@ -224,7 +224,7 @@ def _loaded(text: bytes, rank: int, name: str) -> Any:
 def _message(
     data: _Pickled | None, source: int | None, destination: int | None, call: str
 ) -> bytes | None:
-    """One object from rank to rank; `data` on the side that sends."""
+    """Transfers one object from rank to rank; `data` is given on the sending side."""
     what = f"a message {'from' if data is None else 'to'} rank {source or destination or 0}"
     here = cluster.needed(what, None)
     rank = here.rank
@@ -246,7 +246,7 @@ def _message(
 def _transfer(
     data: _Pickled | None, members: tuple[int, ...], root: int, name: str
 ) -> bytes | None:
-    """Head and pieces from the root, which has the data, to the others, which get it."""
+    """Sends first packet and pieces from the root, which passes `data`; the others return them."""
     if data is not None:
         _send(_head(data, root), members, root)
         for begin, power in _pieces(len(data.text)):
@@ -315,7 +315,7 @@ def _beginning(head: Words) -> bytearray:
 
 
 def _pieces(length: int) -> Iterator[tuple[int, int]]:
-    """Where each piece after the head begins, and its power of two in words."""
+    """Start offset in bytes of each piece after the first packet, and its exponent in words."""
     begin = _HEAD_BYTES
     while begin < length:
         words = -(-(length - begin) // 8)

@@ -1,14 +1,13 @@
-"""Sums of tensors over processes, eagerly and inside of graphs.
+"""All-reduce, gather and broadcast of tensors, eagerly and inside graphs.
 
-TensorFlow's `CollectiveReduceV2` does it, on the host of each process. A reduce in a graph
-depends on nothing but its own tensor, so that TensorFlow runs it as soon as that is there,
-beside whatever else the graph has to do.
+Uses TensorFlow's `CollectiveReduceV2` on the host of each process. In a graph, a reduce depends on
+its own tensor only, so that it overlaps with the other work of the graph.
 
-Which reduces of different processes belong together is a matter of keys, see
-`opensmp.distributed.collectives.keys`. A key stands for a group, a type, a shape and the number of
-the use in its function: the first sum of a float32 of shape [3, 4] in one process is paired with
-the first such sum in another. Functions that are not traced equally often everywhere, as when one
-process has been given an odd batch, are therefore paired all the same.
+Keys pair the reduces of different processes, see `opensmp.distributed.collectives.keys`. A key
+stands for a group, a dtype, a shape and the number of the use in its function: the first sum of a
+float32 of shape [3, 4] in one process is paired with the first such sum in another. Functions
+therefore match even if processes trace them a different number of times, as when one process has
+received an odd batch.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from opensmp.errors import CommunicationError
 Tensor = Any
 
 BUCKET_BYTES = CHUNK_BYTES
-"""Neighbouring tensors of one call that are smaller travel together; larger ones in pieces."""
+"""Smaller neighbouring tensors of a call are fused up to this size, larger ones are split."""
 
 _AS_THEY_ARE = (tf.bfloat16, tf.float16, tf.float32, tf.float64, tf.int32, tf.int64)
 _WIDER = {
@@ -47,14 +46,14 @@ _WIDER = {
 }
 _REAL = {tf.complex64: tf.float32, tf.complex128: tf.float64}
 
-_NUM_SHOWN = 4  # tensors, in messages
+_NUM_SHOWN = 4  # tensors listed in messages
 
 _counters: weakref.WeakKeyDictionary[Any, Counter[Any]] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
 
 class _Parcel(NamedTuple):
-    """A tensor in a form that can be added up, and the way back."""
+    """A tensor in a dtype that collectives can sum, and the inverse conversion."""
 
     tensor: Tensor
     unpack: Callable[[Tensor], Tensor]
@@ -63,19 +62,19 @@ class _Parcel(NamedTuple):
 def sum_over(
     tensors: Sequence[Tensor], ranks: Sequence[int], *, mean: bool = False, name: str = "a sum"
 ) -> list[Tensor]:
-    """Adds up each tensor over the processes of a group. All of them call it.
+    """All-reduces each tensor over the processes of a group by sum. All of them call it.
 
     Args:
-        tensors: Dense tensors of numbers; types and shapes are the same in all processes.
-        ranks: Those that take part, ascending; this process is one of them.
+        tensors: Dense numeric tensors; dtypes and shapes are the same in all processes.
+        ranks: Participating ranks, ascending; includes this process.
         mean: Whether to divide by their number. The mean of integers is a float64.
-        name: What this call is, for messages; the same in all processes.
+        name: The call, for messages; the same in all processes.
 
     Returns:
         The sums, on the host.
 
     Raises:
-        CommunicationError: A tensor is not of numbers, or has an unknown number of dimensions.
+        CommunicationError: A tensor is not numeric, or has an unknown number of dimensions.
 
     Example:
         ```python
@@ -95,16 +94,16 @@ def sum_over(
 
 
 def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
-    """Puts the rows of a tensor of each process below each other. All of them call it.
+    """Concatenates a tensor of each process along the first axis. All of them call it.
 
     Args:
-        tensor: float32, float64, int32 or int64; type and shape are the same in all processes,
+        tensor: float32, float64, int32 or int64; dtype and shape are the same in all processes, and
             the shape is known.
-        ranks: Those that take part, ascending; this process is one of them.
-        name: What this call is, for messages; the same in all processes.
+        ranks: Participating ranks, ascending; includes this process.
+        name: The call, for messages; the same in all processes.
 
     Returns:
-        The rows by rank in the group, on the host.
+        The rows in rank order, on the host.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -121,16 +120,16 @@ def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather")
 def replace_by(
     tensors: Sequence[Tensor], ranks: Sequence[int], root: int, *, name: str = "a broadcast"
 ) -> list[Tensor]:
-    """Gives each process the tensors of one of them, bit by bit. All of them call it.
+    """Broadcasts the tensors of one process, bit by bit. All processes call it.
 
-    The bits are added up as integers, where all but one process contribute zeros: unlike a
-    broadcast proper, TensorFlow orders sums and never drops them from a graph.
+    The bits are summed as integers, to which all processes but one contribute zeros. Unlike a
+    broadcast operation, TensorFlow orders sums and never removes them from a graph.
 
     Args:
-        tensors: Tensors of numbers or booleans; types and shapes are the same everywhere.
-        ranks: Those that take part, ascending; this process is one of them.
-        root: The rank of the world whose tensors they are.
-        name: What this call is, for messages; the same in all processes.
+        tensors: Numeric or Boolean tensors; dtypes and shapes are the same in all processes.
+        ranks: Participating ranks, ascending; includes this process.
+        root: The rank of the world whose tensors are sent.
+        name: The call, for messages; the same in all processes.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -143,13 +142,13 @@ def replace_by(
 
 
 class _Call(NamedTuple):
-    """A call that is being made.
+    """A collective call in progress.
 
     Attributes:
-        name: What it is, the same in all processes. It belongs to the keys: sums of other calls
-            are others.
-        members: The ranks that take part.
-        waiting: To be filled with the operations of a graph that wait for other ranks.
+        name: Its name, the same in all processes. It is part of the keys, so that calls of other
+            names are not paired.
+        members: The participating ranks.
+        waiting: Collects the graph operations that wait for other ranks.
     """
 
     name: str
@@ -157,14 +156,14 @@ class _Call(NamedTuple):
     waiting: list[Any]
 
     def note(self, result: Tensor) -> None:
-        """Notes that an operation waits for other ranks."""
+        """Records that an operation waits for other ranks."""
         if not tf.executing_eagerly():
             self.waiting.append(result.op)
 
 
 @contextlib.contextmanager
 def _call(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Iterator[_Call]:
-    """Runs what is inside on this process's host; it is noted while it waits."""
+    """Places operations on this process's host, and logs the call while it is pending."""
     here = cluster.needed(name, members)
     what = f"{name} of {_looks(tensors)}"
     with tf.device(here.host):
@@ -180,7 +179,7 @@ def _call(name: str, members: tuple[int, ...], tensors: Sequence[Tensor]) -> Ite
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Neighbours of one type and known shape together, as many as fit."""
+    """Groups neighbouring tensors of one dtype and known shape into buckets of `BUCKET_BYTES`."""
     buckets: list[list[Tensor]] = []
     filled = 0
     for tensor in tensors:
@@ -205,7 +204,7 @@ def _reduce_bucket(bucket: list[Tensor], call: _Call) -> list[Tensor]:
 
 
 def _reduce_in_chunks(tensor: Tensor, call: _Call) -> Tensor:
-    """Large tensors travel as several chunks at once, which fills the connection better."""
+    """In graphs, splits a large tensor into chunks that are sent concurrently."""
     size = _num_bytes(tensor)
     if size is None:
         return _reduce_of_unknown_shape(tensor, call)
@@ -217,7 +216,7 @@ def _reduce_in_chunks(tensor: Tensor, call: _Call) -> Tensor:
 
 
 def _reduce_of_unknown_shape(tensor: Tensor, call: _Call) -> Tensor:
-    """With one element more, for there may be none, and the collectives crash then."""
+    """Appends one element, because the collectives crash on empty tensors."""
     flat = tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
     key = _Key.of(f"sum for {call.name}", tensor, call.members)
     total = tf.reshape(_reduce_by(key, flat, call)[:-1], tf.shape(tensor))
@@ -230,9 +229,9 @@ def _reduce(tensor: Tensor, call: _Call, shapes: Sequence[Any] = ()) -> Tensor:
 
     Args:
         tensor: The tensor.
-        call: What it is for.
-        shapes: Those of the tensors that it consists of. They belong to the key: parts of other
-            shapes, or in another order, are another sum.
+        call: The call it belongs to.
+        shapes: Shapes of the tensors that it consists of. They are part of the key, so that a
+            bucket of other shapes, or in another order, is not paired.
     """
     if not tensor.shape.num_elements():
         return tf.identity(tensor)
@@ -248,7 +247,7 @@ def _reduce_by(key: _Key, tensor: Tensor, call: _Call) -> Tensor:
         group_size=len(call.members),
         group_key=key.group,
         instance_key=key.instance,
-        # What shares a token runs in the order of the trace: only what shares a key must.
+        # Operations that share a token run in trace order, which only those with one key must.
         ordering_token=[key.token],
         merge_op="Add",
         final_op="Id",
@@ -262,7 +261,7 @@ def _reduce_by(key: _Key, tensor: Tensor, call: _Call) -> Tensor:
 
 
 class _Key(NamedTuple):
-    """The numbers of one reduce."""
+    """Group key, instance key and ordering token of one collective."""
 
     group: int
     instance: Any
@@ -278,14 +277,14 @@ class _Key(NamedTuple):
             group = registry.group(members)
             instance = registry.instance(group, meaning)
             return cls(group, instance, _token(group, instance))
-        # Instance keys made when the graph runs could be those of another use: the tensor has
-        # a group of its own, in which they stand for shapes.
+        # Instance keys made when the graph runs could equal those of another use: the tensor has a
+        # group of its own, in which they represent shapes.
         group = registry.group(members, [repr(meaning)] * len(members))
         return cls(group, instance_of_shape(tf.shape(tensor)), _token(group, 0))
 
 
 def _number(what: tuple[Any, ...]) -> int:
-    """How many such uses the function being traced has had before; 0 outside of functions."""
+    """Number of such uses earlier in the function being traced; 0 outside functions."""
     if tf.executing_eagerly():
         return 0
     with _lock:
@@ -296,7 +295,7 @@ def _number(what: tuple[Any, ...]) -> int:
 
 @functools.cache
 def _token(group: int, instance: int) -> Tensor:
-    """A resource that stands for a key: TensorFlow orders the operations that have it."""
+    """Resource by which TensorFlow orders the operations of one key."""
     with tf.init_scope():
         return tf.raw_ops.VarHandleOp(
             dtype=tf.int32, shape=[], shared_name=f"opensmp_token_{group}_{instance}"
@@ -331,7 +330,7 @@ def _divided(total: Tensor, count: int | None) -> Tensor:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The bits of a tensor as integers."""
+    """The bits of a tensor as int32 or int64."""
     size = tensor.dtype.size
     if tensor.dtype in (tf.int32, tf.int64):
         return tensor
@@ -367,14 +366,14 @@ def _from_bits(bits: Tensor, like: Tensor) -> Tensor:
 
 
 def check_summable(tensors: Sequence[Tensor], name: str) -> None:
-    """Checks that tensors can be added up over processes.
+    """Checks that tensors can be all-reduced.
 
     Args:
         tensors: The tensors.
         name: The call, for errors.
 
     Raises:
-        CommunicationError: A tensor is not of numbers, or has an unknown number of dimensions;
+        CommunicationError: A tensor is not numeric, or has an unknown number of dimensions; lists
             all faults.
     """
     known = {*_AS_THEY_ARE, *_WIDER, *_REAL, tf.uint64}
@@ -398,7 +397,7 @@ def _num_bytes(tensor: Tensor) -> int | None:
 
 
 def _looks(tensors: Sequence[Tensor]) -> str:
-    """Types and shapes, for messages; of many the first ones, and a number for the others."""
+    """Dtypes and shapes, for messages; the first few, then the number and checksum of the rest."""
     all_of_them = [f"{t.dtype.name} {t.shape.as_list()}" for t in tensors]
     shown, rest = all_of_them[:_NUM_SHOWN], all_of_them[_NUM_SHOWN:]
     more = f" and {len(rest)} more ({zlib.crc32(repr(rest).encode()):08x})" if rest else ""

@@ -1,8 +1,8 @@
-"""Scalar tensors of numbers that change, without a trace left behind.
+"""Scalar tensors of changing numbers, without a memory leak.
 
-TensorFlow keeps a tensor of each Python number that is ever turned into one outside of a function,
-some 700 bytes, for the life of the process: with the number of a step that is a leak. It keeps
-none of NumPy's arrays.
+TensorFlow caches a tensor, about 700 bytes, for each Python number that is converted outside a
+function, for the life of the process: with a step counter that is a leak. It does not cache NumPy
+arrays.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Tensor = Any
 
 
 def scalar(number: Any, dtype: Any) -> Tensor:
-    """A scalar tensor of a number that will not come again, such as that of a step.
+    """A scalar tensor of a number that changes all the time, such as a step counter.
 
     Args:
-        number: A number of Python's or NumPy's.
-        dtype: Its TensorFlow type.
+        number: A Python or NumPy number.
+        dtype: Its TensorFlow dtype.
 
     Example:
         ```python

@@ -1,8 +1,8 @@
-"""Sparse gradients of replicas put together: the slices of all below each other.
+"""Gathers the sparse gradients of replicas by concatenating their slices.
 
-That is also done where the dense gradient would be smaller: some optimizers of Keras, such as
-Adam, square each slice rather than the sum of those of one row, so that other numbers would come
-of it than from the whole batch.
+The slices stay sparse even where the dense gradient would be smaller: some Keras optimizers, such
+as Adam, square each slice rather than the sum of those of one row, so that the dense gradient would
+give other results than the whole batch in one process.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _GATHERED = (tf.float32, tf.float64)
 def slices_of_all(
     slices: tf.IndexedSlices, ranks: Sequence[int], *, name: str, is_even: bool = False
 ) -> tf.IndexedSlices:
-    """The slices of all ranks below each other, by rank. All of them call it.
+    """Concatenates the slices of all ranks, in rank order. All of them call it.
 
     Args:
-        slices: Those of this rank; how many may be known only when a graph runs, and be none.
-        ranks: Those that take part, ascending; this process is one of them.
-        name: What this call is, for messages; the same in all processes.
-        is_even: Whether all ranks have equally many, which saves counting them.
+        slices: Those of this rank; their number may be known only when the graph runs, and be 0.
+        ranks: Participating ranks, ascending; includes this process.
+        name: The call, for messages; the same in all processes.
+        is_even: Whether all ranks have the same number of slices, which saves counting them.
     """
     members = tuple(ranks)
     values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
@@ -39,7 +39,7 @@ def slices_of_all(
     if known and is_even and values.dtype in _GATHERED:
         values, indices = (gather_rows(t, members, name=name) for t in (values, indices))
         return tf.IndexedSlices(values, indices, slices.dense_shape)
-    # Ranks may have more slices or fewer: each adds zeros where the others have theirs.
+    # The numbers of slices differ: each rank pads with zeros where the others have theirs.
     me = members.index(cluster.needed(name, members).rank)
     own = tf.shape(indices)[0]
     (counts,) = sum_over(

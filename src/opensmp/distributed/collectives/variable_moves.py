@@ -1,4 +1,4 @@
-"""Moves and copies variables between ranks, with what optimizers keep for them."""
+"""Moves and copies variables, with their optimizer slots, between ranks."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ _NAME = "moving variables to the ranks of a new configuration"
 def move_between_ranks(
     variables: Iterable[Variable], homes: Mapping[int, int], world: World
 ) -> None:
-    """Brings variables that were placed before the last `smp.init` to those who own them now.
+    """Moves variables that were placed before the last `smp.init` to the ranks that own them now.
 
-    The number of partitions, or of processes per replica, may be another one since. A rank that
-    owns a variable now and does not have its value gets it from the first rank that has it; the
-    others keep theirs until they are told to give it up. All ranks must call it with the same
-    variables in the same order. Where all have what they own, values stay where they are.
+    The number of partitions, or of processes per replica, may have changed since. A rank that owns
+    a variable now but lacks its value receives it from the first rank that has it; the others keep
+    theirs until they give it up. All ranks must call it with the same variables in the same order.
+    No value is sent if every owner has its values.
 
     Args:
         variables: The variables.
-        homes: Id of a variable to the partition that it is to lie in; those without stay.
+        homes: Variable id to its partition; variables without an entry stay.
         world: Devices and configuration.
 
     Raises:
-        ElsewhereError: No rank has the value of a variable.
+        ElsewhereError: No rank has the value of a variable, or the ranks have different variables.
     """
     moving = list({id(v): v for v in variables if id(v) in homes}.values())
     if world.size == 1 or not moving:
         return
-    gc.collect()  # slots of optimizers that are gone on one rank, but not yet on another
+    gc.collect()  # drops slots of deleted optimizers, which must be gone on all ranks
     found = [
         (each, homes[id(variable)]) for variable in moving for each in _private.with_slots(variable)
     ]
@@ -77,14 +77,14 @@ def move_between_ranks(
 def copy_variables(
     variables: Iterable[Any], members: tuple[int, ...], root: int, name: str
 ) -> None:
-    """Gives variables the values that they have in one rank, bit by bit.
+    """Copies the values of variables from one rank to the others, bit by bit.
 
     Args:
         variables: Keras variables or `tf.Variable`s, in the same order in all of `members`. Those
-            that lie elsewhere, or have no value yet, are left out.
+            of other processes, and those without a value, are skipped.
         members: Ranks of the world.
-        root: The one whose values are taken.
-        name: What the call is for, for errors.
+        root: The rank whose values are copied.
+        name: The call, for errors.
     """
     here = [
         tf_variable(variable)

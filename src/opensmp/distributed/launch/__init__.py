@@ -1,1 +1,1 @@
-"""How processes are started and find each other."""
+"""How processes are launched, meet, and form a TensorFlow cluster."""

@@ -1,9 +1,8 @@
-"""The processes of a run become one TensorFlow cluster.
+"""Joins the processes of a run to one TensorFlow cluster.
 
-Two steps: `meet` finds the others, and `start` boots TensorFlow's multi-client collective
-runtime, after which collective operations between the processes work. In between the devices
-of this process must be made, since TensorFlow cannot make them later. A cluster lasts until
-the process ends.
+`meet` finds the other processes, and `start` starts TensorFlow's multi-client collective runtime,
+after which collective operations work. The devices of this process must be created in between,
+since TensorFlow cannot create them later. A cluster lasts until the process ends.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchEr
 
 _logger = logging.getLogger("opensmp")
 
-# The library's own signs of life are quicker and say more; TensorFlow's are the second line.
+# opensmp's own heartbeats are faster and say more; TensorFlow's are a fallback.
 _HEARTBEAT_SECONDS = 20.0
 
 
@@ -36,7 +35,7 @@ class Cluster:
 
     Attributes:
         launch: How this process was launched.
-        meeting: Who the others are, and the connections to them.
+        meeting: The other processes, and the connections to them.
         local_rank: Rank of this process among those of its machine.
         local_size: Number of processes of its machine.
     """
@@ -53,7 +52,7 @@ class Cluster:
 
     @property
     def host(self) -> str:
-        """The device of this process through which it talks to others."""
+        """The host device of this process, on which its collectives run."""
         return f"{task_name(self.rank)}/device:CPU:0"
 
 
@@ -66,19 +65,19 @@ def task_name(rank: int) -> str:
 
 
 def joined() -> Cluster | None:
-    """The cluster that this process belongs to; None in a process of its own."""
+    """The cluster that this process belongs to; None if the process runs alone."""
     return _joined
 
 
 def needed(what: str, members: Sequence[int] | None) -> Cluster:
-    """The cluster, for what cannot be done without others.
+    """The cluster, for calls that need other processes.
 
     Args:
-        what: What needs it, for the error.
-        members: The ranks that take part; None if that is not known.
+        what: The call, for the error.
+        members: The participating ranks; None if not known.
 
     Raises:
-        CommunicationError: This process is on its own.
+        CommunicationError: This process runs alone.
     """
     if _joined is None:
         others = "another rank" if members is None else f"the ranks {list(members)}"
@@ -95,7 +94,7 @@ def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
 
     Args:
         launch: How this process was launched, with a size above 1.
-        facts: What must be the same in all processes.
+        facts: Values that must be the same in all processes.
 
     Raises:
         AlreadyInitializedError: TensorFlow was used before.
@@ -125,14 +124,14 @@ def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
 
 
 def start(cluster: Cluster, nccl: bool) -> None:
-    """Boots TensorFlow's runtime; returns when all processes have.
+    """Starts TensorFlow's multi-process runtime; returns when all processes have.
 
     Args:
         cluster: The result of `meet`.
         nccl: Whether collectives between GPUs use NCCL.
 
     Raises:
-        LaunchError: A server could not start, or a process was lost on the way.
+        LaunchError: A server could not start, or a process failed meanwhile.
     """
     global _joined
     launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
@@ -140,7 +139,7 @@ def start(cluster: Cluster, nccl: bool) -> None:
     bypass_proxies(address.rsplit(":", 1)[0] for address in addresses)
     ports = [int(address.rsplit(":", 1)[1]) for address in addresses]
     is_here = _is_here(cluster.meeting)
-    if is_here:  # a server that is confined to this machine is found at no other address
+    if is_here:  # a confined server listens on no other address
         addresses = [f"127.0.0.1:{port}" for port in ports]
     try:
         with confined(ports[launch.rank]) if is_here else contextlib.nullcontext():
@@ -172,16 +171,16 @@ def start(cluster: Cluster, nccl: bool) -> None:
 
 
 def _is_here(meeting: rendezvous.Meeting) -> bool:
-    """Whether all processes reach each other without leaving this machine."""
-    # Containers may have the name of their machine, and still a network of their own.
+    """Whether all processes are on this machine and in the same network namespace."""
+    # Containers may share the host name and still have a network of their own.
     return len({(peer.machine, peer.network) for peer in meeting.peers}) == 1
 
 
 def bypass_proxies(hosts: Iterable[str]) -> None:
-    """Keeps the connections between processes from going through a proxy.
+    """Excludes the hosts of the run from proxies, for the connections between processes.
 
-    TensorFlow's connections would take the one for downloads, of `http_proxy` and its like. What
-    stands in `no_proxy` stays.
+    TensorFlow's connections would use the HTTP proxy of `http_proxy` and similar variables.
+    Existing entries of `no_proxy` are kept.
 
     Args:
         hosts: Names or addresses of the machines.
@@ -190,13 +189,13 @@ def bypass_proxies(hosts: Iterable[str]) -> None:
     for name in ("no_grpc_proxy", "no_proxy"):
         known = [host.strip() for host in os.environ.get(name, "").split(",") if host.strip()]
         if name == "no_grpc_proxy" and not known:
-            continue  # it would take the place of the other one
+            continue  # if set, gRPC would ignore no_proxy
         os.environ[name] = ",".join(dict.fromkeys([*known, *added]))
 
 
 def machine_name() -> str:
-    """A name that processes have in common if, and only if, they run on one machine."""
-    # Containers of one machine share the boot id, machines that were cloned the host name.
+    """A name that processes share if, and only if, they run on the same machine."""
+    # Containers of one machine share the boot id; cloned machines share the host name.
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,10 +1,9 @@
-"""TensorFlow's server is kept to this machine where the whole run is on it.
+"""Confines TensorFlow's server to the loopback interface if the whole run is on one machine.
 
-TensorFlow makes its server listen on all interfaces, without authentication, and takes no other
-address: whatever the cluster's addresses are, it binds `0.0.0.0`. The system can still be told to
-take connections for a socket that listens from one interface only, the loopback
-(`SO_BINDTODEVICE`, for which Linux asks no privilege since 5.7). Then it is found at 127.0.0.1
-only: not at this machine's other addresses, not even from here.
+TensorFlow binds its server to all interfaces (`0.0.0.0`), without authentication, whatever
+addresses the cluster has. Linux can restrict a listening socket to connections from the loopback
+interface (`SO_BINDTODEVICE`, without privileges since 5.7). The server is then reachable at
+127.0.0.1 only, not at the machine's other addresses, not even locally.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ _PAUSE_SECONDS = 0.005
 
 @contextlib.contextmanager
 def confined(port: int) -> Iterator[None]:
-    """What begins to listen on a port of this process meanwhile can be reached from here only.
+    """Confines sockets of this process that start to listen on a port inside the context.
 
-    A thread looks for it, so that it is open to others for some milliseconds at most; who has come
-    in meanwhile from elsewhere is cut off. If the system refuses, a warning says so.
+    A thread polls for the socket, so that it is open to other machines for some milliseconds at
+    most; connections accepted from them meanwhile are closed. Logs a warning if the system refuses.
 
     Args:
         port: The port.
@@ -73,7 +72,7 @@ def confined(port: int) -> Iterator[None]:
 
 
 def _confine(port: int) -> bool:
-    """Whether something listens there, which is now reachable from this machine only."""
+    """Confines the sockets that listen on a port; False if there are none."""
     listening = [own for own in _sockets(port) if _listens(own)]
     try:
         for own in listening:
@@ -85,7 +84,7 @@ def _confine(port: int) -> bool:
 
 
 def _cut_off(port: int) -> None:
-    """Ends connections to a port of this process that came from another machine."""
+    """Closes connections to a port of this process that came from another machine."""
     for own in _sockets(port):
         with own, contextlib.suppress(OSError):
             if _listens(own):
@@ -100,7 +99,7 @@ def _listens(own: socket.socket) -> bool:
 
 
 def _sockets(port: int) -> list[socket.socket]:
-    """This process's TCP sockets of a port, as copies that are to be closed."""
+    """Duplicates of this process's TCP sockets on a port; the caller closes them."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         own = None
@@ -112,7 +111,7 @@ def _sockets(port: int) -> list[socket.socket]:
                 found.append(own)
                 own = None
         except OSError:
-            pass  # it was closed meanwhile
+            pass  # closed meanwhile
         finally:
             if own is not None:
                 own.close()
@@ -120,9 +119,9 @@ def _sockets(port: int) -> list[socket.socket]:
 
 
 def _copy(number: int) -> socket.socket:
-    """A socket of the same connection; whether that blocks, which both share, stays as it is."""
+    """Duplicates a socket without changing its blocking mode, which both duplicates share."""
     blocks = os.get_blocking(number)
     own = socket.socket(fileno=os.dup(number))
-    if os.get_blocking(number) != blocks:  # by `socket.setdefaulttimeout`
+    if os.get_blocking(number) != blocks:  # `socket.setdefaulttimeout` changed it
         os.set_blocking(number, blocks)
     return own

@@ -1,6 +1,6 @@
-"""Variables of an environment, read for a launcher: numbers, addresses, names of hosts.
+"""Reads launcher variables from the environment: numbers, addresses and host names.
 
-Every fault is noted and reading goes on, so that one error lists them all.
+Reading continues after a fault, so that one error lists all faults.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.errors import LaunchError
 
 MOST_PROCESSES = 100_000
-"""More than that is no number of processes: nothing that counts them would ever end."""
+"""Upper limit of accepted numbers of processes; loops over more would take too long."""
 
-# In ASCII: Python's own `int` takes the digits of all scripts, and underscores.
+# ASCII digits only: Python's `int` accepts digits of all scripts, and underscores.
 _WHOLE = re.compile(r"[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,99}\.?[0-9]{0,99}|\.[0-9]{1,99})(?:[eE][+-]?[0-9]{1,4})?")
 _NO_HOST = re.compile(r"[\s/\\,;'\"()\[\]{}<>?#@&|$`*=!^~+\x00-\x1f\x7f]")
@@ -25,7 +25,7 @@ _NODE_NUMBER = re.compile(r"[0-9A-Za-z]+")
 
 
 class Variables:
-    """The variables of an environment, and what is wrong with those that were read.
+    """Environment variables, and the faults found in those that were read.
 
     Args:
         environ: The environment, such as `os.environ`.
@@ -46,11 +46,11 @@ class Variables:
         return name in self._environ
 
     def text(self, name: str) -> str:
-        """The text of a variable, without white space around it; "" if it is not set."""
+        """The stripped text of a variable; "" if it is not set."""
         return self._environ.get(name, "").strip()
 
     def whole(self, name: str, *, required: bool = False, most: int = MOST_PROCESSES) -> int | None:
-        """A whole number >= 0; None if it is not set, or is no such number."""
+        """A whole number from 0 to `most`; None if not set, or invalid, which is a fault."""
         text = self.text(name)
         if _WHOLE.fullmatch(text) and int(text) <= most:
             return int(text)
@@ -62,7 +62,7 @@ class Variables:
         return None
 
     def pair(self, rank: str, size: str) -> tuple[int, int] | None:
-        """Rank and size, if both are numbers; notes no fault."""
+        """Rank and size, or None unless both are numbers; records no fault."""
         texts = self.text(rank), self.text(size)
         if not all(map(_WHOLE.fullmatch, texts)):
             return None
@@ -71,7 +71,7 @@ class Variables:
     def seconds(
         self, name: str, meaning: str, accepted: str, fits: Callable[[float], bool]
     ) -> float | None:
-        """Seconds; None if they are not set, or do not fit."""
+        """Seconds; None if not set, or invalid, which is a fault."""
         text = self.text(name)
         if not text:
             return None
@@ -83,7 +83,7 @@ class Variables:
         return None
 
     def address(self, name: str) -> tuple[str, int] | None:
-        """Host and port of `host:port`; None, and a fault, if it is no such thing."""
+        """Host and port from `host:port`; None, and a fault, if invalid."""
         try:
             return parse_address(self.text(name))
         except ValueError as error:
@@ -91,7 +91,7 @@ class Variables:
             return None
 
     def host_and_port(self, host: str, port: str) -> tuple[str, int] | None:
-        """Host and port of two variables; None if one of them is not set, or is wrong."""
+        """Host and port from two variables; None if one is unset, or invalid, which is a fault."""
         name, number = self.text(host), self.text(port)
         if not name or not number:
             return None
@@ -110,7 +110,7 @@ class Variables:
         return None if found is None else (name, found)
 
     def hosts(self, name: str) -> tuple[str, ...]:
-        """A JSON list of hosts; empty if it is not set, or is no such list."""
+        """A JSON list of hosts; empty if not set, or invalid, which is a fault."""
         text = self.text(name)
         if not text:
             return ()
@@ -138,7 +138,7 @@ class Variables:
 
 
 def raise_launch_faults(source: str, faults: list[str]) -> NoReturn:
-    """Raises one error that lists all faults."""
+    """Raises one `LaunchError` that lists all faults."""
     if len(faults) == 1:
         raise LaunchError(f"{source}: {faults[0]}.")
     lines = "\n".join(numbered(faults))
@@ -146,15 +146,15 @@ def raise_launch_faults(source: str, faults: list[str]) -> NoReturn:
 
 
 def parse_port(text: str) -> int | None:
-    """A port; None if it is none."""
+    """A port number; None if invalid."""
     return int(text) if _WHOLE.fullmatch(text) and 0 < int(text) < 65536 else None
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of `host:port`; an IPv6 address may stand in brackets, which are left out.
+    """Host and port from `host:port`; brackets around an IPv6 address are removed.
 
     Raises:
-        ValueError: It is none; the message goes after the name of what it is.
+        ValueError: Invalid; the message continues a sentence that begins with the variable's name.
 
     Example:
         >>> parse_address("node0:2222"), parse_address("[::1]:2222")
@@ -170,24 +170,24 @@ def parse_address(text: str) -> tuple[str, int]:
 
 
 def is_host(text: str) -> bool:
-    """Whether a text can be the name or the address of a host; whether there is one is not asked.
+    """Whether a text can be a host name or address; does not look it up.
 
-    What is none would be an error of another kind only where it is looked up.
+    A lookup of an invalid name would raise errors of other types.
     """
     if not 0 < len(text) <= _LONGEST_HOST or _NO_HOST.search(text):
         return False
     try:
         text.encode("idna")
-    except UnicodeError:  # a label is empty or too long, or is no text
+    except UnicodeError:  # a label is empty, too long or not encodable
         return False
     return True
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a list in Slurm's short form.
+    """The first host of a node list in Slurm's compact form.
 
     Raises:
-        ValueError: It is no such list.
+        ValueError: The list is invalid.
 
     Example:
         ```python

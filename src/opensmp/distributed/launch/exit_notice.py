@@ -1,6 +1,6 @@
-"""Ranks that have ended are told of, so that nobody waits for them at the rendezvous.
+"""Lets the launcher tell ranks that wait at the rendezvous that a rank has exited.
 
-Whoever waits there cannot know it: only the launcher sees a process end that never came.
+Only the launcher notices the exit of a process that never came to the rendezvous.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from opensmp.distributed.channel.handshake import Reception, Secret, introduce
 from opensmp.distributed.launch.rendezvous import reserve_port
 
 _SECONDS = 0.5
-_TURN_SECONDS = 0.02  # in which a guest that is here goes on
+_TURN_SECONDS = 0.02  # time limit for one round of handshake messages
 
 
 class Absence:
-    """Tells the ranks that wait for each other who will not come.
+    """Tells the ranks at the rendezvous which rank will not come.
 
     Args:
         port: Port of this machine at which rank 0 listens for the others.
@@ -38,7 +38,7 @@ class Absence:
         self._reception: Reception | None = None
 
     def tell(self, rank: int) -> None:
-        """Ends the waiting of those who wait now for a rank that has ended."""
+        """Makes the ranks that currently wait at the rendezvous fail, because a rank has exited."""
         text = (
             f"opensmp run: rank {rank} of {self._size} ended, with exit code 0, before it called "
             "smp.init. Expected: every process calls smp.init at the top of the script, and does "
@@ -51,23 +51,23 @@ class Absence:
                 self._visit(text)
 
     def close(self) -> None:
-        """Leaves the port to the next run."""
+        """Releases the port."""
         if self._reception is not None:
             self._reception.close()
         if self._listener is not None:
             self._listener.close()
 
     def _visit(self, text: str) -> None:
-        """Tells rank 0, which tells the others; if nobody listens, nobody waits."""
+        """Tells rank 0, which tells the others; no listener means that no rank waits."""
         connection = socket.create_connection(("127.0.0.1", self._port), _SECONDS)
         channel = introduce(connection, self._secret, -1, self._size, _SECONDS)
         with contextlib.closing(channel):
             channel.send({"kind": "absent", "text": text}, _SECONDS)
 
     def _answer_instead(self, text: str) -> None:
-        """Tells those who have come to rank 0."""
+        """Listens in place of rank 0, and rejects the ranks that connect to it."""
         if self._listener is None:
-            self._listener, _ = reserve_port("127.0.0.1", self._port)  # beside the launcher's
+            self._listener, _ = reserve_port("127.0.0.1", self._port)  # shares the launcher's port
             self._listener.listen(max(self._size, 128))
         if self._reception is None:
             self._reception = Reception(self._listener, self._secret)

@@ -1,12 +1,12 @@
 """Makes `import horovod.tensorflow` work where Horovod is not installed.
 
-The finder comes last in Python's search for modules, so that an installed Horovod is found
-before. `opensmp run` starts every script by running this file:
+The finder is the last in Python's module search, so that an installed Horovod takes precedence.
+`opensmp run` starts every script by running this file:
 
     python .../opensmp/distributed/launch/horovod_finder.py script.py arguments
 
-It imports nothing but the standard library, since a script may set variables that TensorFlow
-reads when it is imported.
+It imports only the standard library, since a script may set variables that TensorFlow reads when it
+is imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__" and not getattr(sys.flags, "safe_path", False):
-    del sys.path[0]  # the folder of this file: its modules would hide others of their names
+    del sys.path[0]  # the folder of this file, whose modules would shadow others
 
 import builtins
 import importlib
@@ -32,34 +32,34 @@ _STAND_IN = "opensmp.compat.horovod"
 
 
 class HorovodFinder:
-    """Finds `horovod` and `horovod.tensorflow` when nothing else does.
+    """Finds `horovod` and `horovod.tensorflow` if no other finder does.
 
-    What else there may be of Horovod it refuses, with what to write instead.
+    Rejects other submodules of Horovod with a message that says what to import instead.
     """
 
     @classmethod
     def find_spec(
         cls, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """What Python's import asks every finder."""
+        """Implements the finder protocol of Python's import system."""
         if name != _PACKAGE and not name.startswith(f"{_PACKAGE}."):
             return None
         if name != _PACKAGE and not _stands_in(sys.modules.get(_PACKAGE)):
-            return None  # a Horovod without TensorFlow: it tells so itself
+            return None  # an installed Horovod without TensorFlow support reports that itself
         if name not in (_PACKAGE, _MODULE):
-            # With its own name `from horovod.tensorflow import nothing` would not show the text.
+            # With `name=name`, `from horovod.tensorflow import nothing` would not show the message.
             raise ModuleNotFoundError(_absent(name), name=_PACKAGE)
         loader: Any = cls
         return importlib.machinery.ModuleSpec(name, loader, is_package=True)
 
     @classmethod
     def create_module(cls, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """Leaves the making of the module to Python."""
+        """Leaves the creation of the module to Python."""
         return None
 
     @classmethod
     def exec_module(cls, module: ModuleType) -> None:
-        """Fills the module."""
+        """Fills the module with the names of the compatibility module."""
         if module.__name__ == _PACKAGE:
             module.__doc__ = "Stands in for Horovod, which is not installed."
             vars(module)["__getattr__"] = _no_name
@@ -71,9 +71,9 @@ class HorovodFinder:
 
 
 def install() -> None:
-    """Adds the finder, last of all; nothing happens if it is there."""
+    """Appends the finder to the module search, unless it is there."""
     names = {getattr(finder, "__qualname__", "") for finder in sys.meta_path}
-    if HorovodFinder.__qualname__ not in names:  # another copy of this file may have done it
+    if HorovodFinder.__qualname__ not in names:  # this file may be loaded twice
         sys.meta_path.append(HorovodFinder)
 
 
@@ -120,7 +120,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _note_exit(status: Any) -> None:
-    """Tells the library how the program has ended; nobody else sees which exit was the last."""
+    """Passes the exit status of the program to the library, which cannot see it otherwise."""
     endings = sys.modules.get("opensmp.distributed.watchdog.exit_hooks")
     if endings is not None:
         endings.note_exit(status)
@@ -129,14 +129,14 @@ def _note_exit(status: Any) -> None:
 def _show_error(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Shows an exception as Python does that runs the script itself: without this file."""
+    """Prints an exception as if Python ran the script directly: without frames of this file."""
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     sys.__excepthook__(kind, error.with_traceback(trace), trace)
 
 
 def _hint_at_init() -> None:
-    """Says that the processes knew nothing of each other, where they never met."""
+    """Prints a hint if several processes ran without ever calling smp.init."""
     rank, size = (os.environ.get(f"OPENSMP_RUN_{name}") for name in ("RANK", "SIZE"))
     cluster = sys.modules.get("opensmp.distributed.launch.cluster")
     have_met = cluster is not None and cluster.joined() is not None

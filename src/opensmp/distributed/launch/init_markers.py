@@ -1,7 +1,7 @@
-"""Notes of the ranks for the launcher: that they have called `smp.init`, and for which layout.
+"""Marker files by which ranks tell the launcher that they called `smp.init`, with their layout.
 
-The launcher sees processes end, but not how far they came: a rank that never came to `smp.init`
-is lost in another way than one that failed in training.
+The launcher sees processes end, but not how far they came: a rank that never called `smp.init`
+needs other handling than one that failed in training.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _VARIABLE = f"{LAUNCHER_PREFIX}MARKS"
 
 
 class Layout(NamedTuple):
-    """What says which numbers of processes are possible.
+    """The settings that determine which numbers of processes are possible.
 
     Attributes:
         partitions: Number of partitions.
-        processes_per_replica: The key of the configuration.
+        processes_per_replica: The configuration key of this name.
     """
 
     partitions: int
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
 
 def mark(environ: Mapping[str, str], rank: int, layout: Layout) -> None:
-    """Notes that a rank has called `smp.init`; does nothing without a launcher that asks.
+    """Writes the marker of a rank; does nothing unless the launcher asks for markers.
 
     Args:
         environ: The environment.
@@ -40,12 +40,12 @@ def mark(environ: Mapping[str, str], rank: int, layout: Layout) -> None:
     """
     directory = environ.get(_VARIABLE)
     if directory:
-        with contextlib.suppress(OSError):  # it is for the launcher only
+        with contextlib.suppress(OSError):  # the marker is optional
             Path(directory, str(rank)).write_text(json.dumps(layout))
 
 
 def read_marks(directory: str) -> dict[int, Layout]:
-    """The ranks that have called `smp.init`."""
+    """The ranks that have called `smp.init`, with their layouts."""
     found = {}
     for path in Path(directory).iterdir():
         with contextlib.suppress(ValueError, TypeError, OSError):
@@ -54,6 +54,6 @@ def read_marks(directory: str) -> dict[int, Layout]:
 
 
 def clear_marks(directory: str) -> None:
-    """Forgets those of the run before."""
+    """Deletes the markers of the previous run."""
     for path in Path(directory).iterdir():
         os.unlink(path)

@@ -1,7 +1,6 @@
-"""Which launcher started this process, and what it says about the others.
+"""Detects the launcher that started this process, and reads what it says about the others.
 
-Every launcher has its own variables. `detect` reads them all and gives one frozen `Launch`;
-nothing else of the library knows a launcher by name.
+Every launcher sets variables of its own. `detect` reads them all and returns one frozen `Launch`.
 
 | source | how it is recognised |
 | --- | --- |
@@ -33,12 +32,12 @@ from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS
 from opensmp.errors import LaunchError
 
 _PORTS_TO_TRY = 8
-_FIRST_PORT, _NUM_PORTS = 20000, 10000  # below the ports that Linux gives to clients
+_FIRST_PORT, _NUM_PORTS = 20000, 10000  # below Linux's ephemeral ports
 _LOCAL_JOIN_SECONDS, _REMOTE_JOIN_SECONDS = 60.0, 300.0
 LONGEST_JOIN_SECONDS = 1_000_000
-"""TensorFlow counts milliseconds in 32 bits."""
+"""Maximum join time: TensorFlow counts milliseconds in 32 bits."""
 
-# The variables of rank, size, and of both on the machine.
+# Variables of rank, size, local rank and local size.
 _OWN = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 _OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in _OWN)
 _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -61,21 +60,21 @@ class Launch:
     """What a launcher says about this process and the others.
 
     Attributes:
-        source: The launcher, in words, such as `"Open MPI"`.
+        source: Name of the launcher, such as `"Open MPI"`.
         rank: Rank of this process among all.
-        size: Number of processes; 1 means that there is nobody to meet.
+        size: Number of processes; 1 means that there are no others.
         local_rank: Rank among the processes of this machine; None if the launcher does not say.
         local_size: Number of processes of this machine; None if the launcher does not say.
-        addresses: `host:port` of every rank's TensorFlow server; None if the processes must
-            choose and exchange them.
+        addresses: `host:port` of every rank's TensorFlow server; None if the processes must choose
+            and exchange them.
         meeting: Host and port at which rank 0 listens for the others; None for one process.
-        num_meeting_ports: How many ports from that one on rank 0 may use. More than 1 where
-            the port is derived and may be taken.
+        num_meeting_ports: Number of consecutive ports, from that one on, that rank 0 may use. More
+            than 1 if the port is derived and may be taken.
         token: Secret, or at least name, of the run; only processes that know it may join.
-        has_secret: Whether it is a secret.
+        has_secret: Whether the token is secret.
         join_seconds: How long the processes wait for each other at the start.
-        idle_seconds: How long no process may compute anything while all are in calls that need
-            others, before the run is ended; 0: for ever.
+        idle_seconds: How long all processes may be in calls that need others without any of them
+            computing, before the run is ended; 0: no limit.
     """
 
     source: str
@@ -93,15 +92,14 @@ class Launch:
 
 
 ALONE = Launch("no launcher", local_rank=0, local_size=1)
-"""A process that was started by hand."""
+"""A process without a launcher."""
 
 
 def detect(environ: Mapping[str, str]) -> Launch:
     """Reads the variables of all known launchers.
 
-    A launcher inside another one, such as `mpirun` in a Slurm job, is the one that started the
-    process, so that the more specific variables come first. A size of 1 is the same as no
-    launcher.
+    Of nested launchers, such as `mpirun` in a Slurm job, the inner one started the process, so that
+    the more specific variables take precedence. A size of 1 is the same as no launcher.
 
     Args:
         environ: The environment, such as `os.environ`.
@@ -110,8 +108,8 @@ def detect(environ: Mapping[str, str]) -> Launch:
         What the launcher says; `ALONE` if there is none.
 
     Raises:
-        LaunchError: The variables of a launcher contradict each other, or are not enough for
-            the processes to find each other.
+        LaunchError: The variables contradict each other, or do not suffice for the processes to
+            find each other.
 
     Example:
         ```python
@@ -129,7 +127,7 @@ def detect(environ: Mapping[str, str]) -> Launch:
 
 
 def claim(launch: Launch, environ: MutableMapping[str, str], process: int) -> None:
-    """Notes that a process is the rank that its variables name; what it starts inherits them.
+    """Records in the environment, which child processes inherit, that this process is its rank.
 
     Args:
         launch: The result of `detect`.
@@ -137,7 +135,7 @@ def claim(launch: Launch, environ: MutableMapping[str, str], process: int) -> No
         process: The id of this process.
 
     Raises:
-        LaunchError: Another process is this rank already, and has started this one.
+        LaunchError: A parent of this process is this rank already.
 
     Example:
         ```python
@@ -226,7 +224,7 @@ def _mpich(variables: Variables) -> Launch | None:
         return None
     numbers = variables.pair(*_MPICH[:2])
     if numbers is not None and numbers == variables.pair(*_SLURM[:2]):
-        return None  # srun gives MPICH's numbers to all tasks, if it is set up for it
+        return None  # srun may set MPICH's variables for all tasks
     host = _service_host(variables)
     hosts = variables.text("SM_HOSTS")
     return _launch(
@@ -234,14 +232,14 @@ def _mpich(variables: Variables) -> Launch | None:
         variables,
         **_numbers(variables, *_MPICH),
         meeting=_master(variables),
-        # It has no number for the run; on one machine its proxy is above all ranks.
+        # MPICH has no run id; on one machine its proxy is an ancestor of all ranks.
         job=f"service {hosts}" if host else _common_ancestor("hydra", "mpiexec"),
         host=host,
     )
 
 
 def _slurm(variables: Variables) -> Launch | None:
-    # A batch script has SLURM_PROCID as well, but is one process: only srun makes steps.
+    # A batch script has SLURM_PROCID as well, but is one process: only srun creates steps.
     if "SLURM_PROCID" not in variables or "SLURM_STEP_NUM_TASKS" not in variables:
         return None
     job = f"{variables.text('SLURM_JOB_ID') or 0}.{variables.text('SLURM_STEP_ID') or 0}"
@@ -271,7 +269,7 @@ def _launch(
     job: str = "",
     host: str | None = None,
 ) -> Launch:
-    """Checks; derives the meeting from `job` and `host` where it is not given."""
+    """Checks the values; derives a missing meeting point from `job` and `host`."""
     join_seconds, idle_seconds = _join_seconds(variables), _idle_seconds(variables)
     faults = variables.faults
     if rank is not None and size is not None and not rank < size:
@@ -282,7 +280,7 @@ def _launch(
     if local_rank is not None and most is not None and not local_rank < most:
         faults.append(f"local rank {local_rank} of {most} processes is not possible")
     variables.raise_faults(source)
-    assert rank is not None  # otherwise there was a fault
+    assert rank is not None  # else it was a fault
     assert size is not None
     if size == 1:
         return Launch(source)
@@ -320,12 +318,12 @@ def _launch(
 
 
 def _encodable(text: str) -> str:
-    """The text without what UTF-8 cannot say, such as bytes that were none in a variable."""
+    """The text with backslash escapes for what UTF-8 cannot encode, such as invalid bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _check_agreement(variables: Variables) -> None:
-    """Refuses variables of several launchers that do not mean the same processes."""
+    """Raises if the variables of several launchers describe different processes."""
     pairs = {
         "Open MPI": variables.pair(*_OPEN_MPI[:2]),
         "MPICH": variables.pair(*_MPICH[:2]),
@@ -347,7 +345,7 @@ def _check_agreement(variables: Variables) -> None:
 def _numbers(
     variables: Variables, rank: str, size: str, local_rank: str, local_size: str
 ) -> dict[str, Any]:
-    """The numbers that variables of these names have; those of the machine may be missing."""
+    """The values of these variables; those of the machine may be missing."""
     return {
         "rank": variables.whole(rank, required=True),
         "size": variables.whole(size, required=True),
@@ -380,12 +378,12 @@ def _master(variables: Variables) -> tuple[str, int] | None:
     if meeting is None:
         return None
     host, port = meeting
-    # The agent of torchrun listens on the port itself; its neighbour is free by custom.
+    # torchrun's agent listens on the port itself; the next one is free by convention.
     return host, port + (variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
 def _service_host(variables: Variables) -> str | None:
-    """The first host of the vendor's service, on which it starts rank 0."""
+    """The first host of the vendor's service, on which rank 0 runs; None for a single host."""
     hosts = variables.hosts("SM_HOSTS")
     return hosts[0] if len(hosts) > 1 else None
 
@@ -406,9 +404,9 @@ def _first_node(variables: Variables) -> str | None:
 
 
 def _common_ancestor(*names: str) -> str:
-    """A name for the nearest process above this one that is called like a launcher's.
+    """Identifies the nearest ancestor process whose name begins like that of a launcher.
 
-    A script may be started through a shell, so that the parent need not be the launcher.
+    The parent need not be the launcher, because a shell may start the script.
     """
     process = os.getppid()
     while process > 1:

@@ -1,9 +1,9 @@
-"""Where the processes of a run meet and tell each other who and where they are.
+"""Rendezvous: the processes of a run exchange ranks, addresses and machines.
 
-Rank 0 listens, everyone else comes to it; when all are there, everyone gets the same table.
-Only who knows the token of the run is heard (`opensmp.distributed.channel.handshake`). The
-connections stay open: `opensmp.distributed.watchdog.monitor` uses them to notice who is gone. They
-form a star around rank 0, which holds `size - 1` of them.
+Rank 0 listens and the other ranks connect; when all are there, all receive the same table. Only
+authenticated processes take part (`opensmp.distributed.channel.handshake`). The connections stay
+open, because `opensmp.distributed.watchdog.monitor` detects failures with them. They form a star
+around rank 0, which holds `size - 1` of them.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Peer:
     Attributes:
         rank: Its rank.
         address: `host:port` of its TensorFlow server.
-        machine: Name of the machine it runs on, equal for processes of one machine.
+        machine: Name of its machine, equal for processes of one machine.
         process: Its process id there.
-        network: Name of the network namespace of that machine in which it is.
+        network: Name of its network namespace on that machine.
     """
 
     rank: int
@@ -55,10 +55,10 @@ class Meeting:
 
     Attributes:
         peers: All processes, by rank.
-        channels: Open connections by rank: rank 0 has one to everybody, the others have one,
-            to rank 0.
-        reservation: A socket that keeps this process's port from everybody else, or None; to
-            be kept open as long as the TensorFlow server is not yet there.
+        channels: Open connections by rank: rank 0 has one to each other rank, which have only the
+            one to rank 0.
+        reservation: A socket that reserves this process's port, or None; to be kept open until the
+            TensorFlow server is started.
     """
 
     peers: tuple[Peer, ...]
@@ -67,12 +67,12 @@ class Meeting:
 
 
 def reserve_port(host: str = "", port: int = 0) -> tuple[socket.socket, int]:
-    """A free port, or this one, and the socket that keeps it.
+    """Reserves a port (0: any free one); returns the socket that holds it, and its number.
 
-    The socket is bound but does not listen, and shares its port (`SO_REUSEPORT`), as
-    TensorFlow's server and the listener below do: they can use the port, nobody else gets it.
+    The socket is bound but does not listen, and shares its port (`SO_REUSEPORT`) with TensorFlow's
+    server or the listener below; other programs cannot bind it.
     """
-    # TensorFlow's server binds all interfaces by their IPv6 address where there is one.
+    # TensorFlow's server binds all interfaces by the IPv6 wildcard address if there is IPv6.
     everywhere = not host and socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if everywhere else socket.AF_INET
     reservation = socket.socket(family, socket.SOCK_STREAM)
@@ -91,11 +91,11 @@ def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -
         launch: What the launcher says.
         machine: Name of this machine, equal for all processes on it and for no other.
         process: This process's id.
-        facts: Values that must be the same in all processes; a process that differs makes
-            the run end with an error that names it and the first difference.
+        facts: Values that must be the same in all processes; a difference ends the run with an
+            error that names the process and the first difference.
 
     Raises:
-        LaunchError: Someone did not come in time, two processes have the same rank, or the
+        LaunchError: A process did not come in time, two processes have the same rank, or the
             processes do not agree.
 
     Example:
@@ -105,7 +105,7 @@ def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -
         ```
     """
     assert launch.meeting is not None
-    if launch.local_size == launch.size:  # all are here, whatever name this machine has elsewhere
+    if launch.local_size == launch.size:  # all on this machine, whatever its name
         launch = dataclasses.replace(launch, meeting=("127.0.0.1", launch.meeting[1]))
     reservation: socket.socket | None = None
     if launch.addresses is None:
@@ -146,7 +146,7 @@ def _network() -> str:
 
 
 def disagreement(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """The first fact in which a process differs from rank 0, in words; None if all agree.
+    """Describes the first fact in which a process differs from rank 0; None if all agree.
 
     Args:
         rows: The facts of each process, by rank.
@@ -172,7 +172,7 @@ def disagreement(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
 
 
 class _Host:
-    """Rank 0: listens until everybody is there."""
+    """Rank 0 of the rendezvous: listens until all ranks are there."""
 
     def __init__(self, launch: Launch, hello: Message) -> None:
         self._launch = launch
@@ -210,8 +210,8 @@ class _Host:
             row["address"] = _address(launch, row, self._rows[0]["machine"])
         rows = [{name: row[name] for name in ROW} for row in rows]
         for channel in self._channels.values():
-            # One that has left meanwhile is noticed by `opensmp.distributed.watchdog.monitor`, as
-            # later.
+            # The watchdog (`opensmp.distributed.watchdog.monitor`) detects a rank that has left
+            # meanwhile.
             with contextlib.suppress(OSError):
                 channel.send({"kind": "table", "rows": rows})
         return rows, self._channels
@@ -226,7 +226,7 @@ class _Host:
             return
         rank, size = row["rank"], row["size"]
         if rank in self._channels:
-            self._forget(self._channels[rank])  # if it has left, this one is in its place
+            self._forget(self._channels[rank])  # if that process has left, this one replaces it
         if size != launch.size or not 0 < rank < size or rank in self._rows:
             fault = (
                 f"there are two processes of rank {rank}"
@@ -237,14 +237,14 @@ class _Host:
                 channel.send({"kind": "refused", "text": fault})
             channel.close()
             self._refuse_all(f"The processes do not fit together: {fault}.")
-        with contextlib.suppress(OSError):  # if it is gone already, `gather` will notice
+        with contextlib.suppress(OSError):  # `gather` notices if it is gone
             channel.send({"kind": "welcome"})
         self._reception.watch(channel)
         self._rows[rank], self._channels[rank] = {**row, "host": guest.host}, channel
         self._ranks[channel] = rank
 
     def _forget(self, channel: Channel) -> None:
-        """If someone left before the others came: started anew, it may come again."""
+        """Removes a rank that left before the others came, so that it may be restarted."""
         try:
             if channel.receive_now() is None:
                 return
@@ -256,7 +256,7 @@ class _Host:
         del self._channels[rank], self._rows[rank]
 
     def _turn_away(self, knock: Message, reason: str) -> None:
-        """Says soon that someone seems to be one of the run, but does not know its secret."""
+        """Warns of a process that claims a rank of this run but does not know its secret."""
         key = (knock["host"], knock["rank"])
         if key in self._strangers or len(self._strangers) == _MOST_WARNINGS:
             return
@@ -288,7 +288,7 @@ def _warn(text: str) -> None:
 
 
 def _warn_of_strangers(launch: Launch, listener: socket.socket) -> None:
-    """Says who can join or end this run if there is no secret."""
+    """Warns, if there is no secret, who else can join or end this run."""
     host, port, *_ = listener.getsockname()
     if launch.has_secret or (is_loopback(host) and can_tell()):
         return
@@ -314,10 +314,10 @@ def _listen(launch: Launch) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if launch.source == "opensmp run":
-            # The launcher holds this port. Elsewhere sharing would let two runs split it.
+            # The launcher reserves this port. Otherwise sharing would let two runs split it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            listener.bind((place, port))  # "" is every interface
+            listener.bind((place, port))  # "" means all interfaces
             listener.listen(max(launch.size, 128))
         except OSError as error:
             problem = error
@@ -333,8 +333,8 @@ def _listen(launch: Launch) -> socket.socket:
 def _address(launch: Launch, row: Message, first_machine: str) -> str:
     if launch.addresses is not None:
         return launch.addresses[row["rank"]]
-    # Rank 0 is where the others found it; the others are where they came from. Those on the
-    # machine of rank 0 may have come by a loopback address, which means nothing elsewhere.
+    # Rank 0 has the address at which the others found it, the others the one they connected from.
+    # Ranks on the machine of rank 0 may have used a loopback address, which is useless elsewhere.
     host = (launch.meeting or ("127.0.0.1", 0))[0]
     if row["rank"] and not (row["machine"] == first_machine and row["host"].startswith("127.")):
         host = row["host"]
@@ -363,7 +363,7 @@ def _absent(launch: Launch, there: Iterable[int], turned_away: Iterable[str]) ->
 
 
 def _is_here(host: str) -> bool:
-    """Whether an address of that host is one of this machine."""
+    """Whether a host resolves to an address of this machine."""
     with contextlib.suppress(OSError, UnicodeError):
         for family, kind, number, _, address in socket.getaddrinfo(host, 0, type=_STREAM):
             with contextlib.suppress(OSError), socket.socket(family, kind, number) as probe:

@@ -1,4 +1,4 @@
-"""How a rank other than 0 comes to the rendezvous, which `rendezvous.py` in this folder holds."""
+"""The side of the rendezvous (`rendezvous.py` in this folder) of ranks other than 0."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from opensmp.distributed.launch.launchers import Launch
 from opensmp.errors import LaunchError
 
 ROW = {"rank": int, "address": str, "machine": str, "process": int, "network": str}
-"""What all ranks get to know of each rank, and its types."""
+"""Fields, with types, of the row that all ranks receive about each rank."""
 
 SAME_TOKEN = (
     f"Expected: the same {TOKEN_VARIABLE} in every process of a run, or no such variable in any "
     "process of a run of one machine and one user."
 )
-"""What is expected of processes that are to meet."""
+"""Part of error messages: what the processes of a run must have in common."""
 
 _HANDSHAKE_SECONDS = 5.0
 _PAUSE_SECONDS = 0.1
-_REFUSED_SECONDS = 3.0  # in which what refuses a process, such as an earlier run, may go away
+_REFUSED_SECONDS = 3.0  # time for an earlier run on the port to end
 _MOST_BYTES, _PEER_BYTES = 1 << 20, 1 << 12
 
 
 def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Channel]]:
-    """Comes to rank 0, again and again, until all ranks are there.
+    """Connects to rank 0, retrying until all ranks are there.
 
     Args:
         launch: What the launcher says.
@@ -42,7 +42,7 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
         The rows of all ranks, with the fields of `ROW`, and the connection to rank 0 by its rank.
 
     Raises:
-        LaunchError: Rank 0 did not come in time, or does not let this process in.
+        LaunchError: Rank 0 did not come in time, or rejects this process.
 
     Example:
         ```python
@@ -60,7 +60,7 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
                 reply, channel = _ask(launch, hello, (host, port))
             except StrangerError as error:
                 problem = error
-                # On a derived port it may be another run, and the right one on the next.
+                # A derived port may belong to another run, and the next port to this one.
                 refused_since = refused_since or time.monotonic()
                 is_sure = launch.num_meeting_ports == 1
                 if is_sure and time.monotonic() > refused_since + _REFUSED_SECONDS:
@@ -73,7 +73,7 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
                 problem = f"what listens there is no rank 0 of opensmp: {error}"
             except OSError as error:
                 problem, refused_since = error, None
-            except UnicodeError as error:  # of a name that can be none of a machine
+            except UnicodeError as error:  # the host name is invalid
                 problem = error
             else:
                 if reply["kind"] == "refused":
@@ -91,13 +91,13 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
 
 
 def more_time(launch: Launch) -> str:
-    """The option or variable that makes processes wait longer for each other."""
+    """The option or variable that extends the time that processes wait for each other."""
     return "--join-seconds" if launch.source == "opensmp run" else "OPENSMP_RUN_JOIN_SECONDS"
 
 
 def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Message, Channel]:
-    """What rank 0 says, if it listens at that place: all rows, or why it refuses."""
-    # Another program that listens on a derived port does not know how to answer.
+    """The reply of rank 0, if it listens at that address: all rows, or why it refuses."""
+    # Another program on a derived port fails the handshake.
     channel = introduce(
         socket.create_connection(place, 2.0),
         Secret(launch.token, launch.has_secret),
@@ -110,7 +110,7 @@ def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Messag
         channel.send(hello)
         reply = channel.receive(_HANDSHAKE_SECONDS)
         if reply.get("kind") == "welcome":
-            # All may be there late, since the time of rank 0 may have begun later.
+            # Rank 0 may have started to wait later, so that the table may come late.
             reply = channel.receive(launch.join_seconds + _HANDSHAKE_SECONDS)
         if not _is_refusal(reply) and not _is_table(reply, launch.size):
             raise Closed("the answer makes no sense")

@@ -1,4 +1,4 @@
-"""The variable `TF_CONFIG`: a cluster of TensorFlow's, and which of its tasks this process is."""
+"""Parses `TF_CONFIG`: the TensorFlow cluster, and this process's task in it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _INDEX = re.compile(r"[0-9]{1,9}")
 
 
 class ClusterPlace(NamedTuple):
-    """This process and all others, as `TF_CONFIG` says it.
+    """This process and all others, according to `TF_CONFIG`.
 
     Attributes:
         rank: Rank of this process: the chief first, then the workers.
         addresses: `host:port` of every rank.
         hosts: The host of every rank.
-        jobs: The jobs that take part, as JSON; the same in every process of the cluster.
+        jobs: The participating jobs, as JSON; the same in every process of the cluster.
     """
 
     rank: int
@@ -32,7 +32,7 @@ class ClusterPlace(NamedTuple):
 
 
 def read_tf_config(text: str) -> ClusterPlace | None:
-    """Reads the text of the variable.
+    """Parses the text of the variable.
 
     Args:
         text: A JSON object with `cluster` and `task`; may be empty.
@@ -41,7 +41,7 @@ def read_tf_config(text: str) -> ClusterPlace | None:
         The place of this process; None if there are no others.
 
     Raises:
-        LaunchError: It cannot be read, or names no rank for this process; all faults are listed.
+        LaunchError: The text is invalid, or names no rank for this process; lists all faults.
 
     Example:
         ```python
@@ -96,7 +96,7 @@ def _cluster_and_task(text: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _rank(tasks: list[tuple[str, int]], task: dict[str, Any]) -> int | None:
     kind, index = task.get("type"), task.get("index")
-    if isinstance(index, str) and _INDEX.fullmatch(index):  # as some write it
+    if isinstance(index, str) and _INDEX.fullmatch(index):  # some tools write the index as a string
         index = int(index)
     if isinstance(index, bool) or not isinstance(index, int) or (kind, index) not in tasks:
         return None

@@ -1,6 +1,6 @@
-"""Moves tensors from one process to another, inside a step's graph.
+"""Sends and receives tensors between processes inside a step's graph, over collectives.
 
-TensorFlow's point-to-point collectives do it: a broadcast in a group of two.
+Uses TensorFlow's point-to-point collectives: a broadcast in a group of two.
 """
 
 from __future__ import annotations
@@ -29,46 +29,45 @@ _BITS = {
 
 
 class Transport(Protocol):
-    """What puts the two ends of a transfer into a graph."""
+    """Inserts send and receive operations into a graph."""
 
     def send(self, transfer: Transfer, number: int) -> Sent:
-        """Emits the sending end.
+        """Inserts the send operation.
 
         Args:
-            transfer: What goes where. Without a tensor only the order counts: that the operation
-                is done.
-            number: Of the transfer, the same in both processes.
+            transfer: The transfer. Without a tensor it only signals that `transfer.op` is done.
+            number: Number of the transfer, the same in both processes.
         """
 
     def receive(self, transfer: Transfer, number: int) -> Received:
-        """Emits the receiving end."""
+        """Inserts the receive operation."""
 
     def begin_run(self, number: int) -> None:
-        """To be called in each run of the step, before anything is sent.
+        """Must be called in each run of the step, before anything is sent.
 
         Args:
-            number: Of the run, from 1.
+            number: Number of the run, from 1.
         """
 
     def end_run(self) -> None:
-        """To be called in each run of the step, when all has been sent and received."""
+        """Must be called in each run of the step, after everything was sent and received."""
 
     def interrupt(self) -> None:
-        """Makes a run that waits fail, and those that follow, until `restart`."""
+        """Makes waiting and later runs fail until `restart`."""
 
     def restart(self, number: int) -> None:
-        """Makes it as new, in all processes of the step at once and while none runs it.
+        """Resets the transport; all processes of the step call it, while none runs the step.
 
         Args:
-            number: Of the last run before the next one, above all before.
+            number: Number of the last run before the next one; greater than all earlier numbers.
         """
 
 
 class Sent(NamedTuple):
-    """The sending end of a transfer.
+    """An inserted send.
 
     Attributes:
-        op: The operation that is done when the tensor has left.
+        op: The operation that ends when the tensor was sent.
         waits: Whether it waits for the receiver.
     """
 
@@ -77,13 +76,13 @@ class Sent(NamedTuple):
 
 
 class Received(NamedTuple):
-    """The receiving end of a transfer.
+    """An inserted receive.
 
     Attributes:
-        tensor: What comes.
+        tensor: The received tensor.
         posted: The operations that wait for it.
-        early: Whether they have to be posted some time before the tensor is needed: where the
-            sender waits for them, and not where the tensor comes by itself.
+        early: Whether they must be posted before the tensor is needed, because the sender waits for
+            them; False if the tensor arrives without that.
     """
 
     tensor: Tensor
@@ -92,13 +91,13 @@ class Received(NamedTuple):
 
 
 class CollectiveTransport:
-    """Transfers by TensorFlow's collective runtime: gRPC.
+    """Transfers over TensorFlow's collective runtime (gRPC).
 
     Args:
         ranks: Rank in the world of each process of this replica.
-        device: Host device of this process, through which everything travels.
-        trace: Number of this trace, the same in both processes and never used before: what
-            the keys stand for must not change in the life of the processes.
+        device: Host device of this process, on which the collectives run.
+        trace: Number of this trace, the same in both processes and never used before: the meaning
+            of keys must not change during the life of the processes.
     """
 
     def __init__(self, ranks: Sequence[int], device: str, trace: int) -> None:
@@ -107,7 +106,7 @@ class CollectiveTransport:
         self._trace = trace
 
     def send(self, transfer: Transfer, number: int) -> Sent:
-        """Emits the sending end; see `Transport`."""
+        """Inserts the send operation; see `Transport`."""
         with tf.device(self._device):
             if transfer.tensor is None:
                 with tf.control_dependencies([transfer.op]):
@@ -115,7 +114,7 @@ class CollectiveTransport:
             else:
                 sendable = _pack(transfer.tensor)
             if sendable.shape.num_elements() == 0:
-                return Sent(tf.no_op())  # the collectives crash on nothing
+                return Sent(tf.no_op())  # the collectives crash on empty tensors
             if sendable.shape.is_fully_defined():
                 sizes = chunk_sizes(sendable)
                 parts = [sendable]
@@ -138,7 +137,7 @@ class CollectiveTransport:
             return Sent(sent[0].op if len(sent) == 1 else tf.group(*sent))
 
     def receive(self, transfer: Transfer, number: int) -> Received:
-        """Emits the receiving end; see `Transport`."""
+        """Inserts the receive operation; see `Transport`."""
         sent = tf.TensorSpec([], tf.int32) if transfer.tensor is None else transfer.tensor
         packed = _packed(sent)
         with tf.device(self._device):
@@ -180,16 +179,16 @@ class CollectiveTransport:
             return Received(_unpack(value, sent), ops)
 
     def begin_run(self, number: int) -> None:
-        """See `Transport`: there is nothing to do."""
+        """See `Transport`; does nothing."""
 
     def end_run(self) -> None:
-        """See `Transport`: there is nothing to do."""
+        """See `Transport`; does nothing."""
 
     def interrupt(self) -> None:
-        """See `Transport`: all collectives of the process are interrupted at once."""
+        """See `Transport`; does nothing: all collectives of the process are interrupted at once."""
 
     def restart(self, number: int) -> None:
-        """See `Transport`: there is nothing to do."""
+        """See `Transport`; does nothing."""
 
     # --- keys ---------------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class CollectiveTransport:
         return group, registry.instance(group, meaning)
 
     def _key_of_one(self, transfer: Transfer, number: int, shape: Tensor) -> tuple[int, Tensor]:
-        """The key of a tensor of unknown shape: its group has no other use."""
+        """Keys of a tensor of unknown shape, in a group that has no other use."""
         use = f"tensor {number} of trace {self._trace} from {transfer.source}"
         return registry.group(self._pair(transfer), (use, use)), instance_of_shape(shape)
 
@@ -235,17 +234,17 @@ class CollectiveTransport:
 
 
 def _with_one_more(tensor: Tensor) -> Tensor:
-    """The elements side by side and one more, for there may be none and the collectives crash."""
+    """Flattens a tensor and appends one element: the collectives crash on empty tensors."""
     return tf.concat([tf.reshape(tensor, [-1]), tf.zeros([1], tensor.dtype)], 0)
 
 
 def _goes_as_bytes(spec: Any) -> bool:
-    """Whether a tensor is serialized to travel: strings, and what has any number of dimensions."""
+    """Whether a tensor is serialized for transfer: strings, and tensors of unknown rank."""
     return bool(spec.dtype == tf.string or spec.shape.rank is None)
 
 
 def _packed(spec: Any) -> Any:
-    """Shape and dtype in which a tensor travels."""
+    """Shape and dtype in which a tensor is transferred."""
     if _goes_as_bytes(spec):
         return tf.TensorSpec([None], tf.int32)
     if spec.dtype in _AS_THEY_ARE:

@@ -1,11 +1,10 @@
-"""Memory that two processes of one machine share, and what lies where in it.
+"""Memory shared by two processes of one machine, and its layout.
 
-What one process sends to another in a step has a slot each: two places for the tensor, which take
-turns from run to run of the step, and a counter, which holds the number of the last run for which
-the tensor has been written. The counters, and the number of runs that the receiver has ended,
-are all that the two processes tell each other: each number has one writer, who changes it after
-what it speaks of, and who reads a number first and then what it speaks of sees the latter whole.
-Processors of the x86 family promise that; on others nothing is shared.
+Each transfer of a step has a slot: two buffers for the tensor, used alternately from run to run,
+and a counter with the number of the last run whose tensor was written. The only other shared number
+is that of the runs that the receiver has ended. Each number has one writer, which changes it after
+the data it refers to; a reader that reads the number first and the data afterwards sees complete
+data. x86 processors guarantee this order; on others no memory is shared.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ Array = np.ndarray[Any, Any]
 Gather = Callable[[Any], list[Any]]
 
 MOST_BYTES = 512 * 1024 * 1024
-"""Most memory of one step that one process shares with another. It is held as long as the step."""
+"""Maximum shared memory per step and pair of processes; held as long as the step exists."""
 
 PLACES = 2
-"""For a tensor of this run, and one of the next."""
+"""Buffers per tensor: one for this run, one for the next."""
 
 _NONCE_BYTES = 16
 _ALIGNMENT = 64
-_ENDED = 64  # where the number of the runs lies that the receiver has ended
+_ENDED = 64  # offset of the number of runs that the receiver has ended
 _COUNTERS = 128
 _WORD = np.dtype(np.int32)  # TensorFlow copies these faster than single bytes
 _CAN_SHARE = hasattr(os, "memfd_create") and platform.machine() in ("x86_64", "AMD64")
@@ -45,12 +44,12 @@ _DTYPES = frozenset(
 
 
 class Slot(NamedTuple):
-    """Where in the memory of a pair of processes a tensor lies.
+    """Location of a tensor in the memory of a pair of processes.
 
     Attributes:
-        position: Position among the slots of the pair.
-        offset: First byte of the first of its places, which follow each other.
-        num_bytes: Size of the tensor; 0 if only the order matters.
+        position: Index among the slots of the pair.
+        offset: First byte of the first of its buffers, which are contiguous.
+        num_bytes: Size of the tensor; 0 if the transfer has no tensor.
     """
 
     position: int
@@ -59,12 +58,12 @@ class Slot(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next slot begins."""
+        """Offset at which the next slot begins."""
         return _aligned(self.offset + PLACES * self.num_bytes)
 
 
 class Room(NamedTuple):
-    """What one process sends to another by shared memory in one step.
+    """Layout of the memory through which one process sends to another in one step.
 
     Attributes:
         slots: Number of a transfer to its slot.
@@ -76,14 +75,14 @@ class Room(NamedTuple):
 
 
 def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, Room]:
-    """Which transfers go by shared memory, and where they lie in it.
+    """Chooses the transfers that use shared memory, and lays out the memory.
 
     Args:
         transfers: All transfers of a step.
-        machines: Where each process of the replica runs.
+        machines: Machine of each process of the replica.
 
     Returns:
-        By pair of source and target; the same in all processes.
+        Layout by pair of source and target; the same in all processes.
     """
     chosen: dict[Pair, list[tuple[int, Transfer]]] = {}
     for number, transfer in enumerate(transfers):
@@ -119,15 +118,15 @@ def _aligned(offset: int) -> int:
 
 
 class Memory:
-    """The memory of a room, as one of its two processes sees it.
+    """The memory of one room, mapped into one of its two processes.
 
     Args:
-        room: What is in it.
-        descriptor: The open file that the memory belongs to; it may be closed afterwards.
+        room: The layout.
+        descriptor: The open file of the memory; may be closed afterwards.
 
     Attributes:
         counters: By position of a slot, the last run for which it was written; int64.
-        ended: How many runs the receiver has ended, shape `[1]`, int64.
+        ended: Number of runs that the receiver has ended, shape `[1]`, int64.
     """
 
     def __init__(self, room: Room, descriptor: int) -> None:
@@ -137,18 +136,18 @@ class Memory:
 
     @property
     def nonce(self) -> bytes:
-        """By which the receiver knows that it has opened the right memory."""
+        """Random bytes by which the receiver checks that it has opened the right memory."""
         return self._bytes[:_NONCE_BYTES]
 
     def offer(self) -> None:
-        """Makes the memory ready for another process to open."""
+        """Writes the nonce, after which another process may open the memory."""
         self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
     def places(self, slot: Slot) -> Array:
-        """The places of the tensor of a slot.
+        """The buffers of a slot.
 
         Returns:
-            Shape `[PLACES, words]`; int32, or uint8 if its bytes are no whole number of those.
+            Shape `[PLACES, words]`; int32, or uint8 if the size is not a multiple of 4 bytes.
         """
         word = np.dtype(np.uint8 if slot.num_bytes % _WORD.itemsize else _WORD)
         count = PLACES * slot.num_bytes // word.itemsize
@@ -156,9 +155,10 @@ class Memory:
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
-    """Makes the memory that this process shares with others.
+    """Creates and opens the memory that this process shares with others.
 
-    It belongs to no file, so that nothing is left behind however the processes end.
+    It belongs to no named file, so that nothing is left behind however the processes end. All
+    processes of the replica call it.
 
     Args:
         all_rooms: The rooms of all pairs of the replica, the same in all its processes.
@@ -166,8 +166,8 @@ def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[
         gather: Gathers an object of each process of the replica.
 
     Returns:
-        The memory of this process's pairs. A pair whose processes cannot see each other's
-        memory, because they run in different containers, is left out, in both processes.
+        The memory of this process's pairs. Both processes leave a pair out if one cannot open the
+        other's memory, as in different containers.
     """
     if not all_rooms:
         return {}
@@ -191,7 +191,7 @@ def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[
 
 
 def _opened(room: Room, process_id: int, descriptor: int, nonce: bytes) -> Memory | None:
-    """The memory that another process offers; None if it is not to be seen from here."""
+    """Opens the memory that another process offers; None if it cannot be accessed."""
     try:
         own = os.open(f"/proc/{process_id}/fd/{descriptor}", os.O_RDWR)
     except OSError:

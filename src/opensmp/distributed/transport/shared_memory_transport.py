@@ -1,15 +1,14 @@
-"""Moves tensors between processes of one machine through memory that both see.
+"""Sends and receives tensors between processes of one machine through shared memory.
 
-The collectives would copy a tensor five times on its way through gRPC and two sockets, on the
-cores that compute. Here an operation of the sender's step copies it into memory that it shares
-with the receiver, and one of the receiver's copies it out. No Python runs for a tensor that is
-there when it is needed, which in a pipeline that keeps up is most of them: code that runs now and
-then finds its instructions and data driven out of the cache by what is computed meanwhile.
+The collectives would copy a tensor five times through gRPC and two sockets, on the cores that
+compute. Here an operation of the sender's step copies it into shared memory, and one of the
+receiver's copies it out. No Python runs for a tensor that has arrived when it is needed, the usual
+case in a pipeline that keeps up; Python code that runs only now and then is slow, because
+computations evict it from the cache.
 
-For a tensor that is not there yet the step asks a thread, which looks for it from time to time and
-puts a sign into a queue of TensorFlow's, on which the step waits: no operation of a step blocks a
-thread while it waits, and a step that fails ends although something is waited for. The core has
-nothing else to do then, or another process may have it: the longer a wait, the rarer the looks.
+For a tensor that has not arrived, the step asks a polling thread, which puts a token into a
+TensorFlow queue that the step waits for: no operation blocks a thread while it waits, and a step
+that fails can end. The longer a wait, the less often the thread polls.
 """
 
 from __future__ import annotations
@@ -36,27 +35,27 @@ Tensor = Any
 
 _SHORTEST_SLEEP_SECONDS = 20e-6
 _LONGEST_SLEEP_SECONDS = 0.1
-_NOWHERE = -1  # no place of a tensor
-_SHARE_OF_WAIT = 0.01  # how late one may be found that was waited for
+_NOWHERE = -1  # an invalid buffer index
+_SHARE_OF_WAIT = 0.01  # maximum delay of detection, as a fraction of the wait
 
 
 def _pause(waited: float) -> float:
-    """How long to sleep until the next look, after so many seconds of waiting."""
+    """Seconds to sleep until the next poll, after `waited` seconds of waiting."""
     return min(max(_SHARE_OF_WAIT * waited, _SHORTEST_SLEEP_SECONDS), _LONGEST_SLEEP_SECONDS)
 
 
 def _in_place(value: Array) -> Tensor:
-    """A tensor that lies in the memory of an array."""
+    """A tensor that uses the memory of an array."""
     return tf.experimental.dlpack.from_dlpack(value.__dlpack__())
 
 
 def _write(place: Tensor, index: Tensor, row: Tensor) -> Op:
-    """Writes a row of a tensor that lies in shared memory, where it lies."""
+    """Writes a row of a tensor in shared memory, in place."""
     return tf.raw_ops.InplaceUpdate(x=place, i=[index], v=tf.expand_dims(row, 0)).op
 
 
 def _words(tensor: Tensor, dtype: tf.DType) -> Tensor:
-    """The bytes of a tensor as a vector of words; nothing is copied, except for booleans."""
+    """The bytes of a tensor as a vector of words, without a copy except for Booleans."""
     if tensor.dtype == tf.bool:
         tensor = tf.cast(tensor, tf.uint8)
     data = tf.reshape(tf.bitcast(tensor, tf.uint8), [-1])
@@ -64,7 +63,7 @@ def _words(tensor: Tensor, dtype: tf.DType) -> Tensor:
 
 
 def _from_words(words: Tensor, shape: Sequence[int], dtype: tf.DType) -> Tensor:
-    """The tensor that `_words` was made of."""
+    """Inverse of `_words`."""
     data = tf.bitcast(words, tf.uint8)
     if dtype == tf.bool:
         return tf.cast(tf.reshape(data, shape), tf.bool)
@@ -72,10 +71,10 @@ def _from_words(words: Tensor, shape: Sequence[int], dtype: tf.DType) -> Tensor:
 
 
 class Outbox:
-    """What this process sends to another one.
+    """Sends from this process to another one.
 
     Args:
-        memory: Where it is put.
+        memory: The shared memory.
         device: Host device of this process.
     """
 
@@ -87,10 +86,10 @@ class Outbox:
             self._counters = _in_place(memory.counters)
 
     def wait_for_room(self, run: int) -> None:
-        """Waits until the receiver needs nothing any more of what this run writes over.
+        """Blocks until the receiver has read the buffers that this run overwrites.
 
         Raises:
-            CommunicationError: It was interrupted.
+            CommunicationError: The wait was interrupted.
         """
         begun = time.monotonic()
         while self._memory.ended[0] < run - PLACES:
@@ -103,11 +102,11 @@ class Outbox:
         self._is_interrupted = True
 
     def restart(self) -> None:
-        """See `Transport`; the receiver makes the memory as new."""
+        """See `Transport`; the receiver resets the memory."""
         self._is_interrupted = False
 
     def put(self, slot: Slot, transfer: Transfer, run: Tensor) -> Op:
-        """Emits what sends the tensor of a transfer, in a run with this number."""
+        """Inserts the operations that send the tensor of a transfer in run number `run`."""
         with tf.device(self._device):
             written = transfer.op
             if transfer.tensor is not None:
@@ -120,15 +119,15 @@ class Outbox:
 
 
 class _Asked(NamedTuple):
-    run: int  # that is waited for
-    moment: float  # when it was asked for
+    run: int  # the run that waits
+    moment: float  # time of the request
 
 
 class Inbox:
-    """What comes to this process from another one.
+    """Receives in this process from another one.
 
     Args:
-        memory: Where it lies.
+        memory: The shared memory.
         device: Host device of this process.
     """
 
@@ -138,7 +137,7 @@ class Inbox:
         self._closed = False
         self._is_interrupted = False
         self._changed = threading.Condition()
-        self._asked: dict[int, _Asked] = {}  # by position of a slot
+        self._asked: dict[int, _Asked] = {}  # by position of the slot
         self._queues: dict[int, Any] = {}
         self._functions: dict[Any, Any] = {}
         with tf.device(device):
@@ -147,7 +146,7 @@ class Inbox:
         self._thread.start()
 
     def take(self, slot: Slot, transfer: Transfer, run: Tensor) -> Tensor:
-        """Emits what gives the tensor of a transfer, as soon as it is there; else the run."""
+        """Inserts a call that returns a transfer's tensor on arrival; an int64 if it has none."""
         tensor = transfer.tensor
         dtype = tf.int64 if tensor is None else tensor.dtype
         with tf.init_scope(), tf.device(self._device):
@@ -167,10 +166,10 @@ class Inbox:
         return result
 
     def _function(self, shape: tuple[int, ...] | None, dtype: tf.DType, *word: tf.DType) -> Any:
-        """What takes a tensor, or with no shape a word.
+        """Function that receives a tensor, or a counter if the shape is None.
 
-        It is a call, since calls count as free of effects: operations that count as having some
-        would be run in the order that they were made in.
+        A function call counts as stateless; stateful operations would be run in the order of the
+        trace.
         """
         key = shape, dtype
         if key in self._functions:
@@ -181,15 +180,15 @@ class Inbox:
                 asked = _private.host_call(self._ask, [position, run], tf.int64, stateful=False)
                 with tf.control_dependencies([asked]):
                     came = tf.raw_ops.QueueDequeueV2(handle=queue, component_types=[tf.int64])
-                # TensorFlow drops a call of Python that counts as free of effects if nothing
-                # reads what it gives.
+                # Uses `asked`, because TensorFlow removes a stateless Python call without
+                # consumers.
                 return tf.reshape(tf.minimum(came, asked), [])
 
             is_there = tf.gather(counters, position) >= run
             came = tf.cond(is_there, lambda: tf.identity(run), wait)
             if shape is None:
                 return tf.gather(counters, tf.where(came >= run, position, int(_NOWHERE)))
-            # Another number than that of the run: it was interrupted, and fails here.
+            # A smaller number than the run's means an interrupt: the gather at index -1 fails.
             place = tf.where(came >= run, run % PLACES, _NOWHERE)
             words = tf.gather(*rest, tf.cast(place, tf.int32))
             return _from_words(words, shape, dtype)
@@ -202,14 +201,14 @@ class Inbox:
         return found
 
     def _ask(self, position: Any, run: Any) -> Any:
-        """Asks the thread for what a run waits for."""
+        """Asks the polling thread for a tensor that a run waits for."""
         with self._changed:
             self._asked[int(position)] = _Asked(int(run), time.monotonic())
             self._changed.notify()
         return run
 
     def end_run(self) -> None:
-        """To be called when a run of the step has ended."""
+        """Must be called when a run of the step has ended."""
         self._memory.ended[0] += 1
 
     def interrupt(self) -> None:
@@ -229,7 +228,7 @@ class Inbox:
             self._memory.ended[0] = run
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the polling thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -241,20 +240,20 @@ class Inbox:
             with tf.device(self._device), self._changed:
                 while not self._closed:
                     self._tell()
-                    # Whoever asks meanwhile cuts the sleep short.
+                    # A new request ends the sleep.
                     self._changed.wait(self._sleep())
-        except Exception as error:  # whoever waits for a tensor would wait for ever
+        except Exception as error:  # else steps would wait forever
             if not self._closed:
                 monitor.fail(f"what came through shared memory was lost: {error!r}")
 
     def _sleep(self) -> float | None:
-        """How long to sleep until the next look, for the sake of what was asked for last."""
+        """Seconds until the next poll, according to the newest request."""
         if not self._asked:
             return None
         return _pause(time.monotonic() - max(asked.moment for asked in self._asked.values()))
 
     def _tell(self) -> None:
-        """Tells of what has come."""
+        """Puts tokens into the queues of requests that have arrived or are interrupted."""
         counters = self._memory.counters
         if self._is_interrupted:
             for position in [p for p, asked in self._asked.items() if counters[p] < asked.run]:
@@ -268,17 +267,17 @@ class Inbox:
 
 
 class SharedMemoryTransport:
-    """Transfers by shared memory where there is some, else by another transport.
+    """Transfers over shared memory where possible, else over another transport.
 
-    It is for one graph, and lives as long as the graph does.
+    Serves one graph, and lives as long as the graph does.
 
     Args:
-        rest: Carries all else.
-        all_rooms: What goes by shared memory.
+        rest: The transport for all other transfers.
+        all_rooms: Layout of the transfers over shared memory.
         memories: The memory of this process's pairs, from `share`.
         process: Position of this process in the replica.
         device: Host device of this process.
-        run: The number of the step's run, scalar int64, made in each run anew; it is there when
+        run: The number of the step's run, a scalar int64 that each run computes; available once
             `begin_run` has returned.
     """
 
@@ -306,7 +305,7 @@ class SharedMemoryTransport:
                     weakref.finalize(graph, inbox.close)
 
     def send(self, transfer: Transfer, number: int) -> Sent:
-        """Emits the sending end; see `Transport`."""
+        """Inserts the send operation; see `Transport`."""
         pair = transfer.source, transfer.target
         slot = self._rooms[pair].slots.get(number) if pair in self._outboxes else None
         if slot is None:
@@ -314,14 +313,14 @@ class SharedMemoryTransport:
         return Sent(self._outboxes[pair].put(slot, transfer, self._run), waits=False)
 
     def receive(self, transfer: Transfer, number: int) -> Received:
-        """Emits the receiving end; see `Transport`."""
+        """Inserts the receive operation; see `Transport`."""
         pair = transfer.source, transfer.target
         slot = self._rooms[pair].slots.get(number) if pair in self._inboxes else None
         if slot is None:
             return self._rest.receive(transfer, number)
         value = self._inboxes[pair].take(slot, transfer, self._run)
-        # Not early: it is to look when the tensor is needed. And if a call fails while this one
-        # waits, TensorFlow may report that this one was cancelled, and not why.
+        # Not early: the operation must check when the tensor is needed. And if a call fails while
+        # this one waits, TensorFlow may report that this one was cancelled instead of the cause.
         return Received(value, [value.op], early=False)
 
     def begin_run(self, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Lets a thread that sleeps most of the time run as soon as it wakes."""
+"""Lets a thread that mostly sleeps run promptly when it wakes (Linux)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class _Attributes(ctypes.Structure):
 def wake_promptly() -> bool:
     """Asks Linux for short time slices for the calling thread.
 
-    On a core that computes, a thread that wakes would else wait until the slice of the
-    computing thread ends, up to 4 ms, which is longer than what it has to do. A thread with a
-    shorter slice comes first (Linux 6.12 or newer; older ones take no notice).
+    On a core that computes, a thread that wakes would otherwise wait until the slice of the
+    computing thread ends, up to 4 ms, longer than its work takes. A thread with a shorter slice
+    takes precedence (Linux 6.12 or newer; older versions ignore it).
 
     Returns:
         Whether Linux has accepted it.
@@ -50,9 +50,9 @@ def wake_promptly() -> bool:
 
 
 def sleep_precisely() -> None:
-    """Asks Linux to wake the calling thread from a short sleep when it is over.
+    """Asks Linux to end short sleeps of the calling thread on time.
 
-    Otherwise it may sleep 50 us longer, so that several threads can be woken at once.
+    By default Linux may extend them by 50 us, to wake several threads at once.
     """
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _SLACK_NANOSECONDS, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""The value that travels: one tensor, or one order, from one process to another."""
+"""A transfer between processes: a tensor, or only an order of operations."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Tensor = Any
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """Something that one process computes and another needs.
+    """A tensor or a dependency from one process to another.
 
     Attributes:
-        op: What computes it.
-        tensor: What is sent; None if only the order matters, not a value.
-        after: Where only the order matters: what must wait.
+        op: The operation that computes it.
+        tensor: The tensor to send; None if only the order matters.
+        after: The operation that must wait, if only the order matters.
         source: Position of the sending process in the replica.
         target: Position of the receiving process.
-        aliases: Tensors that hold the same value: several reads of one variable.
+        aliases: Tensors that hold the same value, such as several reads of one variable.
     """
 
     op: Op

@@ -1,1 +1,1 @@
-"""Failures, deadlocks, stalls and exits: no process waits for ever."""
+"""Detects failures, deadlocks, stalls and exits, so that no process waits forever."""

@@ -1,8 +1,8 @@
-"""Which call that needs other processes this process is in, and which ones it has been in.
+"""Log of collective calls entered and pending on this process.
 
-Every such call is counted in its group. A process says in its signs of life what it has
-entered and what it waits in; from that `opensmp.distributed.watchdog.deadlock` tells a slow run,
-which is nobody's fault, from one that can never go on. Entering costs about a microsecond.
+Calls are counted per group of ranks. The heartbeats of a process report the calls it has entered
+and those that it waits in, by which `opensmp.distributed.watchdog.deadlock` tells a slow run from
+one that can never continue. Entering a call costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Group(NamedTuple):
 
     Attributes:
         ranks: The ranks, ascending.
-        lane: Tells series of calls of the same ranks apart, where their order is free, such
-            as messages in either direction.
+        lane: Separates series of calls of the same ranks whose order is free, such as messages in
+            either direction.
     """
 
     ranks: tuple[int, ...]
@@ -35,11 +35,11 @@ class Wait(NamedTuple):
     """A call that has been entered and not yet left.
 
     Attributes:
-        group: Who takes part.
-        number: How many calls in this group this is, from 1.
-        name: What it is, the same on all ranks.
-        computes: Whether the process may compute a while in it before it waits for others, as
-            in a run of a traced function.
+        group: The participating ranks.
+        number: Number of the call in this group, from 1.
+        name: Its name, the same on all ranks.
+        computes: Whether the process may compute in it before it waits for others, as in a run of a
+            traced function.
     """
 
     group: Group
@@ -48,12 +48,12 @@ class Wait(NamedTuple):
     computes: bool = False
 
     def to_json(self) -> list[Any]:
-        """A form that JSON can carry."""
+        """Converts it to a value that JSON can represent."""
         return [list(self.group.ranks), self.group.lane, self.number, self.name, self.computes]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Wait:
-        """The call that `to_json` wrote."""
+        """Inverse of `to_json`."""
         ranks, lane, number, name, computes = data
         return cls(Group(tuple(ranks), lane), number, name, computes)
 
@@ -62,7 +62,7 @@ class Entered(NamedTuple):
     """The calls of one group that a process has entered.
 
     Attributes:
-        number: How many they are.
+        number: Their number.
         names: The names of the last of them, oldest first.
     """
 
@@ -71,17 +71,17 @@ class Entered(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a process says about itself.
+    """State of a process, as sent in its heartbeats.
 
     Attributes:
         state: `"running"`, `"waiting"` or `"finished"`.
-        moment: Grows with every change: equal numbers mean that nothing has changed between.
+        moment: Counter of changes: equal numbers mean that nothing has changed in between.
         wait: The innermost call that the main thread is in.
         entered: The calls entered so far, by group.
-        steps: Training steps that have ended.
-        worked: Processor seconds that the process has used, without the thread that reports.
-        faults: Major page faults of the same threads: a process that is swapped in uses no
-            processor, but gets on.
+        steps: Number of training steps that have ended.
+        worked: CPU seconds that the process has used, without the reporting thread.
+        faults: Major page faults of the same threads: a process being swapped in makes progress
+            without using the CPU.
         aside: The calls that other threads are in.
     """
 
@@ -96,11 +96,11 @@ class Report(NamedTuple):
 
     @property
     def calls(self) -> tuple[Wait, ...]:
-        """The calls that this process is in, the one of the main thread first."""
+        """The calls that this process is in, that of the main thread first."""
         return (self.wait, *self.aside) if self.wait else self.aside
 
     def to_json(self) -> dict[str, Any]:
-        """A form that JSON can carry."""
+        """Converts it to a value that JSON can represent."""
         return {
             "state": self.state,
             "moment": self.moment,
@@ -117,7 +117,7 @@ class Report(NamedTuple):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """The report that `to_json` wrote."""
+        """Inverse of `to_json`."""
         return cls(
             state=data["state"],
             moment=data["moment"],
@@ -134,10 +134,10 @@ class Report(NamedTuple):
 
 
 class Waits:
-    """The record of one process.
+    """The log of one process.
 
-    Calls may be entered on any thread. A process counts as waiting only while its main thread
-    is in a call, since the other threads of a program may always do what its peers wait for.
+    Any thread may enter calls. A process counts as waiting only while its main thread is in a call,
+    since other threads may still do what its peers wait for.
 
     Example:
         ```python
@@ -153,24 +153,24 @@ class Waits:
         self._finished = False
         self._counts: dict[Group, int] = {}
         self._names: dict[Group, deque[str]] = {}
-        self._open: list[Wait] = []  # of the main thread, innermost last
-        self._aside: list[Wait] = []  # of other threads
+        self._open: list[Wait] = []  # main thread, innermost last
+        self._aside: list[Wait] = []  # other threads
         self._generation = 0
 
     def enter(
         self, name: str, ranks: tuple[int, ...], lane: str = "", *, computes: bool = False
     ) -> Wait:
-        """Notes that a call begins that needs all these ranks.
+        """Logs the begin of a call that needs all these ranks.
 
         Args:
-            name: What it is, in the words of the user, the same on all ranks.
-            ranks: All that take part, ascending, the same on all ranks.
+            name: Its name in the user's terms, the same on all ranks.
+            ranks: The participating ranks, ascending, the same on all ranks.
             lane: See `Group`.
-            computes: See `Wait`. The main thread waits in such a call whichever thread enters
-                it; another call counts as one of the thread that enters it.
+            computes: See `Wait`. Such a call is attributed to the main thread, whichever thread
+                enters it; other calls to the thread that enters them.
 
         Returns:
-            What `leave` needs.
+            The argument for `leave`.
         """
         with self._lock:
             self._moment += 1
@@ -180,13 +180,14 @@ class Waits:
             wait = Wait(group, number, name, computes)
             in_main = threading.current_thread() is threading.main_thread()
             if in_main and not computes:
-                # Python runs here: what still counts as a run has ended, by an error.
+                # Python runs on the main thread, so that runs logged as pending have ended by an
+                # error.
                 self._open = [each for each in self._open if not each.computes]
             (self._open if in_main or computes else self._aside).append(wait)
             return wait
 
     def leave(self, wait: Wait) -> None:
-        """Notes that the call has ended."""
+        """Logs the end of a call."""
         with self._lock:
             self._moment += 1
             for calls in (self._open, self._aside):
@@ -195,7 +196,7 @@ class Waits:
 
     @contextlib.contextmanager
     def entered(self, name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]:
-        """Between `enter` and `leave`."""
+        """Context that calls `enter` and `leave`."""
         wait = self.enter(name, ranks, lane)
         try:
             yield
@@ -203,17 +204,17 @@ class Waits:
             self.leave(wait)
 
     def forget_runs(self) -> None:
-        """Notes that no run of a function lasts any more: they have ended by an error."""
+        """Removes pending runs of functions: they have ended by an error."""
         with self._lock:
             self._moment += 1
             self._open = [each for each in self._open if not each.computes]
 
     def begin_anew(self, generation: int) -> None:
-        """Begins to count anew: after an error, ranks have entered other calls.
+        """Restarts counting after an error, because ranks have entered different calls.
 
         Args:
-            generation: Grows each time, the same on all ranks. What was counted before is of
-                other groups.
+            generation: Grows each time, the same on all ranks. Earlier counts belong to other
+                groups.
         """
         with self._lock:
             self._moment += 1
@@ -223,18 +224,18 @@ class Waits:
             self._open.clear()
 
     def progress(self) -> None:
-        """Notes that a training step has ended."""
+        """Logs the end of a training step."""
         with self._lock:
             self._steps += 1
 
     def finish(self) -> None:
-        """Notes that the program has ended and will enter nothing any more."""
+        """Logs that the program has ended and will enter no more calls."""
         with self._lock:
             self._moment += 1
             self._finished = True
 
     def report(self) -> Report:
-        """What there is to say now; for a thread that does nothing else."""
+        """The current state; to be called on a dedicated thread, whose CPU time is not counted."""
         worked, faults = _used_by_others()
         with self._lock:
             wait = self._open[-1] if self._open else None
@@ -255,7 +256,7 @@ class Waits:
 
 
 def _used_by_others() -> tuple[float, int]:
-    """Processor seconds and major page faults of all threads but this one."""
+    """CPU seconds and major page faults of all threads but this one."""
     own = resource.getrusage(resource.RUSAGE_THREAD)
     all_ = resource.getrusage(resource.RUSAGE_SELF)
     worked = all_.ru_utime + all_.ru_stime - own.ru_utime - own.ru_stime
@@ -263,6 +264,6 @@ def _used_by_others() -> tuple[float, int]:
 
 
 waits = Waits()
-"""The record of this process."""
+"""The call log of this process."""
 
 enter, leave, entered = waits.enter, waits.leave, waits.entered

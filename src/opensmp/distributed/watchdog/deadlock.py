@@ -1,12 +1,12 @@
-"""Whether processes that wait for each other can ever go on.
+"""Detects processes that can never continue because they wait for each other.
 
-Nothing here measures time: a process that computes, loads data or writes a checkpoint may
-take as long as it likes. A run is lost only if it provably is:
+Nothing here measures time: a process may compute, load data or write a checkpoint for any time. A
+run is lost only if one of these is certain:
 
-- *mismatch*: two processes have entered, as the same call of the same group, different calls;
-- *stuck*: a process waits for one whose program has ended, or that waits for it in turn, be it
-  over others. Processes that run may still come, and so may those that wait for nobody but
-  such ones: what is left over is stuck.
+- *mismatch*: two processes have entered different calls as the same call number of a group;
+- *stuck*: a process waits for one whose program has ended, or that waits for it in turn, directly
+  or through others. Running processes may still come, and so may those that wait only for such
+  processes; all others are stuck.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from opensmp.distributed.watchdog.call_log import FINISHED, RUNNING, Report, Wai
 
 
 class Finding(NamedTuple):
-    """A reason why a run can never go on.
+    """A reason why a run can never continue.
 
     Attributes:
-        rank: The rank to be named, the one that is out of step as far as one can tell.
-        text: What happened, in words.
-        moments: The moment of every rank the finding rests on. It holds if they are still
-            the same when all of them have been heard of again: reports of different times
-            may together describe what never was.
-        computing: Ranks on which it rests that may be computing, and come then: see
-            `Wait.computes`.
+        rank: The rank to report: the one that is most likely out of step.
+        text: Description.
+        moments: The moment of every rank that the finding depends on. It is confirmed if they are
+            unchanged in newer reports of all of them: reports of different times may together
+            describe a state that never existed.
+        computing: Ranks of the finding that may still be computing; see `Wait.computes`.
     """
 
     rank: int
@@ -38,7 +37,7 @@ class Finding(NamedTuple):
 
 
 def find_mismatch(reports: Mapping[int, Report]) -> Finding | None:
-    """Two ranks that disagree about what a call is; certain at once.
+    """Two ranks that disagree about what a call is; needs no confirmation.
 
     Args:
         reports: The last report of each rank.
@@ -76,7 +75,7 @@ def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
         for rank, report in reports.items()
         if rank not in going | ended and report.wait is not None
     }
-    # The least set: whoever waits for nobody but those in it can go on, too.
+    # Least fixed point: a rank that waits only for ranks that can continue can continue, too.
     while True:
         more = {
             rank
@@ -106,7 +105,7 @@ def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
     for other in sorted(ended_early):
         lines.append(f"the program of rank {other} has ended")
     involved = tuple((rank, reports[rank].moment) for rank in sorted({*stuck, *ended_early}))
-    # Whom most wait for is the one that is somewhere else.
+    # The rank that most others wait for is likely the one out of step.
     named = max(ended_early or stuck, key=lambda rank: (waited_for[rank], -rank))
     return Finding(named, "; ".join(lines), involved, tuple(computing))
 
@@ -123,7 +122,7 @@ def _count(report: Report | None, wait: Wait) -> int:
 
 
 def _name_of(report: Report | None, wait: Wait) -> str | None:
-    """What a rank calls the call that another one waits in; None if it has not come to it."""
+    """A rank's name of the call that another one waits in; None if it has not reached it."""
     done = report.entered.get(wait.group) if report else None
     if done is None or done.number < wait.number:
         return None
@@ -136,5 +135,5 @@ def _of(wait: Wait) -> str:
 
 
 def listed(ranks: list[int]) -> str:
-    """Ranks in words, as `ranks 0, 1`."""
+    """Ranks in words, such as `ranks 0, 1`."""
     return f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks))}"

@@ -1,7 +1,7 @@
-"""How the program of this process may end, and that the others hear of it.
+"""Hooks that tell the other processes how this program ends.
 
-By its end, by an exception, by `sys.exit` with an error, or by a signal. The hooks stand from
-the moment the processes have met until the process ends.
+It may end regularly, by an exception, by `sys.exit` with an error, or by a signal. The hooks are
+installed from the rendezvous until the process ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from opensmp.distributed.watchdog.rank_error import is_from_elsewhere
 _INTERRUPT_SECONDS = 2.0
 _INTERRUPTED = 130
 
-# What a rank sees when another one has failed.
+# Errors that a failure of another rank may cause.
 _CONSEQUENCES = (
     tf.errors.AbortedError,
     tf.errors.CancelledError,
@@ -43,7 +43,7 @@ SignalHandler = Any
 
 
 def install(watch: Watch) -> None:
-    """Sets the hooks; those that were set before still run."""
+    """Installs the hooks; hooks that were set before still run."""
     _exit_code.clear()
     _noted.clear()
     _hook_exceptions(watch)
@@ -62,7 +62,7 @@ def is_consequence(error: BaseException | None) -> bool:
         ```
     """
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:  # `raise error from error` is a circle
+    while error is not None and id(error) not in seen:  # `raise error from error` makes a cycle
         if isinstance(error, _CONSEQUENCES) or is_from_elsewhere(error):
             return True
         seen.add(id(error))
@@ -80,7 +80,7 @@ def _hook_exceptions(watch: Watch) -> None:
         kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
     ) -> None:
         previous(kind, error, trace)
-        if os.getpid() == process:  # and no child that was forked
+        if os.getpid() == process:  # not in a forked child
             _fail_by(watch, error)
 
     sys.excepthook = hook
@@ -93,17 +93,17 @@ def _fail_by(watch: Watch, error: BaseException) -> None:
     watch.fail(text, consequence=is_consequence(error), code=code)
 
 
-# The exit code given to `sys.exit`, and the moment it was given at: Python tells nobody.
+# The exit code passed to `sys.exit`, and the call log's moment then; Python does not keep it.
 _exit_code: list[tuple[int, int]] = []
-# The exit code that the program has really ended with, where `opensmp run` saw it end.
+# The actual exit code of the program, recorded if `opensmp run` started it.
 _noted: list[int] = []
 
 
 def note_exit(status: Any) -> None:
-    """Notes how the program has ended, as whoever runs it sees it.
+    """Records how the program has ended; called by the code that runs it.
 
     Args:
-        status: What `SystemExit` was raised with; None for its regular end.
+        status: The argument of `SystemExit`; None for a regular end.
     """
     _noted[:] = [_code(status)]
 
@@ -118,7 +118,7 @@ def _hook_exit() -> None:
         return
 
     def leave(status: Any = None, /) -> Any:
-        if threading.current_thread() is threading.main_thread():  # else it ends a thread
+        if threading.current_thread() is threading.main_thread():  # else ends that thread only
             _exit_code[:] = [(_code(status), waits.report().moment)]
         previous(status)
 
@@ -127,18 +127,18 @@ def _hook_exit() -> None:
 
 
 def _end(watch: Watch, process: int) -> None:
-    # An exception that ended the program, if another hook has taken the place of the one above.
-    # Python also leaves there what was only printed, as at a prompt.
+    # An exception that ended the program, if another hook has replaced the one above. Python also
+    # sets `last_value` for errors that were only printed, as at a prompt.
     is_known = _noted or hasattr(sys, "ps1")
     error = None if is_known else getattr(sys, "last_value", None)
     code = _last_exit()
     if os.getpid() != process:
-        # A child that was forked: TensorFlow's teardown would wait for its parent's threads.
+        # In a forked child, TensorFlow's teardown would wait for the parent's threads.
         _leave_at_once(1 if error is not None else code)
     try:
         if error is not None:
             _fail_by(watch, error)
-        if code and not preemption.is_over():  # or all end, as they were asked to
+        if code and not preemption.is_over():  # else all processes end on request
             watch.fail(f"its program ended with exit code {code}", code=code)
         watch.finish()
         if recovery.has_interrupted():
@@ -150,7 +150,7 @@ def _end(watch: Watch, process: int) -> None:
 def _leave_at_once(code: int) -> None:
     """Ends the process without TensorFlow's teardown.
 
-    That waits now and then for ever where operations were interrupted (seen with datasets of
+    The teardown sometimes hangs after operations were interrupted (seen with datasets of
     generators).
     """
     logging.shutdown()
@@ -161,11 +161,11 @@ def _leave_at_once(code: int) -> None:
 
 
 def _last_exit() -> int:
-    """The exit code of the program, as far as is known."""
+    """The exit code of the program, as far as known."""
     if _noted:
         return _noted[0]
     code, moment = _exit_code[0] if _exit_code else (0, 0)
-    # A program that has called the others since has caught that exit.
+    # Calls logged since then mean that the program has caught that exit.
     return code if moment == waits.report().moment else 0
 
 
@@ -173,16 +173,16 @@ def _last_exit() -> int:
 
 
 def keep_sigterm() -> Callable[[], None]:
-    """Remembers what SIGTERM does; call the result after TensorFlow has taken it over.
+    """Saves the handler of SIGTERM; the result restores it after TensorFlow has replaced it.
 
-    TensorFlow's coordination service installs a handler that swallows the signal.
+    TensorFlow's coordination service installs a handler that ignores the signal.
     """
     if threading.current_thread() is not threading.main_thread():
         return lambda: None
     handler: SignalHandler = signal.getsignal(signal.SIGTERM)
 
     def restore() -> None:
-        # A handler that was not set from Python cannot be set again: end, as by default.
+        # A handler that was not set from Python cannot be restored: use the default, which ends.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
 
     return restore
@@ -191,7 +191,7 @@ def keep_sigterm() -> Callable[[], None]:
 def _hook_interrupt(watch: Watch) -> None:
     """Makes Ctrl-C end a process that is inside a blocked operation.
 
-    Python runs its handlers between two instructions, and a blocked operation is one.
+    Python runs signal handlers between bytecode instructions, so not while an operation blocks.
     """
     previous: SignalHandler = signal.getsignal(signal.SIGINT)
     if not callable(previous):
@@ -205,20 +205,20 @@ def _hook_interrupt(watch: Watch) -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     other = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    if other != -1:  # an event loop has it, and will not be inside a blocked operation
+    if other != -1:  # an event loop uses it, and does not block
         signal.set_wakeup_fd(other)
         return
     signal.signal(signal.SIGINT, handler)
-    # A child that is forked has the same socket, and signals of its own.
+    # A forked child shares the socket, but has its own signals.
     os.register_at_fork(after_in_child=_forget_wakeup)
 
     def wait() -> None:
-        with writer:  # must not be collected
+        with writer:  # keeps it alive
             while True:
                 number = reader.recv(1)
                 if number and number[0] == signal.SIGINT:
                     if signal.getsignal(signal.SIGINT) is not handler:
-                        continue  # the program has set another one since: it is its matter
+                        continue  # the program has replaced the handler
                     if not handled.wait(_INTERRUPT_SECONDS):
                         watch.fail("it was interrupted", code=_INTERRUPTED)
                     handled.clear()
@@ -227,5 +227,5 @@ def _hook_interrupt(watch: Watch) -> None:
 
 
 def _forget_wakeup() -> None:
-    with contextlib.suppress(ValueError):  # forked by another thread than the main one
+    with contextlib.suppress(ValueError):  # forked on another thread
         signal.set_wakeup_fd(-1)

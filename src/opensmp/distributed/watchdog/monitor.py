@@ -1,20 +1,20 @@
-"""When one process fails, all of them end, soon, and each says which one it was and why.
+"""Ends all processes soon after one has failed, and makes each report which one and why.
 
-TensorFlow alone would hang for ever in many of these cases. Each process has one thread that
-talks to rank 0 over the connections of the rendezvous, and rank 0's talks to all:
+TensorFlow alone would hang forever in many of these cases. One thread per process communicates with
+rank 0 over the connections of the rendezvous, and that of rank 0 with all:
 
 - the connection of a process that was killed, or crashed, closes at once;
-- a process whose signs of life stay out is asked by TensorFlow's C++ threads, which answer
-  also when Python is busy: if they do not, it is frozen;
-- an exception that ends a program is told to the others before the process ends;
-- calls that can never be completed are found by `opensmp.distributed.watchdog.deadlock`;
-- where all ranks are in some call and compute nothing for minutes, each waits for another:
-  `opensmp.distributed.watchdog.stalls`.
+- a process whose heartbeats stop is probed through TensorFlow's C++ threads, which answer even when
+  Python is busy: if they do not, the process is frozen;
+- a process that ends by an exception reports it first;
+- `opensmp.distributed.watchdog.deadlock` finds calls that can never complete;
+- `opensmp.distributed.watchdog.stalls` finds runs in which all ranks are in some call and none has
+  computed for minutes.
 
-Rank 0 decides what the cause was, since a failure makes other ranks fail in turn, and tells
-all. Nobody that computes is ended for being slow. Survivors end by `os._exit`, for TensorFlow's
-teardown may crash or hang after a failure: `atexit` functions and `finally` blocks do not run in
-them.
+Rank 0 determines the cause, since a failure makes other ranks fail in turn, and tells all. A
+process that computes is never ended for being slow. Survivors end by `os._exit`, because
+TensorFlow's teardown may crash or hang after a failure: their `atexit` functions and `finally`
+blocks do not run.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from opensmp.distributed.watchdog.recovery_rounds import Outcome, Rounds
 from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
 
 ENDED_BY_PEER = 75
-"""Exit code of a process that ends because another one failed (`EX_TEMPFAIL`: try again)."""
+"""Exit code of a process that ends because another one failed (`EX_TEMPFAIL`: retry)."""
 
 PREEMPTED = 143
-"""Exit code after a signal that takes the machine away (128 + SIGTERM): start again."""
+"""Exit code after a preemption signal (128 + SIGTERM): restart."""
 
 _BEAT_SECONDS = 0.5
-_SILENT_SECONDS = 4.0  # without a sign of life, before a process is asked
+_SILENT_SECONDS = 4.0  # without a heartbeat, before a process is probed
 _ANSWER_SECONDS = 3.0
-_CONFIRM_SECONDS = 3.0  # for which nothing may change before processes count as stuck
-_CAUSE_SECONDS = 1.5  # for a better cause to become known after a consequence
+_CONFIRM_SECONDS = 3.0  # without a change, before processes count as stuck
+_CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 _VERDICT_SECONDS = 8.0
 _PARTING_SECONDS = 10.0
 
@@ -69,9 +69,9 @@ class _Suspicion:
     """Ranks that seem to be stuck.
 
     Attributes:
-        since: When that began.
-        finding: Why.
-        worked: Processor seconds that each of those had used then which may be computing.
+        since: When the suspicion arose.
+        finding: Its reason.
+        worked: CPU seconds at that time of the ranks that may be computing.
     """
 
     since: float
@@ -81,7 +81,7 @@ class _Suspicion:
 
 @dataclass
 class _Neighbour:
-    """What is known of a process at the other end of a channel."""
+    """State of the process at the other end of a channel."""
 
     rank: int
     channel: Channel
@@ -92,17 +92,17 @@ class _Neighbour:
 
 
 class Watch:
-    """Watches the other processes of a run, and tells them about this one.
+    """Watches the other processes of a run, and sends them heartbeats.
 
     Args:
         rank: This process.
-        channels: Connections by rank: rank 0 has one to everybody, the others have one to it.
-        record: Where this process notes its calls.
-        answers: Whether the process of a rank answers within some seconds; None while this
-            cannot be asked.
+        channels: Connections by rank: rank 0 has one to each other rank, which have one to rank 0.
+        record: The call log of this process.
+        answers: Whether the process of a rank answers within some seconds; None while it cannot be
+            probed.
         leave: Ends this process with an exit code.
-        idle_seconds: How long no rank may compute anything while all are in some call; 0: for
-            ever. That of rank 0 counts.
+        idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
+            limit. Rank 0's value counts.
 
     Example:
         ```python
@@ -128,22 +128,22 @@ class Watch:
         self._lock = threading.Lock()
         self._verdict: Verdict | None = None
         self._decided = threading.Event()
-        self._together = threading.Event()  # all programs have ended well
+        self._together = threading.Event()  # all programs have ended without an error
         self._consequence: tuple[float, Verdict] | None = None
         self._suspicion: _Suspicion | None = None
         self._idleness = Idleness(len(channels) + 1, idle_seconds)
-        self._failing = False  # this process is about to end with an error of its own
+        self._failing = False  # this process is ending with its own error
         self._leaving = threading.Lock()
         self._rounds = Rounds(len(channels) + 1)
         self._in_round = threading.Lock()
         self.hear: Callable[[Message], None] = lambda message: None
         self._process = os.getpid()
         self.answers = answers
-        # What it does with messages that are about something else than failures.
+        # Handles messages that are not about failures.
         self.hears: Callable[[int, Message], None] | None = None
 
     def start(self) -> None:
-        """Begins to watch, on a thread of its own."""
+        """Starts the watching thread."""
         os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._run, name="opensmp-watch", daemon=True).start()
 
@@ -152,8 +152,8 @@ class Watch:
 
         Args:
             text: What happened.
-            consequence: Whether it is probably another process's fault, as a broken connection
-                is; then rank 0 looks for the cause first.
+            consequence: Whether another process is probably the cause, as for a broken connection;
+                then rank 0 waits for the cause first.
             code: Exit code of this process.
         """
         self._failing = True
@@ -169,14 +169,14 @@ class Watch:
         self._end(None, code)
 
     def send(self, rank: int, message: Message) -> None:
-        """Sends a message to a process that this one has a connection to, for its `hears`."""
+        """Sends a message to the `hears` of a process to which this one has a connection."""
         neighbour = self._neighbours[rank]
-        if not neighbour.gone:  # which `_receive` notices otherwise
+        if not neighbour.gone:  # else `_receive` notices it
             with contextlib.suppress(OSError):
                 neighbour.channel.send(message)
 
     def tell(self, message: Message) -> None:
-        """Tells rank 0 of an error that the ranks may survive; see `recovery_rounds.py`."""
+        """Reports to rank 0 an error that the run may survive; see `recovery_rounds.py`."""
         if self._rank == 0:
             self._take_round(0, message)
         else:
@@ -184,10 +184,10 @@ class Watch:
                 self._neighbours[0].channel.send(message)
 
     def finish(self) -> None:
-        """Waits until the programs of all processes have ended well.
+        """Waits until the programs of all processes have ended without an error.
 
-        Whoever leaves earlier takes TensorFlow's runtime from under the others. There is no
-        limit to it: others may have much to do yet. A failure ends this process meanwhile.
+        A process that ends earlier breaks TensorFlow's runtime for the others. There is no time
+        limit: others may have much left to do. A failure ends this process meanwhile.
         """
         if os.getpid() != self._process:
             return
@@ -196,7 +196,7 @@ class Watch:
             self._send_reports()
         self._together.wait()
         if self._rank == 0:
-            # The service that the others sign off from runs in this process.
+            # The service at which the others sign off runs in this process.
             end = time.monotonic() + _PARTING_SECONDS
             while time.monotonic() < end and any(not n.gone for n in self._neighbours.values()):
                 time.sleep(0.02)
@@ -225,7 +225,7 @@ class Watch:
             message["report"] = report.to_json()
         for neighbour in self._neighbours.values():
             if not neighbour.gone:
-                # One that is gone is noticed by `_receive`, which knows what else it has said.
+                # `_receive` notices a closed connection, after its last messages.
                 with contextlib.suppress(OSError):
                     neighbour.channel.send(message)
 
@@ -288,7 +288,7 @@ class Watch:
             if self.answers(neighbour.rank, _ANSWER_SECONDS):
                 neighbour.heard = time.monotonic()
                 continue
-            # Whatever came in while this thread was waiting counts as well.
+            # Counts messages that arrived while this thread was waiting.
             self._receive(0.0)
             if neighbour.heard < began and not neighbour.gone:
                 seconds = time.monotonic() - neighbour.heard
@@ -298,7 +298,7 @@ class Watch:
     # ---------------------------------------------------------------------------- decision
 
     def _note(self, verdict: Verdict, consequence: bool) -> None:
-        """Takes a failure as the cause, or keeps it until the cause shows."""
+        """Accepts a failure as the cause, or keeps it until the cause is known."""
         if not consequence:
             self._decide(verdict)
             return
@@ -307,7 +307,7 @@ class Watch:
                 self._consequence = (time.monotonic(), verdict)
 
     def _judge(self) -> None:
-        """Rank 0: ends what can never go on, and lets go when all have finished."""
+        """Rank 0: ends runs that can never continue, and releases all when all have finished."""
         now = time.monotonic()
         if self._consequence is not None and now - self._consequence[0] > _CAUSE_SECONDS:
             self._decide(self._consequence[1])
@@ -340,7 +340,7 @@ class Watch:
     def _confirm(
         self, finding: deadlock.Finding | None, reports: Mapping[int, Report], now: float
     ) -> None:
-        """Decides that processes are stuck once all of them have said so again."""
+        """Decides that processes are stuck once newer reports of all of them agree."""
         if finding is None:
             self._suspicion = None
             return
@@ -361,7 +361,7 @@ class Watch:
         self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
 
     def _decide(self, verdict: Verdict) -> None:
-        """The first decision stands: everybody is told, and this process ends."""
+        """Accepts the first verdict only: tells all ranks, and ends this process."""
         with self._lock:
             if self._verdict is not None:
                 return
@@ -373,8 +373,8 @@ class Watch:
             self._end(verdict, ENDED_BY_PEER)
 
     def _end(self, verdict: Verdict | None, code: int) -> None:
-        """Ends this process, saying why if it was not its own doing."""
-        self._leaving.acquire()  # for ever: whoever comes second must not print as well
+        """Ends this process, printing the verdict of another rank if given."""
+        self._leaving.acquire()  # never released: a second thread must not print as well
         if verdict is not None:
             print(f"opensmp: rank {self._rank} ends: {verdict}", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
@@ -392,7 +392,7 @@ class Watch:
                     neighbour.channel.send(message, seconds=1.0)
 
     def _let_go(self) -> None:
-        """In a process that this one forked: a connection must end when this process does."""
+        """In a forked child: closes the connections, which must end with the parent."""
         for neighbour in self._neighbours.values():
             with contextlib.suppress(OSError):
                 os.close(neighbour.channel.fileno())
@@ -404,7 +404,7 @@ _watch: Watch | None = None
 
 
 def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Watch:
-    """Begins to watch the other processes of this run."""
+    """Creates and starts the watch of this process."""
     global _watch
     _watch = Watch(rank, channels, waits, idle_seconds=idle_seconds)
     _watch.start()
@@ -412,7 +412,7 @@ def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Wa
 
 
 def fail(message: str) -> None:
-    """Ends this process and all others of the run. In a process of its own: does nothing.
+    """Ends this process and all others of the run. Does nothing in a process that runs alone.
 
     Args:
         message: What happened; every rank prints it with the number of this one.
@@ -428,5 +428,5 @@ def fail(message: str) -> None:
 
 
 def progress() -> None:
-    """Notes that a training step has ended."""
+    """Logs the end of a training step."""
     waits.progress()

@@ -1,10 +1,10 @@
-"""When a machine is about to be taken away: all ranks stop after the same step.
+"""Preemption: makes all ranks stop after the same step.
 
-A signal may reach one rank only, and the ranks may be at different steps. The rank that gets it
+The signal may reach one rank only, and ranks may be at different steps. The rank that receives it
 tells rank 0, which asks all ranks how many step boundaries they have passed. A rank that has
 answered passes no further boundary until it knows where all stop: one after the furthest that any
-of them has passed. The threads of `opensmp.distributed.watchdog.monitor` exchange this, while the
-main threads compute, so that a step costs no more than to count it, and no rank waits for another
+rank has passed. The threads of `opensmp.distributed.watchdog.monitor` exchange these messages while
+the main threads compute, so that a step only increments a counter, and no rank waits for another
 one's step.
 """
 
@@ -23,13 +23,13 @@ from opensmp.distributed.channel.channel import Message
 from opensmp.distributed.watchdog.monitor import PREEMPTED, Watch
 
 DEFAULT_SECONDS = 300.0
-"""How long a rank may take to come to a step boundary after the signal."""
+"""How long a rank may take to reach a step boundary after the signal."""
 
 
 class Boundaries:
     """The step boundaries that this process has passed, and the one at which it stops.
 
-    One thread arrives at boundaries; others hold it and say where it stops.
+    One thread arrives at boundaries; others hold it and set where it stops.
 
     Example:
         ```python
@@ -47,7 +47,7 @@ class Boundaries:
         self._stop: int | None = None
 
     def arrive(self) -> bool:
-        """Passes the next boundary; whether it is the one to stop at."""
+        """Passes the next boundary; returns whether it is the one to stop at."""
         with self._changed:
             while self._held and self._stop is None:
                 self._changed.wait()
@@ -55,20 +55,20 @@ class Boundaries:
             return self._stop is not None and self._passed >= self._stop
 
     def hold(self) -> int:
-        """How many boundaries were passed; no more will be until `stop_at` is called."""
+        """Number of boundaries passed; `arrive` blocks from now on until `stop_at` is called."""
         with self._changed:
             self._held = True
             return self._passed
 
     def stop_at(self, number: int) -> None:
-        """Says at which boundary to stop, counted from 1."""
+        """Sets the boundary at which to stop, counted from 1."""
         with self._changed:
             self._stop = number
             self._changed.notify_all()
 
 
 class Preemption:
-    """What becomes of a signal in this process, and in all others of the run.
+    """This process's part in stopping all processes after a signal.
 
     Args:
         watch: The connections to the other processes; None without any.
@@ -77,7 +77,7 @@ class Preemption:
         leave: Ends this process with an exit code.
 
     Attributes:
-        is_over: Whether all processes have saved, and end.
+        is_over: Whether all processes have saved and are ending.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Preemption:
         self._watch, self._rank, self._size = watch, rank, size
         self._leave = leave
         self._boundaries = Boundaries()
-        self._passed: dict[int, int] = {}  # by rank, at rank 0
+        self._passed: dict[int, int] = {}  # by rank; rank 0 only
         self._begun = False
         self._saves = False
         self._signal = ""
@@ -99,11 +99,11 @@ class Preemption:
             watch.hears = self._hear
 
     def ask(self, name: str, seconds: float) -> None:
-        """Begins to stop all processes; not on the main thread, which may hold any lock.
+        """Starts to stop all processes; not on the main thread, which may hold any lock.
 
         Args:
-            name: Of the signal.
-            seconds: How long each process may take to come to a boundary.
+            name: Name of the signal.
+            seconds: How long each process may take to reach a boundary.
         """
         message = {"kind": "preempt", "signal": name, "seconds": seconds}
         if self._watch is None or self._rank == 0:
@@ -112,7 +112,7 @@ class Preemption:
             self._watch.send(0, message)
 
     def arrive(self) -> str | None:
-        """Passes a step boundary; the name of the signal if all processes are to stop here."""
+        """Passes a step boundary; returns the signal's name if all processes are to stop here."""
         if not self._boundaries.arrive():
             return None
         self._saves = True
@@ -131,7 +131,7 @@ class Preemption:
             self._boundaries.stop_at(int(message["at"]))
 
     def _begin(self, message: Message) -> bool:
-        """Whether this is the first that is heard of it."""
+        """Starts the time limit; returns whether this is the first message about it."""
         if self._begun:
             return False
         self._begun, self._signal = True, str(message["signal"])
@@ -142,7 +142,7 @@ class Preemption:
         return True
 
     def _take(self, rank: int, passed: int) -> None:
-        """Rank 0: how far a process is; when all have said so, where all stop."""
+        """Rank 0: records a process's boundary; once all are known, tells all where to stop."""
         self._passed[rank] = passed
         if len(self._passed) == self._size:
             stop = max(self._passed.values()) + 1
@@ -176,25 +176,25 @@ class Preemption:
 # ------------------------------------------------------------------------- of this process
 
 _preemption = Preemption()
-_handled: dict[int, float] = {}  # signal to seconds
+_handled: dict[int, float] = {}  # signal number to seconds
 _pipe: list[int] = []
 
 
 def attach(watch: Watch, rank: int, size: int) -> None:
-    """Makes the processes of a run stop together; called when they have met."""
+    """Sets up preemption for several processes; called after the rendezvous."""
     global _preemption
     _preemption = Preemption(watch, rank, size)
 
 
 def listen(signals: Sequence[int], seconds: float) -> None:
-    """Lets signals ask all processes to stop; those that do so already are left as they are.
+    """Makes signals stop all processes; handlers installed earlier only get the new time limit.
 
     Args:
         signals: Their numbers.
-        seconds: How long each process may take to come to a step boundary.
+        seconds: How long each process may take to reach a step boundary.
 
     Raises:
-        ValueError: This is not the main thread, which alone may handle signals.
+        ValueError: This is not the main thread, the only one that may set signal handlers.
     """
     for number in signals:
         if number not in _handled:
@@ -207,7 +207,7 @@ def listen(signals: Sequence[int], seconds: float) -> None:
 
 
 def arrive() -> str | None:
-    """Passes a step boundary; the name of the signal if all processes are to stop here."""
+    """Passes a step boundary; returns the name of the signal if all processes are to stop here."""
     return _preemption.arrive()
 
 
@@ -222,7 +222,7 @@ def end() -> None:
 
 
 def is_over() -> bool:
-    """Whether all processes have saved, and end."""
+    """Whether all processes have saved and are ending."""
     return _preemption.is_over
 
 
@@ -230,7 +230,7 @@ _process = os.getpid()
 
 
 def _handle(number: int, frame: types.FrameType | None) -> Any:
-    if os.getpid() != _process:  # a child that was forked ends, as it would without this
+    if os.getpid() != _process:  # a forked child ends as without this handler
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return

@@ -1,4 +1,4 @@
-"""An error of one rank, as all ranks of a run get it."""
+"""Represents an error of one rank so that all ranks can raise it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from opensmp.errors import StepError
 
-_MOST_LETTERS = 100_000  # a message between processes is small
+_MOST_LETTERS = 100_000  # control messages are small
 
 
 _RANK = "_opensmp_rank"
 
 
 def from_rank(error: Exception, rank: int) -> Exception:
-    """Marks an exception as one that is raised here because another rank has failed."""
+    """Marks an exception as raised here because another rank has failed."""
     setattr(error, _RANK, rank)
     return error
 
@@ -30,7 +30,7 @@ class RankError(NamedTuple):
 
     Attributes:
         rank: The rank.
-        kinds: Its class and those that it is derived from, as `"module:name"`.
+        kinds: Its class and base classes, up to but not including Exception, as `"module:name"`.
         text: Its message.
 
     Example:
@@ -45,7 +45,7 @@ class RankError(NamedTuple):
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> RankError:
-        """The error that a rank has raised."""
+        """Converts an exception that a rank has raised."""
         kinds = type(error).__mro__
         kinds = kinds[: kinds.index(Exception)] if Exception in kinds else kinds[:1]
         text = str(error)[:_MOST_LETTERS]
@@ -54,12 +54,12 @@ class RankError(NamedTuple):
     def as_exception(self) -> Exception:
         """An exception of the same class, whose message also names the rank.
 
-        Of a class that this process has not imported, or that is not made of a message, the next
-        one that it is derived from is taken; if there is none, `StepError`.
+        A class that this process has not imported, or that cannot be constructed from a message, is
+        replaced by the next base class, and at last by `StepError`.
         """
         text = f"{self.text}\n\nThis error was raised in rank {self.rank}."
         for kind in filter(None, map(_class, self.kinds)):
-            with contextlib.suppress(Exception):  # whatever a constructor of the user's raises
+            with contextlib.suppress(Exception):  # a user's constructor may raise anything
                 made = kind(None, None, text) if hasattr(kind, "error_code") else kind(text)
                 if isinstance(made, Exception) and text in (str(made), *made.args):
                     return made

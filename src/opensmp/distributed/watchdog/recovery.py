@@ -1,14 +1,14 @@
-"""An error in one rank becomes the error of all, and all can go on if their programs catch it.
+"""Propagates errors so that all processes raise, or none, and can continue if they catch them.
 
-Ranks need each other inside of a step. One that leaves it by an error would leave the others
-waiting, for minutes or for ever if its program catches the error and goes on. So each call that
-needs others is guarded here: what it raises is told to rank 0, which tells all, see
-`opensmp.distributed.watchdog.recovery_rounds`. What they wait for is interrupted, and they raise
-the same error, from the same call of their programs.
+Ranks need each other inside a step. If one left it by an error, the others would wait for it,
+forever if its program catches the error and continues. So each call that needs other ranks is
+guarded here: an error is reported to rank 0, which tells all ranks, see
+`opensmp.distributed.watchdog.recovery_rounds`. Their pending operations are interrupted, and they
+raise the same error from the same call of their programs.
 
-TensorFlow's collectives cannot be used any more once they were interrupted, and what was on its
-way in a step must not be taken for what a later one waits for. So before the next call of a
-program needs the others all ranks meet, and make their communication new.
+TensorFlow's collectives cannot be used after an interrupt, and tensors in transit must not be
+delivered to a later step. So before the next guarded call all ranks meet and reset their
+communication.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from opensmp.errors import CommunicationError
 Message = dict[str, Any]
 
 GENERATION_BITS = 32
-"""Runs of a step are numbered anew from `generation << GENERATION_BITS` after an error."""
+"""After an error, runs of a step are numbered from `generation << GENERATION_BITS`."""
 
-_CAUSE_SECONDS = 10.0  # for rank 0 to say what the cause was
+_CAUSE_SECONDS = 10.0  # time limit for rank 0 to tell the cause
 _MEETING = "going on together after an error"
 
 
 class Interruptible(Protocol):
-    """Something in which a rank may wait for others."""
+    """An object in which a rank may wait for others."""
 
     def interrupt(self) -> None:
-        """Makes what waits fail, now and until `restart`. Called on another thread."""
+        """Makes pending and later waits fail until `restart`. Called on another thread."""
 
     def restart(self, generation: int) -> None:
-        """Makes it as new: nothing runs, and all ranks do the same."""
+        """Resets it; all ranks do so while nothing runs."""
 
 
 interruptible: weakref.WeakSet[Any] = weakref.WeakSet()
-"""All such things of this process, which add themselves."""
+"""All such objects of this process, which add themselves."""
 
 
 class Recovery:
-    """The part of one process.
+    """Error recovery of one process.
 
     Args:
         rank: This process.
         size: Number of ranks.
         tell: Sends a message to rank 0.
-        record: Where this process notes its calls.
+        record: The call log of this process.
         is_consequence: Whether an error may be due to the failure of another process.
         interrupt: Interrupts TensorFlow's collectives, with a text.
         renew: Makes them usable again; all ranks call it while none uses them.
@@ -87,21 +87,21 @@ class Recovery:
         self._generation = 0
         self._cause: RankError | None = None
         self._stage = ""
-        self._has_raised = False  # in this round
-        # How many guarded calls the main thread has begun, at each level of those it is in.
+        self._has_raised = False  # in this generation
+        # Number of guarded calls that the main thread has begun, per level of nesting.
         self._counts: list[float] = [0]
         self._function: _Function | None = None
         self._communicating: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @property
     def has_interrupted(self) -> bool:
-        """Whether an error has interrupted operations of this process once."""
+        """Whether an error has ever interrupted operations of this process."""
         return self._generation > 0 or self._cause is not None
 
     # ------------------------------------------------------------------- for the watch's thread
 
     def hear(self, message: Message) -> None:
-        """Takes a message of rank 0."""
+        """Handles a message of rank 0; called on the watch's thread."""
         with self._changed:
             if message["generation"] != self._generation:
                 return
@@ -123,7 +123,7 @@ class Recovery:
         """Context of a call that all ranks make, and in which they need each other.
 
         Raises:
-            Exception: What the call has raised, in whichever rank.
+            Exception: The error of the call, in whichever rank it was raised first.
         """
         if not _in_main_thread() or self._function is not None:
             self.touch()
@@ -169,7 +169,7 @@ class Recovery:
             self._function = None
 
     def touch(self) -> None:
-        """Notes that the `tf.function` that is being called needs other ranks."""
+        """Records that the `tf.function` being called needs other ranks."""
         here = self._function
         if here is not None and not here.is_touched:
             here.is_touched = True
@@ -177,7 +177,7 @@ class Recovery:
             self._communicating.add(here.function)
 
     def begin_run(self) -> None:
-        """To be called when operations begin to run that need other ranks.
+        """Must be called when operations that need other ranks begin to run.
 
         Raises:
             CommunicationError: Another rank has failed.
@@ -199,11 +199,11 @@ class Recovery:
             yield
         except Exception as error:
             if not is_main or self._function is not None:
-                raise  # it is told from the function that is being traced
+                raise  # reported by the call of the function being traced
             if self._cause is None and not self._is_consequence(error):
-                raise  # it is the same in all ranks
+                raise  # all ranks raise it
             if len(self._counts) == 1 and not self._has_raised:
-                self._counts[-1] += 0.5  # it is no guarded call, and not within one
+                self._counts[-1] += 0.5  # neither guarded nor inside a guarded call
             raised = self._failed(error)
             if raised is error:
                 raise
@@ -212,9 +212,9 @@ class Recovery:
     # ---------------------------------------------------------------------------- an error
 
     def _failed(self, error: Exception) -> Exception:
-        """Tells the others of an error, and gives the one to raise."""
+        """Reports an error to the other ranks, and returns the one to raise."""
         if self._has_raised:
-            return error  # on its way out of a call around the one that has failed
+            return error  # already reported by an inner call
         self._record.forget_runs()
         halted = self._cause is not None
         message = self._message(
@@ -237,7 +237,7 @@ class Recovery:
     # ----------------------------------------------------------------------------- going on
 
     def _settle_if_raised(self) -> None:
-        """After an error: waits until all ranks have come to their next call."""
+        """After an error: waits until all ranks have reached their next call, and resets."""
         if not self._has_raised:
             return
         wait = self._record.enter(_MEETING, tuple(range(self._size)), "recovery")
@@ -263,18 +263,18 @@ class Recovery:
                 left = 1.0 if end is None else min(1.0, end - time.monotonic())
                 if left <= 0:
                     return
-                self._changed.wait(left)  # in pieces, so that signals are handled
+                self._changed.wait(left)  # in intervals, so that signals are handled
 
     def _message(self, kind: str, **values: Any) -> Message:
         return {"kind": kind, "generation": self._generation, **values}
 
 
 class _Function:
-    """A call of a `tf.function` that is being made.
+    """A call of a `tf.function` in progress.
 
     Attributes:
         function: The function.
-        is_touched: Whether it has come to something that needs other ranks.
+        is_touched: Whether it has reached an operation that needs other ranks.
     """
 
     def __init__(self, function: Any) -> None:
@@ -298,18 +298,18 @@ _recovery: Recovery | None = None
 
 
 def install(recovery: Recovery) -> None:
-    """Makes it that of this process."""
+    """Sets the recovery of this process."""
     global _recovery
     _recovery = recovery
 
 
 def current() -> Recovery | None:
-    """That of this process; None in a process of its own."""
+    """The recovery of this process; None if it runs alone."""
     return _recovery
 
 
 def guarded(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes each call of a function one that is guarded; see `Recovery.guard`."""
+    """Decorator that guards each call of a function; see `Recovery.guard`."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -328,12 +328,12 @@ def guard() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def entered(name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]:
-    """Context of an operation that needs other ranks, called eagerly; it is noted.
+    """Context that guards and logs an eager operation that needs other ranks.
 
     Args:
         name: As for `Waits.entered`.
-        ranks: As there.
-        lane: As there.
+        ranks: As for `Waits.entered`.
+        lane: As for `Waits.entered`.
     """
     if _recovery is None:
         with waits.entered(name, ranks, lane):
@@ -344,7 +344,7 @@ def entered(name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]
 
 
 def has_interrupted() -> bool:
-    """Whether operations of this process were interrupted once."""
+    """Whether operations of this process were ever interrupted."""
     return _recovery is not None and _recovery.has_interrupted
 
 

@@ -1,14 +1,14 @@
-"""How rank 0 brings all ranks together again after an error in one of them.
+"""Protocol by which rank 0 synchronizes all ranks after an error in one of them.
 
-A round begins when a rank says that a call has failed in it, and has three parts:
+A round begins when a rank reports that a call has failed, and has three phases:
 
-1. Rank 0 tells all ranks to halt, and what the cause was. What they wait for is interrupted, so
-   that each of them leaves its call with the same error.
-2. When a rank comes to its next call it says so, and waits. Once all have come, and have left
-   the same call, each makes its communication new.
-3. When all have done that, they go on.
+1. Halt: rank 0 tells all ranks the cause. Their pending operations are interrupted, so that each of
+them leaves its call with the same error.
+2. Settle: a rank that reaches its next call reports that, and waits. Once all ranks have done so,
+after leaving the same call, each resets its communication.
+3. Go: when all have done that, they continue.
 
-Nothing here knows of processes or threads: messages go in, messages for all ranks come out.
+This module uses neither processes nor threads: it maps messages to messages for all ranks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from opensmp.distributed.watchdog.rank_error import RankError
 
 Message = dict[str, Any]
 
-_CAUSE_SECONDS = 1.5  # for a better cause to become known after a consequence
+_CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 
 
 class Outcome(NamedTuple):
-    """What is to be done after a message.
+    """The reaction to a message.
 
     Attributes:
-        tell: Messages for all ranks, this one included.
-        lost: Why the run cannot go on: the rank at fault, and what happened.
+        tell: Messages for all ranks, including rank 0.
+        lost: Why the run cannot continue: the rank at fault, and what happened.
     """
 
     tell: tuple[Message, ...] = ()
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 class Rounds:
-    """The rounds of a run, as rank 0 sees them.
+    """The recovery rounds of a run, as rank 0 sees them.
 
     Args:
         size: Number of ranks.
@@ -60,11 +60,11 @@ class Rounds:
         self._ready: set[int] = set()
 
     def take(self, rank: int, message: Message, now: float) -> Outcome:
-        """Takes note of what a rank says.
+        """Handles a message.
 
         Args:
-            rank: The rank.
-            message: What it says.
+            rank: The sender.
+            message: The message.
             now: When it was received, by `time.monotonic()`.
         """
         if message["generation"] != self._generation:
@@ -82,7 +82,7 @@ class Rounds:
         return Outcome((told,))
 
     def due(self, now: float) -> Outcome:
-        """What is to be done because time has passed."""
+        """The reaction to the passing of time."""
         known = self._consequence
         if self._cause is None and known is not None and now - known[0] > _CAUSE_SECONDS:
             return self._halt(known[1])

@@ -1,9 +1,9 @@
-"""Which operation has failed first, and where, when a step fails.
+"""Finds the operation that has failed first, and its place, when a step fails.
 
-TensorFlow reports of each device the error that came first there. When an operation of a partition
-fails, all that waits is cancelled before the call that it belongs to has ended, and so what is
-reported is often that something was cancelled. Such a step is run once more on one device, with the
-operations of each call one after the other: then a call has ended before anything is cancelled.
+TensorFlow reports the first error of each device. When an operation of a partition fails,
+everything that waits is cancelled before the enclosing call has ended, so that often only the
+cancellation is reported. Such a step is rerun on one device, with the operations of each call in
+sequence: then a call ends before anything is cancelled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Place(NamedTuple):
         kind: Kind of the action.
         partition: The partition.
         microbatch: The microbatch.
-        layers: Names of the layers in it.
+        layers: Names of its layers.
     """
 
     kind: str
@@ -53,11 +53,11 @@ _careful = False
 
 
 def note(call: str, place: Place) -> None:
-    """Notes where a call runs.
+    """Records where a call runs.
 
     Args:
         call: Name of the operation.
-        place: Where.
+        place: Its place.
     """
     if len(_places) >= _MOST_PLACES:
         _places.clear()
@@ -65,12 +65,12 @@ def note(call: str, place: Place) -> None:
 
 
 def is_careful() -> bool:
-    """Whether a step is traced that runs on one device, an operation after the other."""
+    """Whether the step being traced runs on one device, with its operations in sequence."""
     return _careful
 
 
 def call(work: Callable[[], Any], again: bool) -> Any:
-    """Makes a call of a function; what it raises is the cause, and says where it happened.
+    """Makes a call of a function; its error is the cause, and says where it happened.
 
     Args:
         work: Makes the call.
@@ -100,14 +100,14 @@ def _cause(work: Callable[[], Any]) -> tf.errors.OpError | None:
 
 
 def _explained(error: tf.errors.OpError) -> tf.errors.OpError:
-    """The error with the place in its message."""
+    """The error with the place added to its message."""
     text = error.message
     place = next((_places[name] for name in _CALL.findall(text) if name in _places), None)
     if place is None or str(place) in text:
         return error
     try:
         return type(error)(error.node_def, error.op, f"{text}\n\nThis happened in {place}.")
-    except TypeError:  # a class of the user's
+    except TypeError:  # a user's class with another constructor
         return error
 
 

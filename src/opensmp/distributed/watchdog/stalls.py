@@ -1,9 +1,9 @@
-"""For how long no process of a run has computed anything, though all are in some call.
+"""Measures for how long all ranks have been in some call without any of them computing.
 
 Inside a call that all ranks have entered, such as a step, `opensmp.distributed.watchdog.deadlock`
-cannot tell one that computes from one that waits for what nobody sends. But where all compute
-nothing, for minutes and at once, each waits for another. A rank that computes, is swapped in,
-enters or leaves a call, or is in none, is evidence of the contrary, and counting begins anew.
+cannot tell computing from waiting for a message that never comes. But if no rank computes for
+minutes, each waits for another. The time restarts when any rank computes, is swapped in, enters or
+leaves a call, or is in none.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from opensmp.distributed.watchdog.call_log import FINISHED, Report
 from opensmp.distributed.watchdog.deadlock import listed
 
 DEFAULT_SECONDS = 600.0
-"""The limit unless another one is set: the usual one of collective operations elsewhere."""
+"""Default limit, the usual timeout of collective operations in other libraries."""
 
 # Ranks that wait in a step use 0.3 to 0.7 % of a core, in TensorFlow's threads and in those that
-# look for tensors, and up to 1.5 % in the first seconds (measured).
+# poll for tensors, and up to 1.5 % in the first seconds (measured).
 _COMPUTING = 0.02  # of a core
-_NOISE_SECONDS = 0.02  # of a processor, which waking up may take in a window, however short
-_WINDOW_SECONDS = 5.0  # over which use is averaged
-_SILENT_SECONDS = 10.0  # between two reports: what happened meanwhile is not known
+_NOISE_SECONDS = 0.02  # CPU time that wake-ups may take in a window of any length
+_WINDOW_SECONDS = 5.0  # interval over which CPU use is averaged
+_SILENT_SECONDS = 10.0  # longest known interval between two reports
 _WARNING_SECONDS = 60.0
 
 
 def computes(used: float, elapsed: float) -> bool:
-    """Whether a process does more than wait, by its use of processors.
+    """Whether a process does more than wait, judging by its CPU use.
 
     Args:
-        used: Processor seconds.
+        used: CPU seconds.
         elapsed: Seconds in which they were used.
     """
     return used >= _COMPUTING * elapsed + _NOISE_SECONDS
 
 
 class Notice(NamedTuple):
-    """What there is to say about an idle run.
+    """Message about an idle run.
 
     Attributes:
-        text: What happened, in words.
-        ends: Whether the run is to be ended; otherwise this is a warning.
+        text: Description.
+        ends: Whether the run must be ended; otherwise this is a warning.
     """
 
     text: str
@@ -53,13 +53,13 @@ class Notice(NamedTuple):
 class _Rank:
     report: Report  # the last one
     heard: float
-    sampled: float  # when the present window began
-    worked: float  # and the use until then
-    since: float  # when it was last seen to do anything
+    sampled: float  # begin of the current window
+    worked: float  # CPU seconds at that time
+    since: float  # last known activity
 
 
 class Idleness:
-    """What rank 0 knows of the use of processors by all ranks.
+    """CPU use of all ranks, as known to rank 0.
 
     Args:
         size: Number of ranks.
@@ -81,10 +81,10 @@ class Idleness:
         self._warned = False
 
     def hear(self, rank: int, report: Report, now: float) -> None:
-        """Takes note of a report.
+        """Records a report.
 
         Args:
-            rank: Whose it is.
+            rank: Its sender.
             report: The report.
             now: When it was received, by `time.monotonic()`.
         """
@@ -106,7 +106,7 @@ class Idleness:
             known.sampled, known.worked = now, report.worked
 
     def notice(self) -> Notice | None:
-        """What is to be said now, if anything; a warning comes once in each idle period."""
+        """The current warning or end of the run, if any; one warning per idle period."""
         seconds = self._seconds()
         if seconds < self._warn_after:
             self._warned = False
@@ -127,7 +127,7 @@ class Idleness:
         return Notice(f"{what}{rule}.", ends)
 
     def _seconds(self) -> float:
-        """For how long all ranks at once have done nothing."""
+        """For how long no rank has computed."""
         known = self._ranks.values()
         at_work = [one for one in known if one.report.state != FINISHED]
         if len(known) < self._size or not at_work or not all(o.report.calls for o in at_work):
@@ -136,7 +136,7 @@ class Idleness:
 
 
 def _places(reports: Mapping[int, Report]) -> str:
-    """Where the ranks are, as `rank 0 in smp.barrier, ranks 1, 2 in the step train`."""
+    """Where the ranks are, such as `rank 0 in smp.barrier, ranks 1, 2 in the step train`."""
     ranks: dict[str, list[int]] = {}
     for rank, report in sorted(reports.items()):
         place = f"in {report.calls[0].name}" if report.calls else "at the end of the program"

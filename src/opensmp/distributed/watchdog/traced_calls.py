@@ -1,11 +1,11 @@
-"""Runs of traced functions in which ranks need each other, noted while they last.
+"""Logs runs of traced functions in which ranks need each other.
 
-What a function calls eagerly is noted when it is called; inside of a `tf.function` nobody could
-tell a rank that waits for ever from one that computes. So the first call of a graph that needs
-others adds two operations to it: one that notes when a run begins, and one that notes its end,
-after all such calls. Runs are counted by the function's name and by what it calls, so that ranks
-that run functions with other calls are found, each waiting for the other. Calls in branches and
-bodies of loops are not noted: what notes the end would not run there.
+Eager calls are logged when made; inside a `tf.function` a rank that waits forever would look like
+one that computes. So the first collective call in a graph adds two operations to it: one logs the
+begin of a run, the other its end, after all such calls. Runs are counted by the function's name and
+its collective calls, so that ranks that run functions with different calls are detected as waiting
+for each other. Calls in branches and loop bodies are not logged: the operation that logs the end
+would not run there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class FunctionRuns:
 
     Args:
         function: Name of the function.
-        ranks: All that take part, ascending.
+        ranks: The participating ranks, ascending.
     """
 
     def __init__(self, function: str, ranks: tuple[int, ...]) -> None:
@@ -45,33 +45,33 @@ class FunctionRuns:
         recovery.interruptible.add(self)
 
     def add(self, call: str) -> None:
-        """Notes a call of the function, in words that are the same on all ranks."""
+        """Adds a call of the function, named the same on all ranks."""
         self._calls.append(call)
 
-    # Asked for when a function runs, so that all its calls are there.
+    # Computed when the function first runs, when all its calls are known.
 
     @functools.cached_property
     def name(self) -> str:
-        """What a run is, in the words of the user."""
-        calls = sorted(self._calls)  # ranks may make them in another order
+        """Name of a run, in the user's terms."""
+        calls = sorted(self._calls)  # their order may differ between ranks
         more = len(calls) - _NUM_SHOWN
         rest = f" and {more} more calls" if more > 0 else ""
         return f"the function {self._function} with {'; '.join(calls[:_NUM_SHOWN])}{rest}"
 
     @functools.cached_property
     def lane(self) -> str:
-        """Tells runs of it from those of others."""
+        """Lane that separates its runs from those of other functions."""
         digest = hashlib.blake2b(repr(sorted(self._calls)).encode(), digest_size=8).hexdigest()
         return f"runs of {self._function} {digest}"
 
     def begin(self, _: Any) -> Any:
-        """Notes that a run begins."""
+        """Logs the begin of a run."""
         recovery.begin_run()
         self._open.append(waits.enter(self.name, self._ranks, self.lane, computes=True))
         return np.int64(0)
 
     def end(self, _: Any) -> Any:
-        """Notes that a run has ended."""
+        """Logs the end of a run."""
         waits.leave(self._open.popleft())
         return np.int64(0)
 
@@ -85,15 +85,15 @@ class FunctionRuns:
 
 @contextlib.contextmanager
 def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
-    """Context in which a function that is being traced gets operations that need other ranks.
+    """Context that logs operations that need other ranks, in the function being traced.
 
     Args:
         call: What they are for, the same on all ranks.
-        ranks: All that take part, ascending.
-        host: The device of the operations that note.
+        ranks: The participating ranks, ascending.
+        host: The device of the logging operations.
 
     Yields:
-        A list, to which those are added that wait for others.
+        A list, to which the caller adds the operations that wait for others.
     """
     graph = tf.compat.v1.get_default_graph()
     if not _private.is_of_function(graph):
@@ -104,8 +104,8 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
     known: dict[tuple[int, ...], tuple[FunctionRuns, Op, Op]] = getattr(graph, _RUNS)
     if ranks not in known:
         runs = FunctionRuns(graph.name, ranks)
-        # Dependencies of the user's code are none of these. Nor are they stateful: TensorFlow
-        # would put the end before all that the user's code does behind it.
+        # The control dependencies of the user's code must not apply. The operations are stateless:
+        # TensorFlow would otherwise order the end before all later stateful operations.
         with tf.control_dependencies(None), tf.device(host):
             begin = _private.host_call(runs.begin, [not_constant(host)], tf.int64, stateful=False)
             end = _private.host_call(runs.end, [begin], tf.int64, stateful=False)
@@ -123,10 +123,9 @@ def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
 
 @functools.cache
 def not_constant(host: str) -> Any:
-    """A tensor that functions take as an argument, since it is too large to be put into them.
+    """A tensor that functions capture as an argument, because it is too large to be inlined.
 
-    What depends on constants alone, and has no effects that TensorFlow knows of, is computed
-    once, when a function is made.
+    TensorFlow evaluates stateless operations on constants only once, when a function is made.
 
     Args:
         host: Its device.

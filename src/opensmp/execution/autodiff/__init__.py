@@ -1,1 +1,1 @@
-"""Emitted segments as differentiable functions."""
+"""Gradients through emitted segments."""

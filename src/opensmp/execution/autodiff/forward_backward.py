@@ -1,9 +1,9 @@
-"""A call whose forward passes run in one function and whose backward passes in another.
+"""A model call whose forward and backward passes run in two separate functions.
 
-When a model is called under a tape, it is not known yet which gradients the tape will be asked for.
-The forward passes run at once. What backward passes read of them, activations and values of
-variables, goes from one function to the other: in each process that of its own partitions. A
-variable that changes in between has the value that the call has read.
+When a model is called under a tape, the gradients to be requested are not yet known, so only the
+forward passes run. Each process saves, for its own partitions, the activations and variable values
+that the backward passes read. The backward passes use these values even if a variable has been
+assigned since.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Indices = tuple[int, ...]
 
 
 class _Passes(Pipeline):
-    """What the passes of both directions have in common: whose gradients are wanted.
+    """Base class of both directions: determines the tensors whose gradients are requested.
 
     Args:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
-        wants: Whether gradients with respect to a variable are wanted; None if of nothing at all.
+        wants: Whether gradients with respect to a variable are requested; None if no gradients are.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class _Passes(Pipeline):
         self._inputs: set[int] = set()
 
     def watch(self, inputs: Sequence[Tensor]) -> None:
-        """Tells of which inputs of the next calls gradients are wanted."""
+        """Requests gradients with respect to these inputs of the following calls."""
         self._inputs.update(map(id, inputs))
 
     def _leaves(
@@ -65,14 +65,14 @@ class _Passes(Pipeline):
 
 
 class ForwardPasses(_Passes):
-    """Runs forward passes, and saves what backward passes will read.
+    """Runs forward passes and saves the values that the backward passes read.
 
     Attributes:
-        leaves: Microbatch and number of a call to the positions of the values of its variables
-            among what is saved, in their order.
-        calls: Forward pass to the positions of its arguments and results.
-        values: Id of a variable to it, and the position of the value that was read of it.
-        keys: Microbatch and number of a call to the trace that served it.
+        leaves: Maps (microbatch, call number) to the positions of the call's variable values among
+            the saved tensors, in the order of the trace's variables.
+        calls: Maps a forward action to the positions of its arguments and of its results.
+        values: Maps a variable's id to the variable and the position of its value.
+        keys: Maps (microbatch, call number) to the key of the trace used for the call.
     """
 
     def __init__(
@@ -87,23 +87,23 @@ class ForwardPasses(_Passes):
 
     @property
     def saves(self) -> bool:
-        """Whether anything is saved."""
+        """Whether values are saved for backward passes."""
         return self._wants is not None
 
     @property
     def wanted(self) -> list[Any]:
-        """The variables that were read and whose gradients are wanted."""
+        """The variables that were read and whose gradients are requested."""
         return [v for v, _ in self._reads.values() if self._wants is not None and self._wants(v)]
 
     @property
     def own(self) -> list[int]:
-        """Positions of the saved tensors that are in this process."""
+        """Positions of the saved tensors that this process owns."""
         mine = self._world.my_partitions
         return [index for index, (_, partition) in enumerate(self._saved) if partition in mine]
 
     @property
     def saved(self) -> Sequence[tuple[Tensor, int]]:
-        """The saved tensors and their partitions."""
+        """The saved tensors with their partitions."""
         return self._saved
 
     def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
@@ -140,7 +140,8 @@ class ForwardPasses(_Passes):
             return outputs
 
         def gradient(*upstream: Any) -> list[Any]:
-            # Of a function around the call: TensorFlow makes it before it knows who will ask.
+            # TensorFlow differentiates an enclosing function before it knows whether the gradient
+            # is used.
             return fails_when_run(args, FROM_OUTSIDE, upstream)
 
         with _private.stop_recording():
@@ -155,16 +156,17 @@ class ForwardPasses(_Passes):
 
 
 class BackwardPasses(_Passes):
-    """Runs the backward passes of calls whose forward passes have run.
+    """Runs the backward passes of calls whose forward passes have already run.
 
-    The calls are made once more, in the same order; the forward passes are not.
+    The step function is traced again with the same calls in the same order, without emitting their
+    forward passes.
 
     Args:
         world: The process' configuration and devices.
-        forward: The forward passes, traced.
+        forward: The traced forward passes.
         saved: The tensors that they saved in this process.
-        everywhere: Whether all processes get the gradients of variables, rather than each those of
-            its own.
+        everywhere: Whether each process gets the gradients of all variables, instead of only those
+            of its own variables.
     """
 
     def __init__(
@@ -179,10 +181,10 @@ class BackwardPasses(_Passes):
         self._everywhere = everywhere
 
     def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
-        return self._forward.keys[self._microbatch, ordinal]  # whatever Python has set since
+        return self._forward.keys[self._microbatch, ordinal]  # attributes may have changed since
 
     def state_mapping(self) -> list[tuple[Any, Tensor]]:
-        """Pairs of a variable of Keras and the value that the calls have read of it."""
+        """Pairs of a Keras variable and the value that the forward passes read from it."""
         return [
             (variable, self._of_variable(variable, index))
             for variable, index in self._forward.values.values()
@@ -190,7 +192,7 @@ class BackwardPasses(_Passes):
         ]
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
-        """As that of a pipeline; the state was assigned when the forward passes had run."""
+        """Completes the graph; assigns no state, because the forward function has assigned it."""
         self._state.clear()
         if self._everywhere:
             self._gradients.clear()
@@ -221,7 +223,7 @@ class BackwardPasses(_Passes):
         return self._differentiable(program, segment, args, emit, Saved(given, results))
 
     def _value(self, index: int) -> Tensor:
-        """What the forward passes have saved; of another process, what stands for it."""
+        """A saved tensor; a placeholder if another process owns it."""
         if index not in self._values:
             tensor, partition = self._forward.saved[index]
             with _private.stop_recording(), tf.device(self._emitted.device(partition)):

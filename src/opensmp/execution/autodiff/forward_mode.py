@@ -1,4 +1,4 @@
-"""Derivatives in forward mode, which a split model does not have: refused, never left out."""
+"""Rejects forward-mode derivatives, which a partitioned model does not support."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ Tensor = Any
 
 
 def refuse_forward_mode(accumulators: Sequence[Any], what: str, values: Iterable[Any]) -> None:
-    """Raises an error if an accumulator would need to see how results are computed.
+    """Raises StepError if an accumulator watches one of `values`.
 
     Args:
-        accumulators: `tf.autodiff.ForwardAccumulator`s that are active.
-        what: What is called, at the beginning of a sentence.
-        values: Nests of tensors and variables that its results are computed from.
-
-    Raises:
-        StepError: An accumulator has a derivative of one of them.
+        accumulators: The active `tf.autodiff.ForwardAccumulator`s.
+        what: The subject of the error message's first sentence.
+        values: Nests of the tensors and variables from which the results are computed.
     """
     watched = first_watched(accumulators, values)
     if watched is None:
@@ -39,14 +36,14 @@ def refuse_forward_mode(accumulators: Sequence[Any], what: str, values: Iterable
 
 
 def first_watched(accumulators: Sequence[Any], values: Iterable[Any]) -> str | None:
-    """What an accumulator has a derivative of, in words; None if there is nothing."""
+    """Describes the first value that an accumulator watches; None if there is none."""
     for value in values:
         for leaf in tf.nest.flatten(value, expand_composites=True):
             inner = tf_variable(leaf) if hasattr(leaf, "path") else leaf
             if isinstance(inner, tf.Variable):
                 name = f"the variable '{getattr(leaf, 'path', leaf.name)}'"
             elif tf.is_tensor(inner):
-                # In a graph a tensor from outside is known by what it is captured as.
+                # In a graph, an outer tensor is identified by its capture.
                 inner, name = tf.convert_to_tensor(inner), f"an input of shape {inner.shape}"
             else:
                 continue

@@ -1,4 +1,4 @@
-"""`tf.gradients` where the graph does not hold what it would need: refused while it is asked."""
+"""Rejects `tf.gradients` where the graph does not contain the operations to differentiate."""
 
 from __future__ import annotations
 
@@ -25,13 +25,10 @@ _UNDER_FIT = (
 
 
 def without_graph_gradients(leaf: Any) -> Any:
-    """A result of a call with a whole batch, as one that tapes only can differentiate.
+    """Wraps a result of a batch call so that only tapes, not `tf.gradients`, can differentiate it.
 
-    Args:
-        leaf: A tensor, of any kind; other objects are given back as they are.
-
-    Returns:
-        The same values. `tf.gradients` through them raises a StepError.
+    `tf.gradients` through the returned tensor raises a StepError. Leaves other than differentiable
+    tensors are returned unchanged.
     """
     if not tf.is_tensor(leaf) or not is_differentiable(leaf):
         return leaf
@@ -43,9 +40,9 @@ def without_graph_gradients(leaf: Any) -> Any:
 @tf.RegisterGradient(_REFUSED)
 @tf.autograph.experimental.do_not_convert
 def _refuse(op: Any, *upstream: Any) -> Any:
-    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+    if op is None:  # tf.saved_model.save queries the gradients of all operations
         return None
     if tf.compat.v1.get_default_graph() is op.graph:
         raise StepError(_UNDER_FIT)
-    # TensorFlow differentiates a function around before it knows whether somebody will ask.
+    # TensorFlow differentiates an enclosing function before it knows whether the gradient is used.
     return fails_when_run(list(op.inputs), FROM_OUTSIDE, upstream)

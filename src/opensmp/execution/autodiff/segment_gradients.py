@@ -1,7 +1,7 @@
 """Makes an emitted segment differentiable for the user's tape.
 
-To the tape a segment is one function of its inputs and of the variables it reads.
-When the user asks for gradients, the segment's backward call is emitted in answer.
+To the tape, a segment is one function of its inputs and of the variables that it reads. A gradient
+request emits the segment's backward call.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _SECOND_ORDER = (
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What a forward pass had and gave, if it has run in another function.
+    """The arguments and results of a forward pass that ran in another function.
 
     Attributes:
-        args: Values of its feeds.
-        results: What it returned.
+        args: Values of the forward pass' feeds.
+        results: Its results: outputs, then residuals.
     """
 
     args: Sequence[Tensor]
@@ -59,18 +59,18 @@ class Saved:
 
 @dataclass(frozen=True, eq=False)
 class LateGradient:
-    """Gradients that were handed out as placeholders, to be computed only if used.
+    """Gradients handed out as placeholders and computed only if the graph reads them.
 
-    Nobody can tell while a gradient is taken whether the caller wants it for an input
-    or a frozen variable as well. If in the end something reads a placeholder, the
-    segment's forward pass runs again to compute it.
+    When a gradient is taken, it is not known whether the caller also uses those of inputs and of
+    frozen variables. If a placeholder has a live consumer in the complete graph, the segment's
+    forward pass is recomputed for its gradient.
 
     Attributes:
         program: The lowered model.
         segment: The segment.
-        connected: Outputs of the segment that have a gradient.
-        values: Values of the segment's inputs, variables and upstream gradients.
-        placeholders: Input or variable of the segment, and what was handed out for it.
+        connected: The segment's outputs that have an upstream gradient.
+        values: Values of the segment's inputs, variables and upstream gradients, by id.
+        placeholders: Pairs of an input or variable of the segment and its gradient placeholder.
         emit: Emits the call.
     """
 
@@ -82,10 +82,10 @@ class LateGradient:
     emit: Emit = field(repr=False)
 
     def compute(self, computed: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Emits the computation; pairs of placeholder and gradient.
+        """Emits the computation and returns pairs of placeholder and gradient.
 
         Args:
-            computed: Id of a placeholder to its gradient, for those computed before.
+            computed: Maps the id of a placeholder to its gradient, for those already computed.
         """
         late = self.program.recompute(self.segment, self.connected)
         upstream = zip(late.gradient.upstream, late.gradient.outputs, strict=True)
@@ -114,26 +114,25 @@ def differentiable_call(
     taken: Callable[[Tensor, Any], None] = lambda leaf, gradient: None,
     saved: Saved | None = None,
 ) -> list[Tensor]:
-    """Emits a segment's forward call so that gradients through it can be taken.
+    """Emits a segment's forward call such that the user's tape can differentiate through it.
 
-    If a tape records while a gradient is taken, for a gradient of that gradient, what is taken is
-    differentiable itself, to any order.
+    If an outer tape is recording, the returned gradients are differentiable too, to any order.
 
     Args:
         program: The lowered model.
         segment: The segment to run.
-        args: Values of its feeds.
-        emit: Emits a call of a kind ("F", "B", "W", "R") on the segment's device.
-        late: Told of gradients that were handed out as placeholders.
-        taken: Told of each feed and its gradient, a tensor or `tf.IndexedSlices`.
-        saved: The forward pass, if it has run before: then it is not emitted again.
+        args: Values of the forward pass' feeds.
+        emit: Emits a call of a kind ("F", "B", "W" or "R") on the segment's device.
+        late: Called with the gradients that were handed out as placeholders.
+        taken: Called with each feed and its gradient, a tensor or `tf.IndexedSlices`.
+        saved: The forward pass, if it has already run; it is not emitted again.
 
     Returns:
         Values of the segment's outputs.
     """
     forward = program.forward(segment)
     graph = tf.compat.v1.get_default_graph()
-    asked: set[int] = set()  # positions of the outputs that the current gradient came from
+    asked: set[int] = set()  # positions of the outputs that the current gradient request uses
 
     if saved is None:
         with _private.stop_recording():
@@ -154,7 +153,7 @@ def differentiable_call(
             if any(output is t for t in connected)
         }
         if _private.tape_is_active():
-            # By tensors that the outer tape has followed: the call's arguments, not what was saved.
+            # The outer tape has recorded the call's arguments, not the saved values.
             own = connected_values | dense
             upstream_of = {id(t): dense[_upstream(t)] for t in connected}
             found = _repeatable(
@@ -179,15 +178,15 @@ def differentiable_call(
 
 
 def _upstream(output: Tensor) -> int:
-    """Key under which the gradient of an output is kept beside the output's own value."""
+    """Dictionary key of an output's upstream gradient, distinct from that of the output's value."""
     return -id(output)
 
 
 def port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
-    """Identity that notes when a gradient comes through.
+    """Identity that records `position` in `asked` when a gradient flows through it.
 
-    A tape gives zeros for outputs that the loss does not depend on; only so can they
-    be told from real gradients, and unconnected gradients stay None.
+    A tape passes zeros for outputs that the loss does not depend on. Recording tells these zeros
+    from real gradients, so that unconnected gradients stay None.
     """
 
     def gradient(upstream: Any) -> list[Any]:
@@ -239,8 +238,9 @@ def _late_gradients(
     optional = [t for t in feeds if program.is_optional(t) and t.dtype != tf.variant]
     if not optional or not connected:
         return {}
-    # A gradient has the shape of what it is the gradient of. The stand-ins are connected with
-    # all that the gradients depend on, so that a gradient of them is an error and not None.
+    # A gradient has the shape of its tensor. IdentityN connects the placeholders to all tensors
+    # that the gradients depend on, so that differentiating a placeholder raises an error instead
+    # of giving None.
     reasons = [values[id(t)] for t in feeds if is_differentiable_number(t)]
     reasons += [values[_upstream(t)] for t in connected]
     graph = tf.compat.v1.get_default_graph()
@@ -263,20 +263,21 @@ def _repeatable(
     emit: Emit,
     taken: Callable[[Tensor, Any], None],
 ) -> dict[int, Tensor]:
-    """Gradients that can be differentiated again: one call that computes all from the feeds.
+    """Gradients that can be differentiated again: one call computes all of them from the feeds.
 
     Args:
         program: The lowered model.
         segment: The segment.
-        connected: Tensors of the traced graph whose gradients are given.
-        feeds: Tensors of the traced graph that they are computed from.
-        values: Id of each feed to its value.
-        upstream: Id of each of `connected` to its gradient.
+        connected: Tensors of the traced graph with an upstream gradient.
+        feeds: Tensors of the traced graph from which the gradients are computed.
+        values: Maps the id of each feed to its value.
+        upstream: Maps the id of each tensor in `connected` to its upstream gradient.
         emit: Emits the call.
-        taken: Told of each feed and its gradient, of the gradients of these gradients.
+        taken: Called with each feed and its gradient when the returned gradients are
+            differentiated.
 
     Returns:
-        Id of a feed to its gradient, for those that have one.
+        Maps the id of a feed to its gradient; feeds without a gradient are left out.
     """
     derived = program.derivative(segment, connected, feeds)
     if derived is None:
@@ -316,7 +317,7 @@ def _repeatable(
 @tf.RegisterGradient(SECOND_ORDER)
 @tf.autograph.experimental.do_not_convert
 def _refuse_second_order(op: Any, *upstream: Any) -> Any:
-    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+    if op is None:  # tf.saved_model.save queries the gradients of all operations
         return None
     raise StepError(_SECOND_ORDER)
 
@@ -324,18 +325,18 @@ def _refuse_second_order(op: Any, *upstream: Any) -> Any:
 def fails_when_run(
     tensors: Sequence[Tensor], message: str, upstream: Sequence[Any] = ()
 ) -> list[Tensor | None]:
-    """Stands for gradients where they may be asked for but not be computed.
+    """Returns gradients of `tensors` that raise an error only when they are computed.
 
-    Derivatives of the gradients with respect to `upstream` fail as well: by them TensorFlow
-    computes the derivatives of a function in forward mode.
+    Derivatives of these gradients with respect to `upstream` fail as well, because TensorFlow uses
+    them to compute a function's forward-mode derivatives.
 
     Args:
-        tensors: Whose gradients.
-        message: Of the error, once they are computed.
-        upstream: The gradients that they would be computed from.
+        tensors: The tensors to return gradients for.
+        message: The message of the error.
+        upstream: The upstream gradients.
 
     Returns:
-        A gradient for each tensor, None for those that can have none.
+        A gradient for each tensor; None for tensors that are not differentiable.
     """
     given = [tf.convert_to_tensor(each) for each in upstream]
     with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [message])]):

@@ -1,1 +1,1 @@
-"""The calls of a step, on their devices, in the order of the schedule."""
+"""Emits a step's calls on their devices, in schedule order."""

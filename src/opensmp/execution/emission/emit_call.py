@@ -1,4 +1,4 @@
-"""One call of a lowered function in the step's graph."""
+"""Emits one call of a lowered function into the step's graph."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _with_control_flow: weakref.WeakKeyDictionary[ConcreteFunction, bool] = weakref.
 
 
 def has_control_flow(function: ConcreteFunction) -> bool:
-    """Whether a loop or a branch is in a function or in what it calls."""
-    if function not in _with_control_flow:  # asked for each microbatch, and not quick to find out
+    """Whether a function, or a function that it calls, contains a loop or branch."""
+    if function not in _with_control_flow:  # queried for each microbatch, and costly to compute
         graph = function.graph.as_graph_def()
         nodes = (node for part in graph.library.function for node in part.node_def)
         _with_control_flow[function] = any(
@@ -36,22 +36,19 @@ def has_control_flow(function: ConcreteFunction) -> bool:
 def emit_call(
     function: ConcreteFunction, args: Sequence[Tensor], name: str, one_thread: bool = False
 ) -> tuple[Op, list[Tensor]]:
-    """Emits one call on the current device.
+    """Emits one call on the current device; returns its operation and its results.
 
-    The call is always of the stateless kind, even where the body has side effects:
-    TensorFlow would chain stateful calls in the order of their creation and so run
-    the microbatches one after the other. The schedule orders them instead.
+    The call is stateless even if the function has side effects: TensorFlow would chain stateful
+    calls in creation order and so serialize the microbatches. The schedule orders the calls
+    instead.
 
     Args:
-        function: What to call.
-        args: Its arguments, without captured ones.
+        function: The function to call.
+        args: Its arguments without the captured ones.
         name: Name of the operation.
-        one_thread: Whether the call is to keep to one thread. Where a partition has one core,
-            several threads only drive each other's data out of the cache; calls with control
-            flow cannot do it and do as always.
-
-    Returns:
-        The operation of the call and its results.
+        one_thread: Whether the call runs in a single thread. If a partition has one core, several
+            threads only evict each other's data from the cache. Ignored for functions with control
+            flow, which do not support it.
     """
     outputs = function.outputs
     graph = tf.compat.v1.get_default_graph()
@@ -63,7 +60,7 @@ def emit_call(
             name=name,
             **_private.call_attributes(one_thread and not has_control_flow(function)),
         )
-    if isinstance(results, tf.Operation) or not results:  # nothing but side effects
+    if isinstance(results, tf.Operation) or not results:  # functions with side effects only
         return graph.get_operations()[-1], []
     results = list(results) if isinstance(results, (list, tuple)) else [results]
     for result, output in zip(results, outputs, strict=True):

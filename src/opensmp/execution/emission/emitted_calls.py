@@ -1,4 +1,4 @@
-"""The calls of a step, as they were emitted: what runs where, under which action."""
+"""The calls emitted for a step: their partitions, operations and actions."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Tensor = Any
 
 
 class EmittedCalls:
-    """The calls that were emitted into the graph of a step.
+    """The calls emitted into a step's graph.
 
     Args:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
-        stamps: Notes when calls start and end; None leaves that out.
+        stamps: Records the start and end of calls; None records nothing.
 
     Attributes:
-        tasks: Action to the call that does it.
+        tasks: Maps each action to the call that performs it.
     """
 
     def __init__(self, world: World, num_microbatches: int, stamps: Stamps | None) -> None:
@@ -39,33 +39,31 @@ class EmittedCalls:
 
     @property
     def is_ordered(self) -> bool:
-        """Whether calls are to be ordered or timed; else TensorFlow may optimise across them."""
+        """Whether calls must be ordered or timed; if not, TensorFlow may optimise across them."""
         num_partitions = len(self._world.devices)
         return num_partitions > 1 or self._num_microbatches > 1 or self._stamps is not None
 
     def device(self, partition: int) -> str:
-        """Where the calls of a partition run; all in one place if the cause of an error is sought.
+        """Device of a partition; the first device for all while an error's cause is sought.
 
-        Between devices, errors of those that wait may be reported before their cause.
+        With several devices, operations that wait may report errors before the operation that
+        caused them.
         """
         return self._world.devices[0 if is_careful() else partition]
 
     def is_open(self, action: Action) -> bool:
-        """Whether what a call gives is handed on while the call still computes.
+        """Whether a call's results become available while the call is still computing.
 
-        With the last microbatch the sum of a gradient is complete, and on its way to the other
-        replicas while those of the layers before are computed.
+        The last microbatch completes the sum of each gradient, so that its all-reduce over the
+        replicas can overlap the computation of the gradients of earlier layers.
         """
         is_last = action.kind in ("B", "W") and action.microbatch == self._num_microbatches - 1
         return is_last and self._world.sums_early and self._stamps is None
 
     def action(self, kind: str, number: int, microbatch: int) -> Action:
-        """One that no emitted call does yet.
+        """The action with the lowest repeat number that no emitted call performs yet.
 
-        Args:
-            kind: Of the pass.
-            number: Of the segment's call in a microbatch.
-            microbatch: The microbatch.
+        `number` is that of the segment's call within a microbatch.
         """
         repeat = 0
         while (action := Action(kind, number, microbatch, repeat)) in self.tasks:
@@ -80,18 +78,7 @@ class EmittedCalls:
         args: Sequence[Tensor],
         microbatches: tuple[int, ...] = (),
     ) -> list[Tensor]:
-        """Emits a call.
-
-        Args:
-            action: What it does.
-            partition: Where it runs.
-            function: The function to call.
-            args: Its arguments.
-            microbatches: See `Task`.
-
-        Returns:
-            Its results.
-        """
+        """Emits a call on the partition's device and records it as the task of `action`."""
         with tf.device(self.device(partition)):
             one_thread = self._world.one_core_each and not self.is_open(action)
             one_thread = one_thread or is_careful()
@@ -106,13 +93,9 @@ class EmittedCalls:
         return results
 
     def emit_joined(self, group: Sequence[SecondHalf]) -> list[Tensor]:
-        """Emits the second halves of a group as one call, and forgets the single ones.
+        """Emits a group's weight-gradient passes as one call and returns its results.
 
-        Args:
-            group: They, by microbatch.
-
-        Returns:
-            The results of the call.
+        `group` is sorted by microbatch. The joint call replaces the tasks of the single passes.
         """
         first, last = group[0], group[-1]
         columns = list(zip(*(half.args for half in group), strict=True))

@@ -1,10 +1,9 @@
-"""Finds the first value of a step that is not finite, with `check_finite`.
+"""Finds the first non-finite value of a step, for `check_finite`.
 
-Forward calls tell for each activation of a layer whether it is finite; of the gradients that
-backward calls give, operations beside the calls do. These flags are all that is looked at in a run.
-At its end, before anything of the step is handed out or assigned, they are given to Python, which
-raises an error for the first one in the order of the schedule that is false. Each process of a
-replica gets all flags, so that all raise the same error and none goes on alone.
+Forward calls return a flag per layer activation that says whether it is finite; operations next to
+the backward calls compute the flags of gradients. At the end of a run, before results are returned
+or state is assigned, a Python callback reads the flags and raises an error for the first false one
+in schedule order. Each process of a replica receives all flags, so that all raise the same error.
 """
 
 from __future__ import annotations
@@ -45,18 +44,18 @@ _calls_for = 0
 
 
 def is_wanted(config: Config) -> bool:
-    """Whether steps that are traced now are to be checked."""
+    """Whether steps that are traced now are checked."""
     return config.check_finite or is_asked_for()
 
 
 def is_asked_for() -> bool:
-    """Whether a context of `checking` is open."""
+    """Whether a `checking` context is open."""
     return _calls_for > 0
 
 
 @contextlib.contextmanager
 def checking() -> Iterator[None]:
-    """Context in which all steps are checked, whatever the configuration says."""
+    """Context in which all steps are checked, regardless of the configuration."""
     global _calls_for
     _private.trace_apart_while(is_asked_for)
     _calls_for += 1
@@ -67,13 +66,14 @@ def checking() -> Iterator[None]:
 
 
 class _Call(NamedTuple):
-    """What is known of an emitted call.
+    """The values to check of an emitted call.
 
     Attributes:
-        names: What is looked at.
-        flags: Of each whether it is finite; None if `tensors` have still to be looked at.
-        tensors: The gradients, and what they are made from.
-        microbatches: Those that the call is for.
+        names: Descriptions of the values.
+        flags: For each value whether it is finite; None if they have yet to be computed from
+            `tensors`.
+        tensors: The gradients to check, and the upstream gradients from the loss.
+        microbatches: The microbatches that the call computes.
     """
 
     names: Sequence[str]
@@ -83,14 +83,14 @@ class _Call(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Something that is looked at.
+    """A value that is checked.
 
     Attributes:
-        name: What it is, in words.
-        action: The call that makes it.
-        partition: Where that runs.
-        microbatches: Those that it is for.
-        rank: The process; None if there is one.
+        name: Its description.
+        action: The action of the call that computes it.
+        partition: The partition of the call.
+        microbatches: The microbatches that it belongs to.
+        rank: The rank of the process; None if there is only one process.
     """
 
     name: str
@@ -112,7 +112,7 @@ class FiniteChecks:
     """The checks of one trace of a step.
 
     Args:
-        world: This process and its neighbours.
+        world: The process' configuration, devices and ranks.
     """
 
     def __init__(self, world: World) -> None:
@@ -132,16 +132,7 @@ class FiniteChecks:
         args: Sequence[Tensor],
         results: list[Tensor],
     ) -> None:
-        """Notes a call; takes the flags of a forward pass from its results.
-
-        Args:
-            action: What the call does.
-            program: Its model.
-            segment: The part of the model.
-            what: The pass.
-            args: The arguments of the call.
-            results: Its results.
-        """
+        """Records an emitted call; pops the flags of a forward pass off `results`."""
         own = (action.microbatch,)
         if isinstance(what, Forward):
             if what.activations:
@@ -160,7 +151,7 @@ class FiniteChecks:
         results: Sequence[Tensor],
         microbatches: tuple[int, ...],
     ) -> None:
-        """Notes a call that gives the gradients of several microbatches at once."""
+        """Records a call that computes the gradients of several microbatches."""
         self._note_gradients(action, self._gradients(program, weights, results), microbatches)
 
     def _note_gradients(
@@ -173,7 +164,7 @@ class FiniteChecks:
     def _from_loss(
         self, program: Program, segment: Segment, what: Backward, args: Sequence[Tensor]
     ) -> list[tuple[str, Tensor]]:
-        """Gradients that the loss has given for what the model returns."""
+        """Upstream gradients of the model's results, computed by the loss outside of the model."""
         returned = {id(t) for t in program.traced.results}
         value = {id(t): arg for t, arg in zip(what.feeds, args, strict=True)}
         pairs = zip(what.gradient.outputs, what.gradient.upstream, strict=True)
@@ -188,7 +179,7 @@ class FiniteChecks:
     def _gradients(
         self, program: Program, what: Backward, results: Sequence[Tensor]
     ) -> list[tuple[str, Tensor]]:
-        """What a backward pass gives, that of the last layer first."""
+        """The gradients that a backward pass returns, the last layer's first."""
         if id(program) not in self._names:
             self._names[id(program)] = (program.traced, _Names(program.traced))
         names = self._names[id(program)][1]
@@ -205,18 +196,10 @@ class FiniteChecks:
     def emit(
         self, live: Collection[Op], tasks: Mapping[Action, Task], device: Callable[[int], str]
     ) -> list[Tensor]:
-        """Emits what looks at the calls that run.
+        """Emits the flags of the live calls; returns one float32 tensor per partition: 1 if finite.
 
-        Gradients of a loss that LossScaleOptimizer scales are left out: they may overflow, and
-        that optimizer leaves out such a step by itself.
-
-        Args:
-            live: Live operations.
-            tasks: The emitted calls.
-            device: Gives the device of a partition.
-
-        Returns:
-            For each partition one tensor of flags, float32: 0 for what is not finite, else 1.
+        Leaves out gradients of a loss scaled by LossScaleOptimizer: they may overflow, and that
+        optimizer skips such steps itself.
         """
         running, scaled = set(live), _private.scales_loss()
         parts: dict[int, list[Tensor]] = {}
@@ -243,15 +226,9 @@ class FiniteChecks:
         return packed
 
     def look(self, flags: Sequence[Tensor], schedule: Schedule, step: str) -> list[Tensor]:
-        """Emits what raises an error if something is not finite.
+        """Emits and returns operations that raise NonFiniteError if a flag of `emit` is false.
 
-        Args:
-            flags: What `emit` gave.
-            schedule: The schedule of the step.
-            step: Name of the step.
-
-        Returns:
-            What must be waited for before results are used.
+        They must complete before results are used.
         """
         if not flags:
             return []
@@ -277,7 +254,7 @@ class FiniteChecks:
 
 
 class _Names:
-    """What tensors of a traced model are called."""
+    """Descriptions of a traced model's tensors for error messages."""
 
     def __init__(self, traced: TracedGraph) -> None:
         self._traced = traced
@@ -292,7 +269,7 @@ class _Names:
         }
 
     def of(self, wrt: Tensor) -> str:
-        """What the gradient with respect to a tensor is called."""
+        """Describes the gradient with respect to a tensor."""
         if id(wrt) in self._variables:
             return f"the gradient of variable '{_path(self._variables[id(wrt)])}'"
         if id(wrt) in self._inputs:
@@ -302,7 +279,7 @@ class _Names:
         return f"the gradient of {activation_name(self._traced, layer)}"
 
     def order(self, wrt: Tensor) -> tuple[int, int]:
-        """Sorts as backward passes go: the variables of the last layer first, then activations."""
+        """Sort key in backward order: variables, the last layer's first, then activations."""
         return (0, -self._group[id(wrt)]) if id(wrt) in self._group else (1, 0)
 
 
@@ -336,11 +313,7 @@ def _remember(error: NonFiniteError) -> None:
 
 
 def call(work: Callable[[], Any]) -> Any:
-    """Makes a call of a function; raises what a check in it has found.
-
-    Args:
-        work: Makes the call.
-    """
+    """Calls `work`; if it fails because of a check, raises the check's NonFiniteError."""
     with _lock:
         _found.clear()
     try:

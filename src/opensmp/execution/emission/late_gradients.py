@@ -1,4 +1,4 @@
-"""The end of a step's graph: late gradients, effects of the user's own code, results in place."""
+"""Completes a step's graph: late gradients, and side effects of user code."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ Tensor = Any
 def compute_late_gradients(
     all_late: Sequence[LateGradient], results: list[Tensor], roots: Callable[[], list[Op]]
 ) -> list[Op]:
-    """Replaces the placeholders of late gradients that something reads.
+    """Replaces placeholders of late gradients with live consumers; returns the live operations.
 
-    Args:
-        all_late: The late gradients of a step.
-        results: What the step returns; placeholders in it are replaced in place.
-        roots: Gives the operations that the step needs.
-
-    Returns:
-        The live operations.
+    Placeholders in `results` are replaced in the list itself. `roots` gives the operations that the
+    step needs.
     """
     waiting = list(all_late)
     computed: dict[int, Tensor] = {}
@@ -50,7 +45,7 @@ def compute_late_gradients(
 
 
 def side_effects_of(graph: Any) -> list[Op]:
-    """Operations of the user's own code that TensorFlow runs though nothing reads them."""
+    """Stateful operations of user code, which TensorFlow runs even if nothing reads them."""
     return [
         op
         for op in graph.get_operations()
@@ -59,7 +54,7 @@ def side_effects_of(graph: Any) -> list[Op]:
 
 
 def without_bridge(gradient: Any, instead: Mapping[int, Tensor]) -> Any:
-    """A gradient without the bridges that it went over."""
+    """Replaces the tensors of a gradient by those in `instead`, which bypass bridge operations."""
     if isinstance(gradient, tf.IndexedSlices):
         values, indices = (
             without_bridge(gradient.values, instead),
@@ -73,6 +68,6 @@ def without_bridge(gradient: Any, instead: Mapping[int, Tensor]) -> Any:
 
 
 def in_place(tensor: Tensor) -> Tensor:
-    """An identity on the tensor's own device."""
+    """Copies a tensor on its own device, which orders the copy after the current control inputs."""
     with tf.device(tensor.device):
         return tf.identity(tensor)

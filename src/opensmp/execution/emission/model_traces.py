@@ -1,4 +1,4 @@
-"""The traces and programs of the models that one step calls."""
+"""Caches of the traces and programs of the models that one step calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tensor = Any
 
 
 class ModelTraces:
-    """What was traced, planned and lowered for the calls of one step; each once."""
+    """Caches the traces, plans and programs of one step's calls."""
 
     def __init__(self) -> None:
         self._prepared: dict[Any, Prepared] = {}
@@ -26,14 +26,10 @@ class ModelTraces:
         self._attributes: dict[int, list[tuple[Any, int]]] = {}
 
     def key(self, model: Any, call: Structure) -> tuple[Any, ...]:
-        """Equal for two calls that one trace of the model can serve.
+        """Cache key of a call: calls with equal keys share one trace of the model.
 
-        Its last entry numbers what Python has set in the model: `model.temperature` may be another
-        one in the next call of the step.
-
-        Args:
-            model: The model.
-            call: The arguments of the call.
+        The last entry numbers the model's attribute values, because Python code may set an
+        attribute such as `model.temperature` between two calls of the step.
         """
         now, states = attributes(model), self._attributes.setdefault(id(model), [])
         known = [number for state, number in states if state == now]
@@ -43,16 +39,10 @@ class ModelTraces:
         return (id(model), call_signature(call), number)
 
     def prepared(self, key: tuple[Any, ...], model: Any, make: Callable[[], Prepared]) -> Prepared:
-        """The trace and plan for a key, made at the first time.
-
-        Args:
-            key: See `key`.
-            model: The model.
-            make: Traces and plans it.
-        """
+        """The trace and plan for a key of `key`; calls `make` on the first use."""
         if key not in self._prepared:
             self._prepared[key] = make()
-            # The call may set attributes as well: those that it leaves are no change.
+            # The call itself may set attributes; the values that it leaves count as the same state.
             self._attributes[id(model)].append((attributes(model), key[-1]))
         return self._prepared[key]
 
@@ -63,13 +53,10 @@ class ModelTraces:
         optional: Sequence[Tensor],
         make: Callable[[], Program],
     ) -> Program:
-        """The program for a key, made at the first time.
+        """The program for a key of `key`; calls `make` to lower the model on the first use.
 
-        Args:
-            key: See `key`.
-            required: Leaves whose gradients will be wanted.
-            optional: Leaves whose gradients may be wanted.
-            make: Lowers the model.
+        `required` are the leaves whose gradients will be used, `optional` those for which they may
+        be.
         """
         whole = (key, frozenset(map(id, required)), frozenset(map(id, optional)))
         if whole not in self._programs:
@@ -81,12 +68,9 @@ class ModelTraces:
 def wanted_leaves(
     traced: TracedGraph, values: Mapping[int, Tensor], training: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and variables whose gradients will be wanted, and those that may be wanted.
+    """Leaves whose gradients will be used (required), and those for which they may be (optional).
 
-    Args:
-        traced: The traced model.
-        values: Id of a leaf's placeholder to its value in the call.
-        training: That argument of the call.
+    `values` maps the id of a leaf's placeholder to its value; `training` is the call's argument.
     """
     taped = _private.tape_is_active()
     wanted = training is not False

@@ -1,4 +1,4 @@
-"""What a step cannot do, and the error that says so."""
+"""Errors for operations that a step does not support."""
 
 from __future__ import annotations
 
@@ -29,25 +29,17 @@ _JACOBIAN = (
 
 
 def nothing_to_run(has_calls: bool) -> StepError:
-    """Of a step whose results depend on no model.
-
-    Args:
-        has_calls: Whether a model was called.
-    """
+    """Error for a step whose results depend on no model; `has_calls` is whether one was called."""
     return StepError(_NOTHING_TO_RUN + (_UNUSED if has_calls else _NO_MODEL))
 
 
 def finished() -> StepError:
-    """Of a gradient that is asked for when the graph of the step is complete."""
+    """Error for a gradient that is requested after the step's graph is complete."""
     return StepError(_FINISHED)
 
 
 def called_in_another_graph(model: str) -> StepError:
-    """Of a call in a graph inside of that of the step.
-
-    Args:
-        model: Name of the model.
-    """
+    """Error for a call of the model with this name in a graph nested in that of the step."""
     return StepError(
         f"Model '{model}' was called inside a loop body, a branch or a nested "
         "tf.function of an smp.step function. A pipeline must see the call: call the "
@@ -57,12 +49,5 @@ def called_in_another_graph(model: str) -> StepError:
 
 
 def refuse_jacobian(model: str) -> None:
-    """Refuses Jacobians through a model whose partitions are in several processes.
-
-    Args:
-        model: Its name.
-
-    Raises:
-        StepError: `tape.jacobian` or `tape.batch_jacobian` is running.
-    """
+    """Raises StepError inside a tape's Jacobian method; for models that span several processes."""
     _private.refuse_jacobian(lambda name: StepError(_JACOBIAN.format(name=name, model=model)))

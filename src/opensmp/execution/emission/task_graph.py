@@ -1,4 +1,4 @@
-"""Reads dependencies off the emitted graph and imposes a schedule on it."""
+"""Reads task dependencies from the emitted graph and imposes a schedule on it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Task:
     """An emitted call.
 
     Attributes:
-        action: What it does.
-        partition: The partition it runs in.
-        first: Operation to hold back until the task may start.
-        last: Operation that is done when the task is.
+        action: The action that it performs.
+        partition: The partition that it runs in.
+        first: The operation to delay until the task may start.
+        last: The operation whose completion completes the task.
         ops: All operations of the task.
-        microbatches: Those for which it does it at once, of which the action names the last; none
-            if it is for that of the action alone.
+        microbatches: The microbatches of a joint call, the last of which is that of `action`; empty
+            for a call of one microbatch.
     """
 
     action: Action
@@ -38,21 +38,15 @@ class Task:
 
 
 def live_operations(roots: Iterable[Op]) -> list[Op]:
-    """Everything that `roots` need, through data and control edges, in topological order."""
+    """All operations that `roots` need, by data and control edges, in topological order."""
     return needed(roots, frozenset(), lambda op: True)
 
 
 def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -> TaskGraph:
-    """The dependencies between the tasks that are live, as the graph has them.
-
-    Args:
-        tasks: All emitted calls.
-        live: Live operations in topological order.
-        num_partitions: Number of partitions.
-    """
+    """Dependencies between the live tasks, read from the graph; `live` is in topological order."""
     listed = list(tasks)
     by_op = {task.last: index for index, task in enumerate(listed)}
-    nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly waits for
+    nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly depends on
     needs: dict[Action, frozenset[Action]] = {}
     device: dict[Action, int] = {}
     for op in live:
@@ -70,7 +64,7 @@ def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -
 
 
 def _seconds(tasks: Sequence[Task]) -> dict[Action, float]:
-    """Relative durations; a task for several microbatches takes as long as one for each."""
+    """Relative durations; that of a joint task is the sum over its microbatches."""
     apart = {
         task.action: [task.action._replace(microbatch=m) for m in task.microbatches]
         or [task.action]
@@ -90,15 +84,9 @@ def _bits(value: int) -> Iterable[int]:
 def impose(
     schedule: Schedule, tasks: Mapping[Action, Task], partitions: Collection[int] | None = None
 ) -> int:
-    """Adds the control edges that make each device follow its order.
+    """Adds control edges that make each device follow its order; returns the number of edges added.
 
-    Args:
-        schedule: The schedule.
-        tasks: The emitted calls.
-        partitions: Of these devices only, by number; None for all.
-
-    Returns:
-        The number of edges added.
+    Only those between tasks of `partitions`; None for all.
     """
     here = [p for p in range(len(schedule.orders)) if partitions is None or p in partitions]
     pairs = [

@@ -1,9 +1,8 @@
-"""Which gradients of variables are computed for several microbatches at once, and for which sums.
+"""Selects weight-gradient passes of several microbatches to merge into one call.
 
-A step wants the sum of a gradient over microbatches. Where the second halves of backward passes
-have nothing else to give, those of a group of microbatches become one call, which gives the sum
-at once and takes less time than one after the other (see
-`opensmp.compiler.lowering.weight_gradient_fusion`).
+A step needs the sum of a gradient over microbatches. Where weight-gradient passes (the second
+halves of backward passes) have no other use, those of a group of microbatches become one call that
+computes the sum directly and faster (see `opensmp.compiler.lowering.weight_gradient_fusion`).
 """
 
 from __future__ import annotations
@@ -30,15 +29,11 @@ _LARGEST_GROUP = 4
 
 
 def group_size(num_microbatches: int, config: Config) -> int:
-    """For how many microbatches gradients are computed at once, at most; 1 for no joining.
+    """Largest number of microbatches whose weight-gradient passes are joined; 1 disables joining.
 
-    What they are computed from is in memory until the last microbatch of a group is through, so
-    that groups are small, and there are none where memory counts most. Two groups at least are
-    left, so that the first one need not wait for the end.
-
-    Args:
-        num_microbatches: Of a step.
-        config: The configuration.
+    Residuals stay in memory until the last microbatch of a group is through, so groups are small,
+    and joining is off unless `optimize` is "speed". At least two groups remain, so that the first
+    need not wait for the end of the step.
     """
     if config.optimize != "speed":
         return 1
@@ -47,12 +42,12 @@ def group_size(num_microbatches: int, config: Config) -> int:
 
 @dataclass(frozen=True, eq=False)
 class SecondHalf:
-    """An emitted second half of a backward pass.
+    """An emitted weight-gradient pass, the second half of a backward pass.
 
     Attributes:
-        action: What it does.
+        action: The action that it performs.
         program: The lowered model.
-        weights: The second half.
+        weights: The pass.
         args: Its arguments.
         results: Its results.
     """
@@ -66,11 +61,11 @@ class SecondHalf:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """Second halves that became one call.
+    """Weight-gradient passes that were merged into one call.
 
     Attributes:
-        group: They, by microbatch.
-        gradients: What the call gives in the place of the gradients of each.
+        group: The passes, sorted by microbatch.
+        gradients: The call's results, which replace the gradients of each pass.
     """
 
     group: tuple[SecondHalf, ...]
@@ -78,13 +73,13 @@ class Joined:
 
 
 class Sums:
-    """Sums of gradients that a step wants, and what they are made of.
+    """The gradient sums that a step computes, traced back to their terms.
 
     Args:
         rows: The terms of each sum.
-        halves: The second halves that were emitted.
-        others: Further tensors that something reads.
-        effects: Operations that run though nothing reads them.
+        halves: The emitted weight-gradient passes.
+        others: Further tensors that the step reads.
+        effects: Operations that run although nothing reads their results.
     """
 
     def __init__(
@@ -95,9 +90,9 @@ class Sums:
         effects: Sequence[Op],
     ) -> None:
         self._results = {id(t) for half in halves for t in half.results}
-        self._passed: set[Op] = set()  # operations that add up, behind the terms
+        self._passed: set[Op] = set()  # operations that only add or forward the terms
         self._bases = [[t for term in row for t in self._behind(term)] for row in rows]
-        self._found: dict[int, Counter[int]] = {}  # how often a tensor is in which sum
+        self._found: dict[int, Counter[int]] = {}  # tensor to sum number to number of occurrences
         for number, bases in enumerate(self._bases):
             for base in bases:
                 self._found.setdefault(id(_key(base)), Counter())[number] += 1
@@ -106,7 +101,7 @@ class Sums:
         self._live = set(live_operations([*roots, *(t.op for t in others), *effects]))
 
     def _behind(self, term: Gradient) -> list[Gradient]:
-        """What a term is the sum of."""
+        """Traces a term through additions, identities and bridges to the tensors that it sums."""
         if isinstance(term, tf.IndexedSlices):
             return [term]
         op = term.op
@@ -119,11 +114,11 @@ class Sums:
         return [t for tensor in inputs for t in self._behind(tensor)]
 
     def is_computed(self, half: SecondHalf) -> bool:
-        """Whether something reads a second half."""
+        """Whether the step needs a weight-gradient pass: the operation of a result is live."""
         return any(t.op in self._live for t in half.results)
 
     def alone_read(self, half: SecondHalf) -> bool:
-        """Whether nothing but the sums reads a second half."""
+        """Whether only the sums read the results of a weight-gradient pass."""
         return all(map(self._is_only_summed, half.results))
 
     def _is_only_summed(self, tensor: Tensor) -> bool:
@@ -142,7 +137,7 @@ class Sums:
         return True
 
     def cover(self, group: Sequence[SecondHalf]) -> bool:
-        """Whether each sum has all or none of the gradients of a group, and each once."""
+        """Whether each sum contains all or none of a group's gradients, each at most once."""
         for keys in zip(*map(_keys, group), strict=True):
             first, *rest = (self._found.get(key, Counter()) for key in keys)
             if any(other != first for other in rest) or any(n > 1 for n in first.values()):
@@ -150,7 +145,7 @@ class Sums:
         return True
 
     def terms(self, joined: Iterable[Joined]) -> list[list[Gradient] | None]:
-        """The terms of each sum with what was joined; None where nothing was."""
+        """The terms of each sum after joining; None for sums without a joint gradient."""
         instead: dict[int, list[Gradient]] = {}
         for each in joined:
             first, *rest = map(_keys, each.group)
@@ -165,13 +160,7 @@ class Sums:
 
 
 def joinable(halves: Mapping[Action, SecondHalf], sums: Sums, size: int) -> list[list[SecondHalf]]:
-    """The groups of second halves to be joined.
-
-    Args:
-        halves: All second halves that were emitted.
-        sums: The sums that are wanted.
-        size: Most microbatches of a group.
-    """
+    """Groups of at most `size` weight-gradient passes that can be joined."""
     alike: dict[tuple[int, int, Backward], list[SecondHalf]] = {}
     for action, half in sorted(halves.items(), key=lambda pair: pair[0].microbatch):
         if sums.is_computed(half):
@@ -193,6 +182,6 @@ def _key(gradient: Gradient) -> Tensor:
 
 
 def _keys(half: SecondHalf) -> list[int]:
-    """Of each gradient that a second half gives, what tells it from others."""
+    """Ids that identify the gradients which a weight-gradient pass returns."""
     gradients = half.weights.gradient.pack(half.results)
     return [id(_key(gradient)) for gradient in gradients if gradient is not None]

@@ -1,1 +1,1 @@
-"""The models of the program, and how their calls are taken."""
+"""Models of the program: their state, registry, hooks and intercepted calls."""

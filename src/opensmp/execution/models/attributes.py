@@ -1,9 +1,8 @@
-"""What Python has set in a model, to see whether its call may compute something else now.
+"""Detects changes of a model's Python attributes, which require a new trace.
 
-An eager call of a plain Keras model runs its Python code each time; that of a split model runs a
-graph that was traced once. What the code reads of the model's own attributes is compared here, so
-that the graph is made anew after a change. Global variables, and what functions close over, are not
-seen, as `tf.function` does not see them.
+An eager call of a plain Keras model runs its Python code each time; a partitioned model runs a
+graph that was traced once. Comparing the attributes that the code may read shows when the trace is
+stale. Changes of global variables and of closures are not detected, as with `tf.function`.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ _LISTS = (list, tuple)
 _NAMESPACES = (types.ModuleType, type)
 _LIBRARIES = frozenset({"builtins", "keras", "keras_hub", "numpy", "opensmp", "tensorflow"})
 
-# What a bare layer has too and a call may depend on; the rest of that is Keras' own bookkeeping.
+# Bare layers have these too, and a call may depend on them; all others are Keras' bookkeeping.
 _OF_KERAS = frozenset(
     {"_dtype_policy", "_trainable", "activity_regularizer", "autocast", "supports_masking"}
 )
 
 
 class _Same:
-    """Equal to itself alone: stands for an object that is not looked into, and keeps it alive."""
+    """Compares an object by identity, and keeps it alive."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -47,14 +46,11 @@ class _Same:
 
 
 def attributes(model: Any) -> tuple[Any, ...]:
-    """Something that equals what it was before unless an attribute was set in the meantime.
+    """Snapshot of a model's attributes, for comparison with a later one.
 
-    Args:
-        model: The model; layers in it, at any depth, count as well.
-
-    Returns:
-        Numbers, texts and arrays by value, lists, dicts and plain objects by their entries, all
-        else (tensors, variables, layers, functions) by identity.
+    Covers the layers in the model at any depth. Numbers, strings and arrays compare by value;
+    lists, dicts and plain objects by their entries; everything else (tensors, variables, layers,
+    functions) by identity.
     """
     ignored = _bookkeeping()
     return tuple(
@@ -92,7 +88,7 @@ def _token(value: Any, depth: int) -> Any:
 
 
 def _fields(value: Any, depth: int) -> tuple[Any, ...]:
-    """What a plain object of the user's own has; nothing for others."""
+    """Attributes of an object of a user-defined class; nothing for other objects."""
     kind: Any = type(value)
     if _is_opaque(kind) or isinstance(value, _NAMESPACES):
         return ()
@@ -105,14 +101,14 @@ def _fields(value: Any, depth: int) -> tuple[Any, ...]:
 
 @functools.cache
 def _is_opaque(kind: Any) -> bool:
-    """Whether objects of a class are not looked into: those of libraries, and Keras' own kinds."""
+    """Whether objects of a class compare by identity only: library classes and Keras objects."""
     known = (keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer)
     return kind.__module__.partition(".")[0] in _LIBRARIES or issubclass(kind, known)
 
 
 @functools.cache
 def _bookkeeping() -> frozenset[str]:
-    """Names of what Keras sets in layers and models by itself."""
+    """Names of the attributes that Keras itself sets in layers and models."""
     inputs = keras.Input((1,))
     bare = [
         keras.layers.Layer(),

@@ -1,4 +1,4 @@
-"""What a model does with a batch that it does not see whole: told by name, where it can be seen."""
+"""Finds model behaviour that differs when the model sees parts of a batch instead of all of it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from opensmp.execution.context import Prepare, Prepared
 
 _logger = logging.getLogger("opensmp")
 
-# Their state is an estimate that each microbatch improves; the documentation tells of them.
+# Each microbatch improves the estimate that is their state; the documentation explains it.
 _ESTIMATING = (keras.layers.BatchNormalization, keras.layers.SpectralNormalization)
 
 
 class Division(NamedTuple):
-    """Into what a batch is divided.
+    """How a batch is divided.
 
     Attributes:
-        microbatches: How many there are of the rows of a replica.
-        replicas: Among how many replicas the rows are divided.
+        microbatches: Number of microbatches per replica.
+        replicas: Number of replicas that share the rows of a batch.
     """
 
     microbatches: int
@@ -36,7 +36,7 @@ class Division(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """How many parts of a batch there are."""
+        """Number of parts that a batch is divided into."""
         return self.microbatches * self.replicas
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Division(NamedTuple):
 
     @property
     def mend(self) -> str:
-        """How it is left whole."""
+        """Instruction for the user to keep a batch whole."""
         one = '{"microbatches": 1} in smp.init'
         if self.replicas == 1:
             return one
@@ -66,17 +66,10 @@ def prepare_divided(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Prepared:
-    """Prepares a model for microbatches: `prepare`, with a look at what divides badly.
-
-    Args:
-        model: The model.
-        prepare: Traces and plans it.
-        division: Into what a batch is divided.
-        args: Positional arguments of its call on one microbatch.
-        kwargs: Keyword arguments of the call.
+    """Calls `prepare` for one microbatch, and warns about state that microbatches change.
 
     Raises:
-        StepError: The model can be traced for the rows of a whole batch only, as it seems.
+        StepError: The model can apparently only be traced with the rows of a whole batch.
     """
     if division.parts == 1:
         return prepare(args, kwargs)
@@ -102,7 +95,7 @@ def _num_rows(nest: Any) -> int | None:
 
 
 def _names_rows(message: str, rows: int, parts: int) -> bool:
-    """Whether an error is about the size of a batch: it says so, or has a shape of all its rows."""
+    """Whether an error is about the batch size: it says so, or quotes a shape with all rows."""
     if "batch size" in message.lower():
         return True
     least = max(rows + 1, (rows - 1) * parts + 1)  # microbatches may differ by a row
@@ -122,7 +115,7 @@ def _about_rows(name: str, rows: int, division: Division, error: Exception) -> s
 
 
 def _warn_of_state(model: Any, traced: TracedGraph, division: Division) -> None:
-    """Logs, once, which variables get another value than from the whole batch."""
+    """Logs once which variables get other values than from the whole batch."""
     warned = _warned.setdefault(model, set())
     found = {
         line: None
@@ -150,7 +143,7 @@ def _lines(model: Any, updated: list[Any]) -> Iterator[str]:
     by_design = set(map(id, getattr(model, "metrics_variables", ())))
     of_estimates = (each.variables for each in layers if isinstance(each, _ESTIMATING))
     by_design.update(id(variable) for variables in of_estimates for variable in variables)
-    # The state of a recurrent layer is not among its variables.
+    # The states of a recurrent layer are not among its `variables`.
     states = {
         id(state): layer.name
         for layer in layers

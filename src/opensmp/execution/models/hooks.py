@@ -1,4 +1,4 @@
-"""Functions to be called when a model has been partitioned: the user's own, and other rooms'."""
+"""Functions to call when a model has been partitioned: the user's hooks, and internal checks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ _checks: list[Callable[[Any], None]] = []
 def register_post_partition_hook(hook: Hook) -> Hook:
     """Decorator: calls the function once, after partitioning and before the first pass runs.
 
-    At that moment all variables of the model exist and lie on their devices, so the
-    function may load weights or restore a checkpoint. It runs outside of any graph.
+    At that time all variables of the model exist and are placed on their devices, so the function
+    may load weights or restore a checkpoint. It runs outside of any graph.
 
     Args:
         hook: A function without arguments.
 
+    Returns:
+        The function, unchanged.
+
     Raises:
-        StepError: if `hook` cannot be called, or not without arguments.
+        StepError: `hook` is not callable, or not without arguments.
 
     Example:
         ```python
@@ -46,34 +49,34 @@ def register_post_partition_hook(hook: Hook) -> Hook:
             f"{hook!r}: {error}. Give its arguments default values, or let it read variables from "
             "around it."
         ) from error
-    except ValueError:  # some functions written in C do not tell what they take
+    except ValueError:  # some functions written in C have no signature
         pass
     _waiting.append(hook)
     return hook
 
 
 def run_post_partition_hooks() -> None:
-    """Calls the registered functions that have not been called yet, in order."""
+    """Calls the pending hooks in order of registration, each once."""
     while _waiting:
         _waiting.pop(0)()
 
 
 def clear() -> None:
-    """Forgets the functions that wait."""
+    """Discards the pending hooks."""
     _waiting.clear()
 
 
 def check_when_partitioned(check: Callable[[Any], None]) -> None:
-    """Has a function called with each model that is partitioned from now on. Idempotent.
+    """Registers a check for each model that is partitioned from now on. Idempotent.
 
     Args:
-        check: Takes the model, whose variables have their places; may raise an error.
+        check: Takes the model, whose variables are placed; may raise an error.
     """
     if check not in _checks:
         _checks.append(check)
 
 
 def run_checks(model: Any) -> None:
-    """Calls the functions of `check_when_partitioned`, in order."""
+    """Calls the checks of `check_when_partitioned` in order of registration."""
     for check in _checks:
         check(model)

@@ -1,4 +1,4 @@
-"""Calls of Keras layers in the user's own part of a step, which somebody may do in another way."""
+"""Intercepts calls of Keras layers that a step function makes outside of a partitioned model."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from opensmp.compiler.trace import partition_tags
 from opensmp.execution.models.plain_model import calls_are_plain
 
 Taker = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-"""Gets a layer, its plain call, and the arguments; gives the outputs."""
+"""Handles a call: takes a layer, its plain call and the arguments; returns the outputs."""
 
 _takers: list[Taker] = []
 _local = threading.local()
 
 
 def take_by(taker: Taker) -> None:
-    """Says what does the calls of layers that are made in a step and outside of a split model."""
+    """Sets the handler of layer calls in a step function, outside of a partitioned model."""
     _takers[:] = [taker]
 
 
 @contextlib.contextmanager
 def calls_taken() -> Iterator[None]:
-    """Context in which a step's function is traced: calls of layers are handed to the taker.
+    """Context for tracing a step function: passes layer calls to the handler.
 
-    Not those inside a model that is being traced, nor symbolic ones, nor those of other threads.
+    Calls inside a model that is being traced, symbolic calls and calls of other threads are
+    excluded.
     """
     if getattr(_local, "is_taking", False):
         yield
@@ -45,7 +46,7 @@ def calls_taken() -> Iterator[None]:
 
 @contextlib.contextmanager
 def calls_left() -> Iterator[None]:
-    """Context in which a model is looked at: calls of layers are what Keras makes of them."""
+    """Context for inspecting a model: layer calls are not intercepted."""
     outer, _local.is_taking = getattr(_local, "is_taking", False), False
     try:
         yield
@@ -60,12 +61,12 @@ def _call(layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: A
 
 
 def is_inside(args: tuple[Any, ...], kwargs: Any) -> bool:
-    """Whether a call is none of the step's own: eager, of a layer in a model, or symbolic."""
+    """Whether a call is not one of the step function itself: eager, within a model, or symbolic."""
     return tf.executing_eagerly() or is_inside_keras(args, kwargs)
 
 
 def is_inside_keras(args: tuple[Any, ...], kwargs: Any) -> bool:
-    """Whether a call must run as that of a plain layer: traced, stateless, or symbolic."""
+    """Whether a call must run as that of a plain layer: within a trace, stateless, or symbolic."""
     if (
         partition_tags.traced_graph() is not None
         or _private.in_stateless_scope()

@@ -1,4 +1,4 @@
-"""The split models inside a model: those that its steps call by themselves, in its place."""
+"""The partitioned models inside a model, which its steps call instead of the model itself."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Model = Any
 Tensor = Any
 
 PART = "_smp_part"
-"""Where a layer that is no model has the model that is split in its place."""
+"""Attribute of a layer that is not a model: the model that is partitioned in its place."""
 
 
 def nested_models(model: Model) -> list[Model]:
     """The DistributedModels among the layers of a model, at any depth, without the model itself.
 
-    A layer that is no model stands there as the model that is split in its place.
+    A layer that is not a model is represented by the model that is partitioned in its place.
     """
     return list({id(nested): nested for _, nested in _pairs(model)}.values())
 
 
 def plans_by_layer(model: Model, world: World) -> dict[int, Plan]:
-    """Id of each layer of a model that was called by itself since `smp.init` to its plan."""
+    """Maps the id of each nested layer that was called on its own since `smp.init` to its plan."""
     return {
         id(layer): nested._smp_partitions.plan
         for layer, nested in _pairs(model)
@@ -35,7 +35,7 @@ def plans_by_layer(model: Model, world: World) -> dict[int, Plan]:
 
 
 def plans_of_parts(model: Model) -> dict[str, Plan]:
-    """Plans of the models in a model that have been called by themselves, by name."""
+    """Maps names to plans, for the nested models that have been called on their own."""
     found: dict[str, Plan] = {}
     for nested in nested_models(model):
         plan = nested._smp_partitions.plan
@@ -49,7 +49,7 @@ def plans_of_parts(model: Model) -> dict[str, Plan]:
 
 
 class PartPlans(Mapping[str, Plan]):
-    """The plans of a model that calls its parts and never itself: name of a part to its `Plan`.
+    """Plans of a model whose steps call only its parts: maps the name of a part to its `Plan`.
 
     Attributes:
         model: Name of the model.

@@ -22,9 +22,9 @@ _INPUTS = "_smp_inputs"
 
 @contextlib.contextmanager
 def plain_calls() -> Iterator[None]:
-    """Context in which distributed models run as the plain Keras models that they are.
+    """Context in which distributed models run as plain Keras models.
 
-    What is traced inside has no pipeline, no devices and no trace of partitions in it.
+    Traces made inside contain no pipeline, no device placement and no partition tags.
     """
     outer, _local.plain = calls_are_plain(), True
     try:
@@ -34,42 +34,40 @@ def plain_calls() -> Iterator[None]:
 
 
 def calls_are_plain() -> bool:
-    """Whether models are to run as plain Keras models now, on this thread."""
+    """Whether models run as plain Keras models on this thread."""
     return bool(getattr(_local, "plain", False))
 
 
 def plain_class(model: Model) -> Any | None:
-    """The Keras class that a distributed view was made of, None for a model with its own `call`."""
+    """The Keras class behind a distributed view; None for a model whose class defines `call`."""
     return getattr(type(model), "_smp_plain", None)
 
 
 def plain_face(model: Model) -> Any:
-    """The same model, all state shared, as an object of its plain Keras class.
+    """The same model, with shared state, as an object of its plain Keras class.
 
-    A model that has a class of its own, and anything that is no distributed view, is given back
-    as it is.
+    Returns objects that are not distributed views unchanged, such as models of a user's own class.
     """
     plain = plain_class(model)
     if plain is None:
         return model
     face = object.__new__(plain)
-    # Keras' own __setattr__ would give the face a tracked copy of the dictionary.
+    # Keras' __setattr__ would store a tracked copy of the dictionary.
     object.__setattr__(face, "__dict__", model.__dict__)
     return face
 
 
 def as_functional(model: Model) -> Any:
-    """A Functional model made of what `call` of a subclass does, layers and weights shared.
+    """Converts a subclassed model to a Functional model that shares its layers and weights.
 
     Args:
-        model: A built model whose class has a `call` of its own.
+        model: A built model whose class defines `call`.
 
     Returns:
-        A `keras.Model` that computes the same and needs neither the class nor opensmp.
+        A `keras.Model` that computes the same and depends neither on the class nor on opensmp.
 
     Raises:
-        SavingError: if `call` does something that cannot be told as a graph of Keras layers and
-            `keras.ops`.
+        SavingError: `call` cannot be expressed as a graph of Keras layers and `keras.ops`.
     """
     inputs = _inputs(model)
     try:
@@ -106,7 +104,7 @@ _REFUSAL = (
 
 
 def _inputs(model: Model) -> tuple[Any, ...]:
-    """Symbolic inputs like those of the first call."""
+    """Symbolic inputs with the specs of the first call."""
     specs = input_specs(model)
     if specs is None:
         raise SavingError(
@@ -130,17 +128,17 @@ def _structure(inputs: tuple[Any, ...]) -> Any:
 
 
 def note_inputs(model: Model, args: tuple[Any, ...]) -> None:
-    """Notes shapes and types of the inputs of a model's first call, with any batch size."""
+    """Records shapes and dtypes of the inputs of a model's first call, for any batch size."""
     if _INPUTS in model.__dict__:
         return
     leaves = tf.nest.flatten(args)
     if leaves and all(tf.is_tensor(leaf) or isinstance(leaf, np.ndarray) for leaf in leaves):
-        # In the dictionary itself: Keras would track an attribute.
+        # Written to the dictionary itself, because Keras would track an attribute.
         model.__dict__[_INPUTS] = tuple(tf.nest.map_structure(_spec, arg) for arg in args)
 
 
 def input_specs(model: Model) -> tuple[Any, ...] | None:
-    """A nest of `tf.TensorSpec` for each positional argument of `call`, None if not known."""
+    """A nest of `tf.TensorSpec` for each positional argument of `call`; None if unknown."""
     noted: tuple[Any, ...] | None = model.__dict__.get(_INPUTS)
     if noted is not None:
         return noted
@@ -168,7 +166,7 @@ def _takes_training(model: Model) -> bool:
 
 
 def _operations(inputs: tuple[Any, ...], outputs: Any) -> list[str]:
-    """What a symbolic call did: its layers by identity, other operations by their kind."""
+    """Fingerprint of a symbolic call: its layers by identity, other operations by class."""
     functional = keras.Model(_structure(inputs), outputs)
     return [
         f"{type(operation).__name__} {id(operation)}"

@@ -1,4 +1,4 @@
-"""All DistributedModels of the program, and which of them hold a layer."""
+"""Registry of all DistributedModels of the program, to find those that contain a layer."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _models: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def add(model: Model) -> None:
-    """Makes a DistributedModel known."""
+    """Registers a DistributedModel, without keeping it alive."""
     _models.add(model)
 
 
 def some_wait_for_partitions(here: World) -> bool:
-    """Whether there are models that have not been called since `smp.init`."""
+    """Whether some model has not been called since `smp.init`."""
     return any(not model._smp_partitions.is_done(here) for model in _models)
 
 
 def holders_of(layer: Any) -> Callable[[], list[Model]]:
-    """What gives the DistributedModels that hold a layer, at any depth; it is not kept alive."""
+    """Returns a function that lists the DistributedModels containing a layer, at any depth.
+
+    The function does not keep the layer alive.
+    """
     reference = weakref.ref(layer)
 
     def holders() -> list[Model]:

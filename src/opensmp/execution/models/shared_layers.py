@@ -1,7 +1,7 @@
-"""Plain Keras models made of layers of a split model: they run in one process only.
+"""Rejects plain Keras models that share layers with a model partitioned over several processes.
 
-Where such a model lies in several processes, `fit`, `predict` and their like would compute with
-variables that have no value; they are refused, with the line that makes a split model of it.
+Their `fit`, `predict` etc. would compute with variables that have no value in this process. The
+error names the call that wraps such a model as a DistributedModel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INSTALLED = "_smp_refuses_unwrapped"
 
 
 def refuse_unwrapped_models() -> None:
-    """Has plain Keras models refuse to run with variables of other processes. Idempotent."""
+    """Patches plain Keras models to reject variables owned by other processes. Idempotent."""
     if getattr(keras.Model, _INSTALLED, False):
         return
     for name, doing in _METHODS.items():
@@ -39,12 +39,10 @@ def refuse_unwrapped_models() -> None:
 
 
 def trace_anew(moved: Collection[int]) -> None:
-    """Has plain models that have run trace anew where variables of theirs have moved.
+    """Makes plain models that have run trace again if their variables have moved.
 
-    Their functions hold on to the memory that the variables had before.
-
-    Args:
-        moved: Ids of the variables.
+    Compiled functions keep using the memory that the variables had before. `moved` contains the ids
+    of the moved variables.
     """
     for model in list(_running):
         _private.forget_compiled_functions(model, moved)
@@ -75,7 +73,7 @@ def _check(model: Any, doing: str) -> None:
 
 
 def _plain_layers(layer: Any) -> Iterator[Any]:
-    """A layer and those inside, without distributed models, which run by themselves."""
+    """A layer and its nested layers, except those of distributed models, which run on their own."""
     if hasattr(type(layer), "_smp_partitions"):
         return
     yield layer

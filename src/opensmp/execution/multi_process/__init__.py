@@ -1,1 +1,1 @@
-"""One step run by several processes: placement, sends and receives."""
+"""Runs one step in several processes: placement, sends and receives."""

@@ -1,9 +1,9 @@
-"""What a function computes of the values of one process alone, recognised in all processes.
+"""Finds results that depend on values of one process only, to send them instead of the values.
 
-The norm of a weight need not be computed where the weight is not: its process computes it as well,
-since the programs are alike, and a number travels in place of the weight. Operations have other
-names in other processes, so they are known by what they compute: by a digest of the operation, its
-attributes and the digests of what it reads.
+The norm of a weight need not be computed where the weight is missing: the programs of all
+processes are alike, so the weight's owner computes it too and can send the scalar. Operation names
+differ between processes, so values are identified by a digest of the operation, its attributes and
+the digests of its inputs.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ Digest = bytes
 
 _LARGEST_CONSTANT = 1 << 16
 _NOBODY = -1
-"""In place of the process of what is computed of constants alone."""
+"""Process of values that are computed from constants only."""
 
 
 class Cut(NamedTuple):
-    """Values of another process that something is computed of.
+    """Values of another process from which something is computed here.
 
     Attributes:
-        values: They.
-        smaller: What is computed of them alone and makes them needless, if it is fewer bytes.
+        values: The values.
+        smaller: Results computed from them alone that can be received instead; `values` itself
+            unless these results have fewer bytes.
     """
 
     values: list[Tensor]
@@ -49,7 +50,7 @@ class _What:
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """The tensors of a graph that are computed of the values of one process.
+    """The tensors of a graph that are computed from the values of one process.
 
     Attributes:
         me: Position of this process in the replica.
@@ -62,39 +63,36 @@ class Derived:
 
     @classmethod
     def of(cls, graph: Any, known: Iterable[Known], live: Mapping[int, Tensor], me: int) -> Derived:
-        """Follows the operations of a graph from the values that one process has.
+        """Propagates digests through a graph from the values in `known`, each owned by one process.
 
-        Args:
-            graph: The graph of a function.
-            known: Those values.
-            live: By id, the tensors that something reads.
-            me: Position of this process in the replica.
+        `live` maps ids to the tensors that live operations read; `me` is the position in the
+        replica.
         """
         tensors: dict[int, Tensor] = {}
         what: dict[int, _What] = {}
         for one in known:
             tensors[id(one.tensor)] = one.tensor
             what[id(one.tensor)] = _What(_hash("value", one.key), one.process, (one.name,))
-        for op in graph.get_operations():  # in the order they were made
+        for op in graph.get_operations():  # in order of creation
             for tensor, found in zip(op.outputs, _computed(op, what), strict=False):
                 if id(tensor) not in what:
                     tensors[id(tensor)], what[id(tensor)] = tensor, found
         return cls(me, tensors, what, live.keys())
 
     def digest(self, tensor: Tensor) -> Digest:
-        """The same for the same value in all processes."""
+        """Digest of a tensor's value; equal in all processes for equal computations."""
         return self._what[id(tensor)].digest
 
     def process(self, tensor: Tensor) -> int:
-        """Position in the replica of the process that has what a tensor is computed of."""
+        """Position in the replica of the process that owns the inputs of a tensor."""
         return self._what[id(tensor)].process
 
     def name(self, tensor: Tensor) -> str:
-        """What a tensor is computed of."""
+        """Names of the values that a tensor is computed from."""
         return ", ".join(self._what[id(tensor)].names)
 
     def own(self) -> frozenset[Digest]:
-        """Digests of what is computed of values of this process."""
+        """Digests of the values that are computed from values of this process."""
         return frozenset(w.digest for w in self._what.values() if w.process == self.me)
 
     def tensor(self, digest: Digest) -> Tensor:
@@ -102,10 +100,9 @@ class Derived:
         return next(t for key, t in self._tensors.items() if self._what[key].digest == digest)
 
     def cuts(self, placeholders: Iterable[Known]) -> list[Cut]:
-        """What may be received so that everything can be computed.
+        """The values to receive so that everything else can be computed.
 
-        Args:
-            placeholders: The values of other processes that something reads.
+        `placeholders` are the values of other processes that live operations read.
         """
         cuts = []
         for values in self._groups([one.tensor for one in placeholders]):
@@ -115,7 +112,7 @@ class Derived:
         return cuts
 
     def _groups(self, values: list[Tensor]) -> list[list[Tensor]]:
-        """Values, those together of which something is computed together."""
+        """Groups values such that a result computed from several of them lies within one group."""
         group_of: dict[int, list[Tensor]] = {}
         for value in values:
             mine = [value]
@@ -129,7 +126,7 @@ class Derived:
         return list({id(group): group for group in group_of.values()}.values())
 
     def _closure(self, values: list[Tensor]) -> list[Tensor]:
-        """All that is computed of them, and of values of the same process, and is read."""
+        """All live tensors computed from `values` and from other values of the same process."""
         found = {id(value): value for value in values}
         stack = list(values)
         while stack:
@@ -146,7 +143,7 @@ class Derived:
         return is_other and id(tensor) in self._live
 
     def _edge(self, values: list[Tensor]) -> list[Tensor]:
-        """What is read of all that is computed of them by something else."""
+        """The tensors in the closure of `values` that operations outside of it read."""
         edge = []
         for tensor in self._closure(values):
             readers = [op for op in tensor.consumers() if self._runs(op)]
@@ -157,7 +154,7 @@ class Derived:
         return edge
 
     def _runs(self, op: Op) -> bool:
-        """Whether something reads what an operation gives, or it runs for its effects."""
+        """Whether an operation runs: it has live outputs or side effects."""
         return (
             not op.outputs
             or any(id(t) in self._live for t in op.outputs)
@@ -166,7 +163,7 @@ class Derived:
 
 
 def _computed(op: Op, what: Mapping[int, _What]) -> list[_What]:
-    """Of each result of an operation what it is computed of; none where that is not known."""
+    """Digest and origin of each output of an operation; empty if they cannot be determined."""
     if op.type == "Const":
         return [_What(_constant(op), _NOBODY, ())]
     if not op.inputs or _private.is_stateful(op) or op.type.startswith("Placeholder"):
@@ -195,7 +192,7 @@ def _computed(op: Op, what: Mapping[int, _What]) -> list[_What]:
 
 def _constant(op: Op) -> Digest:
     value = op.node_def.attr["value"].tensor
-    if value.ByteSize() > _LARGEST_CONSTANT:  # it is itself alone
+    if value.ByteSize() > _LARGEST_CONSTANT:  # too large to hash: distinct from all others
         return _hash("large", op.name, id(op))
     array = tf.make_ndarray(value)
     return _hash("constant", str(array.dtype), array.shape, array.tobytes())

@@ -1,4 +1,4 @@
-"""A step that several processes run together: what each keeps of the graph that all traced."""
+"""Divides a step that all processes of a replica have traced among these processes."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ _HOST = "/device:CPU:0"
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """What a process has traced of a step.
+    """The whole step as traced by one process.
 
     Attributes:
         live: Live operations in topological order.
         tasks: The emitted calls.
-        schedule: The schedule; its graph is there.
+        schedule: The schedule; its `graph` is not None.
         results: Tensors to return.
-        state: Pairs of a variable and the value it is to have after the step.
+        state: Pairs of a variable and its value after the step.
         reads: Pairs of a variable and a read of it.
-        homes: Id of a variable to the partition it lives in.
-        gradients: Pairs of a variable and a gradient of it, tensor or `tf.IndexedSlices`.
+        homes: Maps the id of a variable to its partition.
+        gradients: Pairs of a variable and its gradient, a tensor or `tf.IndexedSlices`.
         everywhere: Further tensors, which all processes need.
         saved: Pairs of a tensor and the partition whose process alone needs it.
-        placed: Operations that lie in the process of a partition, beside those of the calls.
+        placed: Maps further operations, which are not part of a call, to their partition.
     """
 
     live: Sequence[Op]
@@ -69,16 +69,16 @@ class Traced:
 
 @dataclass(frozen=True, eq=False)
 class Kept:
-    """What this process is left with.
+    """The part of a step that this process runs.
 
     Attributes:
-        results: As those of `Traced`; in place of a gradient of a variable of another process,
-            who keeps it.
-        state: The part that this process has to assign.
-        must_run: Operations that must run: what is sent must be received though nobody read
-            it here, or the sender would wait for ever.
-        everywhere: As that of `Traced`.
-        saved: As that of `Traced`; of another process the tensor is not computed.
+        results: Like those of `Traced`, with a `KeptBy` in place of gradients that other processes
+            own.
+        state: The assignments that this process makes.
+        must_run: Operations that must run even if nothing here reads them: without the receive, the
+            sender would wait forever.
+        everywhere: Like that of `Traced`.
+        saved: Like that of `Traced`; this process does not compute the tensors of other processes.
     """
 
     results: list[Tensor | KeptBy]
@@ -91,13 +91,8 @@ class Kept:
 def spread(traced: Traced, world: World, name: str) -> Kept:
     """Divides a traced step among the processes of a replica.
 
-    Args:
-        traced: The whole step.
-        world: This process and its neighbours.
-        name: Name of the step, for errors.
-
     Raises:
-        StepError: The processes have traced different steps, or something cannot travel.
+        StepError: The processes have traced different steps, or a tensor cannot be sent.
     """
     members = set(traced.live)
     me = world.rank_in(MP_GROUP)
@@ -183,12 +178,12 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
 def transport_of(
     transfers: Sequence[Transfer], world: World, number: int, run: Tensor
 ) -> Transport:
-    """How tensors travel: by collectives, within a machine through shared memory.
+    """Creates the transport: shared memory within a machine, collectives otherwise.
 
     Args:
-        transfers: All of them, also those between other processes of the replica.
-        world: This process and its neighbours.
-        number: Of the trace, the same in all of these processes.
+        transfers: All transfers, including those between other processes of the replica.
+        world: The process' configuration, devices and ranks.
+        number: Number of the trace, the same in all of these processes.
         run: The result of `Runs.begin`.
     """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
@@ -207,15 +202,15 @@ def transport_of(
 
 
 class Runs:
-    """Operations that note when a run of the step begins and ends; see `call_log`.
+    """Emits operations that log the start and end of a run of the step; see `call_log`.
 
-    Without them nobody could tell a rank that waits in a step for ever, because the others do
-    not run it, from one that computes. Steps of different names are counted apart: several of
-    them in one function begin in any order.
+    The log tells a rank that waits in a step because others do not run it from one that computes.
+    Steps with different names are counted separately, because several steps in one function start
+    in any order.
 
     Args:
         name: Name of the step, for errors.
-        ranks: All that run it.
+        ranks: All ranks that run it.
     """
 
     def __init__(self, name: str, ranks: tuple[int, ...]) -> None:
@@ -226,10 +221,10 @@ class Runs:
         recovery.interruptible.add(self)
 
     def begin(self) -> Tensor:
-        """Emits what notes the begin of a run, and gives its number: scalar, int64, from 1.
+        """Emits the logging of a run's start and returns its number: scalar, int64, from 1.
 
-        It is not stateful: TensorFlow would put it behind the effects of the user's own code,
-        such as `tf.print`, which wait for what is received in the run.
+        The operation is not stateful: TensorFlow would order it after side effects of user code,
+        such as `tf.print`, which wait for tensors received in the run.
         """
         with tf.device(_HOST):
             given = [not_constant(_HOST)]
@@ -238,12 +233,10 @@ class Runs:
         return number
 
     def end(self, run: Tensor, must_run: Sequence[Op], transport: Transport) -> Op:
-        """Emits what notes the end of a run, and gives it.
+        """Emits and returns the logging of a run's end, after the operations in `must_run`.
 
-        Args:
-            run: The result of `begin`.
-            must_run: The operations that send and receive.
-            transport: What made them; it is told of each begin and end.
+        `transport` must be the one that made these sends and receives; its `begin_run` and
+        `end_run` are called in each run.
         """
         self._transport = transport
         with tf.device(_HOST), tf.control_dependencies([*must_run, run]):
@@ -255,7 +248,7 @@ class Runs:
             self._transport.interrupt()
 
     def restart(self, generation: int) -> None:
-        """See `recovery.Interruptible`; runs are numbered anew, since not all ranks began one."""
+        """See `recovery.Interruptible`; renumbers runs, since ranks may be in different ones."""
         self._entered.clear()
         self._number = generation << recovery.GENERATION_BITS
         if self._transport is not None:
@@ -264,7 +257,7 @@ class Runs:
     def _begin(self, _: Any) -> Any:
         recovery.begin_run()
         if self._entered:
-            # What was on its way then would be taken for what this run waits for.
+            # Tensors in transit from that run would be taken for those of this run.
             raise CommunicationError(
                 f"{self._name} was interrupted in this process in an earlier run, and cannot run "
                 "again: the ranks no longer agree on where they are. Start all ranks again, from "
@@ -285,13 +278,13 @@ class Runs:
 
 
 def _handles(graph: Any) -> dict[int, int]:
-    """Id of each variable's handle in a graph to the process that has the variable."""
+    """Maps the id of each variable handle in a graph to the process that owns the variable."""
     homes = [(inner, _private.home_of_handle(outer)) for outer, inner in _private.captures(graph)]
     return {id(inner): home.process for inner, home in homes if home is not None}
 
 
 def _of_others(graph: Any, layout: Layout, handles: Mapping[int, int], me: int) -> list[Op]:
-    """Operations of other processes, and with variables of theirs, which may have effects."""
+    """Operations that this process leaves out: not in its part, or using variables of others."""
     mine = layout.runs[me]
     return [
         op
@@ -312,14 +305,14 @@ def _handle(read: Tensor) -> Tensor:
 
 
 def _sequence(schedule: Schedule) -> list[Action]:
-    """All actions in the order in which they start."""
+    """All actions in order of their simulated start."""
     assert schedule.graph is not None
     start = simulate(schedule, schedule.graph).start
     return sorted(start, key=lambda action: (start[action], action))
 
 
 def _description(traced: Traced, layout: Layout) -> list[str]:
-    """One line per action and per transfer: what the processes must have in common."""
+    """One line per action and per transfer, which all processes must agree on."""
     lines = [
         f"partition {partition} runs {' '.join(action.text for action in order)}"
         for partition, order in enumerate(traced.schedule.orders)
@@ -328,7 +321,7 @@ def _description(traced: Traced, layout: Layout) -> list[str]:
 
 
 class _Keepers:
-    """Which process alone keeps a result: gradients stay with their variables."""
+    """Determines which results stay in one process: gradients stay with their variables."""
 
     def __init__(
         self,
@@ -348,7 +341,7 @@ class _Keepers:
                 self._variable_of.update({id(part): variable for part in parts})
 
     def of(self, tensor: Tensor) -> KeptBy | None:
-        """Which process keeps a result, None if all processes get it."""
+        """The process that alone keeps a result; None if all processes get it."""
         found: dict[int, Any] = {}
         seen: set[Op] = set()
         stack = [tensor]
@@ -368,7 +361,7 @@ class _Keepers:
         return KeptBy(self._home_of[key], tuple(tf_variable(variable).shape))
 
     def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
-        """Whether it is a gradient, maybe scaled or clipped, and not a norm, say, of one."""
+        """Whether a tensor has the shape of the variable's gradient, unlike, say, a norm of it."""
         shape = tf_variable(variable).shape
         if tensor.shape.rank is None or not shape.rank:
             return False

@@ -1,4 +1,4 @@
-"""Reduces gradients over replicas, wherever those of a replica are, and tensors over ranks."""
+"""Reduces gradients over replicas, in the processes that own them, and tensors over ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ _CALL = "smp.allreduce"
 
 
 def reduce_tensors(tensor: Any, op: str, members: tuple[int, ...]) -> Any:
-    """The mean or sum of tensors over ranks; sparse ones become dense.
+    """Mean or sum (`op`) over ranks of a numeric tensor or a nest; sparse tensors become dense.
 
-    Args:
-        tensor: A tensor or a nest of them, of numbers. `None` stays `None`.
-        op: `"mean"` or `"sum"`.
-        members: The ranks.
+    `None` stays `None`.
     """
     leaves = tf.nest.flatten(tensor)
     dense = [(index, _dense(leaf)) for index, leaf in enumerate(leaves) if leaf is not None]
@@ -34,14 +31,10 @@ def reduce_tensors(tensor: Any, op: str, members: tuple[int, ...]) -> Any:
 
 
 def reduce_gradients(tensor: Any, op: str, members: tuple[int, ...]) -> Any:
-    """As `reduce_tensors`, over replicas of the model.
+    """Like `reduce_tensors`, over the replicas of the model, for gradients.
 
-    Slices stay slices. What other ranks of the replica reduce stands there as `Elsewhere`.
-
-    Args:
-        tensor: As there.
-        op: As there.
-        members: The rank in each replica.
+    `tf.IndexedSlices` stay sparse. Gradients that other ranks of the replica reduce are represented
+    by `Elsewhere`. `members` are the rank in each replica.
     """
     is_spread = len(current(_CALL).mp_group) > 1
     leaves = tf.nest.flatten(tensor)
@@ -69,9 +62,9 @@ def reduce_gradients(tensor: Any, op: str, members: tuple[int, ...]) -> Any:
 def _reduced(
     leaves: list[Any], dense: list[tuple[int, Tensor]], op: str, members: tuple[int, ...]
 ) -> list[Any]:
-    """The leaves with the reduced tensors in their places."""
+    """Copies `leaves` with the reduced tensors at their indices."""
     tensors, name = [t for _, t in dense], f"{_CALL} {op}"
-    check_summable(tensors, name)  # also in one process, where nothing would come of it
+    check_summable(tensors, name)  # also in one process, where nothing is reduced
     results = list(leaves)
     sums = sum_over(tensors, members, mean=op == "mean", name=name)
     for (index, _), total in zip(dense, sums, strict=True):

@@ -1,4 +1,4 @@
-"""What an operation reads: branches may be given more than any of them uses."""
+"""Inputs that an operation uses: no branch of a conditional may use some of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ _BRANCHES |= {f"Stateless{name}": attributes for name, attributes in _BRANCHES.i
 
 
 def used_inputs(op: Op) -> list[Tensor]:
-    """The inputs of an operation that it may use.
-
-    Args:
-        op: Any operation of a function graph.
-    """
+    """The inputs that an operation of a function graph may use."""
     inputs = list(op.inputs)
     if op.type not in _BRANCHES:
         return inputs
@@ -31,7 +27,7 @@ def used_inputs(op: Op) -> list[Tensor]:
 
 
 def _used_positions(graph: Any) -> set[int]:
-    """Positions of the inputs of a function that its results and effects depend on."""
+    """Positions of a function's inputs that its results and side effects depend on."""
     roots = [tensor.op for tensor in graph.outputs] + list(graph.control_outputs)
     live = needed(roots, frozenset(), lambda op: True)
     read = {id(tensor) for op in live for tensor in used_inputs(op)}

@@ -1,9 +1,9 @@
-"""Decides which process runs which operation of a step, and what travels between them.
+"""Decides which process runs which operation of a step, and which tensors are sent.
 
-Every process traces the same whole step. An emitted call runs in the process that owns its
-partition. The user's own operations around the model run where most of what they read is,
-so that a loss is computed beside the model's output and only a number travels; what has
-state or effects, such as a metric or a print, runs in every process.
+Every process traces the whole step. An emitted call runs in the process that owns its partition.
+The user's own operations around the model run where most bytes of their inputs are, so that a loss
+is computed next to the model's output and only a scalar is sent. Stateful operations, such as a
+metric update or a print, run in every process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Op = Any
 Tensor = Any
 
 ANYWHERE = -1
-"""Home of an operation that any process may run for itself: it reads what all have."""
+"""Home of an operation that any process can run, because all have its inputs."""
 
 _RANDOM = (
     "RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal Multinomial RandomShuffle "
@@ -34,12 +34,12 @@ _READS = ("ReadVariableOp", "Placeholder")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where everything runs.
+    """Placement of a step's operations and the transfers between processes.
 
     Attributes:
-        home: Live operation to the process that runs it, or `ANYWHERE`.
-        runs: By process, the operations that it runs.
-        transfers: What travels, in an order that is the same in all processes.
+        home: Maps a live operation to the process that runs it, or to `ANYWHERE`.
+        runs: For each process the operations that it runs.
+        transfers: The transfers, in the same order in all processes.
     """
 
     home: Mapping[Op, int]
@@ -62,17 +62,17 @@ def localise(
     Args:
         live: Live operations in topological order.
         num_processes: Number of processes that hold the model.
-        owner: Process of each operation that belongs to an emitted call.
-        handles: Id of the tensor of a variable's handle to the process that owns the variable.
-        wanted: Pairs of a tensor that is needed in the end, and the process that needs it;
-            None for all.
-        orders: Pairs (before, after) of operations of `owner`, of which the second must not
-            start before the first has ended, although no value passes between them.
-        saved: Further pairs as those of `wanted`, which have no say in where anything runs.
+        owner: Maps each operation of an emitted call to its process.
+        handles: Maps the id of a variable's handle tensor to the process that owns the variable.
+        wanted: Pairs of a tensor that is needed in the end, and the process that needs it; None for
+            all processes.
+        orders: Pairs (before, after) of operations in `owner`: the second must not start before the
+            first has ended, although no tensor passes between them.
+        saved: Further pairs like those of `wanted` that do not influence the placement.
 
     Raises:
-        StepError: An operation needs variables of several processes in place, or something
-            would have to travel that cannot.
+        StepError: An operation needs variables of several processes in place, or a tensor that
+            cannot be sent would have to be.
     """
     home: dict[Op, int] = {}
     targets = {t.op: process for t, process in wanted if process is not None}
@@ -134,7 +134,7 @@ def _home(
     if owners:
         return owners.pop()
     if op.type in _DRAWS:
-        return 0  # one draw for all, or the processes would see different numbers
+        return 0  # one draw for all processes, which otherwise see different numbers
     if _private.is_stateful(op) and op.type not in _READS:
         return ANYWHERE
     if op in targets:
@@ -154,7 +154,7 @@ def _has_effects(op: Op) -> bool:
 
 
 def num_bytes(tensor: Tensor) -> float:
-    """Size of a tensor in bytes; of an unknown dimension a large number is assumed."""
+    """Size of a tensor in bytes, assuming a large value for unknown dimensions."""
     if tensor.dtype in (tf.resource, tf.variant):
         return 0.0
     if tensor.shape.rank is None:
@@ -166,7 +166,7 @@ def num_bytes(tensor: Tensor) -> float:
 
 
 class _Tracker:
-    """Follows from what is wanted, process by process, what must run and travel."""
+    """Determines the operations that each process runs and the tensors that it receives."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class _Tracker:
         self._orders: dict[tuple[Op, Op, int, int], None] = {}
 
     def run(self, roots: Collection[tuple[Op, int]]) -> None:
-        """Visits everything that the roots need; a root runs only at its home."""
+        """Visits all operations that the roots need; a root runs only at its home."""
         self._stack += [(op, p) for op, p in roots if self._runs_at(op, p)]
         while self._stack:
             op, process = self._stack.pop()
@@ -200,7 +200,7 @@ class _Tracker:
                     self.order(before, op, process)
 
     def want(self, tensor: Tensor, process: int) -> None:
-        """A process needs a tensor: runs its operation, or gets it sent."""
+        """Makes a tensor available in a process: runs its operation there, or adds a transfer."""
         op = tensor.op
         if self._runs_at(op, process):
             self._stack.append((op, process))
@@ -214,14 +214,14 @@ class _Tracker:
         self._stack.append((known[0].op, self._home[op]))
 
     def order(self, before: Op, after: Op, process: int) -> None:
-        """An operation of a process must wait for one of another process."""
+        """Makes an operation of `process` wait for one of another process."""
         source = self._home[before]
         if source != process:
             self._orders[before, after, source, process] = None
         self._stack.append((before, source))
 
     def transfers(self) -> list[Transfer]:
-        """Everything that travels."""
+        """All transfers: tensors first, then pure ordering."""
         found = [
             Transfer(tensors[0].op, tensors[0], source, target, tuple(tensors))
             for (_, source, target), tensors in self._values.items()

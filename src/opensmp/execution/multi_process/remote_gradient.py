@@ -1,4 +1,4 @@
-"""What stands in a process for the gradient of a variable of another process."""
+"""Placeholder for a gradient owned by another process."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Tensor = Any
 
 
 class KeptBy(NamedTuple):
-    """In place of a tensor that another process of the replica keeps.
+    """Replaces a tensor that another process of the replica owns.
 
     Attributes:
-        process: Its position in the replica.
-        shape: Of the variable that it is the gradient of, or of some of its rows.
+        process: Position of the owner in the replica.
+        shape: Shape of the variable whose gradient, or rows of a gradient, the tensor is.
     """
 
     process: int
@@ -32,10 +32,10 @@ _OF_OTHERS = "_smp_of_others"
 
 
 class Sparse(NamedTuple):
-    """That a gradient consists of rows.
+    """Marks a gradient as sparse (`tf.IndexedSlices`).
 
     Attributes:
-        indices: Type of their indices.
+        indices: Dtype of its indices.
     """
 
     indices: tf.DType
@@ -48,26 +48,26 @@ class _Note(NamedTuple):
 
 
 class Elsewhere(_private.NotedSlices):
-    """Stands for a gradient that another process has: slices without rows, which take no memory.
+    """Placeholder for another process's gradient: slices without rows, which take no memory.
 
-    What is computed of it, such as `gradient / 2`, is elsewhere as well. TensorFlow's own
-    functions take it for slices; what needs its value is an error.
+    Arithmetic on it, such as `gradient / 2`, returns an `Elsewhere` again. TensorFlow's functions
+    treat it as `tf.IndexedSlices`; an operation that needs its value raises an error.
     """
 
     def __init__(self, values: Any, indices: Any, dense_shape: Any, note: Any) -> None:
         super().__init__(values, indices, dense_shape, note)
-        setattr(self.indices, _OF_OTHERS, True)  # what TensorFlow makes of it has them as well
+        setattr(self.indices, _OF_OTHERS, True)  # kept on slices that TensorFlow derives
 
     @classmethod
     def of(
         cls, gradient: Gradient, process: int, shape: tuple[int, ...] | None = None
     ) -> Elsewhere:
-        """Stands for a gradient.
+        """Creates the placeholder of a gradient.
 
         Args:
-            gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are known here.
-            process: The position of the process that has it, in its replica.
-            shape: That of the whole gradient, if it does not know it itself.
+            gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are used.
+            process: Position of the owner in the replica.
+            shape: Shape of the whole gradient, used if `gradient` is sparse or has no static shape.
         """
         sparse = None
         if isinstance(gradient, Elsewhere):
@@ -89,19 +89,19 @@ class Elsewhere(_private.NotedSlices):
 
     @property
     def shape(self) -> tf.TensorShape:
-        """The static shape, which TensorFlow forgets of slices that come out of a function."""
+        """The static shape, which slices returned by a function otherwise lose."""
         note: _Note = self.note
         return tf.TensorShape(note.shape)
 
     @property
     def process(self) -> int:
-        """The position of the process that has the gradient, in its replica."""
+        """Position in the replica of the process that owns the gradient."""
         note: _Note = self.note
         return note.process
 
     @property
     def sparse(self) -> Sparse | None:
-        """That the gradient consists of rows; None: it is a tensor."""
+        """Set if the gradient is `tf.IndexedSlices`; None if it is a tensor."""
         note: _Note = self.note
         return note.sparse
 
@@ -126,15 +126,7 @@ class Elsewhere(_private.NotedSlices):
 
 
 def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
-    """The gradient whose tensors have these values.
-
-    Args:
-        parts: The tensors of a leaf, and how to put them together.
-        values: What a process has of them.
-
-    Returns:
-        As the leaf; what stands for it if another process keeps it.
-    """
+    """Assembles a gradient from its tensors' values; an `Elsewhere` if another process owns it."""
     keeper = next((value for value in values if isinstance(value, KeptBy)), None)
     if keeper is None:
         return parts.pack(values)
@@ -142,9 +134,10 @@ def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
 
 
 def is_elsewhere(gradient: Gradient) -> bool:
-    """Whether this stands for a gradient that another process has.
+    """Whether `gradient` is the placeholder of a gradient owned by another process.
 
-    What TensorFlow made of `Elsewhere`, such as a cast, is plain slices that have no rows.
+    Recognises slices by having no rows, because TensorFlow operations, such as a cast, turn an
+    `Elsewhere` into plain `tf.IndexedSlices`.
     """
     return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
 
@@ -161,7 +154,7 @@ def _not_here(where: str) -> str:
 def _refuse_without_rows(
     value: Any, dtype: Any = None, name: Any = None, as_ref: bool = False
 ) -> Any:
-    """TensorFlow would take what it made of a gradient of another process for zeros."""
+    """Prevents TensorFlow from converting slices derived from an `Elsewhere` to zeros."""
     if is_elsewhere(value) and hasattr(value.indices, _OF_OTHERS):
         raise ElsewhereError(_not_here("another rank"))
     return NotImplemented

@@ -1,4 +1,7 @@
-"""Sends values between processes in a function that all of them have traced: `remote_values`."""
+"""Sends values between processes in a function that all of them have traced.
+
+See `remote_values` for how such values are recorded.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,14 @@ Tensor = Any
 
 
 class Wanted(NamedTuple):
-    """What a process needs of another one.
+    """A value that a process needs from another one.
 
     Attributes:
-        digest: Tells what is computed, and of which value; the same in all processes.
-        process: Position in the replica of the process that has it.
+        digest: Identifies the computation of the value; the same in all processes.
+        process: Position of the sender in the replica.
         shape: Its static shape.
-        dtype: Name of its type.
-        name: Of the values that it is computed of, for messages.
+        dtype: Name of its dtype.
+        name: Names of the values it is computed from, for messages.
     """
 
     digest: Digest
@@ -45,28 +48,28 @@ class Wanted(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    """What a process needs: all of `smaller` if the other one computes that, else `values`."""
+    """Values to receive: `smaller` if the other process computes all of them, else `values`."""
 
     values: tuple[Wanted, ...]
     smaller: tuple[Wanted, ...]
 
 
 class _Report(NamedTuple):
-    """What a process tells the others of its trace."""
+    """The part of a process' trace that it sends to the others."""
 
     choices: list[_Choice]
     has: frozenset[Digest]
 
 
 def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
-    """Replaces the placeholders that a function is going to read by what is received.
+    """Replaces the placeholders that a function reads by received values.
 
     Args:
         fetches: The values of other processes in the function, which has just been traced.
-        must_run: Operations that run though nothing may read what they give.
+        must_run: Operations that run even if nothing reads their results.
 
     Raises:
-        ElsewhereError: It is not known whether the other processes call the function as well.
+        ElsewhereError: It is unknown whether the other processes call the function as well.
         StepError: The programs of the processes differ.
     """
     world = current()
@@ -118,7 +121,7 @@ def _wanted(tensor: Tensor, derived: Derived) -> Wanted:
 
 
 def _chosen(report: _Report, reports: Sequence[_Report]) -> list[Wanted]:
-    """What a process is to receive; all processes choose the same."""
+    """The values that a process receives; all processes compute the same choice."""
     found: dict[Digest, Wanted] = {}
     for choice in report.choices:
         is_there = all(one.digest in reports[one.process].has for one in choice.smaller)
@@ -127,7 +130,7 @@ def _chosen(report: _Report, reports: Sequence[_Report]) -> list[Wanted]:
 
 
 def _live(fetches: Fetches, must_run: Sequence[Op], me: int) -> dict[int, Tensor]:
-    """The tensors by id that something reads which runs in this process."""
+    """Maps ids to the tensors that the operations run by this process read."""
     graph = fetches.graph
     roots = [t.op for t in graph.outputs] + list(must_run) + list(graph.control_outputs)
     roots += [one.tensor.op for one in fetches.known.values() if one.process == me]
@@ -147,7 +150,7 @@ def _transfer(
     if me != one.process:
         return Transfer(None, spec, one.process, target)
     tensor = derived.tensor(one.digest)
-    if tensor.shape.as_list() != list(one.shape):  # known to more or to less here than there
+    if tensor.shape.as_list() != list(one.shape):  # known to a different degree here
         with tensor.graph.as_default(), tf.control_dependencies(None), tf.device(tensor.device):
             tensor = tf.raw_ops.PlaceholderWithDefault(input=tensor, shape=spec.shape)
     return Transfer(tensor.op, tensor, one.process, target)

@@ -1,13 +1,12 @@
-"""Values of other processes in a function that all processes trace: weights, and gradients.
+"""Values of other processes in a function that all processes trace: variables and gradients.
 
-A variable lives in one process, and so does its gradient. The user's own operations around a step
-are traced in all processes, each with the whole program. What such an operation reads of another
-process is a placeholder at first, of the right type and static shape. When the function has been
-traced, each process knows which placeholders it is going to read, and tells the others: the
-process that has such a value sends it. A value that no process reads, such as a gradient that only
-flows into the update of its own variable, costs nothing.
+A variable, and with it its gradient, is in one process. All processes trace the user's own
+operations around a step with the whole program. A value of another process is at first a
+placeholder of the right dtype and static shape. After tracing, each process tells the others which
+placeholders it reads, and the owners send these values. A value that no other process reads, such
+as a gradient that only updates its own variable, is never sent.
 
-All processes number reads and results alike, since their programs are alike.
+All processes number reads and results alike, because they trace the same program.
 """
 
 from __future__ import annotations
@@ -43,13 +42,13 @@ _READ_FIRST = (
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A value that one process has and others may need.
+    """A value that one process owns and others may need.
 
     Attributes:
-        key: Tells it from others; the same in all processes.
-        process: Position in the replica of the process that has it.
-        tensor: The value, or in other processes a placeholder for it.
-        name: For messages.
+        key: Its key, the same in all processes.
+        process: Position of the owner in the replica.
+        tensor: The value; in other processes a placeholder for it.
+        name: Its name in messages.
     """
 
     key: Key
@@ -62,7 +61,7 @@ class Fetches:
     """The values of other processes in one function that is being traced.
 
     Args:
-        graph: Of the function.
+        graph: The graph of the function.
     """
 
     def __init__(self, graph: Any) -> None:
@@ -73,17 +72,17 @@ class Fetches:
         self._numbers: Counter[Key] = Counter()
 
     def next_key(self, *what: Any) -> Key:
-        """A key for the next value of a kind."""
+        """Key of the next value of a kind."""
         self._numbers[what] += 1
         return (*what, self._numbers[what])
 
     def add(self, key: Key, process: int, tensor: Tensor, name: str) -> None:
-        """Notes a value, or a placeholder for one."""
+        """Records a value, or a placeholder for one."""
         known = self.known[key] = Known(key, process, tensor, name)
         self._of_tensor[id(tensor)] = known
 
     def own(self, key: Key, process: int, tensor: Tensor) -> Tensor:
-        """Notes a result of this process; under a further key it is a tensor of its own."""
+        """Records a result of this process; copies a tensor that already has another key."""
         if id(tensor) in self._of_tensor:
             with tf.device(tensor.device):
                 tensor = tf.identity(tensor)
@@ -91,11 +90,11 @@ class Fetches:
         return tensor
 
     def find(self, tensor: Tensor) -> Known | None:
-        """What was noted of a tensor."""
+        """The record of a tensor, if there is one."""
         return self._of_tensor.get(id(tensor))
 
     def placeholder(self, key: Key, process: int, shape: Any, dtype: Any, name: str) -> Tensor:
-        """A placeholder for a value of another process."""
+        """Creates and records a placeholder for a value of another process."""
         tensor = _placeholder(self.graph, shape, dtype, name)
         self.add(key, process, tensor, name)
         return tensor
@@ -108,7 +107,7 @@ def _placeholder(graph: Any, shape: Any, dtype: Any, name: str) -> Tensor:
 
 
 def fetches_of(graph: Any) -> Fetches:
-    """Those of the function of a graph, which are fetched when it has been traced."""
+    """The fetches of a function's graph; registers them to be fetched at the end of its trace."""
     if not hasattr(graph, _FETCHES):
         from opensmp.execution.multi_process.remote_transfers import (
             fetch,  # it needs what all this is for
@@ -123,7 +122,7 @@ def fetches_of(graph: Any) -> Fetches:
 
 
 def _around() -> tuple[Any, list[Any]]:
-    """The outermost function graph that is being traced, and those within, the inner ones first."""
+    """The outermost function graph being traced, and the graphs within it, innermost first."""
     graph = tf.compat.v1.get_default_graph()
     inside = []
     while isinstance(getattr(graph, "outer_graph", None), tf.__internal__.FuncGraph):
@@ -137,7 +136,7 @@ def _is_spread() -> bool:
 
 
 def _outermost() -> Fetches | None:
-    """Of the function being traced, if no other one is around it and no step is being traced."""
+    """Fetches of the function being traced; None within another function, a step or eagerly."""
     if tf.executing_eagerly() or not _is_spread() or current_runner() is not None:
         return None
     graph, inside = _around()
@@ -147,7 +146,7 @@ def _outermost() -> Fetches | None:
 
 
 def note_step() -> None:
-    """Notes that the outermost function being traced calls a step: all processes trace it."""
+    """Records that the outermost function being traced calls a step: all processes trace it."""
     if tf.executing_eagerly() or not _is_spread() or current_runner() is not None:
         return
     graph, _ = _around()
@@ -159,20 +158,20 @@ def note_step() -> None:
 
 
 class _Reads:
-    """Follows reads of variables; see `_private.Follower`."""
+    """Handles reads of variables; see `_private.Follower`."""
 
     def __init__(self) -> None:
         self._is_own = False
 
     def is_plain(self) -> bool:
-        """Whether there are no other processes, or a step divides what is read among them."""
+        """Whether the default read applies: in one process, in a step, or in `has_read` itself."""
         return not _is_spread() or current_runner() is not None or self._is_own
 
     def read(self, variable: Any) -> Tensor:
         """A placeholder for the value of a variable of another process."""
         graph, inside = _around()
         home = _private.home_of(variable)
-        if not _private.is_traced_by_function(graph):  # what is traced is thrown away
+        if not _private.is_traced_by_function(graph):  # the trace is discarded
             return _placeholder(graph, variable.shape, variable.dtype, "value")
         assert home is not None
         _refuse_function(home.name, inside)
@@ -187,13 +186,13 @@ class _Reads:
         return value
 
     def has_read(self, variable: Any, value: Tensor) -> None:
-        """Gives the same number to the value in the process that has it."""
+        """Gives the owner's value the key that the placeholders in other processes have."""
         home = _private.home_of(variable)
         graph, inside = _around()
         if home is None or not _private.is_traced_by_function(graph):
             return
         if any(map(_private.is_of_function, inside)):
-            return  # other processes refuse it
+            return  # other processes raise an error for it
         fetches = fetches_of(graph)
         key = fetches.next_key("read", home.number)
         if inside:
@@ -202,7 +201,7 @@ class _Reads:
         fetches.add(key, home.process, value, f"Variable {home.name}")
 
     def assigns(self, variable: Any) -> None:
-        """Notes what was assigned in branches and loops: it cannot be fetched there after it."""
+        """Records assignments in branches and loops, which cannot fetch the value afterwards."""
         home = _private.home_of(variable)
         _, inside = _around()
         for graph in inside if home is not None else ():
@@ -261,16 +260,16 @@ _private.follow_traces()
 
 
 def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
-    """Makes results that other processes have ones to compute with, in a function being traced.
+    """Makes results of other processes usable in the function that is being traced.
 
-    All processes call it for the same results. Eagerly, in steps, and in functions that other
-    functions call, nothing can be fetched; the values are given back as they are.
+    All processes must call it for the same results. Eagerly, in steps and in functions called by
+    other functions nothing can be fetched, and the values are returned unchanged.
 
     Args:
         values: Each a tensor, `tf.IndexedSlices`, None, or `Elsewhere`.
 
     Returns:
-        The same, with placeholders in place of `Elsewhere`.
+        The same values, with placeholders in place of `Elsewhere`.
     """
     fetches = _outermost()
     if fetches is None:
@@ -317,13 +316,11 @@ def _placeholders(fetches: Fetches, key: Key, value: Elsewhere) -> Gradient:
 
 
 def keeper_of(gradient: Gradient) -> int | None:
-    """The process that alone has what a gradient was computed of, as its position in the replica.
+    """Position in the replica of the only process that owns the origins of a gradient.
 
-    It is found in the same way in all processes, along tensors of the same shape: what a gradient
-    is divided by, or a norm that it is scaled by, does not count.
-
-    Returns:
-        None where it is no such gradient, or was computed of several.
+    Found in the same way in all processes, by following tensors of the gradient's shape, so that a
+    divisor or a norm used for scaling is ignored. None if no result, or results of several
+    processes, are found.
     """
     if isinstance(gradient, Elsewhere):
         return gradient.process
@@ -353,7 +350,7 @@ def keeper_of(gradient: Gradient) -> int | None:
 
 
 def is_kept_elsewhere(gradient: Gradient) -> bool:
-    """Whether another process alone has what a gradient was computed of."""
+    """Whether the only owner of a gradient's origins is another process."""
     keeper = keeper_of(gradient)
     return keeper is not None and keeper != current().rank_in(MP_GROUP)
 
@@ -362,7 +359,7 @@ _private.leave_to_others(is_kept_elsewhere)
 
 
 def _inputs(tensor: Tensor) -> list[Tensor]:
-    """What a tensor was computed of; in branches what came into them."""
+    """The inputs of a tensor's operation; within a branch, the captured outer tensors."""
     if tensor.op.inputs or not isinstance(tensor.graph, tf.__internal__.FuncGraph):
         return list(tensor.op.inputs)
     captured = _private.captures(tensor.graph)
@@ -370,7 +367,7 @@ def _inputs(tensor: Tensor) -> list[Tensor]:
 
 
 def like(gradient: Gradient) -> Elsewhere:
-    """What stands for a result that another process makes of a gradient that it has."""
+    """Placeholder for a result that the owner of `gradient` computes from it."""
     if isinstance(gradient, Elsewhere):
         return gradient
     keeper = keeper_of(gradient)

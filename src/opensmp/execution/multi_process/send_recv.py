@@ -1,4 +1,4 @@
-"""Keeps of a whole step's graph what this process runs, and ties it to the other processes."""
+"""Prunes the step graph to this process's operations and inserts send and receive operations."""
 
 from __future__ import annotations
 
@@ -16,20 +16,15 @@ Op = Any
 Tensor = Any
 
 PREFETCH = 2
-"""A receive that its sender waits for is posted so many calls before the call that reads it."""
+"""Calls by which a receive is posted ahead of the call that reads it, if its sender blocks."""
 
 
 def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
-    """Takes the operations that carry gradients out of the way: gradients have been taken.
+    """Bypasses the bridge operations, which are only needed while gradients are taken.
 
-    They join all arguments of a call, so that each would wait for the others and all would
-    seem to be made in one place.
-
-    Args:
-        live: Live operations in topological order.
-
-    Returns:
-        Id of each tensor that no longer has a reader to the tensor that stands for it.
+    A bridge joins all arguments of a call, so that each would wait for all others and all would
+    have the same placement. `live` is in topological order. Returns a map from the id of each
+    tensor that lost its readers to its replacement.
     """
     instead: dict[int, Tensor] = {}
     for op in live:
@@ -53,22 +48,22 @@ def keep_own_part(
     sequence: Sequence[Action],
     sends_first: bool = False,
 ) -> tuple[dict[int, Tensor], list[Op]]:
-    """Rewires the graph so that the operations of one process depend on nothing of the others.
+    """Rewires the graph so that one process' operations do not depend on those of others.
 
     Args:
-        layout: Where everything runs.
+        layout: The placement of all operations.
         live: Live operations in topological order.
         process: Position of this process in the replica.
         transport: Emits sends and receives.
         tasks: The emitted calls.
         sequence: All actions in the order in which the schedule starts them.
-        sends_first: Whether a partition's next call waits until the results of the one before
-            are on their way, where sending them waits for nobody. With one core a call that
-            has begun would else keep them back, and with them those who wait for them.
+        sends_first: Whether a partition's next call waits for the sends of the previous call's
+            results, where sends do not block. With one core, the next call would otherwise delay
+            the sends and thereby the receivers.
 
     Returns:
-        Id of each tensor of another process to what was received in its stead; and the
-        operations that send or receive, which something must wait for.
+        A map from the id of each tensor of another process to its received value; and the send and
+        receive operations, which the step must wait for.
     """
     mine = layout.runs[process]
     anchors = _Anchors(layout, live, process, tasks, sequence)
@@ -97,7 +92,7 @@ def keep_own_part(
             if id(tensor) in received:
                 value = received[id(tensor)]
                 _private.replace_input(op, index, value)
-                if starts.get(op, op) is not op:  # a stamp: a call begins when it has all it needs
+                if starts.get(op, op) is not op:  # a stamp must wait for all inputs of its call
                     _private.add_control_input(starts[op], value.op)
         elsewhere = [before for before in op.control_inputs if _is_elsewhere(before, layout, mine)]
         if elsewhere:
@@ -107,7 +102,7 @@ def keep_own_part(
 
 
 def _following(tasks: Mapping[Action, Task], sequence: Sequence[Action]) -> dict[Op, Op]:
-    """Operation of a call to the start of the next call of the same partition."""
+    """Maps each operation of a call to the start of the partition's next call."""
     found: dict[Op, Op] = {}
     before: dict[int, Task] = {}
     for action in sequence:
@@ -123,10 +118,10 @@ def _is_elsewhere(op: Op, layout: Layout, mine: frozenset[Op]) -> bool:
 
 
 class _Anchors:
-    """After which call of this process a receive is posted.
+    """Selects the call of this process after which a receive is posted.
 
-    A receive takes its memory when it is posted, so it must not be posted much before it is
-    needed; and a send waits until its receive is posted, so it must be posted early enough.
+    A receive allocates memory when it is posted, so it must not be posted much earlier than needed;
+    a send may block until its receive is posted, so it must be posted early enough.
     """
 
     def __init__(
@@ -149,21 +144,19 @@ class _Anchors:
         self._make_in_calls(live, {task.last: i for task, i in self._position.items()})
 
     def of(self, transfer: Transfer, ahead: int) -> Op | None:
-        """The call after which to post the receive of a transfer; None: at once.
+        """The call after which to post the receive of a transfer, `ahead` calls before its reader.
 
-        Args:
-            transfer: The transfer.
-            ahead: So many calls before the one that reads it.
+        None: post it immediately.
         """
         never = len(self._calls)
         if transfer.after is not None:
             first = self._first_use[transfer.after]
         else:
             first = min(self._first_use.get(t.op, never) for t in transfer.aliases)
-        if first == never:  # no call reads it: it is a result, to be there soon after it is made
+        if first == never:  # a result that no call reads: receive it soon after it is computed
             made = self._made[transfer.op]
             before = self._calls[: sum(start < made for start in self._starts)]
-        else:  # calls of other partitions go their own pace
+        else:  # calls of other partitions run at their own pace
             before = [
                 call
                 for call, partition in zip(self._calls[:first], self._partitions, strict=False)
@@ -174,7 +167,7 @@ class _Anchors:
     def _use_in_calls(
         self, live: Sequence[Op], mine: frozenset[Op], number: Mapping[Op, int]
     ) -> None:
-        """Notes for each operation the number of the first own call that needs it."""
+        """Stores for each operation the number of the first own call that needs it."""
         never = len(self._calls)
         for op in reversed(live):
             if op in mine:
@@ -184,7 +177,7 @@ class _Anchors:
                     self._first_use[before] = min(first, self._first_use.get(before, never))
 
     def _make_in_calls(self, live: Sequence[Op], number: Mapping[Op, int]) -> None:
-        """Notes for each operation the number of the last call of any process before it."""
+        """Stores for each operation the number of the last call of any process before it."""
         for op in live:
             before = (*(t.op for t in op.inputs), *op.control_inputs)
             latest = max((self._made.get(other, 0) for other in before), default=0)

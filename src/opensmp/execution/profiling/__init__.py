@@ -1,1 +1,1 @@
-"""Times measured on the devices at hand."""
+"""Measures times on the available devices."""

@@ -1,4 +1,4 @@
-"""Costs measured on the device at hand: its speed, and the time of each unit of a model."""
+"""Measured inputs of the cost model: the speed of a device, and the times of a model's units."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _ROUNDS = 12
 
 
 def cache_folder() -> Path:
-    """Where measurements are kept: `opensmp` in the user's cache folder.
+    """Folder of cached measurements: `opensmp` in the user's cache folder.
 
-    That is `$XDG_CACHE_HOME`, or `~/.cache` if it is not set (XDG Base Directory
+    The user's cache folder is `$XDG_CACHE_HOME`, or `~/.cache` if it is not set (XDG Base Directory
     Specification).
     """
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -48,7 +48,7 @@ def cache_folder() -> Path:
 
 
 def device_key(device: str) -> str:
-    """What the speed of a device depends on, such as the name of a processor.
+    """Cache key of a device: everything its speed depends on, such as the name of a processor.
 
     Args:
         device: A logical device, such as `"CPU:0"`.
@@ -70,15 +70,15 @@ def device_key(device: str) -> str:
 def calibrate(
     device: str | None = None, *, cache: Folder | None = None, refresh: bool = False
 ) -> Machine:
-    """Measures the speed of a device in some seconds, once: the result is kept in a file.
+    """Measures the speed of a device, which takes some seconds, and caches the result in a file.
 
-    Arithmetic is timed with the product of two matrices and with a convolution of groups,
-    memory with a row times a matrix that no cache holds, the launch of an operation with a
-    chain of tiny ones, and transfer with a tensor that goes to and fro between two devices
-    of the kind. With one device only, transfer keeps the defaults of `Machine`.
+    Times the product of two matrices and a grouped convolution for arithmetic, a row times a matrix
+    that exceeds all caches for memory, a chain of tiny operations for the launch overhead, and a
+    tensor sent back and forth between two devices of the same kind for transfers. With only one
+    device, transfers keep the defaults of `Machine`.
 
     Args:
-        device: A logical device; None for the first GPU, or the CPU where there is none.
+        device: A logical device; None for the first GPU, or the CPU if there is none.
         cache: Folder of the file; None for `cache_folder()`.
         refresh: Whether to measure again.
 
@@ -113,19 +113,21 @@ def measure(
 ) -> CoarseGraph:
     """Replaces the predicted times of units by measured ones.
 
-    Each unit is lowered to its forward and backward function, as if it were a partition,
-    and these are run with random values. It takes seconds to minutes, and the memory of the
-    largest unit; the result is kept in a file, by graph and device. Units that read handles
-    keep their prediction.
+    Lowers each unit to a forward and a backward function, as if it were a partition, and runs them
+    with random values. This takes seconds to minutes, and the memory of the largest unit; the
+    result is cached in a file, by graph and device. Units that read handles keep their prediction.
 
     Args:
         traced: The traced model; gradients are added to its graph.
-        graph: Its units, of `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
+        graph: Its units, from `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
         device: Logical device to measure on.
         required: As for `coarsen`.
-        unknown_size: Size of dimensions that the trace leaves open.
+        unknown_size: Size assumed for dimensions that are unknown in the trace.
         cache: Folder of the file; None for `cache_folder()`.
         refresh: Whether to measure again.
+
+    Returns:
+        The units with measured times, in seconds.
 
     Example:
         ```python
@@ -155,14 +157,7 @@ def measure(
 def graph_key(
     traced: TracedGraph, graph: CoarseGraph, required: Collection[Tensor], unknown_size: int
 ) -> str:
-    """A hash of what is computed: types, shapes, attributes and units, but no names.
-
-    Args:
-        traced: The traced model.
-        graph: Its units.
-        required: Inputs and variables whose gradients are wanted.
-        unknown_size: Size of dimensions that the trace leaves open.
-    """
+    """Cache key of a graph: a hash of dtypes, shapes, attributes and units, without names."""
     wiring = Wiring.of(traced.operations, unknown_size)
     number = {op.name: i for i, op in enumerate(wiring.operations)}
     units = [[number[name] for name in operations] for operations in graph.operations]
@@ -190,7 +185,7 @@ def _measure_machine(device: str) -> Machine:
                 x = tf.nn.softmax(tf.linalg.matmul(x, small) + small)
             return x
 
-        # A convolution as Keras makes it, one channel to a group.
+        # A convolution as Keras emits it, with one channel per group.
         image, kernel = tf.ones([8, 16, 16, 64]), tf.ones([3, 3, 1, 64])
 
         call, launches, product, passing, grouped = _least(
@@ -212,9 +207,9 @@ def _measure_machine(device: str) -> Machine:
 
 
 def _least(*cases: tuple[Any, Tensor]) -> list[float]:
-    """Least time of many calls of each function: what it takes when nothing else runs.
+    """Minimum time of many calls of each function, which estimates its time on an idle machine.
 
-    The functions take turns, so that something else that runs for a while slows down all.
+    The functions alternate, so that a temporary load slows down all of them.
     """
     compiled = [
         (tf.function(function, autograph=False).get_concrete_function(x), x)
@@ -229,7 +224,7 @@ def _least(*cases: tuple[Any, Tensor]) -> list[float]:
 
 
 def _measure_transfer(device: str) -> tuple[float, float]:
-    """Latency and bandwidth from one device to another of its kind."""
+    """Latency in seconds and bandwidth in bytes per second between two devices of the same kind."""
     others = [d.name for d in tf.config.list_logical_devices(_kind(device))]
     if len(others) < 2:
         default = Machine()
@@ -277,7 +272,7 @@ def _measure_units(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The contents of a file of measurements; empty if there is none, or a broken one."""
+    """The contents of a measurement file; empty if it is missing or invalid."""
     try:
         contents = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -289,7 +284,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_machine(entry: Any) -> bool:
-    """Whether an entry of a file, which may be of any kind, is a machine."""
+    """Whether an entry of a file, of any JSON type, is a valid machine."""
     faults: list[str] = []
     if isinstance(entry, dict):
         check_machine(entry, faults)
@@ -297,7 +292,7 @@ def _is_machine(entry: Any) -> bool:
 
 
 def _are_pairs(entry: Any, count: int) -> bool:
-    """Whether an entry of a file is the times of so many units; None stands for none."""
+    """Whether an entry of a file holds the times of `count` units; None marks unmeasured units."""
     return (
         isinstance(entry, list)
         and len(entry) == count
@@ -314,7 +309,7 @@ def _are_seconds(value: Any) -> bool:
 
 
 def _write(path: Path, devices: dict[str, Any]) -> None:
-    """Replaces the file in one step, so that another process never reads half of it."""
+    """Replaces the file atomically, so that other processes never read part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": _FORMAT, "devices": devices}, indent=1, sort_keys=True)
     with tempfile.NamedTemporaryFile(

@@ -1,8 +1,8 @@
-"""Stamps: operations in a step's graph that note when each call starts and ends.
+"""Stamps: operations in a step's graph that record when each call starts and ends.
 
-A stamped step is another trace of the same function, kept beside the plain one: while
-someone listens, every `tf.function` that is called looks for a trace made while someone
-listened. So a step inside a `tf.function` is stamped too, and nothing of it stays behind.
+A stamped step is a separate trace of the same function, kept in addition to the plain one: within
+`listening`, each `tf.function` call uses a trace that was made within `listening`. So a step
+inside a `tf.function` is stamped too, and the plain traces remain free of stamps.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Tensor = Any
 
 
 class Measurement(NamedTuple):
-    """What one run of a stamped step measured.
+    """The times of one run of a stamped step.
 
     Attributes:
         name: Name of the step's function.
-        actions: The actions of its schedule that run in this process.
-        partitions: The partition of each.
-        devices: The device of each partition; empty for those of other processes, of which
-            there are no actions.
-        seconds: Start and end of each action, shape `[len(actions), 2]`, float64, seconds
-            since the epoch as the host sees them.
+        actions: The scheduled actions that run in this process.
+        partitions: The partition of each action.
+        devices: The device of each partition; an empty string for partitions of other processes,
+            which have no actions here.
+        seconds: Start and end of each action, shape `[len(actions), 2]`, float64, seconds since
+            the epoch on the host's clock.
     """
 
     name: str
@@ -49,13 +49,13 @@ _listeners: list[Listener] = []
 
 
 def has_listeners() -> bool:
-    """Whether steps that are traced now are to be stamped."""
+    """Whether steps that are traced now are stamped."""
     return bool(_listeners)
 
 
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Context in which `listener` is told of every run of an `smp.step` function."""
+    """Context in which `listener` is called with the measurement of each `smp.step` run."""
     _private.trace_apart_while(has_listeners)
     _listeners.append(listener)
     try:
@@ -70,7 +70,7 @@ class Stamps:
     def __init__(self) -> None:
         self._times: dict[Action, tuple[Tensor, Tensor]] = {}
         self._numbers = itertools.count()
-        self._unknown: Tensor | None = None  # a constant would let TensorFlow call beforehand
+        self._unknown: Tensor | None = None  # TensorFlow would fold calls of a constant
 
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
@@ -78,13 +78,13 @@ class Stamps:
         """Emits a call between two stamps on the current device.
 
         Args:
-            action: What the call does.
+            action: The action that the call performs.
             args: The call's arguments; the first stamp waits for all of them.
             emit: Emits the call.
 
         Returns:
-            The first stamp, which is what to hold back; the call; the second stamp; and the
-            call's results, which are there once the second stamp is.
+            The first stamp's operation, which is the one to delay; the call; the second stamp's
+            operation; and the call's results, which become available after the second stamp.
         """
         with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
             start = self._stamp()
@@ -92,7 +92,7 @@ class Stamps:
             call, results = emit()
         with tf.control_dependencies([call]):
             end = self._stamp()
-        # Whoever reads a result would race with the second stamp otherwise.
+        # Readers of a result would otherwise race with the second stamp.
         with tf.control_dependencies([end]):
             delayed = [tf.identity(result) for result in results]
         for result, late in zip(results, delayed, strict=True):
@@ -107,15 +107,11 @@ class Stamps:
         devices: Sequence[str],
         own: Collection[int],
     ) -> None:
-        """Adds to the graph what tells the listeners of a run.
+        """Adds the operation that passes a run's measurement to the listeners.
 
-        Args:
-            name: Name of the step's function.
-            orders: The actions that run, by partition.
-            devices: Device of each partition.
-            own: The partitions that run in this process.
+        `orders` contains the actions that run, by partition; `own` the partitions of this process.
         """
-        # The stamps of others would be made here as well, and at any time.
+        # Stamps of other processes' actions would run here too, at arbitrary times.
         actions = tuple(a for p, order in enumerate(orders) if p in own for a in order)
         partitions = tuple(p for p, order in enumerate(orders) if p in own for _ in order)
         devices = tuple(device if p in own else "" for p, device in enumerate(devices))
@@ -131,9 +127,9 @@ class Stamps:
             _private.host_call(tell, [seconds], [])
 
     def _stamp(self) -> Tensor:
-        # The number makes every stamp another one: TensorFlow merges operations that look
-        # the same. Automatic control dependencies would put stateful operations, as
-        # tf.timestamp is, in the order of their creation; a call counts as stateless.
+        # The number makes each stamp unique, because TensorFlow merges identical operations.
+        # tf.timestamp is stateful, and automatic control dependencies would order stateful
+        # operations by creation; a PartitionedCall counts as stateless.
         if self._unknown is None:
             with tf.control_dependencies(None), tf.device("/device:CPU:0"):
                 self._unknown = tf.timestamp()

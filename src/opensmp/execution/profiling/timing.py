@@ -1,4 +1,4 @@
-"""Times functions on a real device, as a step would run them."""
+"""Times functions on a real device, under the conditions of a step."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ def seconds_of(
     pick: Pick = statistics.median,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Time of `run()`, all devices idle before and after.
+    """Time of `run()`, with all devices idle before and after.
 
     Args:
-        run: What to time; two runs more do not count.
-        repeats: How often to run it.
-        pick: Which of the times counts: `statistics.median`, or `min` for what the device
-            can do when nothing else runs.
-        clock: Gives seconds; `time.process_time` on one thread of a busy machine.
+        run: The function to time; two warm-up runs are not counted.
+        repeats: Number of counted runs.
+        pick: Aggregates the times: `statistics.median`, or `min` for the time on an idle device.
+        clock: Returns seconds; `time.process_time` for one thread on a busy machine.
     """
     times = []
     for index in range(repeats + 2):
@@ -58,19 +57,20 @@ def seconds_per_call(
     clock: Clock = time.perf_counter,
     pick: Pick = statistics.median,
 ) -> float:
-    """Time that one call of a function takes inside a larger function, one after another.
+    """Time of one call of a function inside a larger function, with calls one after another.
 
-    Python's share in starting the larger one is not in it: of a short function, the least
-    time of one call is subtracted from the least of several, up to 33 of a very short one.
-    The two take turns, so that something else that runs for a while slows down both. Where
-    noise hides the difference, a call's share of the longer run stands for it: never nothing.
+    Excludes Python's overhead of starting the larger function: for a short function, the minimum
+    time of one call is subtracted from the minimum time of several, up to 33 for a very short one.
+    The two measurements alternate, so that a temporary load slows down both. If noise hides the
+    difference, the longer run's time divided by its number of calls is returned, so the result is
+    never zero.
 
     Args:
         function: The function.
         args: Its arguments.
-        repeats: How often to measure.
+        repeats: Number of measurements.
         clock: As for `seconds_of`.
-        pick: Which of the times of a function that takes long counts.
+        pick: Aggregates the times of a long function.
     """
     once = _calls(function, args, 1)
     seconds = seconds_of(lambda: once(*args), repeats, pick, clock)
@@ -87,7 +87,7 @@ def seconds_per_call(
 
 def _calls(function: ConcreteFunction, args: Sequence[Tensor], times: int) -> ConcreteFunction:
     def body(*args: Tensor) -> list[Tensor]:
-        everything: list[Tensor] = []  # TensorFlow leaves out what nothing is done with
+        everything: list[Tensor] = []  # TensorFlow prunes operations whose results are not used
         before: list[Any] = []
         for index in range(times):
             with tf.control_dependencies(before):
@@ -109,20 +109,18 @@ def segment_seconds(
     clock: Clock = time.perf_counter,
     pick: Pick = statistics.median,
 ) -> tuple[float, float] | None:
-    """Time of the forward and of the backward pass of a segment, on the current device.
+    """Times of a segment's forward and backward pass on the current device, in seconds.
 
-    Inputs and variables are random; their memory is allocated for the measurement.
+    Inputs and variables are random; their memory is allocated for the measurement. Returns None for
+    a segment that reads handles, which cannot be made up.
 
     Args:
         program: The lowered model.
         segment: One of its segments.
-        unknown_size: Size of dimensions that the trace leaves open.
-        repeats: How often to measure.
+        unknown_size: Size assumed for dimensions that are unknown in the trace.
+        repeats: Number of measurements.
         clock: As for `seconds_of`.
         pick: As for `seconds_per_call`.
-
-    Returns:
-        Seconds; None for a segment that reads handles, which cannot be made up.
     """
     forward = program.forward(segment)
     if any(t.dtype in (tf.variant, tf.resource) for t in forward.feeds):
@@ -145,13 +143,13 @@ def segment_seconds(
 
 
 def _differentiated(traced: TracedGraph, segment: Segment) -> list[Tensor]:
-    """Outputs that a loss may depend on: all but the new state of variables."""
+    """Outputs that a loss may depend on: all except the new state of variables."""
     state = {id(value) for _, value in traced.updates}
     return [t for t in segment.outputs if id(t) not in state]
 
 
 def _sample(tensor: Tensor, random: np.random.Generator, unknown_size: int) -> Tensor:
-    """Positive numbers, so that roots and logarithms of them exist; zeros of integers."""
+    """Positive floats, for which roots and logarithms exist; zeros for integers; True for bools."""
     rank = tensor.shape.rank or 0
     dimensions = tensor.shape.as_list() if rank else []
     shape = [unknown_size if size is None else size for size in dimensions]

@@ -1,1 +1,1 @@
-"""Where the variables of models are placed."""
+"""Placement of model variables."""

@@ -1,7 +1,7 @@
-"""Variables that a step has read before the call of a model that decided where they lie.
+"""Detects variables that a step reads before a later model call places them.
 
-A trace holds on to the memory that a variable had when it was first read. If a model that is
-called later in the same trace moves it, what the trace reads and assigns is the old memory.
+A trace captures the memory that a variable had at its first read. If a model called later in the
+same trace moves the variable, the trace reads and assigns the old memory.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _local = threading.local()
 
 
 class ReadEarly(Exception):
-    """The step has to be traced once more: all variables that it reads have their place now."""
+    """The step must be traced again; all variables that it reads are placed now."""
 
 
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
-    """Context in which a step's function is traced, in a graph that can be thrown away.
+    """Context for tracing a step's function, in a graph that can be discarded.
 
     Raises:
-        ReadEarly: A variable was read before it got its place.
+        ReadEarly: A variable was read before it was placed.
     """
     outer, _local.names = getattr(_local, "names", None), []
     try:
@@ -38,9 +38,9 @@ def noticed() -> Iterator[None]:
 
 
 def note_placing(variables: Iterable[Any]) -> None:
-    """Is told of the variables that get their place now, for the first time.
+    """Records the variables, placed now for the first time, that the trace has already read.
 
-    All processes come to the same result, whichever of the variables they keep.
+    All processes get the same result, whichever of the variables they own.
     """
     names = getattr(_local, "names", None)
     if names is None:

@@ -1,7 +1,7 @@
-"""Where variables lie that some model has placed: a fact that all models which share them keep.
+"""Registry of placed variables, shared by all models that use them.
 
-The value of a placed variable is in the memory of one process of a replica and nowhere else. A
-model made later of the same layers is planned around that, and a new `smp.init` moves the value.
+A replica has the value of a placed variable only in the memory of one process. A model made later
+from the same layers is planned with these placements fixed, and a new `smp.init` moves the values.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Variable = Any
 
 
 class _Home(NamedTuple):
-    """Where a variable lies.
+    """The placement of a variable.
 
     Attributes:
         variable: The variable.
-        world: What `smp.init` has made when it was placed.
+        world: The world of the `smp.init` under which it was placed.
         partition: The partition.
     """
 
@@ -34,12 +34,9 @@ _homes: dict[int, _Home] = {}
 
 
 def note_homes(world: World, variables: Iterable[Variable], homes: Mapping[int, int]) -> None:
-    """Notes where variables lie from now on.
+    """Records the placement of the Keras variables among `variables`.
 
-    Args:
-        world: Devices and configuration.
-        variables: Variables of a model; those that are not Keras' are left out.
-        homes: Id of variable to partition.
+    `homes` maps the id of a variable to its partition.
     """
     for variable in variables:
         key = id(variable)
@@ -49,23 +46,13 @@ def note_homes(world: World, variables: Iterable[Variable], homes: Mapping[int, 
 
 
 def known_homes(world: World, variables: Iterable[Variable]) -> dict[int, int]:
-    """Id to partition of those variables that a model has placed since `smp.init`.
-
-    Args:
-        world: Devices and configuration.
-        variables: Any variables.
-    """
+    """Maps ids to partitions, for those variables that a model has placed since `smp.init`."""
     found = ((id(variable), _home(variable)) for variable in variables)
     return {key: home.partition for key, home in found if home and home.world() is world}
 
 
 def placed_before(world: World, variables: Iterable[Variable]) -> list[Variable]:
-    """Those variables that lie where they were put before the last `smp.init`.
-
-    Args:
-        world: Devices and configuration.
-        variables: Any variables.
-    """
+    """The variables whose placement dates from before the last `smp.init`."""
     found = ((variable, _home(variable)) for variable in variables)
     return [variable for variable, home in found if home and home.world() is not world]
 

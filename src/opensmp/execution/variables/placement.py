@@ -1,4 +1,4 @@
-"""Puts variables on the device of the partition that uses them."""
+"""Places variables on the device of the partition that uses them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def place(
     elsewhere: Mapping[int, int] | None = None,
     owner: Callable[[int], int] | None = None,
 ) -> bool:
-    """Allocates or moves Keras variables so that each lies on its home's device.
+    """Allocates or moves Keras variables to the device of their partition.
 
-    A variable that waits for its first value and that nothing reads goes to the
-    default partition. A plain `tf.Variable` stays where its owner made it: it
-    cannot change its device.
+    An uninitialized variable that nothing reads is placed in the default partition. A plain
+    `tf.Variable` stays where its owner created it, because it cannot change its device.
 
     Args:
         variables: The variables of a model.
-        home: Id of a variable to its partition.
+        home: Maps the id of a variable to its partition.
         devices: Device of each partition.
         default_partition: Partition of variables without a home.
-        elsewhere: Partitions of other processes, and the rank of each; their variables get no
-            memory here.
-        owner: Position in its replica of the process with a partition; None if there is one.
+        elsewhere: Maps the partitions of other processes to their ranks; no memory is allocated
+            here for their variables.
+        owner: Maps a partition to the position in the replica of its process; None with one
+            process.
 
     Returns:
-        Whether a variable moved that had its memory elsewhere before.
+        Whether a variable moved that already had memory.
     """
     moved = False
     for variable in variables:
@@ -50,7 +50,7 @@ def place(
                 _private.give_up(variable, f"{variable.path} of rank {elsewhere[partition]}")
             _note_home(variable, partition, elsewhere, owner)
             continue
-        if _private.is_elsewhere(variable):  # what is empty here must not pass for a value
+        if _private.is_elsewhere(variable):  # its empty memory here must not be used as its value
             if partition is None:
                 continue
             raise ElsewhereError(
@@ -77,7 +77,7 @@ def _note_home(
     elsewhere: Mapping[int, int] | None,
     owner: Callable[[int], int] | None,
 ) -> None:
-    """Notes in which process a variable lives; variables are numbered alike in all of them."""
+    """Records the process that owns a variable; the numbers are the same in all processes."""
     if not elsewhere or partition is None or owner is None:
         return
     known = _private.home_of(variable)
@@ -90,15 +90,12 @@ def _note_home(
 def mark_copies(
     variables: Iterable[Variable], home: Mapping[int, int], elsewhere: Mapping[int, int]
 ) -> None:
-    """Tells the variables of which another process has the value that counts.
+    """Marks those of a model's read variables whose authoritative value is in another process.
 
-    A model may read variables that it does not have, such as Keras' own seed. All processes have
-    these in memory from the start, and the one with the partition that reads them changes them.
-
-    Args:
-        variables: Those that a model reads.
-        home: Id of a variable to its partition.
-        elsewhere: Partitions of other processes, and the rank of each.
+    A model may read variables that it does not own, such as Keras' global seed. All processes have
+    these in memory from the start, and the process of the partition that reads them changes them.
+    `home` maps the id of a variable to its partition; `elsewhere` the partitions of other processes
+    to their ranks.
     """
     for variable in variables:
         if is_keras(variable) and _private.is_initialized(variable):

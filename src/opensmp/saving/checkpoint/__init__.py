@@ -1,1 +1,1 @@
-"""Checkpoints: values of models, optimizers and whatever else."""
+"""Checkpoints of models, optimizers and other trackable objects."""

@@ -1,4 +1,4 @@
-"""Whether the arguments of a `CheckpointManager` are possible: one error for all faults."""
+"""Validates the arguments of `CheckpointManager`; one error lists all faults."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def check_arguments(
     init_fn: Any,
     background: Any,
 ) -> None:
-    """Checks the arguments of `smp.CheckpointManager`.
+    """Validates the arguments of `smp.CheckpointManager`.
 
     Raises:
-        CheckpointError: Some are not possible; the message has all of them.
+        CheckpointError: Some arguments are invalid; the message lists all of them.
     """
     faults = []
     if not isinstance(background, bool):
@@ -89,11 +89,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_options(options: Any) -> None:
-    """Checks the `options` of `save`.
-
-    Raises:
-        CheckpointError: There are any.
-    """
+    """Raises `CheckpointError` if `save` got `options`, which only TensorFlow's writer supports."""
     if options is not None:
         raise CheckpointError(
             f"smp.CheckpointManager.save: expected no options, received {options!r}, which are "
@@ -103,7 +99,7 @@ def check_options(options: Any) -> None:
 
 
 def whole_number(number: Any) -> int:
-    """A number of a checkpoint, which may be a variable or tensor."""
+    """Converts a checkpoint number, which may be a variable or a tensor, to an `int`."""
     try:
         return operator.index(number.numpy() if hasattr(number, "numpy") else number)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint consists of, and which process writes which of its values."""
+"""Contents of a checkpoint, and the assignment of values to the processes that write them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Value(NamedTuple):
     """A value to write.
 
     Attributes:
-        name: Its key in the files.
-        slice_spec: The slice it is of a larger tensor; "" if it is the whole.
-        read: Gives the tensor; None if there is no value yet.
+        name: Key in the files.
+        slice_spec: Slice of a larger tensor that it is; "" for a whole tensor.
+        read: Returns the tensor; None if there is no value yet.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Value(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a process is among all.
+    """Position of a process.
 
     Attributes:
-        replica: Number of its replica of the model.
-        member: Its position in the replica.
+        replica: Index of its replica of the model.
+        member: Index in the replica.
     """
 
     replica: int
@@ -46,12 +46,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What the other processes must know of the checkpoint of one.
+    """What each process gathers about the checkpoint of every other process.
 
     Attributes:
-        place: Where the process is.
-        keys: Keys of all values, its own and others', in a common order.
-        elsewhere: Keys of variables whose values that count are in other processes.
+        place: Position of the process.
+        keys: Sorted keys of all values, owned or not.
+        elsewhere: Keys of variables whose current value is in another process.
     """
 
     place: Place
@@ -60,19 +60,19 @@ class Facts:
 
     @property
     def digest(self) -> str:
-        """Tells whether two processes have the same keys."""
+        """Hash of the keys, to compare processes."""
         return hashlib.sha256("\n".join(self.keys).encode()).hexdigest()
 
 
 class Contents:
-    """The values of a checkpoint in this process, at this moment.
+    """The current values of a checkpoint in this process.
 
     Args:
         checkpoint: A `tf.train.Checkpoint`.
-        place: Where this process is among all.
+        place: Position of this process.
 
     Raises:
-        CheckpointError: An object has a saver of its own.
+        CheckpointError: An object has a custom saver.
     """
 
     def __init__(self, checkpoint: Any, place: Place) -> None:
@@ -84,17 +84,17 @@ class Contents:
         )
 
     def share(self, all_facts: Sequence[Facts]) -> list[Value]:
-        """The values that this process is to write.
+        """The values that this process must write.
 
-        A value that several processes have is written by the first of them. Other replicas than
-        the first have the same values and write none, except for what their iterators have
-        read, for they read different data.
+        If several processes have a value, the first of them writes it. Only the first replica
+        writes variables, since all replicas have the same ones; of other replicas, the first
+        process writes the states of dataset iterators, because replicas read different data.
 
         Args:
-            all_facts: Those of all processes, by rank.
+            all_facts: Facts of all processes, in the order of ranks.
 
         Raises:
-            CheckpointError: The processes have different objects, or nobody has some value.
+            CheckpointError: The processes have different objects, or no process has some value.
         """
         _check(all_facts)
         replica, member = self.facts.place
@@ -120,7 +120,7 @@ class Contents:
 
 
 def of_replica(key: str, replica: int) -> str:
-    """The key of a value that each replica has for itself; the first one has the plain key."""
+    """Key of a value that each replica has separately; the first replica uses the plain key."""
     return key if replica == 0 else f"replica-{replica}/{key}"
 
 
@@ -134,6 +134,7 @@ def _not_elsewhere(all_facts: Sequence[Facts]) -> set[str]:
 
 
 def _check(all_facts: Sequence[Facts]) -> None:
+    """Raises if processes have different keys, or no process has some value."""
     first = all_facts[0]
     for rank, facts in enumerate(all_facts):
         if facts.digest != first.digest:

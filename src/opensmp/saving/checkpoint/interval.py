@@ -1,4 +1,4 @@
-"""Saving every so many steps, as `tf.train.CheckpointManager` does it."""
+"""Save interval in steps, with the semantics of `tf.train.CheckpointManager`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 
 class Interval:
-    """Which calls of `save` write a checkpoint.
+    """Decides which calls of `save` write a checkpoint.
 
     Args:
-        steps: The least number of steps between two checkpoints, None if each call writes one.
-        counter: A variable, or anything else that `int` takes, with the number of the step.
-        last: The step of the last checkpoint, None if there was none.
+        steps: Minimum number of steps between two checkpoints; None if every call writes one.
+        counter: The step counter: a variable, or anything that `int` accepts.
+        last: Step of the last checkpoint; None if there is none.
     """
 
     def __init__(self, steps: int | None, counter: Any, last: int | None) -> None:
@@ -20,7 +20,7 @@ class Interval:
         self._counter = counter
 
     def now(self) -> int | None:
-        """The step, None if each call writes a checkpoint."""
+        """The current step; None if every call writes a checkpoint."""
         if self.steps is None:
             return None
         value = self._counter
@@ -31,7 +31,8 @@ class Interval:
 
         Args:
             step: The step.
-            check: Whether the interval counts. Otherwise one is due unless this step has one.
+            check: Whether to respect the interval; otherwise only a second checkpoint of the same
+                step is skipped.
         """
         if self.steps is None or step is None or self.last is None:
             return True

@@ -1,4 +1,4 @@
-"""`smp.CheckpointManager`: checkpoints of models that are spread over partitions."""
+"""`smp.CheckpointManager`: checkpoints of models that are distributed over partitions."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ T = TypeVar("T")
 
 
 class CheckpointManager(tf.train.CheckpointManager):
-    """Saves and restores training, whatever the number of partitions and processes.
+    """Saves and restores training, independently of the number of partitions and processes.
 
-    A checkpoint is what `tf.train.Checkpoint` writes, readable by plain TensorFlow, and knows
-    nothing of partitions: it may be restored with other numbers of partitions, replicas and
-    processes, and so may checkpoints that plain TensorFlow has written. Each process writes and
-    reads only what it owns. All processes call `save` and `restore`.
+    A checkpoint has the format of `tf.train.Checkpoint`, is readable by plain TensorFlow, and does
+    not depend on partitions: it can be restored with other numbers of partitions, replicas and
+    processes, and so can checkpoints written by plain TensorFlow. Each process writes and reads
+    only the values that it owns. `save` and `restore` are collective calls.
 
-    A crash at any moment leaves the checkpoints as they were; those that are damaged are
-    recognised. Of the files in the directory only those are removed whose names are exactly
-    `checkpoint_name`, a number, and the endings of a checkpoint. With the first `save` the program
-    takes a lock of the directory for that name, which it holds as long as the manager lives.
+    A crash at any time leaves the existing checkpoints intact; damaged ones are detected. Only
+    files whose names consist of exactly `checkpoint_name`, a number and a checkpoint suffix are
+    ever removed from the directory. The first `save` takes a lock of the directory for that name,
+    which is held as long as the manager lives.
 
     Args:
-        checkpoint: A `tf.train.Checkpoint` of what is to be saved: models, optimizers,
-            variables, iterators of datasets, lists of these. Of a metric or a
-            `keras.random.SeedGenerator` give the variables: `accuracy=accuracy.variables`,
-            `seed=generator.state`.
-        directory: Where checkpoints are; all processes must reach it. `~` is the home directory.
-        max_to_keep: How many are kept, None for all of them.
-        checkpoint_name: What the names of the files begin with.
+        checkpoint: A `tf.train.Checkpoint` of the objects to save: models, optimizers, variables,
+            dataset iterators, lists of these. For a metric or a `keras.random.SeedGenerator` pass
+            the variables: `accuracy=accuracy.variables`, `seed=generator.state`.
+        directory: The checkpoint directory, accessible to all processes. `~` is expanded.
+        max_to_keep: Number of checkpoints to keep; None for all.
+        checkpoint_name: Prefix of the file names.
         keep_checkpoint_every_n_hours: Of the checkpoints that `max_to_keep` would remove, one is
-            kept for good if it was saved at least so many hours after the last one that was.
-            These are not in `checkpoints` any more. None for none.
-        step_counter: A variable with the number of the step, for `checkpoint_interval`.
-        checkpoint_interval: The least number of steps between two checkpoints: calls of `save`
-            before that write none. None if each call writes one.
+            preserved permanently if it was saved at least this many hours after the previously
+            preserved one. Preserved checkpoints are no longer in `checkpoints`. None to preserve
+            none.
+        step_counter: A variable with the current step, for `checkpoint_interval`.
+        checkpoint_interval: Minimum number of steps between two checkpoints: earlier calls of
+            `save` write none. None if every call writes one.
         init_fn: Called by `restore_or_initialize` if there is no checkpoint.
         last_checkpoint_step: The step from which `checkpoint_interval` counts; None if the first
             call of `save` writes.
-        background: Whether `save` returns when it has a hold on all values, and a thread copies
-            and writes them while training goes on. There is one such write at a time; `wait`, and
-            the next `save` or `restore`, wait for it and raise its error. A program that ends
-            normally waits for it too. The memory of the copy, as much as this process saves, is
-            kept for the next one until the manager goes.
+        background: Whether `save` returns as soon as it holds references to all values, while a
+            thread copies and writes them during further training. Only one such write runs at a
+            time; `wait`, and the next `save` or `restore`, wait for it and raise its error. So does
+            a program that exits normally. The memory for the copy, as large as what this process
+            saves, is reused until the manager is deleted.
 
     Raises:
-        CheckpointError: An argument is not possible.
+        CheckpointError: An argument is invalid.
 
     Example:
         ```python
@@ -118,59 +118,60 @@ class CheckpointManager(tf.train.CheckpointManager):
 
     @property
     def directory(self) -> str:
-        """Where checkpoints are."""
+        """The checkpoint directory."""
         return self._shelf.directory
 
     @property
     def max_to_keep(self) -> int | None:
-        """How many checkpoints are kept, None for all of them."""
+        """Number of checkpoints to keep; None for all."""
         return self._most
 
     @property
     def checkpoints(self) -> list[str]:
-        """Paths of the checkpoints in the directory that `max_to_keep` counts, oldest first.
+        """Paths of the checkpoints that count for `max_to_keep`, oldest first.
 
         Raises:
-            CheckpointError: The directory is there and cannot be read.
+            CheckpointError: The directory exists and cannot be read.
         """
         return [path for path, _ in self._looked(self._shelf.checkpoints)]
 
     @property
     def latest_checkpoint(self) -> str | None:
-        """Path of the newest checkpoint, None if there is none.
+        """Path of the newest checkpoint; None if there is none.
 
         Raises:
-            CheckpointError: The directory is there and cannot be read.
+            CheckpointError: The directory exists and cannot be read.
         """
         return self._looked(self._shelf.newest)
 
     @property
     def checkpoint_interval(self) -> int | None:
-        """The least number of steps between two checkpoints, None if each `save` writes one."""
+        """Minimum number of steps between two checkpoints; None if every `save` writes one."""
         return self._interval.steps
 
     def save(
         self, checkpoint_number: int | None = None, check_interval: bool = True, options: Any = None
     ) -> str | None:
-        """Writes a new checkpoint. All processes call it.
+        """Writes a new checkpoint. Collective: all processes must call it.
 
         Args:
-            checkpoint_number: Its number; the one after the newest by default. One that is there
-                already is replaced.
-            check_interval: Whether `checkpoint_interval` counts, if there is one. Otherwise a
-                checkpoint is written unless this step has one.
-            options: None. `tf.train.CheckpointOptions` are for TensorFlow's own writer.
+            checkpoint_number: Its number; by default one more than the newest and than the save
+                counter. An existing
+                checkpoint of this number is replaced.
+            check_interval: Whether to respect `checkpoint_interval`, if set. Otherwise a checkpoint
+                is written unless the current step already has one.
+            options: Must be None. `tf.train.CheckpointOptions` are for TensorFlow's own writer.
 
         Returns:
-            Its path, such as `"/opt/ml/checkpoints/ckpt-3"`; None if `checkpoint_interval` has
-            not passed.
+            Its path, such as `"/opt/ml/checkpoints/ckpt-3"`; None if `checkpoint_interval` has not
+            passed.
 
         Raises:
-            NotInitializedError: Before `smp.init`.
-            CheckpointError: It could not be written, or another program writes checkpoints of
-                this name into the directory; earlier ones are as they were. All processes raise
-                the same error. With `background=True` also: the one before could
-                not be written; then this one was not begun.
+            NotInitializedError: `smp.init` has not been called.
+            CheckpointError: It could not be written, or another program writes checkpoints of this
+                name to the directory; earlier checkpoints are unchanged. All processes raise the
+                same error. With `background=True` also: the previous checkpoint could not be
+                written; then this one was not started.
 
         Example:
             ```python
@@ -223,19 +224,20 @@ class CheckpointManager(tf.train.CheckpointManager):
         return path
 
     def _save_always(self) -> str:
-        """As `save`, whatever `checkpoint_interval` says and this step has: nothing comes after."""
+        """Like `save`, but always writes, since it is the last save of the program."""
         self._interval.last = None
         path = self.save()
         assert path is not None
         return path
 
     def wait(self) -> None:
-        """Waits until the checkpoint that is being written in the background is complete.
+        """Waits until the background write of a checkpoint, if any, is complete.
 
-        All processes call it. Returns at once if there is none.
+        Collective: all processes must call it.
 
         Raises:
-            CheckpointError: It could not be written; all processes raise the same error.
+            CheckpointError: The checkpoint could not be written; all processes raise the same
+                error.
 
         Example:
             ```python
@@ -255,35 +257,35 @@ class CheckpointManager(tf.train.CheckpointManager):
         writer.raise_errors(outcomes, flight.path)
 
     def sync(self) -> None:
-        """As `wait`, under the name that TensorFlow's manager has for it."""
+        """Alias of `wait`, as named in TensorFlow's manager."""
         self.wait()
 
     def restore(
         self, save_path: str | os.PathLike[str] | None = None, *, partial: bool = False
     ) -> str | None:
-        """Restores the latest checkpoint in the directory, or another one. All processes call it.
+        """Restores the latest checkpoint, or another one. Collective: all processes must call it.
 
-        It may be called at any time: before the first step, in a post-partition hook, between
-        steps. Values of variables that do not exist yet, in a model that has not been called or
-        an optimizer that has not been built, are assigned when these are made.
+        It may be called at any time: before the first step, in a post-partition hook, or between
+        steps. Values of variables that do not exist yet, of a model that has not been called or an
+        optimizer that has not been built, are assigned when the variables are created.
 
-        If the newest checkpoint is damaged, the newest good one is restored, with a warning.
+        If the newest checkpoint is damaged, the newest intact one is restored, with a warning.
 
         Args:
-            save_path: Path of a checkpoint, or of a directory with checkpoints; this one's by
-                default.
-            partial: Whether it is fine that variables are not in the checkpoint, or values of
-                the checkpoint not in the program. Shapes must fit in any case.
+            save_path: Path of a checkpoint, or of a directory with checkpoints; by default the
+                manager's directory.
+            partial: Whether to accept variables that are not in the checkpoint and values of the
+                checkpoint that are not in the program. Shapes must match in any case.
 
         Returns:
-            The path of the checkpoint; None if `save_path` is None and the directory is not there
-            or has none.
+            The path of the checkpoint; None if `save_path` is None and the directory does not exist
+            or has no checkpoint.
 
         Raises:
-            NotInitializedError: Before `smp.init`.
+            NotInitializedError: `smp.init` has not been called.
             CheckpointError: There is no checkpoint at `save_path`, all are damaged, the directory
-                cannot be read, or it does not fit: the message has the first variables that
-                differ. Everything is as it was before.
+                cannot be read, or the checkpoint does not match: the message lists the first
+                variables that differ. Nothing was changed.
 
         Example:
             ```python
@@ -295,7 +297,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         world = current(what)
         is_eager(what)
         self.wait()
-        int(self._kept_checkpoint.save_counter.numpy())  # made at the first look
+        int(self._kept_checkpoint.save_counter.numpy())  # creates the save counter
         found = self._candidates(save_path) if world.rank == 0 else None
         found = objects.broadcast_object(found, range(world.size), 0, what)
         if found.error is not None:
@@ -322,7 +324,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         raise CheckpointError(self._nothing_good(candidates, save_path))
 
     def restore_or_initialize(self) -> str | None:
-        """As `restore()`; if there is no checkpoint, `init_fn` is called."""
+        """Like `restore()`; if there is no checkpoint, calls `init_fn`."""
         path = self.restore()
         if path is None and self._initialize is not None:
             self._initialize()
@@ -337,7 +339,7 @@ class CheckpointManager(tf.train.CheckpointManager):
             raise CheckpointError(_unreadable(error, self.directory)) from error
 
     def _due(self, world: World, check: bool) -> tuple[bool, int | None]:
-        """Whether `save` is to write, the same in all processes, and at which step."""
+        """Whether `save` must write, and the step, as rank 0 decides for all processes."""
         if self._interval.steps is None:
             return True, None
         outcome: Outcome | None = None
@@ -354,7 +356,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         return bool(is_due), step
 
     def _prepare(self, world: World, wanted: int | None, counter: int) -> int:
-        """Makes room for a checkpoint; gives its number, the same in all processes."""
+        """Prepares the directory and chooses the checkpoint number, on rank 0 for all processes."""
         outcome: Outcome | None = None
         if world.rank == 0:
             try:
@@ -366,7 +368,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                         f"checkpoint_number must be from 0 to {LARGEST_NUMBER}; received {number}."
                     )
                 outcome = Outcome(number)
-            except Exception as error:  # also a warning that is an error: the others wait
+            except Exception as error:  # even a warning raised as one: others wait
                 outcome = outcome_of(error, self.directory)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the number")
         assert outcome is not None
@@ -374,7 +376,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         return int(outcome.value)
 
     def _candidates(self, save_path: str | os.PathLike[str] | None) -> Outcome:
-        """Paths of checkpoints, newest first, and what is wrong with each."""
+        """Paths of checkpoints, newest first, each with its fault or None."""
         shelf = self._shelf
         if save_path is not None:
             try:
@@ -391,7 +393,7 @@ class CheckpointManager(tf.train.CheckpointManager):
             return Outcome(shelf.candidates())
         except OSError as error:
             return Outcome(error=_unreadable(error, shelf.directory))
-        except Exception as error:  # a warning that is an error: the other processes wait
+        except Exception as error:  # even a warning raised as an error: other ranks wait
             return outcome_of(error)
 
     def _nothing_good(
@@ -405,7 +407,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         return text + self._offer(*(path for path, _ in candidates))
 
     def _offer(self, *tried: str) -> str:
-        """Tells of the newest good checkpoint in the directory that was not tried."""
+        """Names the newest intact checkpoint in the directory that was not tried."""
         try:
             for path, wrong in self._shelf.candidates():
                 if path not in tried and wrong is None:
@@ -420,7 +422,7 @@ def _absolute(path: str | os.PathLike[str]) -> str:
 
 
 def _unreadable(error: OSError, directory: str) -> str:
-    """The message of a directory that is there and cannot be read."""
+    """Error message for a directory that exists and cannot be read."""
     if isinstance(error, NotADirectoryError):
         file = directory
         while not os.path.lexists(file):

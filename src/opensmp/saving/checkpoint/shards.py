@@ -1,4 +1,4 @@
-"""Parts of a checkpoint: files in TensorFlow's format that together make the whole."""
+"""Shards of a checkpoint: files in TensorFlow's format, one set per process, that are merged."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Named(NamedTuple):
 
 
 def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
-    """Writes tensors to files, which are on the disk when it returns.
+    """Writes tensors to files and flushes them to disk.
 
-    One thread does it: two that write to one disk were measured to be no faster, and at times
-    three times as slow.
+    Uses one thread: in measurements, two threads writing to one disk were not faster, and at times
+    three times slower.
 
     Args:
-        prefix: What the names of the files begin with.
+        prefix: Prefix of the file names.
         values: The tensors.
 
     Returns:
-        The prefix of each set of files that was written; none without tensors.
+        The prefix of each set of files that was written; empty without tensors.
 
     Raises:
         OSError, tf.errors.OpError: The files cannot be written.
@@ -64,12 +64,7 @@ def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
 
 
 def merge_parts(prefixes: Sequence[str], prefix: str) -> None:
-    """Makes one checkpoint of parts; their files are renamed.
-
-    Args:
-        prefixes: Those of the parts.
-        prefix: That of the checkpoint.
-    """
+    """Merges shards of the given prefixes into checkpoint `prefix`, by renaming their files."""
     with tf.device(_HOST):
         tf.raw_ops.MergeV2Checkpoints(
             checkpoint_prefixes=list(prefixes), destination_prefix=prefix, delete_old_dirs=False
@@ -79,14 +74,14 @@ def merge_parts(prefixes: Sequence[str], prefix: str) -> None:
 def read_tensors(
     prefix: str, names: Sequence[str], dtypes: Sequence[Any], sizes: Sequence[int], threads: int
 ) -> list[Tensor]:
-    """Reads tensors to host memory, several at a time if that is worth it.
+    """Reads tensors into host memory, in parallel if they are large enough.
 
     Args:
-        prefix: That of the checkpoint.
+        prefix: Prefix of the checkpoint.
         names: Keys of the tensors.
-        dtypes: Their dtypes, as they are in the files.
-        sizes: Their bytes, roughly.
-        threads: The largest number of threads.
+        dtypes: Their dtypes in the files.
+        sizes: Their approximate sizes in bytes.
+        threads: Maximum number of threads.
 
     Raises:
         tf.errors.OpError: The files cannot be read, or a checksum in them is wrong.
@@ -113,14 +108,14 @@ def read_tensors(
 
 
 def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[list[Any]]:
-    """Divides items into groups of about equal size, in order; none is empty.
+    """Divides items into non-empty groups of about equal total size, in order.
 
-    There are no more groups than threads, and no more than are worth a thread each.
+    There are at most as many groups as threads, and as many as justify a thread each.
 
     Args:
         items: The items.
-        sizes: Bytes of each.
-        threads: The largest number of groups.
+        sizes: Size of each item in bytes.
+        threads: Maximum number of groups.
 
     Example:
         ```python
@@ -134,7 +129,7 @@ def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[li
     groups: list[list[Any]] = [[] for _ in range(count)]
     done = 0
     for item, bytes_of_item in zip(items, sizes, strict=True):
-        # The group that the middle of the item falls into.
+        # The group that contains the midpoint of the item.
         middle = done + bytes_of_item // 2
         groups[min(count - 1, middle * count // max(1, total))].append(item)
         done += bytes_of_item
@@ -142,17 +137,13 @@ def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[li
 
 
 def run_all(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> list[Any]:
-    """Calls a function with several sets of arguments, each on a thread of its own.
-
-    Args:
-        function: The function.
-        arguments: Its positional arguments, one set for each call.
+    """Calls a function with each set of positional arguments, each on its own thread.
 
     Returns:
-        What the calls gave, in their order.
+        The results, in the order of `arguments`.
 
     Raises:
-        Exception: That of the first call that has failed, when all have ended.
+        Exception: The first failed call's exception, after all calls have ended.
     """
     if len(arguments) < 2:
         return [function(*each) for each in arguments]
@@ -178,24 +169,16 @@ def run_all(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) ->
 
 
 def at_low_priority(function: Callable[[], Any]) -> Any:
-    """Calls a function on a thread that runs when the cores have nothing else to do.
+    """Runs a function on a thread of lowest priority; returns its result or raises its exception.
 
-    The function must not start threads, nor call what may: they would be slow for ever.
-
-    Args:
-        function: The function.
-
-    Returns:
-        What it gave.
-
-    Raises:
-        Exception: What it raised.
+    The function must not start threads, nor call code that might: they would inherit the priority
+    and remain slow.
     """
     result: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
-        with contextlib.suppress(OSError):  # some systems forbid it
+        with contextlib.suppress(OSError):  # not permitted on some systems
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         try:
             result.append(function())
@@ -205,7 +188,7 @@ def at_low_priority(function: Callable[[], Any]) -> Any:
     thread = threading.Thread(target=run, name="opensmp-low-priority")
     try:
         thread.start()
-    except RuntimeError:  # the program is ending, and nothing else runs
+    except RuntimeError:  # the program is ending, so no other work competes
         return function()
     thread.join()
     if errors:
@@ -214,7 +197,7 @@ def at_low_priority(function: Callable[[], Any]) -> Any:
 
 
 def on_host(tensor: Tensor) -> Tensor:
-    """The tensor in the host's memory; itself if it is there."""
+    """Copies a tensor from a GPU to host memory; other tensors are returned as they are."""
     if "GPU" not in tensor.device:
         return tensor
     with tf.device(_HOST):
@@ -222,5 +205,5 @@ def on_host(tensor: Tensor) -> Tensor:
 
 
 def usable_threads(local_size: int) -> int:
-    """How many threads a process may use beside the others of its machine."""
+    """Number of threads that a process may use, given the number of processes on its machine."""
     return max(1, min(8, len(os.sched_getaffinity(0)) // local_size))

@@ -1,4 +1,4 @@
-"""Writes one checkpoint: each process its part, one of them the whole."""
+"""Writes one checkpoint: each process writes its shard, rank 0 assembles the checkpoint."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _WHAT = "smp.CheckpointManager.save"
 
 
 def place_of(world: World) -> Place:
-    """Where a process is among all."""
+    """Position of this process in its replica and among replicas."""
     return Place(world.dp_group.index(world.rank), world.mp_group.index(world.rank))
 
 
 def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Named]:
-    """The values that this process has to write, as they are now.
+    """Collects the current values that this process must write. Collective over all processes.
 
-    All processes call it. The tensors share the memory of their variables on the host:
-    TensorFlow copies it when a variable is changed while somebody else has a hold on it.
+    On the host, the tensors share memory with their variables: TensorFlow copies it when a variable
+    is changed while other references to its buffer exist.
 
     Args:
         checkpoint: A `tf.train.Checkpoint`.
-        world: This process and its neighbours.
-        to_host: Whether values on GPUs are copied to the host now, and not when written.
+        world: The current world.
+        to_host: Whether to copy values from GPUs to the host now instead of during the write.
 
     Raises:
-        CheckpointError: The objects cannot be saved or read, or those of the processes differ.
+        CheckpointError: The objects cannot be saved or read, or differ between the processes.
     """
     contents: Contents | None = None
     try:
@@ -72,14 +72,14 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
 def own_part(
     values: list[Named], shelf: Shelf, world: World, staging: Staging | None = None
 ) -> Outcome:
-    """Writes the part of this process; its outcome has the prefixes of the files.
+    """Writes the shard of this process; the value of its outcome is the list of file prefixes.
 
     Args:
-        values: Its values.
-        shelf: Where checkpoints are.
-        world: This process and its neighbours.
-        staging: Where large values are copied to first, for training goes on meanwhile. They are
-            let go of as soon as they are copied, and written when the cores have time.
+        values: The values to write; large ones are removed once they are staged.
+        shelf: The checkpoint directory.
+        world: The current world.
+        staging: Staging memory for large values, for writes during training. Each value is released
+            as soon as it is copied, and the copies are written at low priority.
     """
     prefix = os.path.join(shelf.staging, f"part-{world.rank}")
     large = f"{prefix}-large"
@@ -102,17 +102,17 @@ def whole(
     max_to_keep: int | None,
     every_n_hours: float | None = None,
 ) -> list[Outcome]:
-    """Makes the checkpoint of all parts and puts it in its place; rank 0 calls it.
+    """Merges all shards into the checkpoint and commits it; called by rank 0 only.
 
     Args:
-        outcomes: Those of all parts.
-        shelf: Where checkpoints are.
+        outcomes: Outcomes of all shards.
+        shelf: The checkpoint directory.
         number: Number of the checkpoint.
-        max_to_keep: How many are kept.
-        every_n_hours: How many hours are between those that are kept for good.
+        max_to_keep: Number of checkpoints to keep.
+        every_n_hours: Interval in hours at which checkpoints are preserved permanently.
 
     Returns:
-        The outcomes, in that of rank 0 also how it went with the whole.
+        The outcomes, where that of rank 0 includes an error of the merge or commit.
     """
     try:
         if first_error(outcomes) is None:
@@ -127,15 +127,7 @@ def whole(
 
 
 def raise_errors(outcomes: Sequence[Outcome], path: str = "") -> None:
-    """Raises one error for those of all processes.
-
-    Args:
-        outcomes: Those of all processes, by rank.
-        path: Where the checkpoint was to be, if that is known.
-
-    Raises:
-        CheckpointError: Some process has failed.
-    """
+    """Raises one `CheckpointError` for the errors of all processes; `path` is "" if unknown."""
     error = first_error(outcomes)
     if error is not None:
         raise CheckpointError(not_saved(path, error))

@@ -1,1 +1,1 @@
-"""Whole models and their weights in files."""
+"""Saving and loading of whole models and weights."""

@@ -1,4 +1,4 @@
-"""What a path holds: found out from its contents, not from its name alone."""
+"""Detects the format of a model file from its contents, not only from its name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _INDEX = ".index"
 
 
 class Format(Enum):
-    """Kinds of files that models are kept in; the value is what messages call them."""
+    """File formats of models; the value describes the format in messages."""
 
     KERAS = "a .keras file"
     KERAS_DIRECTORY = "a .keras directory"
@@ -34,15 +34,15 @@ class Format(Enum):
 
 
 def format_of(path: str | os.PathLike[str], what: str) -> Format:
-    """Which format a path has.
+    """Detects the format of a path.
 
     Args:
         path: A file, a directory, or the prefix of a checkpoint.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: There is nothing, it may not be read, it is half a file, or no format that
-            is known.
+        SavingError: The path does not exist, cannot be read, is truncated, or has an unknown
+            format.
 
     Example:
         ```python
@@ -71,7 +71,7 @@ def format_of(path: str | os.PathLike[str], what: str) -> Format:
 
 
 def checkpoint_prefix(path: str | os.PathLike[str], what: str) -> str:
-    """The prefix of a checkpoint: `path` itself, or the newest one in a directory."""
+    """The prefix of a checkpoint: `path` itself, or the newest checkpoint in a directory."""
     name = os.fspath(path)
     if Path(name).is_dir():
         from tensorflow import train
@@ -88,11 +88,11 @@ def checkpoint_prefix(path: str | os.PathLike[str], what: str) -> str:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike[str], ending: str) -> Iterator[str]:
-    """Context that gives a name of a file that ends so, for Keras takes the format from it.
+    """Yields a name for a file that ends with `ending`, from which Keras derives the format.
 
     Args:
         path: The file.
-        ending: Such as `".keras"`.
+        ending: A suffix such as `".keras"`.
     """
     name = os.fspath(path)
     also = name.endswith(".hdf5") and ending == ".h5"
@@ -110,7 +110,7 @@ def _kind(name: str) -> str:
 
 
 def weights_beside(name: str) -> str:
-    """The name of the weights that belong to a configuration in JSON."""
+    """The name of the weights file that belongs to a JSON configuration file."""
     return f"{name.removesuffix('.json')}.weights.h5"
 
 
@@ -183,7 +183,7 @@ def _of_hdf5(target: Path, what: str) -> Format:
 
 
 def _alike(target: Path) -> str:
-    """What there is instead, as a hint."""
+    """A hint about similar names or existing files."""
     folder = next(p for p in target.absolute().parents if p.exists())
     if folder != target.absolute().parent:
         return f" The nearest directory that exists is {folder}."

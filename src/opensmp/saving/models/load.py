@@ -1,4 +1,4 @@
-"""Puts the weights of a file into a model that is there already."""
+"""Loads weights from a file of any format into an existing model."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ PathLike = str | os.PathLike[str]
 
 
 def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: bool = True) -> None:
-    """Gives a model the weights in a file, and its optimizer the state if the file has it.
+    """Loads weights, and optimizer state if the file has it, into a model.
 
     Args:
         model: A built Keras model.
         path: The file.
         kind: Its format.
-        what: What is done, for messages.
-        state: Whether the optimizer gets its state, with its learning rate.
+        what: Name of the operation for messages.
+        state: Whether to restore the optimizer's state and learning rate.
 
     Raises:
-        SavingError: The file is damaged, has values in other files, or has the weights of another
-            model; none was assigned.
+        SavingError: The file is damaged, refers to values in other files, or has the weights of a
+            different model; nothing was assigned.
     """
     if not model.built:
         raise SavingError(
@@ -54,7 +54,7 @@ def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: b
 
 
 def _scope_of(model: Model) -> Any:
-    """The scope that the variables of a model and of its optimizer belong to."""
+    """The strategy scope of a model's variables, unless a strategy is already active."""
     strategy = getattr(model, "distribute_strategy", None)
     if strategy is None or tf.distribute.has_strategy():
         return contextlib.nullcontext()
@@ -105,7 +105,7 @@ def _checkpoint(model: Model, path: PathLike, what: str, state: bool) -> None:
     prefix = checkpoint_prefix(path, what)
     keys = [name for name, _ in tf.train.list_variables(prefix)]
     if not state:
-        # With slots that are there already, nothing of the file waits for slots to be made.
+        # With existing slots, no value in the file is deferred until slots are created.
         build_optimizer(model)
         variables = getattr(getattr(model, "optimizer", None), "variables", ())
         kept = [(variable, np.asarray(variable)) for variable in variables]
@@ -117,6 +117,7 @@ def _checkpoint(model: Model, path: PathLike, what: str, state: bool) -> None:
 
 
 def _restore(model: Model, prefix: str, keys: Sequence[str], optimizer: Any, what: str) -> None:
+    """Restores a checkpoint, whose layout of objects is detected from its keys."""
     is_child = any(key.startswith("model/") for key in keys)
     with_optimizer = optimizer is not None and any(map(_is_slot, keys))
     if with_optimizer:
@@ -152,12 +153,12 @@ _SCALARS = {"_iterations": "iterations", "_learning_rate": "learning_rate"}
 
 
 def _is_slot(key: str) -> bool:
-    """Whether a key is of an optimizer that was built: one that has never run has but scalars."""
+    """Whether a key is an optimizer slot; an optimizer without updates has only scalars."""
     return key.startswith("optimizer/") and key.split("/")[1] not in _SCALARS
 
 
 def _restore_plainly(model: Model, checkpoint: Any, prefix: str, what: str) -> None:
-    """TensorFlow's restore, which assigns before it finds that something does not fit."""
+    """TensorFlow's restore, which assigns before it detects a mismatch; reverts after an error."""
     before = [np.asarray(variable) for variable in model.variables]
     try:
         checkpoint.read(prefix).assert_existing_objects_matched()
@@ -192,7 +193,7 @@ _BY_KIND = {
 
 
 def build_optimizer(model: Model) -> None:
-    """Makes the slots of a compiled model's optimizer, so that a file can give their values."""
+    """Creates the slots of a compiled model's optimizer, so that a file can restore them."""
     optimizer = getattr(model, "optimizer", None)
     if isinstance(optimizer, keras.optimizers.Optimizer) and not optimizer.built:
         optimizer.build(model.trainable_variables)

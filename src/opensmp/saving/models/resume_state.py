@@ -1,4 +1,4 @@
-"""What lies in a file of weights beside the weights, for a callback that resumes training."""
+"""Stores resume state in a weights file, for callbacks that resume training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _SOURCE = "_smp_beside_weights"
 
 @contextlib.contextmanager
 def written(model: Model, paths: Collection[str], make: Callable[[], bytes]) -> Iterator[None]:
-    """Context in which some files of a model's weights get something beside them.
+    """Context in which saving weights to some paths also stores additional data in the files.
 
-    Plain Keras reads such a file as any other.
+    Plain Keras can still read such files.
 
     Args:
         model: The model.
         paths: The files.
-        make: Gives what is written, at the moment when the weights are.
+        make: Returns the data; called when the weights are written.
     """
     model.__dict__[_SOURCE] = {os.path.abspath(path): make for path in paths}
     try:
@@ -35,12 +35,12 @@ def written(model: Model, paths: Collection[str], make: Callable[[], bytes]) -> 
 
 
 def write(model: Model, path: str, temporary: str) -> None:
-    """Adds what belongs beside the weights.
+    """Adds the additional data registered by `written` to a weights file.
 
     Args:
         model: The model.
-        path: The path that the file will have.
-        temporary: The path that it has now.
+        path: The final path of the file.
+        temporary: Its current path.
     """
     make = model.__dict__.get(_SOURCE, {}).get(os.path.abspath(path))
     if make is not None:
@@ -49,7 +49,7 @@ def write(model: Model, path: str, temporary: str) -> None:
 
 
 def read(path: str) -> bytes | None:
-    """What lies beside the weights in a file, None if there is nothing, or no file."""
+    """Additional data in a weights file; None if there is none, or no such file."""
     if not os.path.exists(path):
         return None
     with h5py.File(path, "r") as file:

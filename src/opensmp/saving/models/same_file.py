@@ -1,4 +1,4 @@
-"""Whether all processes have read the same file: each reads a copy of its own, if it has one."""
+"""Verifies that all processes have read the same file or equal copies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _PIECE_BYTES = 1 << 20
 
 
 def check_same_file(path: PathLike, what: str) -> None:
-    """Compares checksums of what the processes have read; all must call it.
+    """Compares checksums of the files that the processes have read. Collective.
 
     Args:
-        path: A file, a directory, or the path of a checkpoint without endings.
-        what: What is done, for messages.
+        path: A file, a directory, or the prefix of a checkpoint.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: They have not read the same; all processes raise.
+        SavingError: The files differ; all processes raise.
     """
     if not world.is_initialized() or world.current(what).size == 1 or is_remote(os.fspath(path)):
         return
@@ -41,7 +41,7 @@ def check_same_file(path: PathLike, what: str) -> None:
 
 
 def digest(path: PathLike) -> str:
-    """A checksum of names and contents of a file, or of the files that a path stands for."""
+    """SHA-256 of the names and contents of the files that a path stands for."""
     target = Path(path)
     if target.is_dir():
         files = sorted(file for file in target.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""What Keras writes of a model, written of a distributed one: whole, by one process, atomically."""
+"""Saves a distributed model in Keras' formats: gathered, written by rank 0, atomically."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _ENTRY = "saved_model.pb"
 
 
 def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
-    """Lets rank 0 write the plain face of a model, and tells all ranks how it went.
+    """Gathers a model, runs `work` on its plain view on rank 0, and propagates errors.
 
     Args:
         model: Any Keras model.
-        what: What is done, for messages.
-        work: Gets the model as its plain class, all its variables readable; runs on rank 0.
+        what: Name of the operation for messages.
+        work: Writes the model; called on rank 0 with an instance of the plain class whose variables
+            are all readable.
 
     Raises:
         SavingError: It cannot be written, on this rank or another.
@@ -57,19 +58,18 @@ def write_saved_model(
     what: str = "model.save_model",
     **kwargs: Any,
 ) -> None:
-    """Writes a whole model as a TensorFlow SavedModel that knows nothing of partitions.
+    """Writes a whole model as a TensorFlow SavedModel, independent of opensmp.
 
-    The signatures `serving_default` and `serve` run the model in inference mode, for batches of
-    any size; `variables` are its weights, in the order of the model.
+    The signatures `serving_default` and `serve` run the model in inference mode, for any batch
+    size; `variables` are its weights, in the model's order.
 
     Args:
         model: A built Keras model.
-        path: A directory. One that exists is kept, and only what is of the same name in it is
-            replaced.
-        input_signature: As in `keras.Model.export`; by default, the shapes and types that the
-            model was called with.
-        what: What is done, for messages.
-        **kwargs: More for `keras.Model.export`.
+        path: A directory. In an existing one only files of the same names are replaced.
+        input_signature: As in `keras.Model.export`; by default the shapes and dtypes that the model
+            was called with.
+        what: Name of the operation for messages.
+        **kwargs: Further arguments of `keras.Model.export`.
 
     Raises:
         SavingError: It cannot be written.
@@ -95,7 +95,7 @@ def write_saved_model(
 
 
 def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **kwargs: Any) -> None:
-    """As `keras.Model.save`; see `write`."""
+    """Like `keras.Model.save`; see `write`."""
     what, name = "model.save", os.fspath(path)
     _check_overwrite(what, name, overwrite)
 
@@ -119,7 +119,7 @@ def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **k
 def save_weights(
     model: Model, path: PathLike, overwrite: bool, max_shard_size: int | float | None, **kwargs: Any
 ) -> None:
-    """As `keras.Model.save_weights`; see `write`."""
+    """Like `keras.Model.save_weights`; see `write`."""
     what, name = "model.save_weights", os.fspath(path)
     _check_overwrite(what, name, overwrite)
     if not model.built and plans_of_parts(model):
@@ -136,7 +136,7 @@ def save_weights(
             with atomic.new_file(name) as temporary:
                 plain.save_weights(temporary, **kwargs)
                 resume_state.write(model, name, temporary)
-        else:  # several files, and one of their names, which are taken from its own
+        else:  # several shards, and an index file that lists their names
             target = Path(name)
             with atomic.new_files(target.parent, target.name) as folder:
                 plain.save_weights(
@@ -147,13 +147,13 @@ def save_weights(
 
 
 def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> None:
-    """Writes the configuration of a model, and its weights beside it: both, or none.
+    """Atomically writes the configuration of a model, and its weights beside it.
 
     Args:
         model: A built Keras model.
-        path: The file for the configuration.
-        weights: That for the weights, `x.weights.h5` in the same directory.
-        what: What is done, for messages.
+        path: The configuration file.
+        weights: The weights file, `x.weights.h5` in the same directory.
+        what: Name of the operation for messages.
 
     Raises:
         SavingError: They cannot be written.
@@ -169,12 +169,12 @@ def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> No
 
 
 def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
-    """Writes a TensorFlow checkpoint of a model and of its optimizer.
+    """Writes a TensorFlow checkpoint of a model and its optimizer.
 
     Args:
         model: A built Keras model.
-        path: The prefix of its files.
-        what: What is done, for messages.
+        path: Prefix of the files.
+        what: Name of the operation for messages.
 
     Raises:
         SavingError: It cannot be written.
@@ -195,7 +195,7 @@ def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
 
 
 def export(model: Model, path: PathLike, format: str, input_signature: Any, **kwargs: Any) -> None:
-    """As `keras.Model.export`; see `write`."""
+    """Like `keras.Model.export`; see `write`."""
     name = os.fspath(path)
     if format == "tf_saved_model":
         write_saved_model(model, name, input_signature, "model.export", **kwargs)
@@ -218,7 +218,7 @@ def export(model: Model, path: PathLike, format: str, input_signature: Any, **kw
 
 
 def _signature(model: Model) -> Any:
-    """The inputs of a model with a `call` of its own; Keras knows those of the others."""
+    """Input specs of a model with its own `call`; None where Keras knows them."""
     plain = plain_class(model) or type(model)
     if issubclass(plain, (keras.Sequential, _private.Functional)):
         return None

@@ -1,4 +1,4 @@
-"""A TensorFlow SavedModel as a Keras layer that can be partitioned inside."""
+"""`smp.SavedModelLayer`: a TensorFlow SavedModel as a Keras layer that can be partitioned."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Signature:
     """One function of a SavedModel, as a graph in which all calls are inlined.
 
     Attributes:
-        graph_def: The graph, without variables: what reads one is missing.
+        graph_def: The graph, without inputs, variables and their reads.
         inputs: Name of each input to name, dtype and shape of its tensor.
         outputs: Name of each output to the name of its tensor.
-        reads: Name of the tensor of each read to the number of its variable.
+        reads: Tensor name of each variable read to the index of the variable.
         variables: Name, value and trainability of each variable.
     """
 
@@ -43,22 +43,22 @@ class Signature:
 
 @keras.saving.register_keras_serializable("opensmp")
 class SavedModelLayer(keras.layers.Layer):
-    """A signature of a SavedModel as a layer: with weights of its own, each operation visible.
+    """A signature of a SavedModel as a layer with its own weights and individual operations.
 
-    `keras.layers.TFSMLayer` calls the saved function as one operation, which nothing can split;
-    the operations in this layer are those of any model, so that opensmp cuts between them. It
-    also reads SavedModels of Keras 2, with the state of an old optimizer in them.
+    `keras.layers.TFSMLayer` calls the saved function as one operation, which cannot be partitioned;
+    this layer adds the individual operations to the graph, so that opensmp can cut between them. It
+    also reads SavedModels of Keras 2, including the state of an old optimizer in them.
 
-    The signature is what was saved: usually inference, with dropout left out and
-    `BatchNormalization` as in inference, also in training.
+    The function runs as it was saved: usually for inference, without dropout and with
+    `BatchNormalization` in inference mode, even during training.
 
     Args:
-        filepath: Directory of the SavedModel. Its graph can read and write files: load those
-            alone that you trust.
-        signature: Which of its signatures.
-        trainable: Whether its weights are trained, as far as they were when it was saved.
+        filepath: Directory of the SavedModel. Its graph can read and write files: load only those
+            that you trust.
+        signature: Name of the signature.
+        trainable: Whether its weights are trainable, except those that were not when it was saved.
         name: Name of the layer.
-        dtype: As in any layer; the computation keeps the types that were saved.
+        dtype: As in any layer; the computation keeps the saved dtypes.
 
     Raises:
         SavingError: The SavedModel cannot be read, or has no such signature.
@@ -110,8 +110,8 @@ class SavedModelLayer(keras.layers.Layer):
         """Runs the signature.
 
         Args:
-            inputs: A tensor, or several by the names that they have in the signature, or in the
-                order of these names.
+            inputs: A tensor, or several: a dict by input name, or a list in alphabetical order of
+                the names.
 
         Returns:
             A tensor, or a dict of tensors if the signature has several outputs.
@@ -119,7 +119,7 @@ class SavedModelLayer(keras.layers.Layer):
         given = self._named(inputs)
         graph = partition_tags.traced_graph()
         traced = graph is not None and graph is tf.compat.v1.get_default_graph()
-        # Tapes do not see operations that are imported; a function has gradients of its own.
+        # Tapes do not record imported operations; a tf.function provides its gradient itself.
         return self._run(given) if traced else self._function(given)
 
     def _named(self, inputs: Any) -> dict[str, Tensor]:
@@ -138,7 +138,7 @@ class SavedModelLayer(keras.layers.Layer):
         return {name: tf.cast(tensor, specs[name][1]) for name, tensor in given.items()}
 
     def _run(self, given: Mapping[str, Tensor]) -> Any:
-        # Identities are in the graph that is being made, whatever graph the inputs come from.
+        # Identities belong to the graph being built, whichever graph the inputs come from.
         feeds = {self._read.inputs[name][0]: tf.identity(x) for name, x in given.items()}
         values: dict[int, Tensor] = {}
         for tensor, index in self._read.reads.items():
@@ -154,16 +154,16 @@ class SavedModelLayer(keras.layers.Layer):
         return dict(zip(self._read.outputs, found, strict=True))
 
     def get_config(self) -> dict[str, Any]:
-        """The configuration; the SavedModel must be at the same path when it is used."""
+        """The configuration; loading it needs the SavedModel at the same path."""
         own = {"filepath": self.filepath, "signature": self.signature_name}
         return {**super().get_config(), **own}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> SavedModelLayer:
-        """Makes the layer anew, outside of Keras' safe mode.
+        """Creates the layer from its configuration, unless Keras' safe mode is on.
 
         Raises:
-            ValueError: In safe mode, as for `keras.layers.TFSMLayer`.
+            ValueError: Safe mode is on, as for `keras.layers.TFSMLayer`.
         """
         if _private.in_safe_mode():
             raise ValueError(
@@ -177,7 +177,7 @@ class SavedModelLayer(keras.layers.Layer):
 
 
 class _Value(keras.initializers.Initializer):
-    """An initializer that gives one array."""
+    """An initializer that returns a given array."""
 
     def __init__(self, array: Any) -> None:
         self._array = array
@@ -190,7 +190,7 @@ class _Value(keras.initializers.Initializer):
 
 
 def _without_values(read: Signature) -> Signature:
-    """The same, so that the arrays can go."""
+    """Drops the values of variables, so that their memory can be freed."""
     names = tuple((name, None, trained) for name, _, trained in read.variables)
     return Signature(read.graph_def, read.inputs, read.outputs, read.reads, names)
 
@@ -262,7 +262,7 @@ def _shape(info: Any) -> Any:
 
 
 def _values(graph: Any, session: Any) -> dict[str, tuple[str, Any]]:
-    """Name in its SavedModel and value of each variable, by the name of its handle."""
+    """Name in the SavedModel and value of each initialized variable, by the name of its handle."""
     handles = [op for op in graph.get_operations() if op.type == "VarHandleOp"]
     with graph.as_default():
         reads = [
@@ -288,7 +288,7 @@ def _cut(
     values: Mapping[str, tuple[str, Any]],
     trainable: Mapping[str, bool],
 ) -> Signature:
-    """Takes inputs and variables out of a graph, so that others can be given."""
+    """Removes inputs and variable reads from a graph, so that they can be fed."""
     nodes = {node.name: node for node in graph_def.node}
 
     def handle(name: str) -> str | None:
@@ -300,7 +300,7 @@ def _cut(
     reads: dict[str, int] = {}
     order: list[str] = []
     fed = {name.split(":")[0] for name, _, _ in inputs.values()}
-    versions = tf.Graph().as_graph_def().versions  # else TensorFlow warns at each call
+    versions = tf.Graph().as_graph_def().versions  # without it TensorFlow warns at each import
     kept = tf.compat.v1.GraphDef(versions=versions, library=graph_def.library)
     gone = set(fed)
     for node in graph_def.node:
@@ -331,7 +331,7 @@ def _cut(
     variables = []
     for name in order:
         label, value = values[name]
-        # A name that is there twice has got a number in the graph.
+        # A duplicate name has a number appended in the graph.
         said = trainable.get(label, trainable.get(re.sub(r"_\d+$", "", label), True))
         can_train = np.issubdtype(value.dtype, np.floating)
         variables.append((label or name, value, bool(said) and can_train))
@@ -339,7 +339,7 @@ def _cut(
 
 
 def saved_model_as_keras(path: str | os.PathLike[str], signature: str = "serving_default") -> Any:
-    """A Functional Keras model around a SavedModel.
+    """Wraps a SavedModel in a Functional Keras model.
 
     Args:
         path: The directory.

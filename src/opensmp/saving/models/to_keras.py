@@ -1,4 +1,4 @@
-"""`model.to_keras`: the plain Keras model that a distributed one stands for."""
+"""`model.to_keras`: converts a distributed model to the plain Keras model."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def _bytes_of(plain: Model) -> bytes:
 
 
 def _model_of(data: bytes, like: Model) -> Any:
-    """The model in the bytes of a `.keras` file, of the classes that `like` is made of."""
-    # What `type` gives of a part is another class; see `opensmp.api.model.model_parts`.
+    """Loads a model from the bytes of a `.keras` file, with the layer classes of `like`."""
+    # For a part, `type` returns another class; see `opensmp.api.model.model_parts`.
     kinds = {layer.__class__.__name__: layer.__class__ for layer in _private.all_layers(like)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.keras")
         path.write_bytes(data)
-        # It was written a moment ago, by this program: its Lambda layers may be trusted.
+        # This program has just written it, so its Lambda layers are trusted.
         return keras.saving.load_model(path, custom_objects=kinds, safe_mode=False)

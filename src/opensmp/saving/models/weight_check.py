@@ -1,4 +1,4 @@
-"""Whether the weights in a file are those of a model: found out before any is assigned."""
+"""Checks that the weights in a file match a model, before any is assigned."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(pairs: Sequence[Pair], path: PathLike, what: str) -> None:
     """Raises one error for all differences.
 
     Raises:
-        SavingError: The weights are not those of the model; the first that differ are named.
+        SavingError: The weights do not match the model; the first differences are listed.
     """
     bad = [pair for pair in pairs if pair.my_shape != pair.their_shape]
     if not bad:
@@ -52,7 +52,7 @@ def check(pairs: Sequence[Pair], path: PathLike, what: str) -> None:
 
 
 def of_weights_file(model: Model, path: PathLike, what: str) -> list[Pair]:
-    """Pairs for a `.weights.h5` or `.keras` file, without those of the optimizer."""
+    """Pairs for a `.weights.h5` or `.keras` file, without optimizer state."""
     stored = _stored(path, what)
     mine = _private.weights_layout(model)
     pairs = []
@@ -63,7 +63,7 @@ def of_weights_file(model: Model, path: PathLike, what: str) -> list[Pair]:
 
 
 def has_optimizer(path: PathLike, what: str) -> bool:
-    """Whether a `.weights.h5` or `.keras` file has the state of an optimizer."""
+    """Whether a `.weights.h5` or `.keras` file has optimizer state."""
     return any(key.startswith("optimizer/") for key in _stored(path, what, everything=True))
 
 
@@ -84,12 +84,12 @@ def _shapes(source: Any, path: PathLike, what: str, everything: bool) -> dict[st
 
 
 def of_layers(model: Model, file: Hdf5, within: Any) -> list[Pair]:
-    """Pairs for weights in HDF5 that go by the order of the layers, as Keras 2 wrote them.
+    """Pairs for HDF5 weights that are stored in the order of layers, as in Keras 2.
 
     Args:
         model: A built model.
         file: The file.
-        within: The group in it with one group for each layer.
+        within: The group in it that has one group per layer.
     """
     mine = [
         (variable.path, tuple(variable.shape))
@@ -105,6 +105,6 @@ def of_layers(model: Model, file: Hdf5, within: Any) -> list[Pair]:
 
 
 def in_order(mine: Sequence[tuple[str, Shape]], theirs: Sequence[tuple[str, Shape]]) -> list[Pair]:
-    """Pairs of what has the same place in two lists."""
+    """Pairs the entries at the same position in two lists."""
     pairs = itertools.zip_longest(mine, theirs, fillvalue=(None, None))
     return [Pair(*one, *other) for one, other in pairs]

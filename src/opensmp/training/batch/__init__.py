@@ -1,1 +1,1 @@
-"""A batch: its split into microbatches, its call, its loss and gradients."""
+"""Processing of one batch: split into microbatches, model call, loss and gradients."""

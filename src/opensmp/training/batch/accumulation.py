@@ -1,4 +1,4 @@
-"""Sums of gradients over microbatches, beside their variables."""
+"""Sums gradients over microbatches on the devices of their variables, and over replicas."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NAME = "the gradients of all replicas"
 
 
 class Accumulator:
-    """Adds up the gradients of variables.
+    """Accumulates the gradients of variables.
 
     Args:
-        variables: The variables, trainable ones.
+        variables: Trainable variables.
     """
 
     def __init__(self, variables: Sequence[Any]) -> None:
@@ -34,13 +34,13 @@ class Accumulator:
         self._found: list[list[Gradient]] = [[] for _ in variables]
 
     def add(self, gradients: Sequence[Gradient | None]) -> None:
-        """Adds one gradient for each variable; None adds nothing."""
+        """Adds one gradient per variable; None adds nothing."""
         for found, gradient in zip(self._found, gradients, strict=True):
             if gradient is not None:
                 found.append(gradient)
 
     def _sums(self, pipeline: Pipeline, others: Sequence[Tensor]) -> list[Gradient | None]:
-        """The sum for each variable, None where no gradient was added."""
+        """The sum for each variable; None if no gradient was added."""
         fewer = pipeline.terms(self._found, others)
         return [
             _sum(terms or found, tf_variable(variable).device) if found else None
@@ -48,14 +48,14 @@ class Accumulator:
         ]
 
     def finish(self, pipeline: Pipeline, others: Any) -> tuple[list[Gradient | None], Any]:
-        """Completes a pipeline that computes the sums and other tensors.
+        """Completes the pipeline, which computes the sums and `others`.
 
         Args:
             pipeline: The pipeline that the gradients come from.
             others: A nest of other results.
 
         Returns:
-            The sums; those of variables of other processes have no rows. And the other results.
+            The sums, as `Elsewhere` for variables of other processes, and the other results.
         """
         rest = Structure.of(others)
         sums = [Structure.of(gradient) for gradient in self._sums(pipeline, rest.tensors)]
@@ -68,11 +68,9 @@ class Accumulator:
 
 
 def sum_over_replicas(gradients: Sequence[Gradient | None], split: Split) -> list[Gradient | None]:
-    """The sums of gradients over the replicas of the model; each has the gradient of its rows.
+    """Sums gradients over the replicas of the model, each of which has the gradient of its rows.
 
-    Args:
-        gradients: They, None or without rows where another process has the variable.
-        split: How the batch was divided among the replicas.
+    A gradient is None or without rows if another process owns its variable.
     """
     if len(split.replicas) == 1:
         return list(gradients)

@@ -1,11 +1,11 @@
-"""A call of a model with a whole batch: split, pipelined, put together, differentiable.
+"""A model call with a whole batch: splits it, runs the pipeline and joins the outputs.
 
-What calls the model sees a plain Keras model: outputs for all rows of the batch, also of those
-that other replicas computed, masks, losses that layers added, and gradients with respect to the
-variables. So whatever is computed from the outputs, such as any loss and any metric, is right.
+The caller sees a plain Keras model: outputs for all rows of the batch, including those that other
+replicas computed, masks, losses added by layers, and gradients with respect to the variables.
+Therefore any loss and any metric computed from the outputs is correct.
 
-The forward passes of all microbatches run when the model is called. What backward passes need of
-them is kept until a tape asks; see `opensmp.training.batch.batch_gradients`.
+The call runs the forward passes of all microbatches. Residuals are kept until a tape requests
+gradients; see `opensmp.training.batch.batch_gradients`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Tensor = Any
 
 @dataclass(frozen=True)
 class WholeResult:
-    """What a call with a whole batch gives.
+    """The result of a call with a whole batch.
 
     Attributes:
         outputs: The model's output, for all rows.
-        losses: Losses that layers added; means over the microbatches where they are numbers.
+        losses: Losses added by layers; scalar ones are averaged over the microbatches.
     """
 
     outputs: Any
@@ -52,19 +52,19 @@ def call_whole(
     *,
     in_one_piece: bool = False,
 ) -> WholeResult:
-    """Calls a model with a whole batch, in the graph of a `tf.function` around it.
+    """Calls a model with a whole batch, within the graph of a `tf.function`.
 
     Args:
         model: A DistributedModel.
         world: The processes and devices.
-        args: Positional arguments, of all replicas' rows.
+        args: Positional arguments, with the rows of all replicas.
         kwargs: Keyword arguments.
-        in_one_piece: Whether there is one microbatch alone, of all rows, in each replica.
+        in_one_piece: Whether each replica runs all rows as a single microbatch.
 
     Raises:
-        StepError: The batch cannot be split, or the outputs cannot be put together.
+        StepError: The batch cannot be split, or the outputs cannot be joined.
     """
-    nest = Structure.of((args, dict(kwargs))).template  # arrays and variables are tensors there
+    nest = Structure.of((args, dict(kwargs))).template  # with arrays and variables as tensors
     rows = num_rows(nest)
     if in_one_piece or (rows is None and len(world.dp_group) == 1):
         split = Split(0, (Part(0, 0, 0),))
@@ -74,7 +74,7 @@ def call_whole(
 
 
 class _WholeCall:
-    """The forward passes of one call, and what comes of them."""
+    """The forward passes of one call, and its joined results."""
 
     def __init__(self, model: Any, world: World, nest: Any, split: Split) -> None:
         self._model, self._world, self._nest, self._split = model, world, nest, split
@@ -124,7 +124,7 @@ class _WholeCall:
         return found, [_saved(passes.saved[index][0]) for index in passes.own]
 
     def _wants(self, variable: Any) -> bool:
-        """Whether a tape will ask for the gradient of a variable."""
+        """Whether a tape watches a trainable variable."""
         if id(variable) not in self._wanted:
             self._wanted[id(variable)] = is_trainable(variable) and _private.watches_variable(
                 tf_variable(variable)
@@ -132,7 +132,7 @@ class _WholeCall:
         return self._wanted[id(variable)]
 
     def _parts(self, tensors: list[Tensor], masks: list[Tensor | None]) -> list[Any]:
-        if not self._split.rows:  # unknown: one microbatch
+        if not self._split.rows:  # number of rows unknown: one microbatch
             return [(tensors, masks)]
         return self._split.take((tensors, masks))
 
@@ -142,7 +142,7 @@ class _WholeCall:
         index: int,
         part: tuple[list[Tensor], list[Tensor | None]],
     ) -> tuple[Any, list[Tensor]]:
-        """Calls the model with one microbatch; its outputs and the losses that layers added."""
+        """Calls the model with one microbatch; returns its output and the layers' losses."""
         tensors, masks = part
         for tensor, mask in zip(tensors, masks, strict=True):
             if mask is not None:
@@ -180,7 +180,7 @@ class _WholeCall:
         }
 
     def _have_rows(self, losses: Sequence[Tensor]) -> bool:
-        """Whether a loss of each microbatch has an entry for each example."""
+        """Whether a loss has one entry per example in each microbatch."""
         pairs = zip(losses, self._split.parts, strict=True)
         return all(self._split.has_rows(loss, part, self._model.name) for loss, part in pairs)
 
@@ -204,7 +204,7 @@ class _WholeCall:
         return self._split.mean(values)
 
     def _gathered(self, found: dict[str, Any]) -> dict[str, Any]:
-        """The same for the rows of all replicas."""
+        """Gathers the rows of all replicas."""
         split = self._split
         if len(split.replicas) == 1:
             return found
@@ -222,7 +222,7 @@ class _WholeCall:
     # --- gradients -----------------------------------------------------------------
 
     def _connect(self, found: dict[str, Any], saved: list[Tensor]) -> dict[str, Any]:
-        """Makes the results ones that tapes can differentiate."""
+        """Makes the results differentiable for tapes."""
         self._places = places = [
             (key, index)
             for key in ("outputs", "logits", "losses")
@@ -250,9 +250,9 @@ class _WholeCall:
     def _run_again(
         self, passes: BackwardPasses, tensors: list[Tensor], masks: list[Tensor | None]
     ) -> Iterator[tuple[list[Tensor], Callable[[], list[Any]]]]:
-        """For each microbatch its watched inputs, and what calls the model with it.
+        """Yields each microbatch's watched inputs and a function that calls the model with it.
 
-        Such a call gives the results that can be differentiated, in the order of the kinds.
+        The function returns the differentiable results, in the order of `Called.kinds`.
         """
         for index, part in enumerate(self._parts(tensors, masks)):
 
@@ -276,7 +276,7 @@ class _WholeCall:
 
 
 def _saved(tensor: Tensor) -> Tensor:
-    """A tensor for the backward passes alone: a function around looks for no gradients by it."""
+    """A tensor for the backward passes only: an enclosing function takes no gradient through it."""
     with tf.device(tensor.device):
         value = tf.stop_gradient(tensor)
     _private.copy_handle_data(tensor, value)

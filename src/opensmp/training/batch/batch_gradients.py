@@ -1,9 +1,9 @@
-"""Gradients of a call with a whole batch, and gradients of these, to any order.
+"""Gradients of a call with a whole batch, to any order.
 
-Tapes are told that the results of the call come from the model's variables and the call's inputs.
-When one asks, the backward passes of all microbatches run, from what the forward passes saved. If
-another tape records meanwhile, the gradients are results of the same kind: their own gradients
-come from the same calls, differentiated once more.
+The call is recorded on tapes as a function of the model's variables and the call's inputs. A
+gradient request runs the backward passes of all microbatches from the saved residuals. If another
+tape is recording then, the gradients are connected in the same way: their own gradients come from
+differentiating the same calls once more.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from opensmp.training.batch.batch_split import Part, Split
 Tensor = Any
 
 Kind = Literal["rows", "number", "sum"]
-"""How a result of the batch comes of those of microbatches.
+"""How a result of the batch follows from those of its microbatches.
 
-- `"rows"`: each has its rows.
-- `"number"`: the mean, in which each counts for its rows.
+- `"rows"`: the concatenation of their rows.
+- `"number"`: the mean, weighted by their numbers of rows.
 - `"sum"`: the sum, as for the gradient of a variable.
 """
 
@@ -42,18 +42,18 @@ Again = Callable[
 
 @dataclass(frozen=True, eq=False)
 class Called:
-    """A call with a whole batch that has been made.
+    """A completed call with a whole batch.
 
     Attributes:
         model: The DistributedModel.
         world: The processes and devices.
         split: How the batch was divided.
         passes: Its forward passes.
-        saved: What they saved in this process.
-        inputs: Arguments whose gradients may be asked for.
-        kinds: Of each result that can be differentiated.
+        saved: The tensors that the forward passes saved in this process.
+        inputs: Arguments whose gradients may be requested.
+        kinds: The kind of each differentiable result.
         given: Tensors and masks of the call.
-        run: Calls the model again, microbatch by microbatch.
+        run: Calls the model again, one microbatch at a time.
     """
 
     model: Any
@@ -69,11 +69,11 @@ class Called:
 
 @dataclass(frozen=True, eq=False)
 class _Upstream:
-    """Gradients of some results of one order.
+    """Upstream gradients of some results of one order.
 
     Attributes:
-        numbers: Which results.
-        gradients: Their gradients.
+        numbers: Positions of the results.
+        gradients: Their upstream gradients.
         kinds: Their kinds.
     """
 
@@ -83,11 +83,7 @@ class _Upstream:
 
 
 class Gradients:
-    """Makes the results of a call ones that tapes can differentiate.
-
-    Args:
-        called: The call.
-    """
+    """Makes the results of a call differentiable for tapes."""
 
     def __init__(self, called: Called) -> None:
         self._called = called
@@ -96,19 +92,19 @@ class Gradients:
         self._variables = list(unique.values())
 
     def connect(self, results: Sequence[Tensor]) -> list[Tensor]:
-        """The results, connected with the variables and inputs for tapes."""
+        """Returns the results, recorded on tapes as a function of the variables and inputs."""
         return self._connect(list(results), [], list(self._called.kinds))
 
     def _connect(
         self, results: list[Tensor], upstreams: list[_Upstream], kinds: list[Kind]
     ) -> list[Tensor]:
-        """Connects results of one order.
+        """Connects the results of one order for tapes.
 
         Args:
-            results: They; None where there is none.
-            upstreams: What they were made from, beside variables and inputs: of each lower order
-                the gradients that were given.
-            kinds: Of each result.
+            results: The results; None for missing ones.
+            upstreams: The upstream gradients of each lower order, from which the results were
+                computed in addition to variables and inputs.
+            kinds: The kind of each result.
         """
         asked: set[int] = set()
         numbers = [number for number, result in enumerate(results) if result is not None]
@@ -137,7 +133,7 @@ class Gradients:
         return connected
 
     def _gradients(self, upstreams: list[_Upstream]) -> list[Any]:
-        """Of the results of the highest order: with respect to all that they were made from."""
+        """Gradients of the highest order's results, with respect to everything they depend on."""
         called = self._called
         again = _private.tape_is_active()
         kinds: list[Kind] = []
@@ -162,7 +158,7 @@ class Gradients:
         return [*known(results[:count]), *results[count:]]
 
     def _gathered(self, results: list[Any], kinds: list[Kind]) -> list[Any]:
-        """The same for the rows of all replicas."""
+        """Gathers the rows, and sums the rest, over all replicas."""
         split = self._called.split
         if len(split.replicas) == 1:
             return results
@@ -180,7 +176,7 @@ class Gradients:
 
 
 class _Backward:
-    """The backward passes of one answer to a tape, in a graph of their own."""
+    """The backward passes for one gradient request, in a graph of their own."""
 
     def __init__(
         self,
@@ -196,7 +192,7 @@ class _Backward:
         self._pipeline = BackwardPasses(called.world, called.passes, saved, everywhere=again)
 
     def run(self, tensors: list[Tensor], masks: list[Any], kinds: list[Kind]) -> list[Any]:
-        """The gradients, of this replica's rows."""
+        """The gradients for the rows of this replica."""
         accumulator = Accumulator(self._variables)
         rest: list[list[Any]] = []
         count = len(self._variables)
@@ -217,7 +213,7 @@ class _Backward:
     def _differentiate(
         self, inputs: list[Tensor], call: Callable[[], list[Any]], part: Part
     ) -> list[Any]:
-        """Of one microbatch."""
+        """The gradients for one microbatch."""
         own = [
             [
                 self._take(gradient, kind, part)
@@ -230,7 +226,7 @@ class _Backward:
     def _order(
         self, order: int, inputs: list[Tensor], call: Callable[[], list[Any]], own: list[list[Any]]
     ) -> list[Any]:
-        """Results of one order: of the call itself, or gradients of those of the order below."""
+        """Results of an order: those of the call for order 0, else gradients of the order below."""
         if not order:
             return call()
         others = [gradient for each in own[: order - 1] for gradient in each]
@@ -257,17 +253,17 @@ class _Backward:
         return list(gradients)
 
     def _take(self, gradient: Tensor, kind: Kind, part: Part) -> Tensor:
-        """What of the gradient of a result belongs to one microbatch."""
+        """The part of a result's upstream gradient that belongs to one microbatch."""
         split = self._called.split
         if kind == "sum" or not split.rows:
             return gradient
         if kind == "number":
             return gradient * tf.constant(part.counted / split.rows, gradient.dtype)
         rows = split.rows_of(part, gradient)
-        return rows if part.counted else tf.zeros_like(rows)  # the rows are another replica's
+        return rows if part.counted else tf.zeros_like(rows)  # the rows belong to another replica
 
     def _join(self, values: Sequence[Any], kind: Kind) -> Any:
-        """What the microbatches of this replica give together."""
+        """Combines the results of this replica's microbatches."""
         split = self._called.split
         if all(value is None for value in values):
             return None

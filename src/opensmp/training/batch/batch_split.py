@@ -1,4 +1,4 @@
-"""Which rows of a batch go to which replica and microbatch, and how results come together."""
+"""Splits a batch into replicas' shares and microbatches, and joins their results."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Part(NamedTuple):
     Attributes:
         begin: The first row.
         size: Number of rows, at least 1.
-        counted: How many of them count: all, or none where a replica has no rows of its own
-            and runs one of another only to take part.
+        counted: Number of rows that contribute to results: all of them, or 0 in a replica without
+            rows of its own, which runs another replica's row only to take part.
     """
 
     begin: int
@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class NotByRows(StepError):
-    """What a model takes or gives has no entry for each example of a batch."""
+    """An input or output of a model does not have one entry per example of the batch."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Split:
     Attributes:
         rows: Rows of the whole batch, over all replicas.
         parts: The microbatches of this replica.
-        replicas: The ranks that hold the same partitions, one for each replica.
+        replicas: The ranks that hold the same partitions, one per replica.
     """
 
     rows: int
@@ -52,10 +52,10 @@ class Split:
 
     @classmethod
     def of(cls, rows: int, world: World) -> Split:
-        """Divides a batch among the replicas of a world, and each share into microbatches.
+        """Divides a batch among the replicas, and each share into microbatches.
 
-        Shares differ by one row at most, and so do microbatches; a share smaller than the
-        number of microbatches has fewer of them.
+        The sizes of shares differ by at most one row, and so do those of microbatches. A share with
+        fewer rows than the number of microbatches has one microbatch per row.
 
         Raises:
             StepError: The batch is empty.
@@ -78,19 +78,19 @@ class Split:
 
     @property
     def is_even(self) -> bool:
-        """Whether all replicas have equally many rows."""
+        """Whether all replicas have the same number of rows."""
         return self.rows % len(self.replicas) == 0
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """The part of the whole batch that each microbatch is."""
+        """The fraction of the whole batch in each microbatch."""
         return tuple(part.counted / self.rows for part in self.parts)
 
     def take(self, nest: Any) -> list[Any]:
-        """One nest for each microbatch of this replica; scalars go to each as they are.
+        """One nest per microbatch of this replica; scalars are passed to each unchanged.
 
         Raises:
-            NotByRows: A tensor's first axis is not that of the batch.
+            NotByRows: A tensor's first axis is not the batch axis.
         """
         parts = self.parts
         if len(parts) == 1 and parts[0].size == self.rows:
@@ -100,7 +100,7 @@ class Split:
         ]
 
     def rows_of(self, part: Part, leaf: Any) -> Any:
-        """The rows of one microbatch of a tensor; scalars and other objects as they are."""
+        """The rows of a tensor in one microbatch; returns scalars and other objects unchanged."""
         if not tf.is_tensor(leaf) or leaf.shape.rank == 0:
             return leaf
         if leaf.shape.rank is None or leaf.shape[0] not in (self.rows, None):
@@ -117,19 +117,15 @@ class Split:
             taken = tf.sparse.slice(leaf, starts, sizes)
             if not leaf.shape[1:].is_fully_defined():
                 return taken
-            # Slicing forgets the shape, without which no layer can be built.
+            # Slicing loses the static shape, which layers need to be built.
             return tf.SparseTensor(taken.indices, taken.values, [size, *leaf.shape[1:]])
         return leaf[begin : begin + size]
 
     def concat(self, values: Sequence[Tensor], what: str) -> Tensor:
-        """Puts the rows of the microbatches of this replica together again.
-
-        Args:
-            values: A tensor for each microbatch of this replica.
-            what: Whose tensors, for the error.
+        """Concatenates the rows of this replica's microbatches; `what` describes them in errors.
 
         Raises:
-            NotByRows: Their first axis is not that of the microbatches.
+            NotByRows: Their first axis is not the batch axis.
         """
         for part, value in zip(self.parts, values, strict=True):
             shape = value.shape
@@ -145,18 +141,13 @@ class Split:
         return values[0] if len(values) == 1 else tf.concat(list(values), 0)
 
     def has_rows(self, loss: Tensor, part: Part, model: str) -> bool:
-        """Whether what a layer has added for a microbatch has an entry for each example.
-
-        Args:
-            loss: The loss.
-            part: The microbatch.
-            model: Name of the model, for the error.
+        """Whether a loss that a layer added for a microbatch has one entry per example.
 
         Raises:
-            StepError: Nobody can tell, as its shape is not known.
+            StepError: The shape is unknown, and with it the answer.
         """
         if len(self.parts) == 1 and len(self.replicas) == 1:
-            return False  # it is the loss of the batch, whatever it is
+            return False  # the only part: the loss is that of the batch in either case
         shape = loss.shape
         if shape.rank is None or (shape.rank and shape[0] is None):
             raise StepError(
@@ -169,7 +160,7 @@ class Split:
         return bool(shape.rank) and shape[0] == part.size
 
     def mean(self, values: Sequence[Tensor]) -> Tensor:
-        """The sum of numbers of the microbatches, each times the part of the batch that it is."""
+        """The sum of the microbatches' values, each weighted by its fraction of the batch."""
         if len(values) == 1 and self.fractions == (1.0,):
             return values[0]
         return tf.add_n(
@@ -180,18 +171,14 @@ class Split:
         )
 
     def sum(self, own: Tensor) -> Tensor:
-        """The sum of a tensor over all replicas."""
+        """All-reduces a tensor over the replicas by summation."""
         return sum_over([own], self.replicas, name="a loss of all replicas")[0]
 
     def gather(self, own: Tensor, what: str) -> Tensor:
-        """Puts the rows of all replicas together.
-
-        Args:
-            own: The rows of this replica.
-            what: Whose rows, for the error.
+        """Gathers the rows of all replicas; `what` describes them in errors.
 
         Raises:
-            StepError: They are no dense tensor of numbers.
+            StepError: They are not a dense numeric tensor.
         """
         if len(self.replicas) == 1:
             return own
@@ -204,7 +191,7 @@ class Split:
         begin = self.parts[0].begin if counted else 0
         paddings = [[begin, self.rows - begin - counted]] + [[0, 0]] * (own.shape.rank - 1)
         number = tf.cast(own, tf.int32) if own.dtype == tf.bool else own
-        # Each replica adds zeros where the others have rows: they may have more or fewer.
+        # Zero padding, because the replicas may have different numbers of rows.
         padded = tf.pad(number[:counted], paddings)
         (total,) = sum_over([padded], self.replicas, name="the outputs of all replicas")
         total.set_shape([self.rows, *own.shape[1:]])
@@ -216,7 +203,7 @@ def _share(rows: int, replica: int, replicas: int) -> tuple[int, int]:
 
 
 def num_rows(nest: Any) -> int | None:
-    """Number of examples of a batch: the length of its first tensor that is no scalar."""
+    """Number of examples in a batch: the length of its first non-scalar tensor; None if unknown."""
     for leaf in tf.nest.flatten(nest):
         shape = getattr(leaf, "shape", None)
         if shape is None:

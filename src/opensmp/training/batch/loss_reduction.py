@@ -1,4 +1,4 @@
-"""Whether the loss of a batch is the sum of what its microbatches contribute, and how."""
+"""Determines whether and how a batch's loss is a sum over its microbatches."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ ROW_BY_ROW = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.SquaredHinge,
 )
-"""Losses that look at one example at a time. Others may do anything with a batch."""
+"""Losses that treat each example separately; others may combine the examples of a batch."""
 
 _REDUCTIONS: dict[Any, Kind] = {"sum_over_batch_size": "mean", "mean": "mean", "sum": "sum"}
 
 
 def kind_of(loss: Any) -> Kind | None:
-    """How a Keras loss of a batch comes from those of its microbatches.
+    """How the Keras loss of a batch follows from those of its microbatches.
 
     Returns:
-        `"mean"`: it is their mean, weighted by the number of examples. `"sum"`: their sum.
-        None: neither, or nobody knows.
+        `"mean"`: as their mean, weighted by the number of examples. `"sum"`: as their sum. None:
+        neither, or unknown.
 
     Example:
         ```python
@@ -57,7 +57,7 @@ def kind_of(loss: Any) -> Kind | None:
 
 
 def given_kind(given: Any) -> Kind | None:
-    """As `kind_of` for what `compile` was given: one loss or a nest, names or losses."""
+    """Like `kind_of`, for `compile`'s `loss` argument: one loss or a nest, as names or objects."""
     kinds = {_kind_of_leaf(leaf) for leaf in tf.nest.flatten(given) if leaf is not None}
     return kinds.pop() if len(kinds) == 1 else None
 
@@ -68,7 +68,7 @@ def _kind_of_leaf(leaf: Any) -> Kind | None:
             return "mean"
         try:
             leaf = keras.losses.get(leaf)
-        except ValueError:  # Keras will say so
+        except ValueError:  # Keras reports the error
             return None
     if isinstance(leaf, keras.losses.Loss):
         return kind_of(leaf)
@@ -98,9 +98,9 @@ _FUNCTIONS = (
 
 
 def outputs_allow_it(outputs: Any) -> bool:
-    """Whether outputs have an axis besides that of the examples, and no mask.
+    """Whether outputs have an axis in addition to the batch axis, and no mask.
 
-    With a mask, the mean is over what is not masked in the whole batch.
+    With a mask, the loss is the mean over the unmasked entries of the whole batch.
     """
     return all(
         isinstance(leaf, tf.Tensor)

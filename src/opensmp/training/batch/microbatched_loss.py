@@ -1,7 +1,7 @@
-"""Loss and gradients microbatch by microbatch, where the loss of a batch is a sum of such.
+"""Loss and gradients by microbatch, for losses of a batch that are sums over its microbatches.
 
-The backward pass of a microbatch then waits for no other, so that the schedule may bring it
-forward, and no output of the whole batch is needed but for metrics.
+The backward pass of a microbatch then depends on no other microbatch, so that the schedule may run
+it early, and outputs of the whole batch are only needed for metrics.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Tensor = Any
 
 
 class NotSeparable(Exception):
-    """The loss of the batch has to be computed from all outputs together."""
+    """The loss of the batch must be computed from all outputs together."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Separate:
 
     Attributes:
         loss: The total loss.
-        gradients: Of the loss, scaled as the optimizer wants, for each trainable weight.
-        outputs: The model's output for all rows; None if nobody asked.
+        gradients: For each trainable weight the gradient of the loss, as scaled by the optimizer.
+        outputs: The model's output for all rows; None if no metric needs it.
     """
 
     loss: Tensor
@@ -47,7 +47,7 @@ class Separate:
 
 
 def kind_of_model(model: Any) -> Kind | None:
-    """Whether a compiled model's loss may be taken apart; outputs may still forbid it."""
+    """How a compiled model's loss can be divided by microbatch; its outputs may still forbid it."""
     plain = keras.Model
     is_own = type(model).train_step is plain.train_step
     is_own &= type(model).compute_loss is plain.compute_loss
@@ -57,16 +57,12 @@ def kind_of_model(model: Any) -> Kind | None:
 
 
 def loss_and_gradients(model: Any, world: World, data: Any, kind: Kind) -> Separate:
-    """Runs the forward and backward passes of one batch.
+    """Runs the forward and backward passes of one batch of `fit`, for a compiled model.
 
-    Args:
-        model: A compiled DistributedModel.
-        world: The processes and devices.
-        data: Batch as `fit` has it.
-        kind: How losses of microbatches make up that of the batch.
+    `kind` says how the batch's loss follows from those of its microbatches.
 
     Raises:
-        NotSeparable: The outputs do not allow it.
+        NotSeparable: The loss cannot be divided by microbatch.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     rows = num_rows(x)
@@ -109,9 +105,9 @@ class _Separate:
         return [] if self._loss is None else list(self._loss.metrics)
 
     def _make_ready(self, x: Any, y: Any, sample_weight: Any) -> None:
-        """Partitions the model, and makes the variables that the step needs.
+        """Partitions the model, and creates the variables that the step needs.
 
-        Made while the step is traced, it would be traced a second time.
+        Variables created during the step's trace would require a second trace.
         """
         model = self._model
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
@@ -163,7 +159,7 @@ class _Separate:
     def _loss_of(
         self, index: int, x: Any, y: Any, sample_weight: Any
     ) -> tuple[Any, Tensor, list[Tensor]]:
-        """Output of one microbatch, what it adds to the loss, and the losses of outputs."""
+        """One microbatch's output, its contribution to the loss, and its loss metrics' values."""
         split = self._split
         fraction = split.fractions[index]
         outputs = _private.call_in_training(self._model, x)
@@ -182,16 +178,16 @@ class _Separate:
         if split.parts[index].counted == 0:
             terms = [_times(term, 0.0) for term in terms]
         if not terms and not _private.regularization_losses(self._model):
-            raise NotSeparable  # Keras will say that there is no loss
+            raise NotSeparable  # Keras reports that there is no loss
         return outputs, keras.ops.sum(terms) if terms else tf.zeros([]), tracked
 
     def _penalise(self, accumulator: Accumulator, sources: list[Any]) -> list[Tensor]:
-        """Adds the losses of the weights, once for the whole batch."""
+        """Adds the regularization losses of the weights, once for the whole batch."""
         with tf.GradientTape() as tape:
             found = _private.regularization_losses(self._model)
             if not found:
                 return []
-            share = 1.0 / len(self._split.replicas)  # each replica has them
+            share = 1.0 / len(self._split.replicas)  # each replica adds them
             terms = [_times(keras.ops.sum(_float(loss)), share) for loss in found]
             total = keras.ops.sum(terms)
             scaled = self._model.optimizer.scale_loss(total)

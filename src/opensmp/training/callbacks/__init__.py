@@ -1,1 +1,1 @@
-"""Callbacks in several processes."""
+"""Keras callbacks with several processes."""

@@ -1,9 +1,9 @@
-"""Callbacks in several processes: what runs where, and what all agree on.
+"""Keras callbacks with several processes: where they run, and what the processes agree on.
 
-- What writes files or prints runs in rank 0: ModelCheckpoint, BackupAndRestore, TensorBoard,
-  CSVLogger, RemoteMonitor, the progress bar, and callbacks in `OnRankZero`.
-- All others run in all processes, with the numbers of rank 0 at the end of an epoch.
-- Stopping, the learning rate and the first epoch are agreed on.
+- Callbacks that write files or print run in rank 0: ModelCheckpoint, BackupAndRestore,
+  TensorBoard, CSVLogger, RemoteMonitor, the progress bar, and callbacks in `OnRankZero`.
+- All others run in all processes, with the logs of rank 0 at the end of an epoch.
+- The processes agree on stopping, the learning rate and the first epoch.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _ORBAX = getattr(_kinds, "OrbaxCheckpoint", ())  # Keras 3.13 and later
 
 
 class OnRankZero(keras.callbacks.Callback):
-    """A callback that runs in one process: rank 0, which prints and writes files.
+    """Runs a callback in rank 0 only, the process that prints and writes files.
 
-    Put a callback of your own in it that writes or prints something. It may call methods of the
-    model such as `save` and `evaluate`: the other processes take part. Keras' own callbacks that
-    write need no such wrapper. In one process it makes no difference.
+    Wrap your own callbacks that write or print something. They may call methods of the model such
+    as `save` and `evaluate`: the other processes take part. Keras' own callbacks that write files
+    need no wrapper. With one process the wrapper has no effect.
 
     Args:
-        callback: The callback. Its hooks get the same arguments as ever.
+        callback: The callback. Its hooks get the usual arguments.
 
     Raises:
-        TypeError: `callback` is no `keras.callbacks.Callback`.
+        TypeError: `callback` is not a `keras.callbacks.Callback`.
 
     Example:
         ```python
@@ -87,19 +87,19 @@ class OnRankZero(keras.callbacks.Callback):
                 f"{callback!r} ({type(callback).__name__})."
             )
         self.callback = callback
-        # Only hooks that it has: Keras looks which there are, and does more work for each batch.
+        # Only the hooks that it overrides: Keras checks which exist, and batch hooks cost time.
         for name in (*_RARE_HOOKS, *_BATCH_HOOKS):
             if _private.overrides(callback, name):
                 setattr(self, name, functools.partial(self._run, name))
 
     def set_model(self, model: Model) -> None:
-        """Gives the model to the callback, in rank 0."""
+        """Passes the model to the callback, in rank 0."""
         super().set_model(model)
         if is_leader():
             self.callback.set_model(model)
 
     def set_params(self, params: Any) -> None:
-        """Gives the parameters of `fit` to the callback."""
+        """Passes the parameters of `fit` to the callback."""
         super().set_params(params)
         self.callback.set_params(params)
 
@@ -114,7 +114,7 @@ class OnRankZero(keras.callbacks.Callback):
 
 
 def _needs_nobody(callback: Any, name: str) -> bool:
-    """Whether a hook surely asks nothing of the model."""
+    """Whether a hook is known not to use the model, so that rank 0 can run it alone."""
     kind = type(callback)
     if kind in _LOGGERS or (kind is _kinds.TensorBoard and name in _BATCH_HOOKS):
         return True
@@ -129,7 +129,7 @@ def _reads_weights(callback: Any, name: str, args: tuple[Any, ...]) -> bool:
 
 
 class _InAll(keras.callbacks.Callback):
-    """A callback that runs in all processes, in a context."""
+    """Runs a callback in all processes, within a context."""
 
     def __init__(self, callback: keras.callbacks.Callback, around: Callable[[Model], Any]) -> None:
         super().__init__()
@@ -152,7 +152,7 @@ class _InAll(keras.callbacks.Callback):
 
 
 class _First(keras.callbacks.Callback):
-    """Comes before all others: they see the numbers of rank 0.
+    """First callback in the list: gives the others the logs of rank 0.
 
     Args:
         ready: Called when the data have been prepared.
@@ -174,10 +174,10 @@ class _First(keras.callbacks.Callback):
 
 
 class _Last(keras.callbacks.Callback):
-    """Comes after all others of the user: what they have decided is agreed on.
+    """Runs after all callbacks of the user, and makes the processes agree on their decisions.
 
     Args:
-        each_batch: Whether they may decide to stop after any batch.
+        each_batch: Whether a callback may decide to stop after any batch.
     """
 
     def __init__(self, each_batch: bool) -> None:
@@ -213,7 +213,7 @@ class _Last(keras.callbacks.Callback):
         rates = meet("compare learning rates", own)[0]
         for optimizer, rate, was in zip(_with_rates(self.model), rates, own, strict=True):
             if rate != was:
-                optimizer.learning_rate = np.array(rate)  # TensorFlow keeps each Python number
+                optimizer.learning_rate = np.array(rate)  # TensorFlow caches each Python number
 
 
 def _with_rates(model: Model) -> list[Any]:
@@ -227,7 +227,7 @@ def _with_rates(model: Model) -> list[Any]:
 def _is_settable(optimizer: Any) -> bool:
     try:
         given = optimizer.get_config().get("learning_rate")
-    except Exception:  # an optimizer of the user's without a configuration
+    except Exception:  # a user's optimizer without a configuration
         return False
     return isinstance(given, (int, float, np.floating))
 
@@ -237,15 +237,15 @@ def _is_settable(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def shared_call(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Context of a call of `fit`, `evaluate` or `predict` in several processes.
+    """Context of a call of `fit`, `evaluate` or `predict` with several processes.
 
     Args:
         model: The model.
         name: `"fit"`, `"evaluate"` or `"predict"`.
-        arguments: What the user has given.
+        arguments: The user's arguments, by name.
 
     Yields:
-        What to give to Keras.
+        The arguments to pass to Keras.
     """
     callbacks = arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -286,7 +286,7 @@ def _flat(callbacks: Any) -> list[Any]:
 
 
 def _is_wanted(callback: Any) -> bool:
-    """Keras adds a progress bar of its own where it does not see one."""
+    """Drops progress bars except in rank 0."""
     return is_leader() or not isinstance(callback, _kinds.ProgbarLogger)
 
 
@@ -308,7 +308,7 @@ def _wrapped(callback: Any) -> Any:
 
 
 def _decides_in_batches(callback: Any) -> bool:
-    """Whether a callback may stop at a batch in one process and not in another."""
+    """Whether a callback may stop training after a batch in one process and not in another."""
     if type(callback) in _ALIKE or isinstance(callback, (*_WRITERS, OnRankZero)):
         return False
     return any(_private.overrides(callback, hook) for hook in _BATCH_HOOKS)
@@ -316,7 +316,7 @@ def _decides_in_batches(callback: Any) -> bool:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """What Keras' callbacks print is printed by rank 0."""
+    """Lets only rank 0 print the messages of Keras' callbacks."""
     if is_leader() or not keras.config.is_interactive_logging_enabled():
         yield
         return
@@ -328,7 +328,7 @@ def _silence() -> Iterator[None]:
 
 
 def _shuffle(seed: int) -> Callable[[Any], Any]:
-    """Another order each time, the same ones in all processes."""
+    """A shuffling function with another order at each call, the same in all processes."""
     numbers = np.random.default_rng(seed)
 
     def draw() -> Any:

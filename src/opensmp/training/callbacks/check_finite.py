@@ -1,4 +1,4 @@
-"""A callback that makes `fit` look for values that are not finite."""
+"""A callback that makes `fit` check values for being finite."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from opensmp.execution.emission.finite_checks import checking, is_asked_for
 
 
 class CheckFinite(keras.callbacks.Callback):
-    """Makes one call of `fit` check activations and gradients, as `check_finite` does everywhere.
+    """Checks activations and gradients in one call of `fit`, like the `check_finite` setting.
 
-    A batch in which an activation or a gradient is nan or infinite ends `fit` with an
-    `opensmp.NonFiniteError`, which names the layer or the variable, the partition and the
-    microbatch. With `check_finite` in the configuration the callback changes nothing. In several
-    processes all have to give it.
+    A batch with a nan or infinite activation or gradient ends `fit` with an
+    `opensmp.NonFiniteError` that names the layer or variable, the partition and the microbatch. If
+    `check_finite` is set in the configuration, the callback has no effect. With several processes,
+    all must use it.
 
     Raises:
-        StepError: It is used elsewhere than in `fit` of an `smp.DistributedModel`.
+        StepError: It is not used in `fit` of an `smp.DistributedModel`.
 
     Example:
         ```python
@@ -30,7 +30,7 @@ class CheckFinite(keras.callbacks.Callback):
     """
 
     def set_model(self, model: Any) -> None:
-        """Gets the model that is trained."""
+        """Receives the model to train."""
         if not is_asked_for():
             raise StepError(
                 "smp.CheckFinite: expected to be in the list of callbacks of a call of fit of an "
@@ -42,6 +42,6 @@ class CheckFinite(keras.callbacks.Callback):
 
 
 def checking_if_asked(callbacks: Any) -> contextlib.AbstractContextManager[None]:
-    """Context of a call of `fit` with these callbacks."""
+    """Context of a `fit` call that checks values if a CheckFinite is among the callbacks."""
     is_asked = any(isinstance(each, CheckFinite) for each in tf.nest.flatten(callbacks or ()))
     return checking() if is_asked else contextlib.nullcontext()

@@ -1,8 +1,8 @@
-"""A callback that runs in one process, while the others do what it needs them for.
+"""Runs a callback in rank 0 while the other processes serve its requests.
 
-What writes files must run once. But what it writes, the model, lies in all processes: to save it
-they must all take part. So while a callback runs in rank 0, the others wait for requests, and do
-what the callback asks of the model.
+Files must be written once, but writing a model needs all processes, which hold its partitions.
+While a callback runs in rank 0, the other processes wait for requests and take part in the model
+methods that the callback calls.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def everywhere(method: Method) -> Method:
-    """Marks a method of a model that all processes must call.
+    """Decorator for a model method that all processes must call.
 
-    Called by a callback that runs in rank 0 alone, it is called in the others as well, with the
-    same arguments.
+    If a callback that runs in rank 0 alone calls it, the other processes call it too, with the same
+    arguments.
     """
 
     @functools.wraps(method)
@@ -53,17 +53,17 @@ def everywhere(method: Method) -> Method:
 
 
 def run_in_one(model: Model, what: str, work: Callable[[], Any], *, weights: bool = False) -> None:
-    """Does something in rank 0, with the help of the others; all processes call it.
+    """Runs `work` in rank 0, assisted by the other processes; all processes must call it.
 
     Args:
         model: The model whose methods `work` may call.
         what: What is done, for messages.
-        work: Called in rank 0 alone.
-        weights: Whether `work` reads weights of the model that may lie in other processes.
+        work: Called in rank 0 only.
+        weights: Whether `work` reads weights of the model that other processes may own.
 
     Raises:
-        Exception: What `work` raised, in rank 0.
-        StepError: `work` raised something, in the other processes.
+        Exception: In rank 0, the exception that `work` raised.
+        StepError: In the other processes, if `work` raised an exception.
     """
     if world.current(what).rank == WRITER:
         _lead(model, work, weights)
@@ -72,7 +72,7 @@ def run_in_one(model: Model, what: str, work: Callable[[], Any], *, weights: boo
 
 
 def is_leader() -> bool:
-    """Whether this is the process that writes and prints."""
+    """Whether this is rank 0, the process that writes and prints."""
     return not world.is_initialized() or world.current("fit").rank == WRITER
 
 
@@ -106,7 +106,7 @@ def _follow(model: Model, what: str, weights: bool) -> None:
         if optimizer_is_built and not _is_optimizer_built(called):
             called.optimizer.build(called.trainable_variables)
         work = functools.partial(getattr(called, name), *args, **kwargs)
-        with contextlib.suppress(Exception):  # rank 0 has it as well, and says what comes of it
+        with contextlib.suppress(Exception):  # rank 0 gets the same error and reports the outcome
             together(f"model.{name}", work)
     _, failure, stops = request
     if failure is not None:
@@ -116,7 +116,7 @@ def _follow(model: Model, what: str, weights: bool) -> None:
 
 
 def _models_in(model: Model) -> list[Model]:
-    """A model and all in it, with those that stand for layers in place of them."""
+    """A model and all its layers; partitioned models replace the layers that they stand for."""
     return [vars(layer).get(PART, layer) for layer in _private.all_layers(model)]
 
 
@@ -143,9 +143,9 @@ def _leading(leads: bool, model: Model = None) -> Iterator[None]:
 
 
 def _index_in(model: Model, called: Model, method: str) -> int:
-    """Which of the layers of a model, itself the first, has its method called."""
+    """Position of `called` in `_models_in(model)`; 0 for the model itself."""
     for index, each in enumerate(_models_in(model)):
-        if vars(each) is vars(called):  # a view, and what it is a view of
+        if vars(each) is vars(called):  # a view shares its model's attributes
             return index
     raise StepError(
         f"A callback that runs in rank 0 alone called {method} of model '{called.name}'. Expected: "

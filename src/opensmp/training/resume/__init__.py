@@ -1,1 +1,1 @@
-"""Training that goes on where an earlier program stopped."""
+"""Resumes training where an earlier program stopped."""

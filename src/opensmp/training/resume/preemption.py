@@ -1,4 +1,4 @@
-"""`smp.checkpoint_on_preemption`: a checkpoint when the machine is about to be taken away."""
+"""`smp.checkpoint_on_preemption`: saves a checkpoint before the machine is taken away."""
 
 from __future__ import annotations
 
@@ -38,28 +38,29 @@ def checkpoint_on_preemption(
     signals: Sequence[int] = (signal.SIGTERM,),
     seconds: float = DEFAULT_SECONDS,
 ) -> None:
-    """Saves a checkpoint and ends the program where SIGTERM has come. Call it after each step.
+    """Saves a checkpoint and ends the program if SIGTERM was received. Call it after each step.
 
-    Clusters send SIGTERM some time before they take a machine away. From the first call on the
-    signal no longer ends the program: the next call, in which all ranks are after the same step,
-    saves and ends it with exit code 143, which means: start again. `opensmp run --max-restarts`
-    does so. The signal may reach one rank, or all at different steps. Without a signal a call
-    takes a few microseconds. Before the first call, while the program starts and the first step is
-    traced, the signal ends it as ever, and nothing is lost: no step has been done.
+    Clusters send SIGTERM some time before they take a machine away. From the first call on, the
+    signal no longer ends the program directly: at the next call at which all ranks have done the
+    same steps, the program saves a checkpoint and ends with exit code 143, which asks for a
+    restart; `opensmp run --max-restarts` restarts it. One rank may receive the signal, or all ranks
+    at different steps. A call without a pending signal takes a few microseconds. Before the first
+    call, while the program starts and the first step is traced, the signal ends the program as
+    usual; nothing is lost, because no step has been done.
 
-    All ranks call it equally often, at the same places of the program, where everything that
+    All ranks must call it equally often, at the same places of the program, where everything that
     belongs to a step is done and the next batch has not been read.
 
     Args:
-        manager: Saves what training goes on with; in the background or not.
-        signals: Numbers of the signals, such as `signal.SIGUSR1` for Slurm's
-            `--signal=USR1@120`. They take the place of handlers that were set before.
-        seconds: How long a rank may take to come to the next call after the signal. Then the
+        manager: Saves the state to resume from, in the background or not.
+        signals: Numbers of the signals, such as `signal.SIGUSR1` for Slurm's `--signal=USR1@120`.
+            Replaces existing handlers of these signals.
+        seconds: Time in which a rank must reach the next call after the signal. Otherwise the
             program ends without a new checkpoint, with the same exit code.
 
     Raises:
-        SystemExit: A signal has come, and the checkpoint is complete.
-        CheckpointError: It could not be saved, or an argument is not possible.
+        SystemExit: A signal was received, and the checkpoint is complete.
+        CheckpointError: The checkpoint could not be saved, or an argument is invalid.
         StepError: This is not the main thread, or a `tf.function` is being traced.
 
     Example:
@@ -84,33 +85,33 @@ def checkpoint_on_preemption(
 
 
 class CheckpointOnPreemption(keras.callbacks.Callback):
-    """Lets `fit` go on exactly where it was, after SIGTERM, a crash or the end of a program.
+    """Lets `fit` resume exactly where it stopped: after SIGTERM, a crash or the end of a program.
 
-    When training begins, the newest checkpoint is restored and `fit` goes on after the batch at
-    which it was saved, in the middle of an epoch too, with the numbers of a run that was never
-    interrupted: weights, slots and learning rate of the optimizer, random layers, metrics, the
-    order of the data, and what EarlyStopping and ReduceLROnPlateau have counted. See the page
-    Checkpoints for what your data must fulfil.
+    When training begins, the newest checkpoint is restored, and `fit` continues after the batch at
+    which it was saved, even in the middle of an epoch, with the numbers of an uninterrupted run:
+    weights, slots and learning rate of the optimizer, random layers, metrics, the order of the
+    data, and the counters of EarlyStopping and ReduceLROnPlateau. See the page Checkpoints for the
+    requirements on your data.
 
-    SIGTERM saves before the next batch of training or validation, in all ranks, and ends the
-    program with exit code 143: start again. Before the first batch of a program there is nothing
-    to save, and the checkpoint it was restored from, if any, remains the newest. See
+    After SIGTERM, all ranks save before the next batch of training or validation, and the program
+    ends with exit code 143, which asks for a restart. Before the first batch of a program there is
+    nothing to save; the checkpoint that it was restored from, if any, remains the newest. See
     `smp.checkpoint_on_preemption`.
 
-    It does its work after all other callbacks, wherever it stands in the list.
+    It runs after all other callbacks, regardless of its position in the list.
 
     Args:
-        manager: Of a `tf.train.Checkpoint` that has the model and its optimizer. One `fit` to
-            one directory.
-        save_freq: `"epoch"`: a checkpoint after each epoch too; a number: after so many batches;
-            None: only when a signal comes. A `checkpoint_interval` of the manager counts as well,
-            but not when a signal comes.
+        manager: Manager of a `tf.train.Checkpoint` that contains the model and its optimizer. Use
+            one directory per `fit`.
+        save_freq: `"epoch"`: also save after each epoch; a number: after that many batches; None:
+            save only when a signal is received. A `checkpoint_interval` of the manager applies as
+            well, except when a signal is received.
         signals: See `smp.checkpoint_on_preemption`.
-        seconds: See there.
+        seconds: See `smp.checkpoint_on_preemption`.
 
     Raises:
-        CheckpointError: An argument is not possible; when training begins: the checkpoint has
-            not the model and its optimizer, or cannot be restored.
+        CheckpointError: An argument is invalid; when training begins: the checkpoint does not
+            contain the model and its optimizer, or cannot be restored.
         StepError: This is not the main thread.
 
     Example:
@@ -154,7 +155,7 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
             progress.resume(text, str(path))
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        """Saves after an epoch, if it is time to."""
+        """Saves after an epoch if a save is due."""
         self._pass(is_due=self.save_freq == "epoch")
 
     def _at_boundary(self) -> None:
@@ -163,7 +164,7 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
             self._pass(is_due=False)
 
     def _pass(self, is_due: bool) -> None:
-        """Passes a boundary of steps: saves if it is time to, and ends if a signal has come."""
+        """Between two steps: saves if a save is due, and ends the program after a signal."""
         name = preemption.arrive()
         trained = self._progress().trained
         if name is not None and not trained:
@@ -175,14 +176,15 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
                 _end(self.manager, str(path), name)
 
     def _save(self, always: bool) -> str | None:
-        """Saves with how far `fit` is, which plain restores of the checkpoint do not see."""
+        """Saves a checkpoint with the position in `fit`, which plain restores ignore."""
         progress = self._progress()
         checkpoint = self.manager.checkpoint
         best, seed = _best_weights(self.model, progress.callbacks), _private.global_seed_state()
         with gathered([] if seed is None else [seed]) as reads_all:
-            state = progress.state(best) if reads_all else b"\0"  # that of rank 0 is written
+            state = progress.state(best) if reads_all else b"\0"  # rank 0 writes its value
         data = np.frombuffer(state, np.uint8)
-        # Another name each time: TensorFlow would give it what a restored checkpoint has for it.
+        # A new name each time: TensorFlow would restore a known name's value from an old
+        # checkpoint.
         name = f"smp_fit_{int(checkpoint.save_counter.numpy()) + 1}"
         with tf.device("/device:CPU:0"):
             setattr(checkpoint, name, tf.Variable(data, trainable=False))
@@ -207,14 +209,14 @@ class CheckpointOnPreemption(keras.callbacks.Callback):
 
 
 def _position_in(path: str) -> bytes | None:
-    """How far `fit` was, None if the checkpoint was not saved in `fit`."""
+    """The serialized position in `fit`; None if the checkpoint was not saved in `fit`."""
     reader = tf.train.load_checkpoint(path)
     found = [key for key in reader.get_variable_to_shape_map() if _KEY.fullmatch(key)]
     return reader.get_tensor(found[0]).tobytes() if len(found) == 1 else None
 
 
 def _best_weights(model: Model, callbacks: Sequence[Any]) -> list[Any] | None:
-    """The weights that an EarlyStopping keeps, those of all partitions."""
+    """The weights that an EarlyStopping keeps, gathered from all partitions."""
     kept = [getattr(each, "best_weights", None) for each in callbacks]
     own = next((weights for weights in kept if weights is not None), None)
     if own is None:
@@ -227,15 +229,10 @@ def _best_weights(model: Model, callbacks: Sequence[Any]) -> list[Any] | None:
 
 
 def _end(manager: CheckpointManager, path: str | None, name: str) -> None:
-    """Ends the program when the checkpoint of all processes is complete.
+    """Ends the program by SystemExit when the checkpoint of all processes is complete.
 
-    Args:
-        manager: Has saved the checkpoint, or is still at it.
-        path: Of the checkpoint; None where the program has trained nothing that could be saved.
-        name: Of the signal.
-
-    Raises:
-        SystemExit: Always.
+    Waits for a save in the background. `path` is None if the program has trained nothing to save;
+    `name` is that of the signal.
     """
     manager.wait()
     here = world.current(_FUNCTION)
@@ -265,7 +262,7 @@ def _listen(what: str, signals: Sequence[int], seconds: float) -> None:
 
 
 def _check(what: str, manager: Any, signals: Any, seconds: Any, save_freq: Any = None) -> None:
-    """Raises one error for all faults of the arguments."""
+    """Raises one CheckpointError that lists all invalid arguments."""
     faults = []
     if not isinstance(manager, CheckpointManager):
         faults.append(

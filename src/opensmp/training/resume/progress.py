@@ -1,7 +1,7 @@
-"""How far `fit` is, so that another program can go on at the same batch with the same numbers.
+"""The position in `fit`, from which another program can resume with the same numbers.
 
-Beside the variables that a checkpoint has anyway these are: the epoch and the batch, the metrics
-of the epoch so far, the seeds of random layers, and what Keras' callbacks have counted.
+In addition to the variables of a checkpoint, it consists of the epoch and batch, the metrics of
+the epoch so far, the seeds of random layers, and the counters of Keras' callbacks.
 """
 
 from __future__ import annotations
@@ -37,22 +37,21 @@ _COUNTERS: dict[Any, tuple[str, ...]] = {
 
 
 class Progress:
-    """How far a call of `fit` is, and where it goes on.
+    """The position of a call of `fit`, and the position to resume from.
 
     Args:
         model: The model.
-        callbacks: Those that the user has given.
-        first_epoch: The epoch that `fit` was told to begin with.
-        last_epoch: How many epochs there are in all.
+        callbacks: The user's callbacks.
+        first_epoch: The initial epoch that was passed to `fit`.
+        last_epoch: The total number of epochs.
 
     Attributes:
-        callbacks: Those that the user has given.
-        epoch: The epoch that is trained.
-        batches: How many batches of it have been trained.
-        trained: How many batches were trained in this program.
-        logs: What the last of them gave.
-        is_replaying: Whether the next batch was trained before the program was ended; its
-            numbers are known.
+        callbacks: The user's callbacks.
+        epoch: The current epoch.
+        batches: Number of batches trained in this epoch.
+        trained: Number of batches trained in this program.
+        logs: The logs of the last batch.
+        is_replaying: Whether an earlier program has trained the next batch, whose logs are known.
         at_boundary: Called before each batch of training and validation.
     """
 
@@ -62,7 +61,7 @@ class Progress:
         self._model = model
         self.callbacks = callbacks
         self._first_epoch, self._last_epoch = first_epoch, last_epoch
-        self._inside = 0  # calls of evaluate and predict
+        self._inside = 0  # nesting depth of evaluate and predict calls
         self._before_test: list[Any] | None = None
         self._resumed: State | None = None
         self._metrics: list[Any] | None = None
@@ -76,11 +75,11 @@ class Progress:
     # ------------------------------------------------------------------------- what is saved
 
     def state(self, best: Sequence[Any] | None = None, seeds: Sequence[Variable] = ()) -> bytes:
-        """All this as it is now. What it reads must be in this process: see `gathered`.
+        """Serializes the position; all that it reads must be in this process: see `gathered`.
 
         Args:
-            seeds: Those of random layers, where nothing else saves them.
-            best: The weights that an EarlyStopping keeps, the whole model's.
+            best: The weights of the whole model that an EarlyStopping keeps.
+            seeds: Seeds of random layers, if nothing else saves them.
         """
         metrics = self._before_test or [_text(tf_variable(v)) for v in _metrics_of(self._model)]
         seed = _private.global_seed_state()
@@ -102,14 +101,14 @@ class Progress:
     # --------------------------------------------------------------------- where it goes on
 
     def resume(self, text: bytes, what: str) -> None:
-        """Lets `fit` go on there; called when training begins.
+        """Makes `fit` resume from a saved position; call it when training begins.
 
         Args:
-            text: What `state` gave.
+            text: The result of `state`.
             what: Where it comes from, for messages.
 
         Raises:
-            CheckpointError: It is of a version to come.
+            CheckpointError: Another version of opensmp wrote it.
         """
         state = json.loads(text)
         if state.get("version") != _VERSION:
@@ -131,7 +130,7 @@ class Progress:
         _private.set_initial_epoch(self._model, first)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Notes that an epoch begins, after the metrics of the one before were reset."""
+        """Records the start of an epoch, after the metrics of the previous one were reset."""
         if self._metrics is None:
             self.epoch, self.batches, self.logs = epoch, 0, {}
         elif len(_metrics_of(self._model)) == len(self._metrics):
@@ -139,11 +138,11 @@ class Progress:
 
     @property
     def metrics_are_awaited(self) -> bool:
-        """Whether metrics that go on counting have not been made yet."""
+        """Whether restored metric values wait for their metrics to be created."""
         return self._metrics is not None
 
     def set_metrics(self) -> None:
-        """Gives the metrics what they had counted, as soon as they exist."""
+        """Restores the metric values; call it when the metrics exist."""
         if self._metrics is not None:
             variables = _metrics_of(self._model)
             if len(variables) != len(self._metrics):
@@ -157,28 +156,28 @@ class Progress:
             self._metrics = None
 
     def end_epoch(self, epoch: int) -> None:
-        """Notes that an epoch has ended, with its validation."""
+        """Records the end of an epoch, including its validation."""
         self.epoch, self.batches, self.logs = epoch + 1, 0, {}
         self._before_test = None
 
     def begin_test(self) -> None:
-        """Keeps the metrics of training, which the validation of the epoch will reset."""
+        """Keeps the training metrics, which the validation of the epoch resets."""
         self._before_test = [_text(tf_variable(v)) for v in _metrics_of(self._model)]
 
     @property
     def may_stop(self) -> bool:
-        """Whether this is a moment that training can go on from: not in an `evaluate` aside."""
+        """Whether training can resume from here: not within a separate `evaluate` or `predict`."""
         return not self._inside or self._before_test is not None
 
     def ran(self, batches: int, logs: Logs) -> None:
-        """Notes that batches have been trained."""
+        """Records that batches have been trained."""
         self.batches += batches
         self.trained += batches
         self.logs = logs
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Context of a call of `evaluate` or `predict`, whose batches are no training."""
+        """Context of a call of `evaluate` or `predict`, whose batches do not count as training."""
         self._inside += 1
         try:
             yield
@@ -186,7 +185,7 @@ class Progress:
             self._inside -= 1
 
     def steps_of(self, epoch: Any, make: Any) -> Iterator[Any]:
-        """What `fit` does in an epoch, from where it goes on; see `_private.epochs_begun_by`."""
+        """The steps of an epoch, skipping those already trained; see `_private.epochs_begun_by`."""
         if self._inside:
             yield from make()
             return
@@ -201,7 +200,7 @@ class Progress:
         execution = int(epoch.steps_per_execution)
         for _ in range(max(0, earlier)):
             _private.pass_over_epoch(epoch, make(), execution, steps)
-        # The loop over an epoch needs one batch at least, to know the epoch's numbers.
+        # Keras' loop over an epoch needs at least one batch to have logs.
         length = epoch.steps_per_epoch or epoch.data_adapter.num_batches
         replays = length is None or done >= int(length)
         known = math.ceil(done / execution)
@@ -226,14 +225,14 @@ class Progress:
 
 
 def progress_of(model: Model) -> Progress | None:
-    """How far the call of `fit` is that this model is in, if it can be resumed."""
+    """The progress of the resumable `fit` call that is running for this model, if any."""
     found: Progress | None = model.__dict__.get(_PROGRESS)
     return found
 
 
 @contextlib.contextmanager
 def noted(model: Model, progress: Progress) -> Iterator[None]:
-    """Context of a call of `fit` that can be resumed."""
+    """Context of a resumable call of `fit`."""
     before = _private.initial_epoch(model)
     model.__dict__[_PROGRESS] = progress
     try:
@@ -288,7 +287,7 @@ def _counters(callback: Any) -> State | None:
 
 
 def _count_on(callbacks: Sequence[Any], states: Sequence[State | None], best: Any) -> None:
-    """Gives callbacks what those of the same kinds had counted, in their order."""
+    """Restores the counters of callbacks, matched by class in order."""
     left = [state for state in states if state is not None]
     for callback in callbacks:
         for kind, names in _COUNTERS.items():

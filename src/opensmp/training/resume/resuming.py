@@ -1,7 +1,7 @@
-"""Calls of `fit` that go on where an earlier program was.
+"""Calls of `fit` that resume the training of an earlier program.
 
-For `smp.CheckpointOnPreemption`, and for Keras' BackupAndRestore, whose file of weights gets what
-Keras leaves out: seeds, the batch within the epoch, metrics, what callbacks have counted.
+Serves `smp.CheckpointOnPreemption`, and Keras' BackupAndRestore, whose weights file is extended by
+what Keras omits: seeds, the batch within the epoch, metrics and the counters of callbacks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BACKUP = keras.callbacks.BackupAndRestore
 
 
 class _Before(keras.callbacks.Callback):
-    """Comes before all others: notes how far training is, so that they can save that."""
+    """First callback in the list: updates the progress, so that the others can save it."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class _Before(keras.callbacks.Callback):
 
 
 class _After(keras.callbacks.Callback):
-    """Comes after BackupAndRestore has loaded its file: reads what lies beside the weights."""
+    """Runs after BackupAndRestore has loaded its file: reads the progress stored next to it."""
 
     def __init__(self, progress: Progress, paths: Sequence[str]) -> None:
         super().__init__()
@@ -57,11 +57,7 @@ class _After(keras.callbacks.Callback):
 
 
 def is_resumable(arguments: Any) -> bool:
-    """Whether a call of `fit` has callbacks that resume training.
-
-    Args:
-        arguments: What the user has given to it.
-    """
+    """Whether the arguments of a `fit` call contain a callback that resumes training."""
     return any(
         isinstance(each, (_BACKUP, CheckpointOnPreemption))
         for each in _flat(arguments.get("callbacks"))
@@ -70,15 +66,15 @@ def is_resumable(arguments: Any) -> bool:
 
 @contextlib.contextmanager
 def resumable(model: Model, given: Any, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Context of a call of `fit` that goes on where an earlier program was.
+    """Context of a call of `fit` that resumes an earlier program's training.
 
     Args:
         model: The model.
-        given: The arguments of the user.
-        arguments: Those for Keras, with callbacks that fit several processes.
+        given: The user's arguments.
+        arguments: The arguments for Keras, with callbacks adapted to several processes.
 
     Yields:
-        What to give to Keras.
+        The arguments to pass to Keras.
     """
     known = _flat(given.get("callbacks"))
     first, last = given.get("initial_epoch", 0), given.get("epochs", 1)
@@ -97,7 +93,7 @@ def resumable(model: Model, given: Any, arguments: dict[str, Any]) -> Iterator[d
 
 
 def _best_weights(callbacks: Sequence[Any]) -> list[Any] | None:
-    """The weights that an EarlyStopping keeps; each of several processes has but its own."""
+    """The weights that an EarlyStopping keeps; None with several processes, which have parts."""
     kept = [getattr(each, "best_weights", None) for each in callbacks]
     return None if is_shared() else next((w for w in kept if w is not None), None)
 

@@ -1,1 +1,1 @@
-"""Makes sure that all processes train on the same, with the same settings."""
+"""Checks that all processes train on the same data, with the same settings."""

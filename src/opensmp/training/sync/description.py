@@ -1,4 +1,4 @@
-"""What a value is, in words that are the same in every process that has an equal value."""
+"""Descriptions of values that are equal in all processes for equal values."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _MOST_SHOWN = 16
 _COUNTER = re.compile(r"_\d+(?=/|$)")
 _NUMBERS = (bool, int, float, np.generic)
 _LEFT_OUT = frozenset({"seed", "shared_object_id", "build_config"})
-"""Keys of configurations: seeds that Keras draws itself, ids, and what shapes already say."""
+"""Configuration keys to skip: seeds drawn by Keras, ids, and duplicates of shapes."""
 
 
 def described(value: Any, deepest: int = _DEEPEST) -> str:
-    """Describes a value without its id, and without the counter of an automatic name.
+    """Describes a value, without object ids and without counters in automatic names.
 
-    Numbers, texts and containers stand as they are. Keras objects stand by class and
-    configuration; functions by name, place in the code, and the numbers and texts that they
-    were made with; other objects by class and their public numbers.
+    Numbers, strings and containers are described by value; Keras objects by class and
+    configuration; functions by name, location in the code, and the numbers and strings in their
+    closure and defaults; other objects by class and public numeric attributes.
 
     Args:
-        value: Anything.
-        deepest: How many containers inside each other are looked at.
+        value: Any object.
+        deepest: Maximum nesting depth.
 
     Example:
         ```python
@@ -72,12 +72,12 @@ def described(value: Any, deepest: int = _DEEPEST) -> str:
     if callable(value) and hasattr(value, "__qualname__"):
         return _function(value, inner)
     if isinstance(value, np.ndarray) or (not hasattr(value, "get_config") and tf.is_tensor(value)):
-        return _array(value)  # asked last, for tf.is_tensor is slow
+        return _array(value)  # checked last, because tf.is_tensor is slow
     return f"{name_of(type(value))}({', '.join(_parts(value, inner))})"
 
 
 def name_of(kind: Any) -> str:
-    """Module and qualified name of a class or function; of Keras' own, the public module."""
+    """Module and qualified name of a class or function; the public module for those of Keras."""
     module = getattr(kind, "__module__", None) or ""
     package, *parts = module.split(".")
     if package == "keras" and len(parts) > 1 and parts[0] == "src":
@@ -86,7 +86,7 @@ def name_of(kind: Any) -> str:
 
 
 def without_counters(name: str) -> str:
-    """A name or path without the numbers that Keras gives to equal names: `"dense_2/kernel"`."""
+    """A name or path without the counters that Keras appends to equal names: `"dense_2/kernel"`."""
     return _COUNTER.sub("", name)
 
 
@@ -95,18 +95,18 @@ def config_of(value: Any) -> dict[str, Any] | None:
     if not hasattr(value, "get_config"):
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras warns of functions that it cannot store
+        warnings.simplefilter("ignore")  # Keras warns about functions that it cannot store
         try:
             config = value.get_config()
-        except Exception:  # a class of the user's whose arguments are no plain values
+        except Exception:  # a user's class with arguments that are not plain values
             return None
     return dict(config) if isinstance(config, Mapping) else None
 
 
 def numbers_of(value: Any) -> dict[str, Any]:
-    """The public numbers of a loss, say, whose configuration need not have them.
+    """The public numeric attributes of an object, such as a loss, that its configuration may lack.
 
-    Not of a layer: Keras itself notes what it was made with.
+    Empty for layers, whose constructor arguments Keras records itself.
     """
     if isinstance(value, keras.layers.Layer):
         return {}
@@ -121,7 +121,7 @@ def numbers_of(value: Any) -> dict[str, Any]:
 def _parts(value: Any, inner: Any) -> Iterator[str]:
     found = {**numbers_of(value), **(config_of(value) or {})}
     within = _private.function_within(value)
-    if within is not None:  # in place of the same function as Keras would store it
+    if within is not None:  # replaces the same function as Keras would store it
         found["fn"], found["arguments of fn"] = within
     for name in sorted(found):
         if name not in _LEFT_OUT:
@@ -129,7 +129,7 @@ def _parts(value: Any, inner: Any) -> Iterator[str]:
 
 
 def _mapping(value: Mapping[Any, Any], inner: Any) -> str:
-    if value.get("class_name") == "__lambda__":  # bytecode with the path of the file
+    if value.get("class_name") == "__lambda__":  # bytecode that contains the file's path
         return "a lambda"
     pairs = [
         f"{inner(key)}: {_named(key, each, inner)}"
@@ -147,7 +147,7 @@ def _named(name: Any, value: Any, inner: Any) -> str:
 
 
 def _number(value: Any) -> str:
-    """A number; of single precision with as many digits as it has, such as 0.01."""
+    """Describes a number; float32 values with float32 precision, such as 0.01."""
     with np.errstate(all="ignore"):
         if isinstance(value, float) and float(np.float32(value)) == value:
             return str(np.float32(value))

@@ -1,4 +1,4 @@
-"""What tells one batch from another, in a few words that are cheap to send."""
+"""Short fingerprints of batches, to compare them between processes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 import tensorflow as tf
 
 MOST_NUMBERS = 4096
-"""So many entries of a tensor are looked at, evenly over all of it."""
+"""Approximate number of sampled entries per tensor, evenly spaced."""
 
 
 def fingerprint(nest: Any) -> str:
-    """Types, shapes and a checksum of a sample of the values of a batch.
+    """Dtypes, shapes and a checksum of sampled values of a batch.
 
-    Equal batches have equal fingerprints; batches of other rows, or in another order, have
-    others, unless they differ in a few entries of a large tensor only.
+    Equal batches have equal fingerprints; those of batches with other rows or another order differ,
+    unless only a few entries of a large tensor differ.
 
     Args:
-        nest: A batch as `fit` gets it: tensors, arrays, and what else may be among them.
+        nest: A batch as passed to `fit`: tensors, arrays and other leaves.
 
     Example:
         ```python
@@ -40,9 +40,9 @@ def fingerprint(nest: Any) -> str:
 
 
 def _sample(leaf: Any) -> Any:
-    """Entries of a tensor or array, evenly over it, as a flat array."""
+    """Evenly spaced entries of a tensor or array, as a flat array."""
     size = int(np.prod(leaf.shape))
-    # An odd distance meets all columns of a matrix, where an even one may meet a few.
+    # An odd stride reaches all columns of a matrix; an even one may reach only a few.
     step = max(1, size // MOST_NUMBERS) | 1
     if tf.is_tensor(leaf) and "CPU" not in leaf.device:  # only the sample leaves the device
         return tf.reshape(leaf, [-1])[::step].numpy()

@@ -1,7 +1,7 @@
-"""What a model and a call of `fit` are given: the same in all processes, or the call is refused.
+"""Settings of a model and of a `fit` call that must be equal in all processes.
 
-Each process trains its own part of the model, by its own optimizer. If one of them had another
-learning rate, or another loss, all would go on, and the numbers would be those of no model.
+Each process trains its part of the model with its own optimizer. With another learning rate or
+loss in one of them, training would silently produce wrong numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from opensmp.training.sync.description import (
 )
 
 Settings = dict[str, "str | None"]
-"""Name of a setting to its value in words; None where this process does not know it yet."""
+"""Maps the name of a setting to its description; None if this process does not know it yet."""
 
 ONE_AHEAD = (
     "Look for code that depends on the rank, or an error that only one rank caught earlier: such "
@@ -52,12 +52,12 @@ _LONGEST = 160
 
 
 def settings_of(model: Any, call: str, arguments: Mapping[str, Any] | None = None) -> Settings:
-    """What must be the same in all processes that make a call.
+    """The settings that must be equal in all processes that make a call.
 
     Args:
         model: The model.
-        call: `"fit"`, `"evaluate"`, `"predict"`, or `"train_on_batch"` and its like.
-        arguments: Those that the user has given, by name.
+        call: `"fit"`, `"evaluate"`, `"predict"`, or `"train_on_batch"` etc.
+        arguments: The user's arguments, by name.
     """
     found: Settings = {"the method": call}
     if arguments is not None:
@@ -74,7 +74,7 @@ def settings_of(model: Any, call: str, arguments: Mapping[str, Any] | None = Non
 
 
 def settings_of_optimizer(model: Any) -> Settings:
-    """Class and configuration of the optimizer, with its learning rate of now."""
+    """Class and configuration of the optimizer, with its current learning rate."""
     optimizer = getattr(model, "optimizer", None)
     found: Settings = {"the optimizer": "None" if optimizer is None else name_of(type(optimizer))}
     config = {**numbers_of(optimizer), **(config_of(optimizer) or {})}
@@ -85,7 +85,7 @@ def settings_of_optimizer(model: Any) -> Settings:
 
 
 def digests(settings: Settings) -> dict[str, str | None]:
-    """Settings in a form that is cheap to send."""
+    """Digests of settings, which are cheap to send."""
     return {
         name: None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
         for name, text in settings.items()
@@ -93,22 +93,17 @@ def digests(settings: Settings) -> dict[str, str | None]:
 
 
 def different(found: Sequence[Mapping[str, str | None]]) -> list[str]:
-    """Names of settings that are not the same in all processes, where they are known."""
+    """Names of settings that differ between processes, ignoring those that are unknown (None)."""
     names = dict.fromkeys(name for each in found for name in each)
     values = {name: [each.get(name, "absent") for each in found] for name in names}
     result = [name for name in names if len({v for v in values[name] if v is not None}) > 1]
-    if "the optimizer" in result:  # what another class is configured with says nothing more
+    if "the optimizer" in result:  # the configurations differ anyway
         result = [name for name in result if not name.startswith(_OF_OPTIMIZER)]
     return result
 
 
 def difference(names: Sequence[str], found: Sequence[Settings]) -> str:
-    """What to tell the user.
-
-    Args:
-        names: Names of settings that differ.
-        found: Those settings, by rank.
-    """
+    """The error message about the settings in `names`; `found` has their descriptions by rank."""
     lines = []
     for name in names:
         texts = [each.get(name, "not given") for each in found]
@@ -132,7 +127,7 @@ def _of_call(call: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def _layers(model: Any) -> Iterator[str]:
-    """All layers, also those inside of others, by class and configuration."""
+    """Descriptions of all innermost layers, by class and configuration."""
     stack, seen = [model], {id(model)}
     while stack:
         parent = stack.pop()
@@ -149,7 +144,7 @@ def _weights(model: Any) -> Iterator[str]:
 
 
 def _first_difference(texts: Sequence[str]) -> tuple[str, list[str]]:
-    """Where texts of several lines differ first, and these lines, cut around the difference."""
+    """Position and lines of the first difference of multi-line texts, cut around the difference."""
     tables = [text.split("\n") for text in texts]
     where = ""
     if max(map(len, tables)) > 1:

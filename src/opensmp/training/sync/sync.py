@@ -1,8 +1,8 @@
-"""Where the processes of a run meet while they `fit`: at each batch, and when data have ended.
+"""Synchronizes the processes of a run during `fit`: at each batch and at the end of the data.
 
-All processes read the same data and do the same with them. One that has other data, or fewer
-batches, or stops on its own, would leave the others waiting, or worse, train on inputs and labels
-that do not belong together: so they compare what they are about to do.
+All processes must read the same data and do the same with it. A process with other data, with
+fewer batches, or one that stops on its own would make the others wait, or train on inputs and
+labels that do not belong together. Therefore the processes compare what they are about to do.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def is_shared() -> bool:
 
 
 def meet(what: str, news: Any = None) -> list[Any]:
-    """Makes sure that all processes are at the same point of `fit`, and tells them the news.
+    """Checks that all processes are at the same point of `fit`, and exchanges `news`.
 
     Args:
-        what: What comes next, in words that end the sentence "rank 0 is about to".
-        news: Anything that can be pickled.
+        what: What comes next; completes the sentence "rank 0 is about to".
+        news: Any picklable object.
 
     Returns:
-        The news of all ranks; those of this one with one process.
+        The news of all ranks, by rank; with one process its own only.
 
     Raises:
         StepError: They are at different points. All processes raise it.
@@ -61,16 +61,9 @@ def meet(what: str, news: Any = None) -> list[Any]:
 
 
 def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
-    """As `meet`, of processes that must have the same settings.
+    """Like `meet`, for processes that must have the same settings.
 
-    Args:
-        settings: What this process has been given; only digests of them are sent, unless some
-            differ.
-        what: See `meet`.
-        news: See `meet`.
-
-    Returns:
-        See `meet`.
+    Sends only digests of the settings, unless some differ.
 
     Raises:
         StepError: They are at different points, or have different settings. All raise it.
@@ -87,7 +80,7 @@ def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
 
 @contextlib.contextmanager
 def in_call() -> Iterator[None]:
-    """Context of a call of `fit` and its like, which has compared the settings for all batches."""
+    """Context of `fit`, `evaluate` or `predict`, which compare the settings for all batches."""
     outer, _local.in_call = is_in_call(), True
     try:
         yield
@@ -101,12 +94,10 @@ def is_in_call() -> bool:
 
 
 def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> None:
-    """Makes sure that all processes are about to run the same batch.
+    """Checks that all processes are about to run the same batch.
 
-    Args:
-        kind: `"train"`, `"test"` or `"predict"`.
-        data: The batch.
-        settings: What must be the same as well, where no call of `fit` has compared it.
+    `kind` is `"train"`, `"test"` or `"predict"`. `settings` are compared too, for calls that are
+    not within `fit`, `evaluate` or `predict`.
 
     Raises:
         StepError: They are not. All processes raise it.
@@ -121,29 +112,23 @@ def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> Non
 
 
 def meet_to_begin(settings: Settings) -> None:
-    """Makes sure that all processes begin the same call of `evaluate` or `predict`.
-
-    Args:
-        settings: What must be the same.
+    """Checks that all processes begin the same call of `evaluate` or `predict`.
 
     Raises:
-        StepError: They do not. All processes raise it.
+        StepError: They do not, or their settings differ. All processes raise it.
     """
     meet_with(settings, _BEGIN)
 
 
 def agree_on_chance(settings: Settings) -> int | None:
-    """Begins a call of `fit`: lets Python's random numbers be those of rank 0, where they differ.
-
-    Args:
-        settings: What must be the same in all processes.
+    """Begins a call of `fit`; sets Python's random state to that of rank 0 if they differ.
 
     Returns:
-        A seed that is the same in all processes, for what TensorFlow shuffles. None if there
-        is no need for one: TensorFlow has the same seed in all of them.
+        A seed for TensorFlow's shuffling, the same in all processes; None if the global seed is
+        already the same in all of them.
 
     Raises:
-        StepError: The processes do not begin the same call. All processes raise it.
+        StepError: The processes begin different calls or have other settings. All raise it.
     """
     if not is_shared():
         return None

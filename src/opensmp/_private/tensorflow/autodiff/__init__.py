@@ -1,1 +1,1 @@
-"""Private names of TensorFlow's automatic differentiation."""
+"""Wrappers of private APIs of TensorFlow's automatic differentiation."""

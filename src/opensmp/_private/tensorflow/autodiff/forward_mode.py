@@ -1,4 +1,4 @@
-"""Accumulators of forward-mode derivatives, `tf.autodiff.ForwardAccumulator`."""
+"""Forward-mode differentiation: tracks active `tf.autodiff.ForwardAccumulator`s."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ _local = threading.local()
 
 
 def follow_accumulators() -> None:
-    """Keeps count of the accumulators that are active on each thread; nothing tells of them.
+    """Starts to record which accumulators are active on each thread. Idempotent.
 
-    To the question whether a tape is active TensorFlow says yes for an accumulator as well.
-    Idempotent.
+    TensorFlow does not list them, and its test for an active tape is also true for an accumulator.
     """
     owner = tf.autodiff.ForwardAccumulator
     if getattr(owner, "_smp_followed", False):
@@ -39,13 +38,13 @@ def follow_accumulators() -> None:
 
 
 def accumulators() -> list[Accumulator]:
-    """The accumulators that are active on this thread, the innermost last."""
+    """The accumulators that are active on this thread, innermost last."""
     return list(_stack())
 
 
 @contextlib.contextmanager
 def without_accumulators() -> Iterator[None]:
-    """Context in which no accumulator sees what is computed; what it knows it keeps."""
+    """Context that suspends all accumulators of this thread; they keep their derivatives."""
     active = accumulators()
     for each in reversed(active):
         each._pop_accumulator()
@@ -57,7 +56,7 @@ def without_accumulators() -> Iterator[None]:
 
 
 def is_accumulated(accumulators: Sequence[Accumulator], value: Any) -> bool:
-    """Whether an accumulator has a derivative of a tensor or of a `tf.Variable`."""
+    """Whether any of the accumulators has a derivative (JVP) of a tensor or `tf.Variable`."""
     return any(each.jvp(value) is not None for each in accumulators)
 
 

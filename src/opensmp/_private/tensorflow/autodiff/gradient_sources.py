@@ -1,4 +1,4 @@
-"""What a `tf.GradientTape` is asked for: which sources it refuses, and when for a Jacobian."""
+"""Hooks into `tf.GradientTape` that reject gradient sources and Jacobians."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _asked = threading.local()
 
 
 def note_source(tensor: Tensor, error: Exception) -> None:
-    """Has tapes raise an error where they are asked for a gradient with respect to a tensor.
+    """Makes tapes raise an error when asked for a gradient with respect to a tensor.
 
     Args:
-        tensor: A tensor of a graph.
-        error: What is raised.
+        tensor: A graph tensor.
+        error: The error to raise.
     """
     setattr(tensor, _REFUSAL, error)
     check_sources()
 
 
 def check_sources() -> None:
-    """Has `tf.GradientTape` look at what it is asked for, see `note_source`. Idempotent.
+    """Patches `tf.GradientTape` to check its sources, see `note_source`. Idempotent.
 
-    A tape knows no hook for it, and gives None for what it does not find.
+    A tape has no hook for this, and returns None for sources that it does not find.
     """
     owner = tf.GradientTape
     if getattr(owner, _CHECKS, False):
@@ -43,7 +43,7 @@ def check_sources() -> None:
 
 
 class _Jacobian:
-    """A Jacobian that is asked for, and with which error it is refused."""
+    """A Jacobian being computed, and the error with which it was refused."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -51,14 +51,13 @@ class _Jacobian:
 
 
 def refuse_jacobian(refusal: Callable[[str], Exception]) -> None:
-    """Raises an error if a tape computes a Jacobian now; it knows after `check_sources`.
+    """Raises an error if a tape is computing a Jacobian. Needs `check_sources` first.
 
-    TensorFlow makes all rows of a Jacobian of the operations that compute one, by a loop or by
-    rewriting each of them. There is no public question for it, and another error would be raised
-    by TensorFlow in place of the one that it meets.
+    TensorFlow computes the rows of a Jacobian in a loop, or by vectorizing each operation. There is
+    no public way to detect this, and TensorFlow would replace the raised error by one of its own.
 
     Args:
-        refusal: Takes "jacobian" or "batch_jacobian", and gives the error.
+        refusal: Takes "jacobian" or "batch_jacobian" and returns the error.
     """
     asked: _Jacobian | None = getattr(_asked, "jacobian", None)
     if asked is not None:
@@ -80,7 +79,7 @@ def _looking(original: Any) -> Any:
         asked = _asked.jacobian = _Jacobian(original.__name__)
         try:
             return original(self, target, *args, **kwargs)
-        except ValueError:  # TensorFlow puts one of its own around any
+        except ValueError:  # TensorFlow wraps any error in a ValueError
             if asked.error is None:
                 raise
             raise asked.error from None

@@ -1,4 +1,4 @@
-"""Gradient tapes, and gradients of our own."""
+"""Gradient tapes: their state, and custom gradients that do not outlive their graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Tensor = Any
 
 
 def tape_is_active() -> bool:
-    """Whether any `tf.GradientTape` is recording now; there is no public question."""
+    """Whether any `tf.GradientTape` is recording; there is no public test."""
     return bool(record.could_possibly_record())
 
 
@@ -27,14 +27,14 @@ def is_watched(tensor: Tensor) -> bool:
 
 
 def watches_variable(variable: Any) -> bool:
-    """Whether an active tape differentiates with respect to a `tf.Variable`, once it is read."""
+    """Whether an active tape differentiates with respect to a `tf.Variable` when it is read."""
     with recording():
         tape.variable_accessed(variable)
         return bool(record.should_record_backprop([variable.handle]))
 
 
 def stop_recording() -> Any:
-    """Context without tapes; the public `tape.stop_recording` needs the tape at hand."""
+    """Context that pauses all tapes; the public `tape.stop_recording` needs the tape object."""
     return record.stop_recording()
 
 
@@ -49,17 +49,17 @@ def with_gradient(
 ) -> list[Tensor]:
     """Makes `gradient` the gradient of `results` with respect to `args`, in a graph.
 
-    As `tf.custom_gradient`, which however registers each function for the life of the
-    process: with it all that a trace holds would stay for ever. Here the functions belong
-    to the graph.
+    Like `tf.custom_gradient`, which however registers each function for the life of the process and
+    so never frees what the trace holds. Here the graph owns the functions.
 
     Args:
-        results: Tensors that were computed from `args`.
+        results: Tensors computed from `args`.
         args: Tensors.
-        gradient: Takes the gradient of each result, gives that of each argument or None.
+        gradient: Takes the upstream gradient of each result; returns that of each argument, or
+            None.
 
     Returns:
-        The results, to be used in place of the given ones.
+        The tensors to use in place of `results`.
     """
     graph = tf.compat.v1.get_default_graph()
     tensors = [*results, *args]
@@ -74,7 +74,8 @@ def with_gradient(
     if not hasattr(graph, _GRADIENTS):
         setattr(graph, _GRADIENTS, {})
     getattr(graph, _GRADIENTS)[passed[0].op.name] = of_all
-    # To a tape the arguments do not pass: it would make zeros for each, in each microbatch.
+    # Records only the results as outputs: for each argument that `passed` has as well, the tape
+    # would create zeros, in each microbatch.
     record.record_operation(_BRIDGE, passed[: len(results)], tensors, of_all)
     return list(passed[: len(results)])
 
@@ -82,13 +83,13 @@ def with_gradient(
 @tf.RegisterGradient(_BRIDGE)
 @tf.autograph.experimental.do_not_convert
 def _bridge_gradient(op: Op, *upstream: Any) -> Any:
-    if op is None:  # asked by tf.saved_model.save, which stores the gradients of all operations
+    if op is None:  # tf.saved_model.save stores the gradients of all operations
         return None
     return getattr(op.graph, _GRADIENTS)[op.name](*upstream)
 
 
 def is_bridge(op: Op) -> bool:
-    """Whether an operation was made by `with_gradient`: result i is input i."""
+    """Whether `with_gradient` created an operation; its output i is its input i."""
     return op.name in getattr(op.graph, _GRADIENTS, ())
 
 
@@ -96,8 +97,8 @@ def is_bridge(op: Op) -> bool:
 def lifted() -> Iterator[None]:
     """Leaves all graphs under construction, as `tf.init_scope` does, but lets new tapes record.
 
-    A model's own code, and custom gradients such as that of `tf.recompute_grad`, may
-    open a tape; `tf.init_scope` would make it see nothing and give zeros.
+    A model's own code, and custom gradients such as that of `tf.recompute_grad`, may open a tape;
+    under `tf.init_scope` it would record nothing and return zeros.
     """
     with tf.init_scope(), recording():
         yield
@@ -109,16 +110,17 @@ def record_call(
     inputs: Sequence[Tensor],
     backward: Callable[..., Sequence[Any]],
 ) -> None:
-    """Tells tapes how to differentiate results that they have not seen being computed.
+    """Records on all tapes how to differentiate results that were computed outside them.
 
-    As `tf.custom_gradient`, but with the variables themselves as arguments: they need not be
-    read, which a variable of another process cannot be.
+    Like `tf.custom_gradient`, but with the variables themselves as arguments. They need not be
+    read, which a variable of another process does not allow.
 
     Args:
-        results: Tensors that were made while no tape recorded.
+        results: Tensors computed while no tape recorded.
         variables: `tf.Variable`s that they depend on.
         inputs: Tensors that they depend on.
-        backward: Takes the gradient of each result, gives that of each variable and input.
+        backward: Takes the upstream gradient of each result; returns that of each variable and
+            input.
     """
     for variable in variables:
         tape.variable_accessed(variable)
@@ -128,7 +130,7 @@ def record_call(
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Lets tapes record inside of `stop_recording`, as the code of a function traced there may."""
+    """Lets tapes record inside `stop_recording`, as code of a function traced there may need."""
     stopped = pywrap_tfe.TFE_Py_TapeSetIsStopped()
     if stopped:
         pywrap_tfe.TFE_Py_TapeSetRestartOnThread()

@@ -1,1 +1,1 @@
-"""From the operations of a traced graph to few units."""
+"""Coarsening: groups the operations of a traced graph into a small number of units."""

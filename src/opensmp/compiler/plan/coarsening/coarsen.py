@@ -1,4 +1,4 @@
-"""Coarsen: from the operations of a traced graph to few units that stay together."""
+"""Coarsens a traced graph: groups operations into units that are planned as a whole."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ Op = Any
 Tensor = Any
 
 MAX_UNITS = 2000
-"""Most units that `coarsen` leaves."""
+"""Maximum number of units that `coarsen` returns."""
 
 OPTIMIZER_SLOTS = 2.0
 """Bytes of optimizer state per byte of parameters: two for Adam (Kingma and Ba, 2015)."""
 
 
 LOSS_FLOPS = 300.0
-"""FLOPs per element of the model's outputs that the loss and its gradient count for.
+"""FLOPs per element of the model's outputs that are counted for the loss and its gradient.
 
-A loss is computed where the outputs are, by a function that the planner does not see. Most
-models that have large outputs have a cross entropy on them, whose exponentials take as long as
-so many multiplications of a matrix product (measured on a CPU; on a GPU they take as long as it
-takes to read and write the elements, which comes to about the same)."""
+The loss is computed in the partition of the outputs, by a function that the planner does not see.
+Most models with large outputs use a cross entropy, whose exponentials take as long as that many
+multiplications of a matrix product (measured on a CPU; on a GPU, the time is about that of reading
+and writing the elements, which is about the same).
+"""
 
 
 def seconds(work: Work, machine: Machine) -> float:
-    """Time of some work on a device.
+    """Returns the predicted time of some work on a device.
 
-    The time to launch its operations, plus arithmetic or memory traffic, whichever takes
-    longer, as in the roofline model (Williams, Waterman and Patterson, CACM 2009).
+    This is the launch time of its operations plus the longer of arithmetic and memory traffic, as
+    in the roofline model (Williams, Waterman and Patterson, CACM 2009).
 
     Example:
         >>> seconds(Work(flops=1e9, bytes=1e6, launches=1), Machine(flops_per_second=1e10))
@@ -68,29 +69,29 @@ def coarsen(
     max_units: int = MAX_UNITS,
     measured: Mapping[str, tuple[float, float]] | None = None,
 ) -> CoarseGraph:
-    """Groups the operations of a graph into units, and counts what each unit costs.
+    """Groups the operations of a graph into units and computes the cost of each unit.
 
-    The operations of one call of a layer are a unit. Operations outside of layers, those
-    that a layer with other layers inside makes itself, and a layer that is more than an
-    eighth of the model by itself are divided into runs: a run begins with a heavy operation
-    or where several runs meet, and goes on with what depends on it alone. A loop, a branch
-    and a function call are one operation each. Units are joined when they read the same
-    variable, when TensorFlow wants them on one device (colocation), and when a tensor list
-    goes from one to the other, unless that would make a cycle; variables that several units
-    read in the end are listed as shared. Operations that every segment makes for itself
-    (constants, shapes, seeds) are in no unit.
+    The operations of one layer call form a unit. Three kinds of operations are instead divided into
+    runs: operations outside of layers, the own operations of a layer that contains other layers,
+    and layers that are more than an eighth of the model. A run begins with a heavy operation or
+    where several runs meet, and continues with the operations that depend on it alone. A loop, a
+    branch and a function call count as one operation each. Units are joined if they read the same
+    variable, if TensorFlow requires them on one device (colocation), or if a tensor list passes
+    between them, unless that would create a cycle; variables that several units still read are
+    listed as shared. Operations that are replicated into every segment (constants, shapes, seeds)
+    belong to no unit.
 
-    It takes time in proportion to the number of operations.
+    The run time is linear in the number of operations.
 
     Args:
         traced: The traced model.
         machine: Speed of the devices.
-        required: Inputs and variables (their placeholders) whose gradients are wanted;
-            None for all trainable variables, empty for inference.
-        unknown_size: Size of dimensions that the trace leaves open, such as the batch.
+        required: Inputs and variables (their placeholders) whose gradients are needed; None for all
+            trainable variables, empty for inference.
+        unknown_size: Assumed size of unknown dimensions, such as the batch.
         optimizer_slots: Bytes of optimizer state per byte of trained parameters.
-        max_units: Most units to leave; more are joined, light chains first.
-        measured: Label of a layer call to seconds (forward, backward), see
+        max_units: Maximum number of units; excess units are joined, light chains first.
+        measured: Maps the label of a layer call to seconds (forward, backward), see
             `opensmp.execution.profiling.calibration`; they replace the predicted ones.
 
     Returns:
@@ -121,17 +122,14 @@ def coarsen(
 
 
 def place(traced: TracedGraph, graph: CoarseGraph, assignment: ArrayLike) -> dict[str, int]:
-    """The partition of every operation, from that of the units.
+    """Returns operation name to partition for all operations but inputs, variables and captures.
 
-    An operation that is in no unit goes where it is read first.
+    An operation in no unit is placed in the lowest partition that reads it.
 
     Args:
         traced: The traced model.
         graph: Its units.
         assignment: Integers of shape (len(graph),): the partition of each unit.
-
-    Returns:
-        Operation name to partition, for all but inputs, variables and captures.
     """
     partition_of: dict[str, int] = {}
     for operations, partition in zip(graph.operations, np.asarray(assignment), strict=True):
@@ -147,7 +145,7 @@ def place(traced: TracedGraph, graph: CoarseGraph, assignment: ArrayLike) -> dic
 
 
 def _loss_sizes(traced: TracedGraph, costs: Costs) -> list[tuple[int, int]]:
-    """Operations that make outputs for a loss to read, with the number of elements."""
+    """Returns the operations that compute outputs for a loss, with their numbers of elements."""
     wiring = costs.wiring
     ports = {
         (wiring.index[t.op], t.value_index)
@@ -157,11 +155,11 @@ def _loss_sizes(traced: TracedGraph, costs: Costs) -> list[tuple[int, int]]:
     return [(index, wiring.array((index, slot)).elements) for index, slot in sorted(ports)]
 
 
-# --- what the units cost ----------------------------------------------------------------------
+# --- unit costs -------------------------------------------------------------------------------
 
 
 class _Summary:
-    """Adds the costs of operations up to those of units."""
+    """Sums the costs of operations by unit."""
 
     def __init__(
         self, costs: Costs, units: Units, required: Collection[int], optimizer_slots: float
@@ -179,12 +177,7 @@ class _Summary:
             self._members[unit].append(i)
 
     def graph(self, forward: Sequence[float], backward: Sequence[float]) -> CoarseGraph:
-        """The units with their costs.
-
-        Args:
-            forward: Seconds of each operation.
-            backward: Seconds of each operation's gradient.
-        """
+        """Returns the units with their costs, from the seconds of operations and gradients."""
         parameters, state, shared = self._memory()
         layers = tuple(self._layer(members) for members in self._members)
         operations = self._wiring.operations
@@ -210,7 +203,7 @@ class _Summary:
     def _memory(
         self,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[SharedVariable, ...]]:
-        """Bytes of parameters and of their state, and the variables of several units."""
+        """Returns each unit's bytes of parameters and state, and the shared variables."""
         parameters = np.zeros(self._count, dtype=np.int64)
         state = np.zeros(self._count, dtype=np.int64)
         readers: dict[int, set[int]] = {}
@@ -227,13 +220,13 @@ class _Summary:
                 parameters[units[0]] += size
                 state[units[0]] += gradient + slots
             else:
-                state[units[0]] += slots  # these are at home only; a gradient is everywhere
+                state[units[0]] += slots  # slots exist at home only, gradients at every reader
                 name = self._variables[p].name
                 shared.append(SharedVariable(tuple(units), size, gradient, name))
         return parameters, state, tuple(shared)
 
     def _tensors(self) -> tuple[CutTensor, ...]:
-        """What goes from unit to unit; a control edge is a tensor without bytes."""
+        """Returns the tensors between units; a control edge becomes a tensor without bytes."""
         consumers: dict[Port, set[int]] = {}
         waits: dict[int, set[int]] = {}
         differentiated: set[Port] = set()
@@ -258,12 +251,12 @@ class _Summary:
         return tuple(sorted(found, key=lambda t: (t.producer, t.consumers, t.name)))
 
     def _layer(self, members: Sequence[int]) -> str:
-        """The layer that all operations of a unit belong to, or the one around them."""
+        """Returns the layer that contains all operations of a unit, or their common ancestor."""
         labels = list(dict.fromkeys(self._labels[i] for i in members))
         if len({_NUMBER.sub("", label) for label in labels}) == 1:
-            return "" if labels[0] == MODEL else labels[0]  # calls of the same layer
+            return "" if labels[0] == MODEL else labels[0]  # all are calls of the same layer
         paths = [() if label == MODEL else tuple(label.split("/")) for label in labels]
-        # What a layer around others makes itself does not count beside these.
+        # Operations of an enclosing layer do not count if an inner layer is present.
         inner = [a for a in paths if not any(a == b[: len(a)] and a != b for b in paths)]
         around = []
         for names in zip(*inner, strict=False):
@@ -273,7 +266,7 @@ class _Summary:
         return "/".join(around)
 
     def _names(self, layers: Sequence[str]) -> tuple[str, ...]:
-        """The layer, and the first heavy operation where the unit is a part of it only."""
+        """Names units after their layer, with a heavy operation if the layer has several units."""
         num_units = Counter(layers)
         seen: Counter[str] = Counter()
         names = []
@@ -294,7 +287,7 @@ _NUMBER = re.compile(r"#\d+")
 def _measured(
     units: Units, predicted: Sequence[float], measured: Mapping[str, float]
 ) -> list[float]:
-    """Seconds of each operation, those of measured layer calls scaled to what these took."""
+    """Returns seconds per operation, scaled so that each measured layer call sums to its time."""
     totals: dict[str, float] = {}
     for i, label in units.labels.items():
         totals[label] = totals.get(label, 0.0) + predicted[i]

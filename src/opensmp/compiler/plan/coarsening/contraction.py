@@ -1,7 +1,7 @@
-"""Makes a graph smaller: joins nodes of an acyclic graph so that it stays acyclic.
+"""Contracts an acyclic graph: joins nodes such that it stays acyclic.
 
-A graph is a number of nodes and, for each, the nodes that it needs. A grouping gives each
-node the number of its group; groups are numbered in the order of their first nodes.
+A graph is a number of nodes and, for each node, its predecessors (`needs`). A grouping maps each
+node to the number of its group; groups are numbered in the order of their first nodes.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Pair = tuple[int, int]
 
 _CHECKS = 8
 _MORE_NODES = 50_000
-"""`joined` looks at each node this often and at this many more, so that small graphs get more."""
+"""`joined` visits at most `_CHECKS` * (number of nodes) + `_MORE_NODES` nodes."""
 
 
 def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
-    """The graph of the groups: which groups each group needs, itself not included.
+    """Returns the graph of the groups: the predecessors of each group, without itself.
 
     Example:
         >>> contracted([[], [0], [1]], groups=[0, 0, 1])
@@ -35,7 +35,7 @@ def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
 
 
 def topological_order(needs: Needs) -> list[int]:
-    """The nodes, producers first; of those that are ready, the lowest number comes first.
+    """Returns the nodes in topological order; of the ready ones, the lowest number comes first.
 
     Raises:
         PlanError: If the graph has a cycle.
@@ -52,25 +52,25 @@ def topological_order(needs: Needs) -> list[int]:
 
 
 def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
-    """Joins the nodes of each pair where that leaves no cycle.
+    """Joins the nodes of each pair unless that creates a cycle.
 
-    All pairs are tried at once. Those that took no part in a cycle are accepted; the others
-    are tried again in halves, so that a few bad ones cost little. What is refused is tried
-    once more after others were accepted, as these may have joined all of its cycle. The
-    number of trials is bounded; what is not accepted by then is refused.
+    All pairs are tried at once. Pairs that are part of no cycle are accepted; the others are tried
+    again in halves, so that a few bad pairs cost little. Refused pairs are tried once more after
+    others were accepted, since these may have joined the whole cycle. The number of trials is
+    bounded; pairs that are not accepted by then are refused.
 
     Args:
         needs: An acyclic graph.
         pairs: Pairs of nodes to join, the most important first.
 
     Returns:
-        The grouping, and the pairs refused.
+        The grouping, and the refused pairs.
     """
     parent = list(range(len(needs)))
     refused: list[Pair] = []
     budget = _CHECKS * len(needs) + _MORE_NODES
     batches = [list(pairs)] if pairs else []
-    accepted = False  # since the first of `refused` was
+    accepted = False  # whether a pair was accepted after the first refusal
     while batches or (accepted and refused):
         if not batches:
             batches, refused, accepted = [refused], [], False
@@ -100,22 +100,22 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
             refused.extend(bad)
         elif good:
             batches.append(bad)
-        else:  # the first half, with the more important pairs, is tried first
+        else:  # try the half with the more important pairs first
             batches += [bad[len(bad) // 2 :], bad[: len(bad) // 2]]
     return _numbered([_root(parent, node) for node in range(len(parent))]), refused
 
 
 def chained(needs: Needs, weights: Sequence[float], limit: float, *, by_reader: bool) -> list[int]:
-    """Joins light nodes with the one node that reads them, or that they need.
+    """Joins light nodes with their only successor, or with their only predecessor.
 
-    This cannot make a cycle: all paths out of a node with one reader lead through the
-    reader, and all paths into a node with one producer through the producer.
+    This cannot create a cycle: all paths out of a node with one successor lead through it, and all
+    paths into a node with one predecessor lead through it.
 
     Args:
         needs: An acyclic graph.
-        weights: Weight of each node; infinite for those that are not light.
-        limit: Most weight that light nodes may add to a node.
-        by_reader: Whether to join with the only reader or with the only producer.
+        weights: Weight of each node; infinite for nodes that are not light.
+        limit: Maximum total weight of the light nodes added to a node.
+        by_reader: Whether to join with the only successor instead of the only predecessor.
     """
     near = _readers(needs) if by_reader else [sorted(set(producers)) for producers in needs]
     parent = list(range(len(near)))
@@ -130,17 +130,17 @@ def chained(needs: Needs, weights: Sequence[float], limit: float, *, by_reader: 
 
 
 def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
-    """Joins nodes until there are at most `most`, keeping the weights of groups even.
+    """Joins nodes until at most `most` (>= 1) groups remain, with weights as even as possible.
 
-    Chains go first: a node and its only reader, or its only producer, are joined if
-    together they weigh no more than a limit; the limit doubles when nothing more is found.
-    What is left after that, such as a dense web of tiny nodes, is joined by runs of a
-    topological order. Heavy nodes so keep their boundaries, where a cut pays.
+    Chains are joined first: a node and its only successor or predecessor, if their total weight is
+    within a limit, which doubles when no more joins are found. The remaining nodes, such as a dense
+    web of tiny nodes, are joined as runs of a topological order. Heavy nodes thus keep their
+    boundaries, where cuts are worthwhile.
 
     Args:
         needs: An acyclic graph.
         weights: Weight of each node, >= 0.
-        most: Number of groups wanted, >= 1.
+        most: Maximum number of groups.
     """
     groups = list(range(len(needs)))
     total = float(sum(weights))
@@ -153,7 +153,7 @@ def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
             groups = _numbered([merged[g] for g in groups])
         after = max(groups) + 1
         if after > 0.9 * before:
-            if not limit or limit > 4 * total / most:  # twice nothing is nothing
+            if not limit or limit > 4 * total / most:  # doubling a limit of 0 has no effect
                 break
             limit *= 2
     if max(groups, default=-1) + 1 > most:
@@ -167,7 +167,7 @@ def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
 
 
 def _runs(order: Sequence[int], weights: Sequence[float], most: int) -> list[int]:
-    """Cuts an order into at most `most` runs of about equal weight and not too many nodes."""
+    """Cuts an order into at most `most` runs of similar weight and limited length."""
     share = [w / max(sum(weights), 1e-30) + 1 / len(order) for w in weights]
     run, filled, runs = 0, 0.0, [0] * len(order)
     for node in order:
@@ -194,7 +194,7 @@ def _sums(weights: Sequence[float], groups: Sequence[int]) -> list[float]:
 
 
 def _peeled(needs: Needs) -> tuple[list[int], list[int]]:
-    """Nodes that wait for no cycle, in order, and how much each node still waits for."""
+    """Returns the nodes before any cycle, in order, and each node's count of unmet predecessors."""
     readers = _readers(needs)
     waiting = [len(set(producers)) for producers in needs]
     ready = [node for node, count in enumerate(waiting) if not count]
@@ -211,7 +211,7 @@ def _peeled(needs: Needs) -> tuple[list[int], list[int]]:
 
 
 def _cyclic(needs: Needs) -> set[int]:
-    """Nodes on cycles, or on paths between cycles."""
+    """Returns the nodes on cycles and on paths between cycles."""
     _, waiting = _peeled(needs)
     left = {node for node, count in enumerate(waiting) if count}
     users = dict.fromkeys(left, 0)
@@ -245,6 +245,6 @@ def _unite(parent: list[int], a: int, b: int) -> int:
 
 
 def _numbered(roots: Sequence[int]) -> list[int]:
-    """Groups numbered in the order of their first nodes."""
+    """Numbers groups in the order of their first nodes."""
     number: dict[int, int] = {}
     return [number.setdefault(root, len(number)) for root in roots]

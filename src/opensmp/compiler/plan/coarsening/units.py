@@ -1,4 +1,4 @@
-"""Which operations of a graph stay together whatever the plan."""
+"""Determines which operations of a graph form a unit in every plan."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from opensmp.compiler.trace.trace import TracedGraph
 Op = Any
 
 HEAVY = CONTRACTIONS | CONTROL_FLOW
-"""Types of operations that begin a run."""
+"""Types of operations that start a run."""
 
-# A layer this large a part of the model is divided, if it consists of several heavy operations.
+# A layer whose share of the model exceeds this is divided if it has several heavy operations.
 _LARGE_SHARE = 1 / 8
 
-# Light operations outside of layers go together up to this share of the model's time.
+# Light operations outside of layers are joined up to this share of the model's time.
 _LIGHT_SHARE = 1 / 256
 
 _HANDLES = (tf.variant, tf.resource)
@@ -43,12 +43,12 @@ class Units:
         traced: The traced model.
         costs: Its costs.
         times: Seconds of each operation, forward and backward.
-        max_units: Most units to leave.
+        max_units: Maximum number of units.
 
     Attributes:
         wiring: The operations by index.
-        variables: Index of a variable's placeholder to the variable.
-        labels: Index of each operation that belongs to a unit to the label of its layer call.
+        variables: Maps the index of a variable's placeholder to the variable.
+        labels: Maps the index of each operation in a unit to the label of its layer call.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Units:
         self._limit = _LIGHT_SHARE * sum(times[i] for i in self.labels)
 
     def find(self) -> dict[int, int]:
-        """Index of each operation to its unit, units numbered in topological order."""
+        """Returns operation index to unit, with units numbered in topological order."""
         units = self._layers_and_runs()
         needs = self._needs(units)
         units, needs = _regroup(units, needs, joined(needs, self._pairs(units))[0])
@@ -90,10 +90,10 @@ class Units:
         return {i: position[unit] for i, unit in units.items()}
 
     def _layers_and_runs(self) -> dict[int, int]:
-        """Operations to units: one for each layer call, others by runs.
+        """Maps operations to units: one unit per layer call, and runs of the other operations.
 
-        The calls are stretches of a topological order, and what leads into a run leads
-        to its first operation: no cycle can come about.
+        This creates no cycle: calls are contiguous in a topological order, and edges into a run
+        lead to its first operation.
         """
         opened = self._composite | self._large_layers()
         units: dict[int, int] = {}
@@ -121,7 +121,7 @@ class Units:
         return units
 
     def _large_layers(self) -> set[str]:
-        """Layers that are a large part of the model and made of several heavy operations."""
+        """Returns the layers that are a large part of the model with several heavy operations."""
         time: dict[str, float] = {}
         size: dict[str, int] = {}
         heavy: dict[str, int] = {}
@@ -149,7 +149,7 @@ class Units:
         return needs
 
     def _pairs(self, units: Mapping[int, int]) -> list[Pair]:
-        """Pairs of units to join: for tensor lists, for colocation, for variables."""
+        """Returns pairs of units to join: by tensor lists, colocation and shared variables."""
         lists: list[Pair] = []
         colocated: list[Pair] = []
         shared: list[Pair] = []
@@ -172,7 +172,7 @@ class Units:
         return [(a, b) for a, b in pairs if a != b]
 
     def _index_of(self, group: bytes) -> int:
-        """The operation that a colocation group is named after; -1 if there is none."""
+        """Returns the operation that a colocation group is named after; -1 if there is none."""
         try:
             op = self._graph.get_operation_by_name(group.decode().removeprefix("loc:@"))
         except KeyError:
@@ -180,12 +180,13 @@ class Units:
         return self.wiring.index.get(op, -1)
 
     def _light(self, units: Mapping[int, int], count: int, *, aliases: bool) -> list[float]:
-        """Time of units of light operations outside of layers; infinite for all others.
+        """Returns the time of each unit of light operations outside of layers, else infinity.
 
         Args:
-            units: Operations to units.
+            units: Maps operations to units.
             count: Number of units.
-            aliases: Whether only units without arithmetic or traffic of their own count.
+            aliases: Whether only units of alias operations (no arithmetic, no traffic) count as
+                light.
         """
         weights = [0.0] * count
         for i, unit in units.items():
@@ -197,7 +198,7 @@ class Units:
         return weights
 
     def _shares(self, units: Mapping[int, int], count: int) -> list[float]:
-        """Each unit's share of the time, of the parameters and of the number of units."""
+        """Returns the sum of each unit's shares of the time, the parameters and the unit count."""
         time, size = np.zeros(count), np.zeros(count)
         for i, unit in units.items():
             time[unit] += self._times[i]

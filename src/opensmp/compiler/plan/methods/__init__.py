@@ -1,1 +1,1 @@
-"""The ways to a plan: by hand, by costs, or from another plan."""
+"""Ways to make a plan: manually, automatically by costs, or from another plan."""

@@ -1,4 +1,4 @@
-"""A plan without help from the user: the graph's units, cut by the partitioner."""
+"""Automatic plans: the partitioner cuts the coarsened graph."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def auto_plan(
     Args:
         traced: The traced model.
         num_partitions: Number of partitions.
-        settings: What to plan for.
-        homes: Id to partition of variables that lie somewhere already; what reads them goes
-            there.
+        settings: The settings to plan for.
+        homes: Maps the ids of variables that are already placed to their partitions; units that
+            read them are placed there.
 
     Raises:
         PlanError: If no plan fits the memory of the devices.
@@ -54,20 +54,20 @@ def plan_units(
     settings: PlanSettings,
     homes: Mapping[int, int] | None = None,
 ) -> Plan:
-    """As `auto_plan`, for a model whose units and costs are known.
+    """Does the same as `auto_plan` for a model whose units and costs are known.
 
     Args:
         traced: The traced model.
         graph: Its units.
         num_partitions: Number of partitions.
-        settings: What to plan for.
+        settings: The settings to plan for.
         homes: See `auto_plan`.
 
     Raises:
         PlanError: If no plan fits the memory of the devices.
     """
     stages = _stages(graph, num_partitions * settings.pieces, settings)
-    # By turns, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+    # Round-robin, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
     # Clusters Using Megatron-LM", SC 2021, section 2.2.
     assignment = free = stages % num_partitions
     kept = kept_units(traced, graph, homes or {})
@@ -93,7 +93,7 @@ def plan_units(
 
 
 def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[np.int64]:
-    """The stage of each unit, in the order of the model; a device has several of them."""
+    """Returns the stage of each unit; stages are numbered in model order, several per device."""
     machine = settings.machine
     if machine.memory_bytes is not None:
         machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
@@ -109,10 +109,10 @@ def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[n
 
 
 def _whole_groups(traced: TracedGraph, graph: CoarseGraph) -> list[list[str]]:
-    """The operations of each unit, and with them those that are in no unit.
+    """Returns the operations of each unit, including those that belong to no unit.
 
-    Operations that every partition makes for itself belong to no unit. They are counted to
-    the first unit that reads them, so that every operation has its place.
+    Replicated operations belong to no unit. They are added to the first unit that reads them, so
+    that every operation has a partition.
     """
     unit_of = {name: u for u, names in enumerate(graph.operations) for name in names}
     consumer: dict[str, int] = {}
@@ -125,7 +125,7 @@ def _whole_groups(traced: TracedGraph, graph: CoarseGraph) -> list[list[str]]:
     unit = 0
     for op in traced.operations:
         if op not in traced.sources and groups:
-            # What nobody reads goes with what was made before it.
+            # An operation without readers joins the unit of the operation before it.
             unit = unit_of.get(op.name, consumer.get(op.name, unit))
             groups[unit].append(op.name)
     return groups

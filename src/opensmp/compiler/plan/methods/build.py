@@ -1,4 +1,4 @@
-"""Makes plans of traced graphs, and checks that nothing is left out."""
+"""Builds plans of traced graphs and checks that they are complete."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def make_plan(
     graph: CoarseGraph | None = None,
     make_graph: Callable[[], CoarseGraph] | None = None,
 ) -> Plan:
-    """Makes the plan of a traced graph, and checks that it leaves nothing out.
+    """Builds the plan of a traced graph and checks that it covers every operation.
 
     Args:
         traced: The traced model.
         num_partitions: Number of partitions.
-        partition_of: Operation name to partition.
-        groups: Pairs (name, operations) of what a reader of the plan may move between
-            partitions; None: the operations of one layer call in one partition.
-        settings: See `Plan`, also for what follows.
+        partition_of: Maps operation names to partitions.
+        groups: Pairs (name, operations) of pieces that a user of the plan file may move between
+            partitions; None groups the operations of each layer call by partition.
+        settings: See `Plan`, as for the remaining arguments.
         source: See `Plan`.
         graph: See `Plan`.
         make_graph: See `Plan`.
@@ -59,10 +59,10 @@ def make_plan(
 
 
 def costs_later(traced: TracedGraph, settings: PlanSettings) -> Callable[[], CoarseGraph]:
-    """Computes the units of a graph when somebody wants to see them."""
+    """Returns a function that computes the units and costs of a graph on demand."""
 
     def make_graph() -> CoarseGraph:
-        # Counting costs is not needed to run a plan that is there already.
+        # Imported lazily: running an existing plan does not need its costs.
         from opensmp.compiler.plan.coarsening.coarsen import coarsen
 
         return coarsen(traced, settings.machine)
@@ -71,7 +71,7 @@ def costs_later(traced: TracedGraph, settings: PlanSettings) -> Callable[[], Coa
 
 
 def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
-    """Logs which partitions of a plan nothing runs in, and why.
+    """Logs which partitions of a plan are empty, and the reason.
 
     Args:
         plan: The plan.
@@ -100,6 +100,7 @@ def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
 def _refuse_gaps(
     traced: TracedGraph, num_partitions: int, partition_of: Mapping[str, int], source: str
 ) -> None:
+    """Raises if an operation has no partition or one that does not exist."""
     names = [op.name for op in traced.operations if op not in traced.sources]
     missing = [name for name in names if name not in partition_of]
     outside = [
@@ -127,7 +128,7 @@ def _named(names: Sequence[str]) -> str:
 def _by_partition(
     traced: TracedGraph, partition_of: Mapping[str, int]
 ) -> list[tuple[str, list[str]]]:
-    """The operations of each layer call in each partition, named after the first of them."""
+    """Groups operations by layer call and partition; a group is named after its first operation."""
     _, label_of = operation_labels(traced)
     groups: dict[tuple[str, int], list[str]] = {}
     for name, label in label_of.items():

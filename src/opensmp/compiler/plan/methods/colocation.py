@@ -1,4 +1,4 @@
-"""Where a small model goes that lies beside others on the same devices."""
+"""Placement of small models that share devices with other models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ def in_one_place(
     homes: Mapping[int, int],
     settings: PlanSettings,
 ) -> Plan:
-    """A plan that has a single layer in one partition: the one that has least to hold.
+    """Plans a single layer into one partition: the least loaded one.
 
     Args:
         traced: The traced layer.
-        loads: What each partition holds of other models.
-        homes: Id to partition of variables that lie somewhere already; it goes to the first.
-        settings: What the costs are for.
+        loads: Load of each partition from other models.
+        homes: Maps the ids of variables that are already placed to their partitions; the layer is
+            placed with the first of them.
+        settings: The settings that the costs are predicted for.
     """
     kept = [homes[id(v.variable)] for v in traced.variables if id(v.variable) in homes]
     place = kept[0] if kept else min(range(len(loads)), key=lambda p: (loads[p], p))
@@ -35,15 +36,13 @@ def in_one_place(
 
 
 def beside(plan: Plan, loads: Sequence[float]) -> Plan:
-    """A plan that leaves partitions empty, moved to the partitions that have least to hold.
+    """Moves a plan that leaves partitions empty to the least loaded consecutive partitions.
+
+    The partitions keep their order. A plan without a choice is returned unchanged.
 
     Args:
         plan: A plan.
-        loads: What each partition holds of other models.
-
-    Returns:
-        The plan with other numbers of partitions, in the same order; where there is nothing to
-        choose, the plan itself.
+        loads: Load of each partition from other models.
     """
     used = [p for p in range(plan.num_partitions) if p not in plan.empty]
     if not plan.empty or not used:

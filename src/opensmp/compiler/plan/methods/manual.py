@@ -1,4 +1,4 @@
-"""A plan by hand: operations go where `smp.partition` put them."""
+"""Manual plans: operations are placed by `smp.partition`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def manual_plan(
     default_partition: int,
     settings: PlanSettings | None = None,
 ) -> Plan:
-    """Reads the plan off the marks that `smp.partition` left.
+    """Makes a plan from the tags that `smp.partition` left on operations.
 
     Args:
         traced: The traced model.
         num_partitions: Number of partitions.
-        default_partition: Where operations outside any `smp.partition` go.
-        settings: What to predict the costs for.
+        default_partition: Partition of operations outside every `smp.partition`.
+        settings: The settings to predict the costs for.
     """
     partition_of = {}
     for op in traced.operations:

@@ -1,4 +1,4 @@
-"""Fits a plan to a traced graph: one from a file, or one of another trace of the same model."""
+"""Applies a plan, loaded from a file or made for another trace of the model, to a traced graph."""
 
 from __future__ import annotations
 
@@ -29,23 +29,22 @@ _SAME_SIZE = 0.01
 
 
 def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSettings) -> Plan:
-    """The plan of a file for the graph of a model, by its layers.
+    """Applies a loaded plan to the graph of a model, matching layer calls.
 
-    The layer calls of both must be the same, in the same order; numbers that Keras and
-    TensorFlow append to names may differ. A layer that lies in one partition may consist of
-    other operations, as in another shape, in inference, or in another version of Keras. In
-    a layer that is cut inside, operations are recognised by their names; those that are new
-    go with the one before.
+    The layer calls of both must be the same, in the same order; numbers that Keras and TensorFlow
+    append to names may differ. A layer within one partition may consist of other operations, as
+    with another shape, in inference, or with another version of Keras. In a layer that is cut
+    inside, operations are matched by name; unknown ones are placed with the preceding operation.
 
     Args:
-        plan: The plan, as loaded.
+        plan: The loaded plan.
         traced: The traced model.
-        num_partitions: Number of partitions that there must be.
-        settings: What to predict its costs for.
+        num_partitions: Required number of partitions.
+        settings: The settings to predict its costs for.
 
     Raises:
-        PlanError: If it is for another number of partitions or for another model; the
-            message names the first differences and counts them.
+        PlanError: If it is for another number of partitions or another model; the message names the
+            first differences and counts them.
     """
     check_partitions(plan, num_partitions)
     labels, _ = operation_labels(traced)
@@ -57,7 +56,7 @@ def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSett
 
 
 def check_partitions(plan: Plan, num_partitions: int) -> None:
-    """Checks that a plan is for so many partitions.
+    """Checks that a plan is for `num_partitions` partitions.
 
     Raises:
         PlanError: If it is for another number.
@@ -71,25 +70,25 @@ def check_partitions(plan: Plan, num_partitions: int) -> None:
 
 
 def follow(traced: TracedGraph, plans: Sequence[Plan], settings: PlanSettings) -> Plan:
-    """A plan for another trace of a model, other shapes or inference, that keeps its places.
+    """Returns a plan for another trace of a model (other shapes, inference) with equal placement.
 
     Args:
         traced: The new trace.
-        plans: Plans of earlier traces; where two know a layer call, the earlier one counts.
-        settings: What to predict its costs for.
+        plans: Plans of earlier traces; the first plan that contains a layer call decides.
+        settings: The settings to predict its costs for.
     """
     return _follow(traced, plans, plans[0].num_partitions, settings, strict=False)
 
 
 @dataclass(frozen=True)
 class Places:
-    """What a plan says of each layer call, without the graph that it was made for.
+    """The placement of each layer call in a plan, independent of the graph it was made for.
 
     Attributes:
         calls: The layer calls.
-        partition_of: Name of an operation to its partition.
+        partition_of: Maps operation names to partitions.
         num_partitions: Number of partitions.
-        source: Where the plan comes from.
+        source: Source of the plan.
     """
 
     calls: tuple[LayerCall, ...]
@@ -99,17 +98,17 @@ class Places:
 
     @classmethod
     def of(cls, plan: Plan) -> Places:
-        """Those of a plan."""
+        """Returns the placement of a plan."""
         return cls(plan.calls, dict(plan.partition_of), plan.num_partitions, plan.source)
 
 
 def follow_twin(traced: TracedGraph, twin: Places, settings: PlanSettings) -> Plan:
-    """A plan for a model of the same layers as another one, that has the same places.
+    """Returns a plan with equal placement for a model that has the same layers as another one.
 
     Args:
         traced: The traced model.
-        twin: What was planned for the other one, whose layers may have other names.
-        settings: What to predict its costs for.
+        twin: The placement of the other model, whose layers may have other names.
+        settings: The settings to predict its costs for.
     """
     return _follow(traced, [twin], twin.num_partitions, settings, strict=False, by_position=True)
 
@@ -123,6 +122,11 @@ def _follow(
     strict: bool,
     by_position: bool = False,
 ) -> Plan:
+    """Builds a plan with the placement of `plans`, the first of which takes precedence.
+
+    With `strict`, layers that are cut inside must match by operation names. With `by_position`, or
+    `strict`, layer calls are matched by order instead of by label.
+    """
     calls = layer_calls(traced)
     labels = [call.label for call in calls]
     earlier = _earlier_calls(labels, plans, by_position=strict or by_position)
@@ -133,7 +137,7 @@ def _follow(
             known = earlier[call.label]
             found = _recognised(call.operations, known)
             place.update(found)
-            # In a layer that is cut inside, names are all there is to go by.
+            # In a layer that is cut inside, operations can only be matched by name.
             if known and 2 * len(found) < min(len(known), len(call.operations)):
                 strangers.append(call.label)
     if strict and strangers:
@@ -144,7 +148,7 @@ def _follow(
             "plan with `opensmp plan`."
         )
     partition_of: dict[str, int] = {}
-    # What comes before the first operation of a known place follows that one.
+    # Operations before the first matched one are placed with it.
     partition = next((place[op.name] for op in traced.operations if op.name in place), 0)
     for op in traced.operations:
         if op not in traced.sources:
@@ -163,7 +167,7 @@ def _follow(
 def _earlier_calls(
     labels: Sequence[str], plans: Sequence[Plan | Places], *, by_position: bool
 ) -> dict[str, dict[str, int]]:
-    """For each label, what the first plan that knows it says of the call's operations."""
+    """Returns for each label the operation placement of the first plan that contains the call."""
     earlier: dict[str, dict[str, int]] = {}
     for plan in plans:
         names = labels if by_position else [call.label for call in plan.calls]
@@ -175,7 +179,7 @@ def _earlier_calls(
 
 
 def _recognised(operations: Sequence[str], known: Mapping[str, int]) -> dict[str, int]:
-    """Places of the operations of a call, where an earlier trace of the call tells them."""
+    """Returns the partitions of those operations of a call that match an earlier trace of it."""
     everywhere = set(known.values())
     if len(everywhere) == 1:
         return dict.fromkeys(operations, *everywhere)
@@ -188,13 +192,13 @@ def _recognised(operations: Sequence[str], known: Mapping[str, int]) -> dict[str
 
 
 def _warn_of_other_size(plan: Plan, traced: TracedGraph) -> None:
-    """Says that a plan, though it fits, was balanced for other variables."""
+    """Warns if a plan that fits was balanced for variables of another total size."""
     if plan.graph is None:
         return
     planned = int(plan.graph.parameter_bytes.sum())
     planned += sum(variable.parameter_bytes for variable in plan.graph.shared)
     placeholders = [leaf.placeholder for leaf in traced.variables]
-    # What only counts, such as the state of a seed, is in no unit.
+    # Integer state, such as that of a seed, belongs to no unit.
     placeholders = [p for p in placeholders if not p.dtype.is_integer]
     found = sum(p.dtype.size * (p.shape.num_elements() or 0) for p in placeholders)
     if abs(planned - found) > _SAME_SIZE * max(planned, found):
@@ -222,6 +226,7 @@ def _listed(labels: Sequence[str]) -> str:
 
 
 def _refuse(plan: Plan, traced: TracedGraph, known: list[str], found: Sequence[str]) -> NoReturn:
+    """Raises a `PlanError` that describes the differences between the layers of plan and model."""
     left, right = [stem(label) for label in known], [stem(label) for label in found]
     first = next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),

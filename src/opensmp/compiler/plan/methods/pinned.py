@@ -1,6 +1,6 @@
-"""Plans around variables that lie somewhere already: layers that another model has placed.
+"""Plans for models that share variables which an earlier model has already placed.
 
-What reads such a variable goes to the partition that it lies in; the rest is cut around it.
+Units that read such a variable are pinned to its partition; the rest is cut around them.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from opensmp.compiler.trace.trace import TracedGraph
 _logger = logging.getLogger("opensmp")
 _NUM_REFINED = 4
 _NUM_NAMED = 4
-# A plan that takes so many times the step of one without anything kept is worth a line.
+# Warn if a step takes this many times as long as without pinned units.
 _SLOW = 1.5
 
 Assignment = NDArray[np.int64]
 
 
 def kept_units(traced: TracedGraph, graph: CoarseGraph, homes: Mapping[int, int]) -> dict[int, int]:
-    """Units that read placed variables, with the partition that most of their bytes lie in.
+    """Returns the units that read placed variables, with the partition of most of their bytes.
 
     Args:
         traced: The traced model.
         graph: Its units.
-        homes: Id of a placed variable to its partition.
+        homes: Maps the id of a placed variable to its partition.
     """
     unit_of = {name: unit for unit, names in enumerate(graph.operations) for name in names}
     weights: dict[int, dict[int, int]] = {}
@@ -61,17 +61,17 @@ def partition_around(
     settings: PlanSettings,
     free: Assignment,
 ) -> Assignment:
-    """Assigns the other units to partitions, where some have their place.
+    """Assigns the units that are not pinned to partitions.
 
-    Tensors may go back to lower partitions, and partitions may be in several pieces. As few
+    Tensors may go back to lower partitions, and partitions may consist of several pieces. As few
     partitions as possible stay empty.
 
     Args:
         graph: The units.
-        kept: Unit to partition, for those that have their place.
+        kept: Maps pinned units to their partitions.
         num_partitions: Number of partitions, >= 1.
-        settings: What to plan for.
-        free: The assignment that would be made if nothing had its place.
+        settings: The settings to plan for.
+        free: The assignment without pinned units.
 
     Returns:
         The partition of each unit, of shape (len(graph),).
@@ -89,12 +89,12 @@ def partition_around(
 
 
 def tell_of_kept(plan: Plan, kept: Mapping[int, int], free: Assignment) -> None:
-    """Logs which layers stay where they are, as a warning if the plan is much slower for it.
+    """Logs which layers are pinned, as a warning if that makes the plan much slower.
 
     Args:
         plan: The plan.
-        kept: Unit to partition, for those that have their place.
-        free: The assignment that would be made if nothing had its place.
+        kept: Maps pinned units to their partitions.
+        free: The assignment without pinned units.
     """
     if not kept:
         return
@@ -119,7 +119,7 @@ def tell_of_kept(plan: Plan, kept: Mapping[int, int], free: Assignment) -> None:
 def _starts(
     graph: CoarseGraph, kept: Mapping[int, int], num_partitions: int, free: Assignment
 ) -> Iterable[Assignment]:
-    """Assignments to begin with."""
+    """Yields initial assignments."""
 
     def keeping(placed: Assignment) -> Assignment:
         placed = placed.copy()
@@ -135,7 +135,7 @@ def _starts(
 
 
 def _beside(graph: CoarseGraph, kept: Mapping[int, int]) -> Assignment:
-    """Each unit with one that it reads from, or, before all that have a place, one that reads."""
+    """Places each unit with one that it reads from; units before all pinned ones, with a reader."""
     placed = np.full(len(graph), -1, dtype=np.int64)
     for unit, partition in kept.items():
         placed[unit] = partition

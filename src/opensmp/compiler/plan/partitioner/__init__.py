@@ -1,1 +1,1 @@
-"""Cuts a graph of units into partitions."""
+"""The partitioner: cuts a graph of units into partitions."""

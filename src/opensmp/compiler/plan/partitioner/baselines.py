@@ -1,4 +1,4 @@
-"""Simple plans: runs of consecutive units. No plan of ours may be worse than one of these."""
+"""Baseline plans: runs of consecutive units, which the partitioner must never be worse than."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ Assignment = NDArray[np.int64]
 
 
 def simple_runs(problem: Problem) -> list[Assignment]:
-    """Runs equal in number of units, in time and in bytes, and the blocks of torchgpipe.
+    """Returns runs of equal unit count, time and bytes, and the block partition of torchgpipe.
 
-    Args:
-        problem: The problem; units are taken in their own order.
+    Units are taken in their own order.
     """
     size, count = len(problem), problem.num_partitions
     return [
@@ -28,11 +27,11 @@ def simple_runs(problem: Problem) -> list[Assignment]:
 
 
 def even_runs(weights: ArrayLike, count: int) -> Assignment:
-    """Runs that end where the weight so far comes to equal shares of the whole.
+    """Returns runs that end where the cumulative weight reaches equal shares of the total.
 
     Args:
         weights: Weight of each unit, >= 0.
-        count: Number of runs, at most one for each unit; none is empty.
+        count: Number of runs, at most one per unit; none is empty.
 
     Example:
         >>> even_runs([1, 1, 1, 1, 4], 2)
@@ -48,16 +47,16 @@ def even_runs(weights: ArrayLike, count: int) -> Assignment:
 
 
 def block_runs(weights: ArrayLike, count: int) -> Assignment:
-    """Runs whose weights differ by no more than the largest weight: torchgpipe's way.
+    """Returns runs whose weights differ by at most the largest unit weight, as torchgpipe does.
 
-    Such block sums always exist (Barany and Grinberg, "Block Partitions of Sequences",
-    2015). As in their proof, units wander from the heaviest run towards the lightest: over
-    the first boundary between the two where that makes the heavier of its two neighbours
-    lighter, or else one over each boundary on the way.
+    Such a partition always exists (Barany and Grinberg, "Block Partitions of Sequences", 2015). As
+    in their proof, units move from the heaviest run towards the lightest: across the first boundary
+    between the two where that makes the heavier of its two neighbours lighter, or else one unit
+    across each boundary on the way.
 
     Args:
-        weights: Weight of each unit, whole numbers >= 0.
-        count: Number of runs, at most one for each unit; none is empty.
+        weights: Weight of each unit, integers >= 0.
+        count: Number of runs, at most one per unit; none is empty.
 
     Example:
         >>> block_runs([1, 1, 1, 3, 3], 2)
@@ -89,5 +88,5 @@ def block_runs(weights: ArrayLike, count: int) -> Assignment:
 
 
 def _crosses(cuts: list[int], run: int, sign: int) -> int:
-    """The unit that goes over the boundary to `run`, from the run that `sign` points to."""
+    """Returns the unit that crosses the boundary into `run` from the side that `sign` points to."""
     return cuts[run + 1] if sign > 0 else cuts[run] - 1

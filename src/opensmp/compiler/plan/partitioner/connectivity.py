@@ -1,8 +1,8 @@
-"""Connected pieces: which partitions fall apart, and how to find ones that do not.
+"""Connectivity of partitions: finds disconnected partitions and repairs them.
 
-Two units of a partition are connected when one reads what the other makes, or both read
-the same variable. Parts of the graph that are not connected with each other at all cannot
-be asked to be so inside a partition: the pieces of each part count on their own.
+Two units of a partition are connected if one reads a tensor of the other, or if both read the same
+variable. If the graph itself has several connected components, the pieces of each component are
+counted separately.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ Pair = tuple[int, int]
 
 
 def excess_pieces(problem: Problem, placed: NDArray[np.int64]) -> int:
-    """How many pieces the partitions have beyond one for each part of the graph in them."""
+    """Returns the number of pieces beyond one per partition and connected component in it."""
     pieces = _piece_of(problem, placed)
     parts = part_of_graph(problem) * problem.num_partitions + placed
     return len(np.unique(pieces)) - len(np.unique(parts))
 
 
 def part_of_graph(problem: Problem) -> NDArray[np.int64]:
-    """The least unit of all that each unit is connected with, over any number of others."""
+    """Returns for each unit the lowest unit of its connected component of the graph."""
     return _piece_of(problem, np.zeros(len(problem), dtype=np.int64))
 
 
 def _piece_of(problem: Problem, placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The least unit of the piece that each unit is in."""
+    """Returns for each unit the lowest unit of its piece."""
     homes, readers = problem.homes[problem.links], problem.readers
     inside = placed[homes] == placed[readers]
     pairs = [np.stack([homes[inside], readers[inside]])]
@@ -58,7 +58,7 @@ def _piece_of(problem: Problem, placed: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class Neighbourhood:
-    """Which units are connected, for questions about a few units at a time."""
+    """Adjacency of units, for queries about few units at a time."""
 
     def __init__(self, problem: Problem) -> None:
         size = len(problem)
@@ -77,16 +77,16 @@ class Neighbourhood:
         self.part = part_of_graph(problem).tolist()
 
     def of(self, unit: int) -> list[int]:
-        """Units that `unit` is connected with."""
+        """Returns the units that `unit` is connected with."""
         shared = [other for link in self._variables[unit] for other in self._units[link]]
         return self._near[unit] + [other for other in shared if other != unit]
 
     def joins(self, unit: int, to: int, placed: list[int]) -> bool:
-        """Whether `unit` is connected with a unit of partition `to`."""
+        """Returns whether `unit` is connected with a unit of partition `to`."""
         return any(placed[other] == to for other in self.of(unit))
 
     def splits(self, unit: int, placed: list[int]) -> bool:
-        """Whether the piece that `unit` is in falls apart without it."""
+        """Returns whether removing `unit` disconnects its piece."""
         here = placed[unit]
         near = {other for other in self.of(unit) if placed[other] == here}
         if len(near) < 2:
@@ -114,12 +114,12 @@ class Neighbourhood:
 
 
 def join_pieces(problem: Problem, placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """An assignment without excess pieces, much like a given one; there is one always.
+    """Returns an assignment without excess pieces that is close to the given one; it always exists.
 
-    The smaller pieces of a partition move, whole, to the partition of a neighbour: of the
-    first unit that reads from it or of the last that it reads from, whichever has less to
-    do. There the piece becomes one with the neighbour, so that each move leaves fewer
-    pieces and no partition empty.
+    The smaller pieces of a partition move as a whole to the partition of a neighbour: of the first
+    unit that reads from the piece or the last unit that the piece reads from, whichever partition
+    has the lower load. There the piece merges with the neighbour's, so each move reduces the number
+    of pieces and leaves no partition empty.
     """
     near = Neighbourhood(problem)
     pieces = _Pieces(problem, placed, near)
@@ -135,12 +135,12 @@ def join_pieces(problem: Problem, placed: NDArray[np.int64]) -> NDArray[np.int64
 
 
 class _Pieces:
-    """The pieces of an assignment while they merge."""
+    """The pieces of an assignment while they are merged."""
 
     def __init__(self, problem: Problem, placed: NDArray[np.int64], near: Neighbourhood) -> None:
         self._problem, self._near = problem, near
         self._parent = _piece_of(problem, placed).tolist()
-        self._partition = placed.tolist()  # right for the unit that names the piece
+        self._partition = placed.tolist()  # valid for the unit that names the piece only
         self._load = np.bincount(placed, problem.ticks, problem.num_partitions).tolist()
         self.members: dict[int, list[int]] = {}
         for unit, name in enumerate(self._parent):
@@ -151,7 +151,7 @@ class _Pieces:
         return self._partition[name], self._near.part[name]
 
     def name_of(self, unit: int) -> int:
-        """The unit that names the piece of a unit."""
+        """Returns the unit that names the piece of a unit."""
         parent = self._parent
         while parent[unit] != unit:
             parent[unit] = parent[parent[unit]]
@@ -159,11 +159,11 @@ class _Pieces:
         return unit
 
     def is_excess(self, name: int) -> bool:
-        """Whether its partition has other pieces of the same part of the graph."""
+        """Returns whether the piece's partition has other pieces of the same component."""
         return self._count[self._key(name)] > 1
 
     def best_target(self, name: int) -> int:
-        """The partition of a neighbour that the piece may move to, the one with less to do."""
+        """Returns the least loaded partition of a neighbour that the piece may move to."""
         units, problem = self.members[name], self._problem
         before = [
             self._where(v) for u in units for v in problem.predecessors[u] if self._out(v, name)
@@ -171,7 +171,7 @@ class _Pieces:
         after = [self._where(v) for u in units for v in problem.successors[u] if self._out(v, name)]
         targets = [max(before)] if before else []
         targets += [min(after)] if after else []
-        if not targets:  # only a variable connects it with others
+        if not targets:  # connected with others by variables only
             targets = [
                 self._where(v) for u in units for v in self._near.of(u) if self._out(v, name)
             ]
@@ -184,7 +184,7 @@ class _Pieces:
         return int(self._partition[self.name_of(unit)])
 
     def move(self, name: int, target: int) -> list[int]:
-        """Moves a piece to where a neighbour is; returns the units of what they become."""
+        """Moves a piece to the partition of a neighbour; returns the units of the merged piece."""
         units = self.members[name]
         work = int(self._problem.ticks[units].sum())
         self._load[self._partition[name]] -= work
@@ -206,28 +206,28 @@ class _Pieces:
         return self.members[self.name_of(name)]
 
     def placed(self) -> NDArray[np.int64]:
-        """The assignment as it is now."""
+        """Returns the current assignment."""
         return np.array([self._where(unit) for unit in range(len(self._parent))], dtype=np.int64)
 
 
 def interval_excess(
     problem: Problem, order: NDArray[np.int64], positions: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Excess pieces of every interval of a topological order.
+    """Returns the number of excess pieces of every interval of a topological order.
 
-    The pieces of an interval are its units less the edges of a spanning forest of it. Going
-    through the order, one forest does for all intervals that end here: the one whose edges
-    start as late as possible. A new edge that closes a cycle replaces the edge of the cycle
-    that starts first.
+    The number of pieces of an interval is its number of units minus the number of edges of a
+    spanning forest of it. While the order is scanned, a single forest serves all intervals that end
+    at the current position: the one whose edges start as late as possible. A new edge that closes a
+    cycle replaces the edge of the cycle that starts first.
 
     Args:
         problem: The problem.
         order: The units in a topological order.
-        positions: Ascending; the intervals begin before and end before these positions.
+        positions: Ascending; the possible begins and (exclusive) ends of intervals.
 
     Returns:
-        Array of shape (len(positions),) * 2; [a, b] is of the units `positions[a]` up to
-        `positions[b]` in the order, 0 where a >= b.
+        Array of shape (len(positions),) * 2; [a, b] is for the units from `positions[a]` to before
+            `positions[b]` in the order, and 0 where a >= b.
     """
     size = len(problem)
     where = np.empty(size, dtype=np.int64)
@@ -256,7 +256,7 @@ def interval_excess(
 
 
 def _order_edges(problem: Problem, where: NDArray[np.int64]) -> list[Pair]:
-    """Pairs of positions, the lower first, that connect the units of any interval."""
+    """Returns pairs of positions, lower first, that connect the units of any interval."""
     tensors = problem.ordered[problem.links]
     homes = where[problem.homes[problem.links[tensors]]].tolist()
     pairs = list(zip(homes, where[problem.readers[tensors]].tolist(), strict=True))
@@ -269,7 +269,7 @@ def _order_edges(problem: Problem, where: NDArray[np.int64]) -> list[Pair]:
 
 
 def _parts_touched(parts: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many parts of the graph the units of each interval belong to, at least 1."""
+    """Returns how many components of the graph each interval contains units of, at least 1."""
     count = len(positions)
     touched = np.triu(np.ones((count, count), dtype=np.int64), 1)
     names = np.unique(parts)
@@ -282,17 +282,17 @@ def _parts_touched(parts: NDArray[np.int64], positions: NDArray[np.int64]) -> ND
 
 
 class _Forest:
-    """A forest over positions, in which any two are joined by edges that start late."""
+    """A forest over positions in which paths consist of edges that start as late as possible."""
 
     def __init__(self, size: int) -> None:
         self._parent: list[int | None] = [None] * size
-        self._tree = list(range(size))  # a disjoint-set forest: which tree a position is in
+        self._tree = list(range(size))  # disjoint sets: the tree of each position
         self._size = [1] * size
 
     def add(self, left: int, right: int) -> int | None:
-        """Adds an edge; returns where the edge that it replaces starts, None for none.
+        """Adds an edge; returns the start of the edge that it replaces, or None.
 
-        If the new edge itself is the one to leave out, that is `left`.
+        If the new edge itself is the one to drop, returns `left`.
         """
         a, b = self._find(left), self._find(right)
         if a != b:
@@ -328,7 +328,7 @@ class _Forest:
         return path
 
     def _cycle(self, left: int, right: int) -> tuple[list[int], list[int]]:
-        """The paths from both up to where they meet; climbs no further than that, or twice."""
+        """Returns the paths from both nodes to their lowest common ancestor."""
         paths = ([left], [right])
         seen: tuple[dict[int, int], dict[int, int]] = ({left: 0}, {right: 0})
         while True:
@@ -342,7 +342,7 @@ class _Forest:
                     return paths[0][: ends[0]], paths[1][: ends[1]]
 
     def _hang(self, path: list[int], below: int) -> None:
-        """Makes the first of `path`, which goes up the tree, a child of `below`."""
+        """Reverses `path`, which goes up the tree, so that its first node is a child of `below`."""
         for child, up in pairwise(path):
             self._parent[up] = child
         self._parent[path[0]] = below

@@ -1,4 +1,4 @@
-"""The best chain of cuts: dynamic programming over steps from one cut to a later one."""
+"""Dynamic programming over steps from one cut to a later one: finds the best chain of cuts."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _MOST_LIMITS = 40
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """Steps from a cut to a later one: what a partition may hold. One entry per step.
+    """Possible partitions, each a step from a cut to a later one. One entry per step.
 
-    Cut 0 is before all units, the last one after all. Costs are whole numbers in float64.
+    Cut 0 is before all units, the last cut after all. Costs are integers stored in float64.
 
     Attributes:
         num_cuts: Number of cuts.
         start: The earlier cut.
         stop: The later cut; ascending.
-        ticks: Time of what lies between as a stage, at least: where several later
-            partitions read one tensor, the gradient of only one of them is counted.
-        moved: What it costs to move tensors in, and their gradients back.
+        ticks: Lower bound on the stage time of the units in between: if several later partitions
+            read one tensor, only one of its gradients is counted.
+        moved: Cost of receiving tensors, and of sending their gradients back.
         bytes: Memory of the partition.
     """
 
@@ -40,7 +40,7 @@ class Steps:
     bytes: Floats
 
     def where(self, keep: NDArray[np.bool_]) -> Steps:
-        """Some of the steps."""
+        """Returns the steps that a mask selects."""
         return Steps(
             self.num_cuts,
             self.start[keep],
@@ -51,19 +51,21 @@ class Steps:
         )
 
     def cuts(self, chain: Integers) -> Integers:
-        """The cuts that a chain of steps goes through, first and last included."""
+        """Returns the cuts of a chain of steps, including the first and the last."""
         return np.append(self.start[chain], self.num_cuts - 1)
 
     def least(self, weight: Floats, count: int, *, maximum: bool = False) -> list[Floats]:
-        """The least sum, or maximum, of weights of 0, 1, ..., `count` steps from cut 0.
+        """Returns the least sum (or maximum) of weights over chains of 0 to `count` steps.
+
+        Chains start at cut 0.
 
         Args:
             weight: One entry per step.
             count: Number of steps.
-            maximum: Whether the largest weight of a chain counts, else their sum.
+            maximum: Whether the largest weight of a chain counts instead of the sum.
 
         Returns:
-            For each number of steps an array of one entry per cut: where the chain ends.
+            For each number of steps an array with one entry per cut at which the chain ends.
         """
         stops, begins = np.unique(self.stop, return_index=True)
         combine = np.maximum if maximum else np.add
@@ -78,7 +80,7 @@ class Steps:
         return values
 
     def best_chain(self, weight: Floats, count: int, *, maximum: bool = False) -> Integers | None:
-        """The steps of the best chain from the first cut to the last one, None if none is."""
+        """Returns the steps of the best chain from the first to the last cut; None if none."""
         values = self.least(weight, count, maximum=maximum)
         if not np.isfinite(values[-1][-1]):
             return None
@@ -93,12 +95,12 @@ class Steps:
 
 
 def best_chains(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
-    """Chains of cuts, from first to last, that are good for the goal of a problem.
+    """Yields chains of cuts, from first to last, that are good for the objective of a problem.
 
     Args:
         problem: The problem.
-        steps: What may be a partition.
-        best: Score of the best assignment known; what is sure to be much worse is left out.
+        steps: The possible partitions.
+        best: Score of the best known assignment; chains that are certainly much worse are pruned.
     """
     if problem.minimise_bytes:
         return _fewest_bytes(problem, steps)
@@ -106,7 +108,7 @@ def best_chains(problem: Problem, steps: Steps, best: Score) -> Iterator[Integer
 
 
 def most_ticks(problem: Problem, best: Score, *, slack: bool = True) -> float:
-    """Most ticks of a stage in plans that are as fast as the best known, or not much slower."""
+    """Returns the most stage ticks of plans as fast as the best known, or a little slower."""
     if problem.minimise_bytes or problem.microbatches == 1 or best.excess_bytes:
         return np.inf
     step = best.cost + best.cost // 16 if slack else best.cost
@@ -114,17 +116,17 @@ def most_ticks(problem: Problem, best: Score, *, slack: bool = True) -> float:
 
 
 def most_bytes(problem: Problem, best: Score) -> float:
-    """Most bytes of a partition, as `most_ticks`."""
+    """Returns the maximum bytes of a partition, analogous to `most_ticks`."""
     if problem.minimise_bytes:
         return float(best.cost + best.cost // 16)
     return np.inf if problem.memory_bytes is None else float(problem.memory_bytes)
 
 
 def _least_time(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
-    """Bounds the slowest stage by less and less, and moves as little as the bound permits.
+    """Lowers the bound on the slowest stage repeatedly, minimizing transfers under each bound.
 
-    As in Alpa, but a bound that cannot pay is skipped: a tighter one never moves less, so
-    it has to make up for the difference to the best so far.
+    As in Alpa, but a bound that cannot pay off is skipped: a tighter bound never reduces transfers,
+    so it has to make up for the difference to the best plan so far.
     """
     arithmetic, repeats = float(problem.ticks.sum()), problem.microbatches - 1
     steps = steps.where(steps.bytes <= most_bytes(problem, best))
@@ -144,7 +146,7 @@ def _least_time(problem: Problem, steps: Steps, best: Score) -> Iterator[Integer
 
 
 def _fewest_bytes(problem: Problem, steps: Steps) -> Iterator[Integers]:
-    """Makes the fullest partition as small as it gets, then moves as little as that permits."""
+    """Minimizes the fullest partition, then the transfers under that bound."""
     count = problem.num_partitions
     fullest = steps.least(steps.bytes, count, maximum=True)[-1][-1]
     steps = steps.where(steps.bytes <= fullest)

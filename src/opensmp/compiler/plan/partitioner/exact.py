@@ -1,4 +1,4 @@
-"""The best plan there is, for graphs small enough: a reference for the partitioner."""
+"""Optimal plans for small graphs, as a reference for the partitioner."""
 
 from __future__ import annotations
 
@@ -41,26 +41,25 @@ def optimal_units(
     active_microbatches: int | None = None,
     most_ideals: int = 3000,
 ) -> Assignment:
-    """The best assignment of units to partitions: by the same rules, none is better.
+    """Returns an optimal assignment of units to partitions under the partitioner's rules.
 
-    Dynamic programming over the ideals of the graph, under a bound for the slowest stage
-    that starts at what `partition_units` reaches and goes down. It takes stages for a
-    little faster than they are where several partitions read one tensor; a best-first
-    search that knows better has it as its lower bound (A*).
+    Dynamic programming over the ideals of the graph, under a bound on the slowest stage that starts
+    at the result of `partition_units` and is lowered. It underestimates stages if several
+    partitions read one tensor; a best-first search (A*) with exact costs uses it as a lower bound.
 
     Args:
-        graph: What to cut.
-        num_partitions: See `partition_units`, as for all that follow.
+        graph: The graph to cut.
+        num_partitions: See `partition_units`, as for the remaining arguments.
         machine: Speed and memory of the devices.
-        microbatches: Microbatches of a step, >= 1.
+        microbatches: Microbatches per step, >= 1.
         optimize: `"speed"` or `"memory"`.
-        contiguous: Whether partitions are connected.
+        contiguous: Whether partitions must be connected.
         pipeline: See `evaluate`.
         active_microbatches: See `evaluate`.
-        most_ideals: How many ideals to look at; time and memory grow with the square.
+        most_ideals: Maximum number of ideals; time and memory grow with its square.
 
     Raises:
-        LatticeError: If the graph is too large to be sure of the best.
+        LatticeError: If the graph is too large to guarantee the optimum.
         PlanError: If no plan fits the memory.
 
     Example:
@@ -106,7 +105,7 @@ def _result(best: Assignment | None, failure: PlanError | None) -> Assignment:
 def _best(
     problem: Problem, lattice: list[int], optimize: str, connected: bool, known: Assignment | None
 ) -> Assignment | None:
-    """The best plan under one rule for connectedness; None if none fits the memory."""
+    """Returns the best plan, connected if `connected`; None if none fits the memory."""
     memory = np.inf if problem.memory_bytes is None else float(problem.memory_bytes)
     most_ticks = np.inf
     if optimize == "memory" and known is not None:
@@ -138,14 +137,14 @@ def _best(
 
 
 def _bound(problem: Problem, step: int) -> float:
-    """Most ticks of the slowest stage in a plan that is as fast as `step`, or faster."""
+    """Returns the maximum ticks of the slowest stage in a plan of at most `step` ticks per step."""
     if problem.microbatches == 1:
         return np.inf
     return float((step - int(problem.ticks.sum())) // (problem.microbatches - 1))
 
 
 class _Fastest:
-    """The search for the plan with the fastest step among those that steps make up."""
+    """Search for the plan with the fastest step among chains of the given steps."""
 
     def __init__(
         self, problem: Problem, lattice: list[int], steps: Steps, known: Assignment | None
@@ -160,7 +159,7 @@ class _Fastest:
             [[ideal >> unit & 1 for unit in range(len(problem))] for ideal in lattice], np.float64
         )
         ends = np.searchsorted(problem.links, np.arange(len(problem.homes) + 1))
-        # Links that may bring their home more than one gradient: unit, ticks, set of readers.
+        # Links whose home may receive several gradients: unit, ticks, bit mask of readers.
         self._wide = [
             (int(home), int(ticks), sum(1 << unit for unit in problem.readers[a:b].tolist()))
             for home, ticks, a, b in zip(
@@ -170,7 +169,7 @@ class _Fastest:
         ]
 
     def search(self) -> Assignment | None:
-        """The fastest plan; None if there is none."""
+        """Returns the fastest plan; None if there is none."""
         limit = np.inf
         if np.isfinite(self._step):
             limit = _bound(self._problem, int(self._step))
@@ -190,7 +189,7 @@ class _Fastest:
         return self._best
 
     def _least_moved(self, limit: float) -> Assignment | None:
-        """Of plans without stages above the limit the one that moves least, if any pays."""
+        """Returns the plan with the fewest transfers within the limit; None if none pays off."""
         steps = self._steps.where(self._steps.ticks <= limit)
         last, count = steps.num_cuts - 1, self._problem.num_partitions
         least = steps.least(steps.moved, count)

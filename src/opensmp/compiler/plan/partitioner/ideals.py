@@ -1,7 +1,7 @@
-"""All ways to cut a small graph in two, and what lies between any two of them.
+"""Enumerates the cuts of a small graph, and the costs of the units between any two of them.
 
-A cut that nothing crosses backward is an ideal: a set of units that has, with every unit,
-all that it reads from. A plan is a chain of ideals, each within the next.
+A cut without backward edges is an ideal: a set of units that contains all predecessors of its
+members. A plan is a chain of nested ideals.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _CHUNK = 50_000
 
 
 class LatticeError(PlanError):
-    """The graph has too many ideals to look at all of them."""
+    """The graph has too many ideals to enumerate."""
 
 
 def all_ideals(problem: Problem, most: int) -> list[int]:
-    """All ideals as bit masks of units, the empty one first, each after all inside it.
+    """Returns all ideals as bit masks of units, by size, starting with the empty one.
 
     Raises:
         LatticeError: If there are more than `most`.
@@ -64,10 +64,10 @@ def all_ideals(problem: Problem, most: int) -> list[int]:
 def ideals_near(
     problem: Problem, plans: Sequence[Integers], orders: Sequence[Order], most: int
 ) -> list[int]:
-    """About `most` ideals that are close to the cuts of some plans.
+    """Returns about `most` ideals that are close to the cuts of some plans.
 
-    Along every order that follows a plan there are ideals before and after each cut, with
-    one unit more or less, two, and so on.
+    Along every order that follows a plan, these are the ideals at each cut and those with one, two,
+    ... units more or fewer.
     """
     size = len(problem)
     found = {0, (1 << size) - 1}
@@ -91,12 +91,12 @@ def ideals_near(
 def cut_lattice(
     problem: Problem, ideals: list[int], best: Score, *, contiguous: bool
 ) -> list[Integers]:
-    """Assignments whose cuts are among some ideals, good for the goal of the problem.
+    """Returns assignments whose cuts are among the given ideals, good for the problem's objective.
 
     Args:
-        problem: The problem; its goal decides what is good.
+        problem: The problem, including its objective.
         ideals: See `steps_between`.
-        best: Score of the best assignment known; what is sure to be much worse is left out.
+        best: Score of the best known assignment; results that are certainly much worse are pruned.
         contiguous: Whether to allow connected partitions only.
     """
     steps = steps_between(
@@ -113,7 +113,7 @@ def cut_lattice(
 
 
 def assignment_of(chain: Sequence[int], size: int) -> Integers:
-    """The assignment whose cuts are the ideals of a chain, first and last included."""
+    """Returns the assignment whose cuts are a chain of ideals, including the first and the last."""
     placed = np.zeros(size, dtype=np.int64)
     for ideal in chain[1:-1]:
         placed += [1 - (ideal >> unit & 1) for unit in range(size)]
@@ -128,18 +128,17 @@ def steps_between(
     most_ticks: float = np.inf,
     most_bytes: float = np.inf,
 ) -> Steps:
-    """All steps from one of some ideals to another that cost no more than given.
+    """Returns all steps between two of the given ideals within the cost limits.
 
-    What a step costs is a sum, over all links, of products of something about its start
-    and something about its stop; so matrix products find it for all steps at once.
+    The cost of a step is a sum over all links of products of a property of its start and a property
+    of its stop, so matrix products compute it for all steps at once.
 
     Args:
         problem: The problem.
-        ideals: Without repetitions, the empty one first and the whole graph last, each after
-            those within it.
-        connected: Whether to leave out steps whose units fall apart.
-        most_ticks: Most time of a stage.
-        most_bytes: Most memory of a partition.
+        ideals: Distinct; the empty one first and the whole graph last, each after its subsets.
+        connected: Whether to drop steps whose units are disconnected.
+        most_ticks: Maximum time of a stage.
+        most_bytes: Maximum memory of a partition.
     """
     size = len(problem)
     member = np.array([[ideal >> u & 1 for u in range(size)] for ideal in ideals], np.float64)
@@ -170,7 +169,7 @@ def steps_between(
 
 
 def _connected(problem: Problem, member: NDArray[np.bool_], steps: Steps) -> NDArray[np.bool_]:
-    """Whether the units of each step are connected, within each part of the graph."""
+    """Returns whether the units of each step are connected, within each component of the graph."""
     part = part_of_graph(problem)
     pairs = [(unit, other) for unit, near in enumerate(problem.predecessors) for other in near]
     for link in np.flatnonzero(~problem.ordered).tolist():
@@ -204,7 +203,7 @@ def _between(weight: Floats) -> Floats:
 
 
 def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[np.int64]]:
-    """Which sets of readers of each link occur in an ideal, and which one each ideal has.
+    """Returns the distinct reader sets of each link within ideals, and the set of each ideal.
 
     Returns:
         0/1 of shape (ideals, sets), and the link of each set.
@@ -222,14 +221,14 @@ def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[n
 
 
 class _Received:
-    """Weighs the links that a step receives: home outside, some reader inside the step."""
+    """Sums the weights of links that a step receives: home outside, some reader inside the step."""
 
     def __init__(self, home: Floats, read: Floats, link_of_read: NDArray[np.int64]) -> None:
         self._home, self._read, self._link = home, read, link_of_read
 
     def __call__(self, weight: NDArray[np.int64]) -> Floats:
-        # Some reader is inside: the readers in start and in stop are not the same set. The
-        # home is outside: in the start, or not in the stop.
+        # A reader is inside if the reader sets of start and stop differ. The home is outside if it
+        # is in the start, or not in the stop.
         outside = _outside(self._home, weight)
         home, each = self._home[:, self._link], weight[self._link]
         read = self._read
@@ -242,7 +241,7 @@ def _outside(home: Floats, weight: NDArray[np.int64]) -> Floats:
 
 
 class _Sent:
-    """Weighs the links that a step sends: home inside, some reader outside the step."""
+    """Sums the weights of links that a step sends: home inside, some reader outside the step."""
 
     def __init__(self, problem: Problem, home: Floats, member: Floats) -> None:
         self._home = home
@@ -252,6 +251,6 @@ class _Sent:
         self._none, self._all = count == 0, count == total
 
     def __call__(self, weight: NDArray[np.int64]) -> Floats:
-        # Home and all readers inside: none of them in the start, all of them in the stop.
+        # Home and all readers are inside if none of them is in the start and all are in the stop.
         start, stop = self._none & (self._home == 0), self._all & (self._home == 1)
         return np.asarray(_between(self._home @ weight) - (start * weight) @ stop.T.astype(float))

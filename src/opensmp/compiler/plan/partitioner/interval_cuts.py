@@ -1,4 +1,4 @@
-"""The best cuts of one topological order: each partition is an interval of it."""
+"""Finds the best cuts of one topological order: each partition is an interval of it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _MOST_POSITIONS = 512
 def cut_order(
     problem: Problem, order: Order, best: Score, *, contiguous: bool, near: Integers | None = None
 ) -> list[Integers]:
-    """Assignments that cut an order well.
+    """Returns assignments that cut an order well.
 
     Args:
-        problem: The problem; its goal decides what is good.
+        problem: The problem, including its objective.
         order: A topological order of the units.
-        best: Score of the best assignment known; what is sure to be much worse is left out.
+        best: Score of the best known assignment; results that are certainly much worse are pruned.
         contiguous: Whether to allow connected partitions only.
-        near: Positions around which to look first where there are too many to look at all.
+        near: Positions around which to search first if there are too many to try all.
     """
     positions = _positions(problem, order, best, near)
     steps = _steps(problem, order, positions, best, contiguous=contiguous)
@@ -46,7 +46,7 @@ def _assignment(order: Order, stops: Integers) -> Integers:
 
 
 def _positions(problem: Problem, order: Order, best: Score, near: Integers | None) -> Integers:
-    """Where cuts may be if the result is to be about as good as the best known."""
+    """Returns the positions of cuts that can lead to a result about as good as the best known."""
     size, count = len(problem), problem.num_partitions
     useful = np.zeros(size + 1, dtype=np.bool_)
     limits = [
@@ -71,7 +71,7 @@ def _positions(problem: Problem, order: Order, best: Score, near: Integers | Non
 
 
 def _choose(problem: Problem, order: Order, inner: Integers, near: Integers | None) -> Integers:
-    """Some of many positions: a third around `near`, a third the cheapest, the rest even."""
+    """Samples positions: a third near `near`, a third with cheap cuts, the rest evenly spaced."""
     third = _MOST_POSITIONS // 3
     crossing = _crossing(problem, order)[inner]
     kept = [np.argsort(crossing, kind="stable")[:third]]
@@ -84,7 +84,7 @@ def _choose(problem: Problem, order: Order, inner: Integers, near: Integers | No
 
 
 def _crossing(problem: Problem, order: Order) -> Integers:
-    """What it costs to move what crosses a cut at each position, each link once."""
+    """Returns the transfer cost of the links that cross a cut at each position, once per link."""
     first, last = _span(problem, _where(order))
     change = np.zeros(len(order) + 2, dtype=np.int64)
     cost = problem.forward_ticks + problem.backward_ticks
@@ -100,7 +100,7 @@ def _where(order: Order) -> Integers:
 
 
 def _span(problem: Problem, where: Integers) -> tuple[Integers, Integers]:
-    """First and last position of the units of each link."""
+    """Returns the first and the last position of the units of each link."""
     first = where[problem.homes].copy()
     last = first.copy()
     np.minimum.at(first, problem.links, where[problem.readers])
@@ -111,12 +111,12 @@ def _span(problem: Problem, where: Integers) -> tuple[Integers, Integers]:
 def _steps(
     problem: Problem, order: Order, positions: Integers, best: Score, *, contiguous: bool
 ) -> Steps:
-    """Paints each cost onto the rectangles of intervals [begin, end) that it applies to."""
+    """Adds each cost to the rectangles of intervals [begin, end) that it applies to."""
     size, where = len(order), _where(order)
     home = where[problem.homes]
     first, last = _span(problem, where)
-    # A reader makes its interval receive if the home is outside, and if it is the first
-    # reader in there after the home (or the last one before it, for a variable).
+    # A reader adds a receive to an interval if the home is outside and it is the interval's first
+    # reader after the home (or the last one before it, for a variable).
     sort = np.lexsort((where[problem.readers], problem.links))
     links, reader = problem.links[sort], where[problem.readers][sort]
     same = links[1:] == links[:-1]
@@ -130,7 +130,7 @@ def _steps(
         np.where(after, size, np.minimum(following, home[links])),
     )
     everything = np.full(len(home), size)
-    # A home hears from some reader if it is inside, but not all readers with it.
+    # A home receives a gradient if it is inside and not all readers are.
     around = (np.zeros_like(home), home, home + 1, everything)
     whole = (np.zeros_like(home), first, last + 1, everything)
     paint = _Canvas(positions)
@@ -158,7 +158,7 @@ def _between(weights: Integers, order: Order, positions: Integers) -> Floats:
 
 
 class _Canvas:
-    """Adds weights to all intervals of rectangles: begin in [0], [1], end in [2], [3]."""
+    """Sums weights over rectangles of intervals: begin in [0], [1] and end in [2], [3]."""
 
     def __init__(self, positions: Integers) -> None:
         self._positions = positions

@@ -1,4 +1,4 @@
-"""Local improvement of an assignment: one unit at a time, with the whole cost each time."""
+"""Local search: improves an assignment by moving one unit at a time, evaluating the full cost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood
 from opensmp.compiler.plan.partitioner.problem import Problem
 
 _MOST_TRIALS = 10_000
-_PATIENCE = 12  # moves in a row without a new best before a pass ends
+_PATIENCE = 12  # consecutive moves without a new best that end a pass
 
 Key = tuple[int, ...]
 
@@ -23,23 +23,20 @@ def refine(
     near: Neighbourhood | None,
     fixed: Collection[int] | None = None,
 ) -> NDArray[np.int64]:
-    """Moves units between partitions as long as that helps.
+    """Moves units between partitions while that improves the assignment; never makes it worse.
 
-    In a pass, the best move is made and its unit locked, also if the move makes things
-    worse, until nothing can move or nothing has come of it for a while; then the moves
-    after the best moment are taken back (Fiduccia and Mattheyses, "A Linear-Time Heuristic
-    for Improving Network Partitions", DAC 1982). The search ends with the first pass that
-    finds nothing, or after a fixed number of trials, never by the clock.
+    In a pass, the best move is made and its unit locked, even if the move worsens the cost, until
+    no unit can move or there is no improvement for a while; then the moves after the best state are
+    reverted (Fiduccia and Mattheyses, "A Linear-Time Heuristic for Improving Network Partitions",
+    DAC 1982). The search ends with the first pass without improvement, or after a fixed number of
+    trials. It never depends on the clock.
 
     Args:
         problem: The problem.
         placed: A valid assignment.
-        near: Which units are connected, if partitions are to stay connected.
-        fixed: Units that have their place; all others may then move to any partition, also
-            back to a lower one. None: all units move, and tensors go to higher partitions only.
-
-    Returns:
-        An assignment that is at least as good.
+        near: Adjacency of units, if partitions are to stay connected.
+        fixed: Units that must not move; all others may then move to any partition, including lower
+            ones. None: all units move, and tensors go to higher partitions only.
     """
     layout = _Layout(problem, placed.tolist(), fixed)
     trials = _MOST_TRIALS
@@ -77,7 +74,7 @@ def refine(
 
 
 class _Layout:
-    """An assignment with its loads, kept up to date from move to move."""
+    """An assignment with its loads, updated incrementally with each move."""
 
     def __init__(
         self, problem: Problem, placed: list[int], fixed: Collection[int] | None = None
@@ -100,7 +97,7 @@ class _Layout:
             )
         )
         self._unit = list(zip(problem.ticks.tolist(), problem.bytes.tolist(), strict=True))
-        # How many readers of each link are in each partition.
+        # Number of readers of each link in each partition.
         self._readers: list[dict[int, int]] = [{} for _ in self._homes]
         self._made: list[list[int]] = [[] for _ in placed]
         self._read: list[list[int]] = [[] for _ in placed]
@@ -112,13 +109,13 @@ class _Layout:
             self._read[unit].append(link)
 
     def key(self) -> Key:
-        """The score, and how uneven the partitions are for when the score stays the same."""
+        """Returns the score, with the unevenness of the partitions to rank equal scores."""
         score = self._problem.score_of(self._ticks, self._held)
         loads = self._held if self._problem.minimise_bytes else self._ticks
         return (*score[:2], sum(map(mul, loads, loads)), score[2])
 
     def targets(self, unit: int) -> list[int]:
-        """Other partitions that the unit may move to."""
+        """Returns the other partitions that the unit may move to."""
         placed = self.placed
         here = placed[unit]
         if self._sizes[here] == 1:
@@ -132,7 +129,7 @@ class _Layout:
         return [target for target in range(low, high + 1) if target != here]
 
     def trial(self, unit: int, target: int) -> Key:
-        """The key as it would be after a move."""
+        """Returns the key after a move, without keeping the move."""
         here = self.placed[unit]
         self.move(unit, target)
         key = self.key()
@@ -140,7 +137,7 @@ class _Layout:
         return key
 
     def keeps_pieces(self, unit: int, target: int, near: Neighbourhood) -> bool:
-        """Whether the move leaves no partition with more pieces."""
+        """Returns whether the move increases no partition's number of pieces."""
         placed = self.placed
         if near.splits(unit, placed):
             return False
@@ -152,7 +149,7 @@ class _Layout:
         )
 
     def move(self, unit: int, target: int) -> None:
-        """Moves a unit."""
+        """Moves a unit and updates all loads."""
         source = self.placed[unit]
         ticks, held = self._unit[unit]
         self._ticks[source] -= ticks
@@ -169,7 +166,7 @@ class _Layout:
             self._reader_moves(link, source, target)
 
     def _charge(self, link: int, home: int, sign: int) -> None:
-        """Adds, or takes away, all that a link costs when its home is in `home`."""
+        """Adds (`sign` 1) or subtracts (-1) all costs of a link with its home partition `home`."""
         forward, backward, received, sent = self._costs[link]
         remote = 0
         for reader in self._readers[link]:
@@ -182,6 +179,7 @@ class _Layout:
             self._held[home] += sign * sent
 
     def _reader_moves(self, link: int, source: int, target: int) -> None:
+        """Updates the loads for one reader of a link that moves from `source` to `target`."""
         counts, home = self._readers[link], self.placed[self._homes[link]]
         forward, backward, received, sent = self._costs[link]
         remote = len(counts) - (home in counts)

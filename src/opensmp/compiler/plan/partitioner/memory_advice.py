@@ -1,4 +1,4 @@
-"""What to say when no plan fits the memory: how much is missing, and what would help."""
+"""The error message if no plan fits the memory: the shortage and possible remedies."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def describe_shortage(
     pipeline: str,
     active_microbatches: int | None,
 ) -> str:
-    """Explains by how much the best plan found misses the memory, and what would help.
+    """Describes by how much the best plan found exceeds the memory, and which remedies work.
 
-    Each remedy is tried, on a few orders, before it is proposed.
+    Each remedy is tried on a few orders before it is proposed.
 
     Args:
-        graph: What does not fit.
-        assignment: The plan whose fullest device is the smallest.
-        num_partitions: Number of partitions asked for.
+        graph: The graph that does not fit.
+        assignment: The plan with the smallest peak.
+        num_partitions: Requested number of partitions.
         machine: The devices; `memory_bytes` is not None.
-        microbatches: Microbatches of a step.
+        microbatches: Microbatches per step.
         pipeline: See `evaluate`.
         active_microbatches: See `evaluate`.
     """
@@ -125,7 +125,7 @@ def _first_that_fits(
 
 
 def _shrunk(graph: CoarseGraph, factor: int) -> CoarseGraph:
-    """The graph for a microbatch that is smaller by a factor."""
+    """Returns the graph for a microbatch that is smaller by `factor`."""
     return replace(
         graph,
         residual_bytes=graph.residual_bytes // factor,

@@ -1,4 +1,4 @@
-"""Cuts a graph of units into partitions: the plan when nobody says how to cut."""
+"""The automatic partitioner: cuts a graph of units into partitions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
 
-# Plans whose fullest device is this much fuller than the least possible are as good.
+# Peaks within this fraction of the least possible count as equally good.
 MEMORY_TOLERANCE = 0.02
 
-# How hard to try. All are counts, not times: the same graph gets the same plan.
-_MOST_UNITS_TO_MIX = 400  # above, there are so many units that the details matter little
+# Search effort, as counts instead of times: the same graph gets the same plan.
+_MOST_UNITS_TO_MIX = 400  # with more units, details matter little
 _MOST_UNITS_TO_CUT_CONNECTED = 1500
 _MOST_IDEALS = 600
 _NUM_LOOSE = 8
@@ -51,37 +51,35 @@ def partition_units(
     pipeline: str = "interleaved",
     active_microbatches: int | None = None,
 ) -> Assignment:
-    """Assigns units to partitions so that a step is fast, or the fullest device small.
+    """Assigns units to partitions, minimizing the step time or the peak memory.
 
-    Many topological orders are each cut at their best places by dynamic programming; the
-    best results are improved unit by unit, and cut again along orders that follow them.
-    What `evaluate` says decides throughout, also about simple plans such as runs of equally
-    many units (`opensmp.compiler.plan.partitioner.baselines`): the result is never worse than one
-    of these that keeps to the rules. For a chain it is the optimum, as long as there are few enough
-    places to cut to look at all.
+    Several topological orders are cut optimally by dynamic programming; the best results are
+    improved by local search, and cut again along orders that follow them. `evaluate` decides
+    throughout, also about baselines such as runs of equal unit count
+    (`opensmp.compiler.plan.partitioner.baselines`): the result is never worse than a valid
+    baseline. For a chain it is optimal as long as there are few enough possible cuts to try all.
 
     Args:
-        graph: What to cut.
-        num_partitions: Number of partitions, >= 1. No partition stays empty, unless there
-            are fewer units than partitions: then each unit has a partition of its own and
-            the last partitions are empty (`Prediction.empty_partitions`).
-        machine: Speed and memory of the devices. No partition is larger than the memory.
-        microbatches: Microbatches of a step, >= 1.
-        optimize: `"speed"` makes the step as fast as it gets. `"memory"` makes the fullest
-            device as small as it gets, and among plans within 2 % of that the step as fast.
-        contiguous: Whether every partition is a connected piece of the graph (of each part
-            of it, if the graph itself is not connected). Given up if no such plan is found
-            to fit the memory.
+        graph: The graph to cut.
+        num_partitions: Number of partitions, >= 1. No partition stays empty, unless there are fewer
+            units than partitions: then each unit has its own partition and the last partitions are
+            empty (`Prediction.empty_partitions`).
+        machine: Speed and memory of the devices. No partition exceeds the memory.
+        microbatches: Microbatches per step, >= 1.
+        optimize: `"speed"` minimizes the step time. `"memory"` minimizes the peak of the fullest
+            device and, among plans within 2 % of that, the step time.
+        contiguous: Whether every partition must be connected (within each component, if the graph
+            itself is not connected). Dropped if no such plan is found that fits the memory.
         pipeline: See `evaluate`.
         active_microbatches: See `evaluate`.
 
     Returns:
-        The partition of each unit, of shape (len(graph),): the same on every machine and
-        in every process.
+        The partition of each unit, of shape (len(graph),), identical on every machine and in every
+            process.
 
     Raises:
-        PlanError: If no plan is found that fits the memory: says how much is missing, and
-            what would help. Also if an argument is not one of the above.
+        PlanError: If no plan is found that fits the memory; the message states the shortage and
+            possible remedies. Also if an argument is invalid.
 
     Example:
         >>> placed = partition_units(graph, 4, Machine(), microbatches=8, optimize="speed")
@@ -114,12 +112,12 @@ def partition_units(
 
 
 def partition_for(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Assignment:
-    """As `partition_units`, for what a plan is made for.
+    """Calls `partition_units` with the settings of a plan.
 
     Args:
-        graph: What to cut.
+        graph: The graph to cut.
         num_partitions: Number of partitions, >= 1.
-        settings: What to cut it for.
+        settings: The settings to cut it for.
 
     Raises:
         PlanError: As `partition_units` does.
@@ -141,7 +139,7 @@ def _excess(problem: Problem, placed: Assignment) -> int:
 
 
 def _solve(problem: Problem, optimize: str, contiguous: bool) -> Assignment:
-    """The best plan found; above the cap only if all that were found are."""
+    """Returns the best plan found; it exceeds the memory only if all plans found do."""
     cap = problem.memory_bytes
     starts = simple_runs(problem)
     if optimize == "memory" or cap is not None:
@@ -156,7 +154,7 @@ def _solve(problem: Problem, optimize: str, contiguous: bool) -> Assignment:
 
 
 def _search(problem: Problem, contiguous: bool, starts: Iterable[Assignment]) -> list[Assignment]:
-    """Assignments from best to worst; the best is as good as all of `starts` at least."""
+    """Returns assignments from best to worst; the best is at least as good as all of `starts`."""
     orders = topological_orders(problem)
     loose = _Found(problem)
     loose.add(*starts)
@@ -175,6 +173,7 @@ def _search(problem: Problem, contiguous: bool, starts: Iterable[Assignment]) ->
 def _improve(
     problem: Problem, found: _Found, orders: list[Order], near: Neighbourhood | None
 ) -> list[Assignment]:
+    """Improves assignments by local search and repeated cuts; returns them from best to worst."""
     contiguous = near is not None
     small = len(problem) <= _MOST_UNITS_TO_MIX
     num_elites = _NUM_ELITES if small else _NUM_ELITES_OF_MANY
@@ -210,6 +209,7 @@ def _cut(
     contiguous: bool,
     near: NDArray[np.int64] | None = None,
 ) -> list[Assignment]:
+    """Cuts an order; large problems are cut without the connectivity rule and then repaired."""
     exact = len(problem) <= _MOST_UNITS_TO_CUT_CONNECTED
     plans = cut_order(problem, order, best, contiguous=contiguous and exact, near=near)
     if contiguous and not exact:
@@ -218,7 +218,7 @@ def _cut(
 
 
 class _Found:
-    """Different assignments, ranked."""
+    """Distinct assignments, ranked by score."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -231,12 +231,12 @@ class _Found:
 
     @property
     def ranked(self) -> list[Assignment]:
-        """From best to worst; of equals, the one found first."""
+        """The assignments from best to worst; of equal ones, the first found comes first."""
         return [entry[2] for entry in sorted(self._scores.values(), key=lambda e: e[:2])]
 
     @property
     def best(self) -> Score:
-        """The best score; the worst there is if nothing has been found."""
+        """The best score; the worst possible score if nothing has been found."""
         if not self._scores:
             return Score(0, 2**62, 0)
         return min(entry[0] for entry in self._scores.values())

@@ -1,4 +1,4 @@
-"""The partitioning problem in whole numbers, so that every machine finds the same plan."""
+"""The partitioning problem in integers, so that every machine finds the same plan."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from opensmp.compiler.plan.cost_model import seconds_to_move
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 
-# Sums of this many ticks, and products with microbatches, are exact in float64.
+# Sums up to this number of ticks, including products with microbatches, are exact in float64.
 _MOST_TICKS = 2.0**50
 
 
 class Score(NamedTuple):
-    """How good an assignment is; the least is the best.
+    """Score of an assignment; lower is better.
 
     Attributes:
-        excess_bytes: What all devices together hold above the cap.
-        cost: Ticks of a step, or bytes of the fullest device if these are minimised.
+        excess_bytes: Bytes above the memory limit, summed over all devices.
+        cost: Ticks per step, or bytes of the fullest device if these are minimised.
         tie: The other one of the two.
     """
 
@@ -34,30 +34,30 @@ class Score(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Units and links with what they cost; times are whole ticks of `seconds_per_tick`.
+    """Units and links with their costs; times are integer ticks of `seconds_per_tick`.
 
-    Floats add up differently on different processors, and near ties would then go different
-    ways on the processes of one run; whole numbers do not.
+    Sums of floats differ between processors, and near ties could then be decided differently by the
+    processes of one run; integers avoid that.
 
-    A link is a tensor, or a variable of several units: it has a home unit and units that
-    read it. `ticks` and `bytes` have one entry per unit, `links` and `readers` one per
-    reader of a link, all other arrays one per link.
+    A link is a tensor, or a variable of several units: it has a home unit and units that read it.
+    `ticks` and `bytes` have one entry per unit, `links` and `readers` one per reader of a link, all
+    other arrays one per link.
 
     Attributes:
-        num_partitions: Number of partitions, none of which stays empty.
-        microbatches: Microbatches of a step.
-        ticks: Arithmetic of each unit, int64.
-        bytes: What each unit holds at its peak, int64.
-        homes: Unit that each link comes from.
-        forward_ticks: What a link costs each other partition that reads it.
-        backward_ticks: What it then costs its home, for each such partition.
-        received_bytes: What each other partition that reads it holds.
-        sent_bytes: What its home holds if any other partition reads it.
-        ordered: Whether readers come after the home; not so for variables.
+        num_partitions: Number of partitions, none of which may be empty.
+        microbatches: Microbatches per step.
+        ticks: Compute time of each unit, int64.
+        bytes: Peak memory of each unit, int64.
+        homes: Unit that produces each link.
+        forward_ticks: Transfer cost of a link for each other partition that reads it.
+        backward_ticks: Cost for its home of the gradient from each such partition.
+        received_bytes: Bytes that a link takes in each other partition that reads it.
+        sent_bytes: Bytes that it takes at its home if any other partition reads it.
+        ordered: Whether readers come after the home; false for variables.
         links: Link of each reader, ascending.
         readers: Unit of each reader.
-        memory_bytes: The cap, None for no cap.
-        minimise_bytes: Whether the fullest device is the cost, else the time of a step.
+        memory_bytes: Memory limit, None for no limit.
+        minimise_bytes: Whether the cost is the fullest device instead of the step time.
         seconds_per_tick: Length of a tick.
     """
 
@@ -82,12 +82,12 @@ class Problem:
 
     @cached_property
     def successors(self) -> list[list[int]]:
-        """Units that read what a unit makes, ascending, for each unit."""
+        """For each unit, the units that read its tensors, ascending."""
         return self._neighbours(self.homes[self.links], self.readers)
 
     @cached_property
     def predecessors(self) -> list[list[int]]:
-        """Units whose tensors a unit reads, ascending, for each unit."""
+        """For each unit, the units whose tensors it reads, ascending."""
         return self._neighbours(self.readers, self.homes[self.links])
 
     def _neighbours(self, of: NDArray[np.int64], to: NDArray[np.int64]) -> list[list[int]]:
@@ -98,7 +98,7 @@ class Problem:
         return [flat[a:b] for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
     def loads(self, placed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Ticks and bytes of each partition."""
+        """Returns ticks and bytes of each partition."""
         count = self.num_partitions
         present = np.zeros(len(self.homes) * count, dtype=np.bool_)
         present[self.links * count + placed[self.readers]] = True
@@ -120,12 +120,12 @@ class Problem:
         return ticks.astype(np.int64), held.astype(np.int64)
 
     def score(self, placed: NDArray[np.int64]) -> Score:
-        """How good an assignment is."""
+        """Returns the score of an assignment."""
         ticks, held = self.loads(placed)
         return self.score_of(ticks.tolist(), held.tolist())
 
     def score_of(self, ticks: Sequence[int], held: Sequence[int]) -> Score:
-        """How good an assignment with these ticks and bytes of each partition is."""
+        """Returns the score of an assignment with these ticks and bytes of each partition."""
         step = sum(ticks) + (self.microbatches - 1) * max(ticks)
         if self.minimise_bytes:
             return Score(0, max(held), step)
@@ -144,15 +144,15 @@ def price(
     *,
     minimise_bytes: bool = False,
 ) -> Problem:
-    """States the problem of cutting a graph, in whole numbers.
+    """Formulates the problem of cutting a graph, in integers.
 
     Args:
-        graph: What to cut.
-        num_partitions: Number of partitions, none of which stays empty.
+        graph: The graph to cut.
+        num_partitions: Number of partitions, none of which may be empty.
         machine: Speed and memory of the devices.
-        microbatches: Microbatches of a step.
+        microbatches: Microbatches per step.
         held: Microbatches in flight.
-        minimise_bytes: Whether the fullest device is the cost, else the time of a step.
+        minimise_bytes: Whether the cost is the fullest device instead of the step time.
     """
 
     def cost_to_move(num_bytes: int) -> float:

@@ -1,4 +1,4 @@
-"""Topological orders of the units: cut into runs, an order is a plan."""
+"""Topological orders of the units, to be cut into intervals."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ Order = NDArray[np.int64]
 
 
 def topological_orders(problem: Problem, most: int = 8) -> list[Order]:
-    """Orders that differ in what they finish first, without repetitions.
+    """Returns up to `most` distinct topological orders that differ in their traversal.
 
-    The order of the graph itself comes first; then those that finish a branch before the
-    next one, forward from the inputs and backward from the outputs; that keep few bytes
-    alive; and that go by depth.
-
-    Args:
-        problem: The problem.
-        most: How many to make at most.
+    The order of the graph itself comes first; then depth-first orders that finish a branch before
+    the next one, forward from the inputs and backward from the outputs; one that keeps few bytes
+    alive; and orders by depth.
     """
     size = len(problem)
     before, after = problem.predecessors, problem.successors
@@ -46,22 +42,22 @@ def topological_orders(problem: Problem, most: int = 8) -> list[Order]:
 
 
 def follow(placed: NDArray[np.int64], order: Order) -> Order:
-    """The order that goes partition by partition, and inside each as `order` does."""
+    """Returns the order sorted by partition, and within each partition as in `order`."""
     return order[np.argsort(placed[order], kind="stable")]
 
 
 def _post_order(
     needs: Sequence[Sequence[int]], roots: Sequence[int], *, reverse: bool = False
 ) -> Order:
-    """Units after all that they need, each need finished before the next one begins.
+    """Returns a depth-first post-order of the units.
 
     Args:
-        needs: What must come before each unit, ascending.
-        roots: The units, in the order in which to ask for them.
-        reverse: Whether to begin with the last need of a unit.
+        needs: Predecessors of each unit, ascending.
+        roots: The units, in the order of their traversal.
+        reverse: Whether to visit the last predecessor of a unit first.
     """
     order: list[int] = []
-    state = [0] * len(needs)  # 0 new, 1 waits for its needs, 2 done
+    state = [0] * len(needs)  # 0 new, 1 waiting for its predecessors, 2 done
     for root in roots:
         stack = [root]
         while stack:
@@ -86,7 +82,7 @@ def _by_depth(before: Sequence[Sequence[int]]) -> Order:
 
 
 def _least_alive(problem: Problem) -> Order:
-    """Always takes the ready unit after which the fewest bytes wait for a reader."""
+    """Greedily picks the ready unit after which the fewest bytes are alive."""
     made = [0] * len(problem)
     read: list[list[int]] = [[] for _ in made]
     waiting = np.bincount(problem.links, minlength=len(problem.homes)).tolist()

@@ -1,1 +1,1 @@
-"""Views of a plan: table, picture, explanation, predicted schedule."""
+"""Reports on a plan: table, picture, explanation, predicted schedule."""

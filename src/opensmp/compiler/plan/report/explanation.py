@@ -1,4 +1,4 @@
-"""Why a plan cuts where it does, and what the next best cuts would cost."""
+"""Explains the cuts of a plan and the predicted costs of alternative cuts."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WORTH_TIME = 0.005
 
 @dataclass(frozen=True)
 class Move:
-    """Another place for one cut.
+    """An alternative position of a cut.
 
     Attributes:
-        units: Units that would change their partition.
-        layers: Names of what would move, in the order of the graph.
-        source: Partition that they are in.
-        target: Partition that they would go to.
-        prediction: What the plan would cost then.
+        units: Units that change their partition.
+        layers: Names of the moved layers, in graph order.
+        source: Their current partition.
+        target: Their new partition.
+        prediction: Predicted costs of the changed plan.
     """
 
     units: tuple[int, ...]
@@ -41,15 +41,15 @@ class Move:
 
 @dataclass(frozen=True)
 class Cut:
-    """The border between a partition and the next one that has work.
+    """The border between a partition and the next non-empty one.
 
     Attributes:
         before: The lower partition.
         after: The higher partition.
         last: Name of the last unit before the cut.
         first: Name of the first unit after the cut.
-        tensors: Tensors that pass the cut, the largest first.
-        moves: Other places, the best one first.
+        tensors: Tensors that cross the cut, the largest first.
+        moves: Alternative positions, the best first.
     """
 
     before: int
@@ -62,7 +62,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a plan is as it is. `print` shows it.
+    """The explanation of a plan, as text when printed.
 
     Attributes:
         plan: The plan.
@@ -74,11 +74,11 @@ class Explanation:
 
     @property
     def better(self) -> tuple[Move, ...]:
-        """Moves by which the plan would gain something; none for a plan that is good.
+        """Moves that would improve the plan significantly; none for a good plan.
 
-        With `optimize="memory"` that is a smaller peak by more than what counts as equal,
-        or half a percent of the step at no more memory; with `"speed"`, the latter at any
-        memory within the limit.
+        With `optimize="memory"`, a move must reduce the peak memory by more than the tolerance of
+        the partitioner, or the step time by at least half a percent without more memory; with
+        `"speed"`, the step time at any memory within the limit.
         """
         moves = [move for cut in self.cuts for move in cut.moves]
         return tuple(move for move in moves if _is_better(self.plan, move.prediction))
@@ -90,9 +90,9 @@ class Explanation:
 def explain(plan: Plan) -> Explanation:
     """Explains a plan: its costs, its cuts, and the alternatives to each cut.
 
-    The alternatives to a cut move what is next to it to the other side: in each direction
-    the best number of whole layers, of the first few; and all that is left of the outermost
-    layer there, such as a block.
+    The alternatives to a cut move units next to it to the other side. In each direction these are
+    the best number of whole layers, of the first few, and the remainder of the adjacent outermost
+    layer, such as a block.
 
     Args:
         plan: A plan with costs.
@@ -126,7 +126,7 @@ def explain(plan: Plan) -> Explanation:
 
 
 def passing(graph: CoarseGraph, assignment: NDArray[np.int64], before: int) -> list[CutTensor]:
-    """Tensors made in partition `before` or a lower one and read in a higher one."""
+    """Returns the tensors produced in partition `before` or lower and read in a higher one."""
     tensors = [
         tensor
         for tensor in graph.tensors
@@ -137,14 +137,14 @@ def passing(graph: CoarseGraph, assignment: NDArray[np.int64], before: int) -> l
 
 
 def _moves(plan: Plan, units: NDArray[np.int64], source: int, target: int) -> list[Move]:
-    """The best move of a few layers next to a cut, and that of the outermost one.
+    """Returns the best move of a few layers next to a cut, and that of the outermost layer.
 
-    Units come in topological order, so that what is nearest to the cut may always move: no
-    tensor goes back for it unless it does already.
+    Units are in topological order, so the nearest ones can always move without making a tensor go
+    back to a lower partition.
     """
     steps = [
         count
-        for count in range(1, len(units))  # one stays: nobody wants the partition empty
+        for count in range(1, len(units))  # one stays, so that the partition is not empty
         if _changes(plan, units, count, _layer)
     ]
     blocks = [count for count in range(1, len(units)) if _changes(plan, units, count, _block)]
@@ -165,7 +165,7 @@ def _move(plan: Plan, units: NDArray[np.int64], source: int, target: int) -> Mov
 def _changes(
     plan: Plan, units: NDArray[np.int64], count: int, name: Callable[[Plan, int], str]
 ) -> bool:
-    """Whether the unit at `count` belongs to something else than the one before."""
+    """Returns whether the unit at `count` is in another layer or block than the previous one."""
     before, after = name(plan, int(units[count - 1])), name(plan, int(units[count]))
     return before != after or not before
 
@@ -179,7 +179,7 @@ def _block(plan: Plan, unit: int) -> str:
 
 
 def _aim(plan: Plan, prediction: Prediction) -> tuple[float, ...]:
-    """What the plan's settings make small; smaller is better."""
+    """Returns the sort key that the plan's settings minimize."""
     peak, cap = max(prediction.peak_bytes), plan.settings.machine.memory_bytes
     over = 0 if cap is None else max(0, peak - cap)
     if plan.settings.optimize == "memory":
@@ -188,7 +188,7 @@ def _aim(plan: Plan, prediction: Prediction) -> tuple[float, ...]:
 
 
 def _is_better(plan: Plan, other: Prediction) -> bool:
-    """Whether a plan would gain something worth mentioning, and lose nothing it is to save."""
+    """Returns whether a prediction improves the objective significantly without regressions."""
     now = plan.prediction
     peak, before = max(other.peak_bytes), max(now.peak_bytes)
     cap = plan.settings.machine.memory_bytes
@@ -204,6 +204,7 @@ def _is_better(plan: Plan, other: Prediction) -> bool:
 
 
 def _text(explanation: Explanation) -> Iterable[str]:
+    """Yields the lines of an explanation."""
     plan = explanation.plan
     prediction, settings = plan.prediction, plan.settings
     slowest = int(np.argmax(prediction.stage_seconds))
@@ -233,6 +234,7 @@ def _text(explanation: Explanation) -> Iterable[str]:
 
 
 def _cut_text(plan: Plan, cut: Cut) -> Iterable[str]:
+    """Yields the lines about one cut and its alternatives."""
     yield ""
     yield f"Cut {cut.before} | {cut.after}, between '{cut.last}' and '{cut.first}':"
     count = "1 tensor passes" if len(cut.tensors) == 1 else f"{len(cut.tensors)} tensors pass"

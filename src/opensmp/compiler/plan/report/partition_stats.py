@@ -1,4 +1,4 @@
-"""The rows of a plan's table: what one partition holds, costs and sends."""
+"""The rows of a plan's table: contents, costs and transfers of each partition."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from opensmp.compiler.trace.layer_calls import MODEL
 
 @dataclass(frozen=True)
 class PartitionRow:
-    """One partition of a plan. Times, FLOPs and moved bytes are for one microbatch.
+    """One partition of a plan. Times, FLOPs and moved bytes are per microbatch.
 
     Attributes:
         partition: Its number.
-        layers: Labels of its layers in the order of the model, see `Plan.layers`; a layer
-            whose own operations are cut is named in each partition that has some of them.
-            Operations of no layer are named where there is nothing else.
+        layers: Labels of its layers in model order, see `Plan.layers`; a layer whose own operations
+            are cut is listed in each partition that has some of them. Operations outside of layers
+            are listed only if the partition has nothing else.
         num_operations: Number of operations.
-        parameter_bytes: Variables that live in it.
+        parameter_bytes: Size of its variables.
         state_bytes: Their gradients and optimizer slots.
-        activation_bytes: What it holds besides at the worst moment: residuals and
-            boundary tensors of the microbatches in flight.
+        activation_bytes: Other peak memory: residuals and boundary tensors of the microbatches in
+            flight.
         peak_bytes: The sum of these three.
         forward_flops: Floating-point operations of the forward pass; 0 if not counted.
-        backward_flops: The same of the backward pass.
+        backward_flops: Floating-point operations of the backward pass; 0 if not counted.
         forward_seconds: Predicted time of the forward pass.
         backward_seconds: Predicted time of the backward pass.
-        transfer_seconds: Predicted time of waiting for what other partitions send.
-        sends: Partition to bytes of the activations and variables sent there; gradients go
-            the other way and are not counted.
+        transfer_seconds: Predicted time of waiting for tensors of other partitions.
+        sends: Maps a partition to the bytes of activations and variables sent there; gradients go
+            in the opposite direction and are not counted.
     """
 
     partition: int
@@ -52,12 +52,12 @@ class PartitionRow:
 
     @property
     def stage_seconds(self) -> float:
-        """Predicted time of the whole: forward, backward and transfer."""
+        """Predicted total time: forward, backward and transfer."""
         return self.forward_seconds + self.backward_seconds + self.transfer_seconds
 
 
 def partition_rows(plan: Plan) -> tuple[PartitionRow, ...]:
-    """The rows of a plan with costs, one per partition, empty ones included.
+    """Returns the rows of a plan with costs, one per partition, including empty ones.
 
     Raises:
         PlanError: If the plan has no costs.
@@ -104,6 +104,7 @@ def _sums(assignment: Any, values: Any, num_partitions: int) -> list[int]:
 
 
 def _sends(plan: Plan) -> list[dict[int, int]]:
+    """Returns for each partition the forward bytes that it sends to each other partition."""
     graph, assignment = plan.costs, plan.assignment
     moved = [(t.producer, t.consumers, t.forward_bytes) for t in graph.tensors]
     moved += [(v.units[0], v.units, v.parameter_bytes) for v in graph.shared]
@@ -116,13 +117,14 @@ def _sends(plan: Plan) -> list[dict[int, int]]:
 
 
 def _layers_by_partition(layers: Mapping[str, Any], num_partitions: int) -> list[list[str]]:
+    """Returns the labels of each partition's layers."""
     found: list[list[str]] = [[] for _ in range(num_partitions)]
     for label, entry in layers.items():
         for partition in sorted(set(entry.values())) if isinstance(entry, Mapping) else [entry]:
             found[partition].append(label)
     own = "(the model's own)"
     return [
-        # What belongs to no layer says little, unless there is nothing else.
+        # Operations outside of layers are listed only if there is nothing else.
         [label for label in labels if label != MODEL] or [own] * len(labels)
         for labels in found
     ]

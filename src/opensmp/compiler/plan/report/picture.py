@@ -1,4 +1,4 @@
-"""A plan as a picture: its layers in bands, what is cut, what it costs, when it runs."""
+"""Draws a plan: layers by partition, cut tensors, costs, and the predicted schedule."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from opensmp.compiler.plan.report.explanation import passing
 from opensmp.compiler.plan.report.picture_nodes import Band, LayerGraph, condense
 from opensmp.compiler.plan.report.predicted_schedule import Timetable, timetable
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart by all kinds of eyes. Partitions
-# beyond the palette repeat it; each is numbered wherever it is shown.
+# Okabe and Ito, "Color Universal Design" (2008): distinguishable with all kinds of colour vision.
+# Partitions beyond the palette repeat it; each is numbered wherever it is shown.
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _INK, _FAINT = "#222222", "#999999"
 _SMALL, _NORMAL = 7.5, 9.0
@@ -32,7 +32,7 @@ Axes = Any
 
 
 class PlanFigure(Figure):
-    """A figure that a notebook shows without any set-up of matplotlib."""
+    """A figure that notebooks display without any matplotlib setup."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -43,13 +43,13 @@ class PlanFigure(Figure):
 def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     """Draws a plan.
 
-    From the top: the layers, as bars of their time in the band of their partition, with arcs
-    for what one reads from another and the tensors that pass each cut; the time and the
+    From top to bottom: the layers as bars of their time, in the band of their partition, with arcs
+    for tensors between layers and labels for the tensors that cross each cut; the time and the
     memory of each partition; the predicted schedule.
 
     Args:
         plan: A plan with costs.
-        path: File to write, its format by the suffix (SVG, PNG, PDF); an existing one is
+        path: File to write, with its format by the suffix (SVG, PNG, PDF); an existing file is
             replaced. None writes nothing.
 
     Returns:
@@ -82,12 +82,12 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
 
 
 def colour(partition: int) -> str:
-    """The colour of a partition."""
+    """Returns the colour of a partition."""
     return _PALETTE[partition % len(_PALETTE)]
 
 
 def tint(partition: int, share: float) -> tuple[float, float, float]:
-    """The colour of a partition mixed with white; `share` of it is colour."""
+    """Returns the colour of a partition mixed with white; `share` is the part of the colour."""
     return _mixed(colour(partition), share)
 
 
@@ -117,7 +117,7 @@ def _plain(axes: Axes, title: str) -> None:
 
 
 def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
-    """Every band is one unit wide; bars hang from the line that arcs stand on."""
+    """Draws bands of width one, with bars below the base line and arcs above it."""
     place = _places(layers)
     longest = max((node.seconds for node in layers.nodes), default=0.0) or 1.0
     for index, band in enumerate(layers.bands):
@@ -154,11 +154,12 @@ def _spacing(band: Band) -> float:
 
 
 def _draw_arcs(axes: Axes, layers: LayerGraph, place: dict[int, float]) -> None:
+    """Draws one arc per edge, with its height by distance and its width by bytes."""
     largest = max((edge.forward_bytes for edge in layers.edges), default=0) or 1
     reach = max((place[e.target] - place[e.source] for e in layers.edges), default=0.0) or 1.0
     for edge in layers.edges:
         left, right = place[edge.source], place[edge.target]
-        # A cubic's summit is at three quarters of its handles.
+        # The apex of a cubic Bezier curve is at three quarters of its control points.
         height = (0.2 + 0.5 * (right - left) / reach) / 0.75
         path = Path(
             [(left, 0), (left, height), (right, height), (right, 0)],
@@ -176,7 +177,7 @@ def _draw_arcs(axes: Axes, layers: LayerGraph, place: dict[int, float]) -> None:
 
 
 def _draw_cuts(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
-    """At each border what passes it."""
+    """Labels each border with the tensors that cross it."""
     bands = layers.bands
     one_each = [band.partition for band in bands] == list(range(plan.num_partitions))
     for index in range(1, len(bands)):
@@ -197,7 +198,7 @@ def _draw_cuts(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
 
 
 def _passing_text(plan: Plan, before: int) -> str:
-    """The largest tensors that pass the border after a partition, with their sizes."""
+    """Lists the largest tensors that cross the border after a partition, with their sizes."""
     tensors = passing(plan.costs, plan.assignment, before)
     if not tensors:
         return ""
@@ -213,7 +214,7 @@ def _passing_text(plan: Plan, before: int) -> str:
 
 
 def _arcs_text(layers: LayerGraph, index: int) -> str:
-    """What all cut arcs over a border carry, where a partition has several bands."""
+    """Returns the total bytes of cut arcs across a border, for partitions with several bands."""
     left = {node for band in layers.bands[:index] for node in band.nodes}
     total = sum(
         edge.forward_bytes
@@ -223,7 +224,7 @@ def _arcs_text(layers: LayerGraph, index: int) -> str:
     return format_bytes(total) if total else ""
 
 
-# --- what it costs -----------------------------------------------------------------------------
+# --- costs -------------------------------------------------------------------------------------
 
 
 def _draw_times(axes: Axes, plan: Plan) -> None:
@@ -253,6 +254,7 @@ def _stacked(
     shown: Any,
     limit: float | None = None,
 ) -> None:
+    """Draws one stacked bar per partition; `parts` are (name, tint, hatch, values)."""
     rows = range(len(parts[0][3]))
     base = [0.0 for _ in rows]
     for _, share, hatch, values in parts:
@@ -302,10 +304,11 @@ def _stacked(
     )
 
 
-# --- when it runs --------------------------------------------------------------------------------
+# --- schedule ------------------------------------------------------------------------------------
 
 
 def _draw_schedule(axes: Axes, plan: Plan, times: Timetable) -> None:
+    """Draws the simulated schedule, one row per partition."""
     simulation = times.simulation
     makespan = simulation.makespan_seconds or 1.0
     scale, unit = (1.0, "s") if makespan >= 1 else (1e3, "ms") if makespan >= 1e-3 else (1e6, "µs")

@@ -1,4 +1,4 @@
-"""What a picture of a plan shows: few nodes for many units, in bands of one stage each."""
+"""The condensed layer graph of a plan for drawing: few nodes, in one band per stage."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LONGEST_NAME = 26
 
 
 class Node(NamedTuple):
-    """Neighbouring units of one stage, drawn as one.
+    """Adjacent units of one stage that are drawn as one node.
 
     Attributes:
-        name: Name of a layer, or what several have in common.
+        name: Name of a layer, or the common prefix of several.
         units: The units, in order.
-        seconds: Their time for one microbatch, forward and backward.
+        seconds: Their time per microbatch, forward and backward.
     """
 
     name: str
@@ -32,13 +32,13 @@ class Node(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """What goes from one node to another, for one microbatch.
+    """The tensors from one node to another, for one microbatch.
 
     Attributes:
-        source: Index of the node that makes it.
-        target: Index of the node that reads it.
+        source: Index of the producing node.
+        target: Index of the reading node.
         forward_bytes: Size of the tensors.
-        cut: Whether they change the partition.
+        cut: Whether any of them changes the partition.
     """
 
     source: int
@@ -48,10 +48,10 @@ class Edge(NamedTuple):
 
 
 class Band(NamedTuple):
-    """One stage, or a partition that is empty.
+    """One stage, or an empty partition.
 
     Attributes:
-        partition: Where it runs.
+        partition: Partition that it runs in.
         nodes: Indices of its nodes; none if the partition is empty.
     """
 
@@ -64,8 +64,8 @@ class LayerGraph:
     """The condensed layer graph of a plan.
 
     Attributes:
-        nodes: In a topological order.
-        edges: Between different nodes, by source and target.
+        nodes: In topological order.
+        edges: Between different nodes, sorted by source and target.
         bands: From left to right.
     """
 
@@ -75,14 +75,14 @@ class LayerGraph:
 
 
 def condense(plan: Plan, num_nodes: int = _ALL_NODES) -> LayerGraph:
-    """The layer graph of a plan, small enough to be looked at.
+    """Condenses the layer graph of a plan for drawing.
 
-    Neighbouring units of a layer make up one node. If these are still too many, neighbours
-    whose names have most in common are joined, those with the least time first.
+    Adjacent units of a layer form one node. If there are still too many nodes, adjacent ones with
+    the longest common name prefix are joined, those with the least time first.
 
     Args:
         plan: A plan with costs.
-        num_nodes: About how many nodes there may be.
+        num_nodes: Approximate maximum number of nodes.
 
     Raises:
         PlanError: If the plan has no costs.
@@ -102,11 +102,12 @@ def condense(plan: Plan, num_nodes: int = _ALL_NODES) -> LayerGraph:
         nodes += joined
     bands += [Band(p, ()) for p in plan.empty]
     if num_stages + len(plan.empty) == plan.num_partitions:
-        bands.sort()  # each partition has one band: empty ones go where they belong
+        bands.sort()  # one band per partition: sort empty ones into place
     return LayerGraph(tuple(nodes), _edges(plan, nodes), tuple(bands))
 
 
 def _by_layer(plan: Plan, units: Sequence[int]) -> list[Node]:
+    """Returns one node per run of adjacent units of the same layer."""
     graph = plan.costs
     nodes: list[Node] = []
     for unit in units:
@@ -121,6 +122,7 @@ def _by_layer(plan: Plan, units: Sequence[int]) -> list[Node]:
 
 
 def _joined(nodes: list[Node], most: int) -> list[Node]:
+    """Joins adjacent nodes until at most `most` remain; see `condense`."""
     groups = [[node] for node in nodes]
     while len(groups) > most:
         costs = [
@@ -140,7 +142,7 @@ def _seconds(group: Sequence[Node]) -> float:
 
 
 def _common(group: Sequence[Node]) -> list[str]:
-    """The words that the names of a group begin with."""
+    """Returns the common leading words of a group's names."""
     words = [_WORDS.split(node.name) for node in (group[0], group[-1])]
     common = []
     for left, right in zip(*words, strict=False):
@@ -162,6 +164,7 @@ def _group_name(group: Sequence[Node]) -> str:
 
 
 def _edges(plan: Plan, nodes: Sequence[Node]) -> tuple[Edge, ...]:
+    """Returns the edges between nodes, with parallel tensors summed up."""
     graph, assignment = plan.costs, plan.assignment
     home = {unit: index for index, node in enumerate(nodes) for unit in node.units}
     found: dict[tuple[int, int], Edge] = {}

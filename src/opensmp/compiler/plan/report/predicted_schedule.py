@@ -1,4 +1,4 @@
-"""The predicted schedule of a plan: which stage works on which microbatch, and when."""
+"""The predicted schedule of a plan: when each stage runs each microbatch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from opensmp.compiler.schedule.simulate import Simulation, simulate
 
 @dataclass(frozen=True)
 class Timetable:
-    """A plan's schedule, run in simulated time.
+    """The schedule of a plan and its simulation.
 
     Attributes:
-        graph: The actions with their predicted times in seconds. A transfer is part of the
-            action that waits for it.
+        graph: The actions with their predicted times in seconds. A transfer is part of the action
+            that waits for it.
         schedule: Their order on each device.
-        simulation: When each runs.
+        simulation: Start and end of each action.
     """
 
     graph: TaskGraph
@@ -58,10 +58,10 @@ def timetable(plan: Plan) -> Timetable:
 
 
 def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The stage of each unit: a stay in a partition, numbered in an order of execution.
+    """Returns the stage of each unit, numbered in an order of execution.
 
-    Where tensors only go to higher partitions there is one stage per partition in use. A
-    plan by hand may come back to a partition; each stay is a stage of its own then.
+    If tensors only go to higher partitions, there is one stage per used partition. A manual plan
+    may return to a partition; then each visit is a separate stage.
 
     Args:
         graph: The units.
@@ -88,6 +88,7 @@ def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int6
 
 
 def _tasks(plan: Plan) -> TaskGraph:
+    """Returns the actions of a step with predicted seconds, including transfers."""
     graph, machine = plan.costs, plan.settings.machine
     stage = stages(graph, plan.assignment)
     num_stages = int(stage.max(initial=-1)) + 1
@@ -97,7 +98,7 @@ def _tasks(plan: Plan) -> TaskGraph:
     backward = np.bincount(stage, graph.backward_seconds, num_stages)
     trains = backward > 0
     needs: list[set[int]] = [set() for _ in range(num_stages)]
-    returns: list[set[int]] = [set() for _ in range(num_stages)]  # stages a gradient comes from
+    returns: list[set[int]] = [set() for _ in range(num_stages)]  # stages that send gradients back
     for tensor in graph.tensors:
         home = int(stage[tensor.producer])
         for reader in sorted({int(stage[unit]) for unit in tensor.consumers} - {home}):
@@ -128,7 +129,7 @@ def _tasks(plan: Plan) -> TaskGraph:
                 action = Action("B", s, m)
                 device[action] = int(partition[s])
                 seconds[action] = float(backward[s])
-                # The loss is there when all outputs are.
+                # The loss needs all outputs.
                 before = {Action("F", other, m) for other in [s, *last]}
                 before |= {Action("B", other, m) for other in returns[s] if trains[other]}
                 needed[action] = frozenset(before)

@@ -1,4 +1,4 @@
-"""Which number of partitions, number of microbatches and schedule to choose for a model."""
+"""Recommends a number of partitions, a number of microbatches and a schedule for a model."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _WITH_KNOWN_COSTS = tuple(name for name in PIPELINES if name not in DEFERS_WEIGH
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration and what it would cost.
+    """One configuration and its predicted costs.
 
     Attributes:
         num_partitions: Number of partitions.
-        settings: Microbatches, schedule and the rest.
+        settings: Microbatches, schedule and further settings.
         assignment: Partition of each unit, int64.
         prediction: Times and memory.
-        fits: Whether every partition keeps within the device's memory.
+        fits: Whether every partition fits the device's memory.
     """
 
     num_partitions: int
@@ -57,18 +57,18 @@ def recommend(
 ) -> tuple[Candidate, ...]:
     """Plans a model for many configurations and ranks them.
 
-    Those that fit come first, the fastest step first; of equal speed the one that takes
-    less memory, then fewer partitions and fewer microbatches. Those that do not fit follow,
-    the least memory first, so that one sees how far off they are.
+    Configurations that fit come first, by step time, then peak memory, partitions and microbatches.
+    Those that do not fit follow, with the smallest peak memory first, which shows how much is
+    missing.
 
     Args:
-        graph_for: Gives the model's units for a number of microbatches; called once each.
-        batch: Examples per step; only divisors of it can be numbers of microbatches.
-        machine: The devices; `memory_bytes` is the budget of each.
+        graph_for: Returns the model's units for a number of microbatches; called once each.
+        batch: Examples per step; numbers of microbatches must divide it.
+        machine: The devices; `memory_bytes` is the memory limit of each.
         partitions: Numbers of partitions to try, up to the number of devices.
         microbatches: Numbers of microbatches to try; all divisors up to 64 by default.
-        pipelines: Schedules to try. `zero_bubble` is not among them by itself: what it saves and
-            what its split backward passes keep depend on more than the formula knows.
+        pipelines: Schedules to try. `zero_bubble` is not included by default: its savings and the
+            residuals of its split backward passes depend on more than the cost model knows.
         optimize: What each plan balances, `"memory"` or `"speed"`.
         contiguous: Whether partitions must be connected.
 
@@ -76,7 +76,7 @@ def recommend(
         All candidates, the best one first.
 
     Raises:
-        PlanError: If there is nothing to try: no number of microbatches divides the batch.
+        PlanError: If no number of microbatches divides the batch.
 
     Example:
         ```python
@@ -108,6 +108,7 @@ def recommend(
 
 
 def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Candidate:
+    """Plans one configuration; without a plan that fits, takes the one with the smallest peak."""
     from dataclasses import replace
 
     fits = True
@@ -117,7 +118,7 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
     except PlanError:
         fits = False
         unlimited = replace(machine, memory_bytes=None)
-        # Memory first, whatever is asked for: how far off it is when nothing else counts.
+        # Minimize memory regardless of `optimize`, to find the smallest shortfall.
         closest = replace(settings, optimize="memory", machine=unlimited)
         assignment = partition_for(graph, num_partitions, closest)
     prediction = evaluate(
@@ -133,10 +134,10 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
 
 
 def _distinct(candidates: Iterable[Candidate]) -> Iterable[Candidate]:
-    """Leaves out what is the same thing twice.
+    """Drops duplicates.
 
-    A plan with empty partitions is that of fewer partitions; and schedules do not differ
-    with one microbatch or one partition.
+    A plan with empty partitions equals that for fewer partitions, and schedules do not differ with
+    one microbatch or one partition.
     """
     seen = set()
     for candidate in candidates:
@@ -165,7 +166,7 @@ def _rank(candidate: Candidate) -> tuple[float, ...]:
 
 
 def shortfall(candidates: Sequence[Candidate], machine: Machine) -> str:
-    """Why nothing fits, and what would help; empty if something fits.
+    """Returns why nothing fits and what would help; empty if something fits.
 
     Args:
         candidates: Ranked, from `recommend`.

@@ -17,15 +17,15 @@ from opensmp.compiler.plan.report.partition_stats import PartitionRow
 from opensmp.compiler.plan.report.recommendation import Candidate
 
 WIDE = 128
-"""Columns that the table with everything in it may need."""
+"""Width in columns that the full table may need."""
 
 
 def plan_table(plan: Plan, compact: bool = False) -> Table:
-    """The partitions of a plan: what is in them, what they cost, what they send to whom.
+    """Returns a table of a plan's partitions: contents, costs, and bytes sent to each partition.
 
     Args:
         plan: A plan with costs.
-        compact: Leaves out what a terminal of 80 columns has no room for.
+        compact: Drops the columns that do not fit a terminal of 80 columns.
 
     Raises:
         PlanError: If the plan has no costs.
@@ -41,7 +41,7 @@ def plan_table(plan: Plan, compact: bool = False) -> Table:
         justify: Literal["left", "right"] = "left" if column.title == "layers" else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)
     for row in plan.rows:
-        # As Text: names of layers may look like rich's markup.
+        # As Text, since layer names may look like rich markup.
         table.add_row(*(Text(column.cell(row)) for column in columns))
     return table
 
@@ -72,17 +72,17 @@ def _sent(sends: Mapping[int, int]) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """The table, what it is of, and its summary, as plain text."""
+    """Returns heading, table and summary as plain text."""
     return f"{heading(plan)}\n{_rendered(plan_table(plan))}\n{summary(plan)}"
 
 
 def heading(plan: Plan) -> str:
-    """One line: what the plan is of and for."""
+    """Returns one line with the model and the settings of a plan."""
     return f"Plan of {plan.model} over {plan.num_partitions} partitions: {plan.settings}"
 
 
 def summary(plan: Plan) -> str:
-    """One line: predicted step time, memory, balance and bubble of a plan."""
+    """Returns one line with a plan's predicted step time, memory, balance and bubble."""
     prediction = plan.prediction
     return (
         f"predicted step {format_seconds(prediction.step_seconds)}, peak memory "
@@ -93,7 +93,7 @@ def summary(plan: Plan) -> str:
 
 
 def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | None) -> Table:
-    """Ranked configurations.
+    """Returns a table of ranked configurations.
 
     Args:
         candidates: The best one first.
@@ -131,7 +131,7 @@ def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | No
 
 
 def shown_layers(layers: Iterable[str]) -> str:
-    """A few names for many: the first, the last, and how many there are, on two lines."""
+    """Abbreviates layer names to two lines: the first, the last, and their number."""
     names = [shortened(name, 24) for name in layers]
     if not names:
         return "(empty)"

@@ -1,1 +1,1 @@
-"""Plans as JSON files."""
+"""Serialization of plans as JSON files."""

@@ -1,4 +1,4 @@
-"""Parts of a plan's file, checked: what is taken can be computed with."""
+"""Validates the settings and costs in a plan file; accepted values are safe to compute with."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from opensmp.config.kinds import KINDS
 SECONDS = ("forward_seconds", "backward_seconds")
 BYTES = ("parameter_bytes", "state_bytes", "residual_bytes")
 FLOPS = ("forward_flops", "backward_flops")
-"""Arrays with one number per unit; those of FLOPs may be missing."""
+"""Arrays with one number per unit, as `SECONDS` and `BYTES`; a file may omit these."""
 
-# Sums and products of such numbers are still far from what int64 and float64 can hold.
+# Sums and products of such numbers stay far below the limits of int64 and float64.
 _MOST_SECONDS = 1e9
 _MOST_BYTES = 2**50
 _MOST_FLOPS = 1e30
@@ -42,14 +42,11 @@ _MAY_BE_NOTHING = ("operation_seconds", "transfer_seconds")
 
 
 def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
-    """The settings that a plan was made for.
+    """Reads the settings that a plan was made for; returns the defaults if there are faults.
 
     Args:
-        data: The part `settings` of the file; what it leaves out has its default.
-        faults: Those that are found are added.
-
-    Returns:
-        The settings; the default ones if there are faults.
+        data: The section `settings` of the file; missing keys have their defaults.
+        faults: Receives the faults found.
     """
     machine = data.get("machine", {})
     known = [field.name for field in fields(PlanSettings)]
@@ -74,7 +71,7 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
 
 
 def check_machine(machine: Mapping[str, Any], faults: list[str]) -> None:
-    """Adds to `faults` what is wrong with the fields of a `Machine`; some may be left out."""
+    """Appends the faults in the fields of a `Machine` to `faults`; fields may be missing."""
     known = [field.name for field in fields(Machine)]
     for name, value in machine.items():
         if name not in known:
@@ -105,16 +102,13 @@ def read_costs(
     settings: PlanSettings,
     faults: list[str],
 ) -> CoarseGraph | None:
-    """The units of a plan and their costs.
+    """Reads the units of a plan and their costs; returns None if there are faults.
 
     Args:
-        data: The part `costs` of the file.
+        data: The section `costs` of the file.
         calls: The layer calls that the units' operations belong to.
-        settings: What the plan is for.
-        faults: Those that are found are added.
-
-    Returns:
-        The units; None if there are faults.
+        settings: The settings of the plan.
+        faults: Receives the faults found.
     """
     found: list[str] = []
     names: Any = data.get("names")
@@ -162,6 +156,7 @@ def _array(
     *,
     whole: bool = False,
 ) -> Any:
+    """Reads an array of `count` numbers from 0 to `most`; returns an empty one if it is invalid."""
     values = data.get(name)
     fits = isinstance(values, list) and len(values) == count
     if fits and whole:
@@ -181,9 +176,10 @@ def _array(
 def _operations(
     units: Any, calls: Iterable[LayerCall], count: int, faults: list[str]
 ) -> tuple[tuple[str, ...], ...]:
+    """Reads the operations of each unit from ranges [first, last] of operation numbers."""
     names = [name for call in calls for name in call.operations]
     found: list[tuple[str, ...]] = []
-    left = len(names)  # no more operations than there are, so that no file makes more of them
+    left = len(names)  # bounds the expansion of ranges by the number of operations
     for runs in units if isinstance(units, list) else [None]:
         if not isinstance(runs, list) or not all(_is_run(run, len(names)) for run in runs):
             faults.append(
@@ -211,6 +207,7 @@ def _is_run(run: Any, count: int) -> bool:
 
 
 def _tensors(rows: Any, count: int, faults: list[str]) -> tuple[CutTensor, ...]:
+    """Reads the tensors between units; stops at the first fault."""
     found = []
     listed: list[Any] = rows if isinstance(rows, list) else [None]
     for row in listed:
@@ -230,6 +227,7 @@ def _tensors(rows: Any, count: int, faults: list[str]) -> tuple[CutTensor, ...]:
 
 
 def _shared(rows: Any, count: int, faults: list[str]) -> tuple[SharedVariable, ...]:
+    """Reads the shared variables; stops at the first fault."""
     found = []
     listed: list[Any] = rows if isinstance(rows, list) else [None]
     for row in listed:
@@ -247,7 +245,7 @@ def _are_units(values: Any, first: int, count: int) -> bool:
     if not isinstance(values, list) or not values:
         return False
     least = first
-    for value in values:  # ascending; a plan may have hundreds of thousands of lists
+    for value in values:  # an explicit loop, since a plan may have hundreds of thousands of lists
         if type(value) is not int or not least <= value < count:
             return False
         least = value

@@ -1,19 +1,18 @@
-"""Plans as JSON files.
+"""Reads and writes plans as JSON files.
 
-A file has these parts:
+A file has these sections:
 
-- `layers`: where everything goes, and the only part to edit. See `Plan.layers`: a layer's
-  label to its partition; for a layer whose own operations are cut, its pieces to their
-  partitions. Of the entries that contain an operation the innermost counts, so a line
-  `"encoder/block_3/attention": 1` may be added below `"encoder/block_3": 0`; `"*"` is for
-  what no other entry contains.
-- `model`, `partitions`, `settings`: what the plan is for.
-- `operations`: all layer calls in their order, with the operations of each piece. This is
-  how a plan is recognised to belong to a model. The partition of an operation is written
-  nowhere but in `layers`.
-- `predicted`: what the plan was expected to cost, for readers; it is not read back.
-- `costs`: the units the plan was made of, so that a loaded plan can be printed, explained
-  and drawn without the model. A file without it can be used all the same.
+- `layers`: the placement, and the only section to edit. As in `Plan.layers`, it maps a layer's
+  label to its partition or, for a layer whose own operations are cut, its pieces to their
+  partitions. Of the entries that contain an operation the innermost applies, so a line
+  `"encoder/block_3/attention": 1` may be added below `"encoder/block_3": 0`; `"*"` applies to
+  operations in no other entry.
+- `model`, `partitions`, `settings`: the inputs of the plan.
+- `operations`: all layer calls in order, with the operations of each piece. They identify the
+  model that the plan belongs to. Partitions of operations are stored in `layers` only.
+- `predicted`: predicted costs, for people; they are not read back.
+- `costs`: the units of the plan, so that a loaded plan can be printed, explained and drawn
+  without the model. This section is optional.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ from opensmp.errors import PlanError
 FORMAT = "opensmp plan"
 VERSION = 1
 
-_MOST_BYTES = 256 << 20  # of a file; those of the largest models have some MB
+_MOST_BYTES = 256 << 20  # limit of the file size; the largest models need a few MB
 _LONGEST_LABEL = 10_000
-_DEEPEST_LABEL = 200  # layers inside each other
+_DEEPEST_LABEL = 200  # nesting of layers
 _MAKE_NEW = (
     "Mend the file, or write a new one with `opensmp plan ... --output` or model.plan.save(path)."
 )
@@ -56,7 +55,7 @@ _MAKE_NEW = (
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON values.
+    """Returns a plan as JSON values.
 
     Example:
         ```python
@@ -92,16 +91,11 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def save(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Writes a plan to a file, readable above and compact below.
-
-    Args:
-        plan: The plan.
-        path: File to write.
-    """
+    """Writes a plan to the file `path`: `layers` and settings indented, large sections compact."""
     data = to_json(plan)
     parts = []
     for key, value in data.items():
-        if key in ("operations", "costs"):  # one line per entry, there may be thousands
+        if key in ("operations", "costs"):  # one line per entry, since there may be thousands
             rows = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
             text = "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
         else:
@@ -111,6 +105,7 @@ def save(plan: Plan, path: str | os.PathLike[str]) -> None:
 
 
 def _costs_to_json(graph: CoarseGraph, calls: Iterable[LayerCall]) -> dict[str, Any]:
+    """Returns the units as JSON values, with their operations as ranges of operation numbers."""
     names = [name for call in calls for name in call.operations]
     index = {name: i for i, name in enumerate(names)}
     return {
@@ -132,7 +127,7 @@ def _costs_to_json(graph: CoarseGraph, calls: Iterable[LayerCall]) -> dict[str, 
 
 
 def _runs(numbers: Iterable[int]) -> list[list[int]]:
-    """Ascending numbers as [first, last] of each run."""
+    """Compresses ascending numbers to [first, last] of each run."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:
@@ -152,7 +147,7 @@ def load(path: str | os.PathLike[str]) -> Plan:
         path: The file.
 
     Raises:
-        PlanError: If there is no such file, it is no JSON, or has faults; all are listed.
+        PlanError: If the file cannot be read, is not JSON, or has faults; all are listed.
     """
     name = os.fspath(path)
     try:
@@ -172,7 +167,7 @@ def load(path: str | os.PathLike[str]) -> Plan:
 
 
 def _text(path: str | os.PathLike[str]) -> str:
-    """The text of a file; `OSError` or `ValueError` if it is none, or is no plan by its size."""
+    """Returns a file's text; raises `OSError` or `ValueError` if it is not a readable text file."""
     found = os.stat(path)
     # Reading a pipe or a device may never end.
     if stat.S_ISDIR(found.st_mode):
@@ -188,11 +183,11 @@ def _text(path: str | os.PathLike[str]) -> str:
 
 
 def from_json(data: Any, source: str = "") -> Plan:
-    """Makes a plan of JSON values.
+    """Builds a plan from JSON values.
 
     Args:
-        data: As `to_json` gives them, perhaps edited.
-        source: Where they come from, for messages.
+        data: Values from `to_json`, possibly edited.
+        source: Their origin, for messages.
 
     Raises:
         PlanError: If they have faults; all are listed.
@@ -246,6 +241,7 @@ def _expect(data: Mapping[str, Any], key: str, kind: type, default: Any, faults:
 
 
 def _read_calls(operations: Mapping[str, Any], faults: list[str]) -> tuple[LayerCall, ...]:
+    """Reads the section `operations` and returns the valid layer calls."""
     calls = []
     seen: dict[str, str] = {}
     for label, pieces in operations.items():
@@ -279,7 +275,7 @@ def _is_names(value: Any) -> bool:
 def _read_layers(
     layers: Mapping[str, Any], calls: Iterable[LayerCall], partitions: int, faults: list[str]
 ) -> dict[str, int]:
-    """The partition of each operation, by the innermost entry that contains it."""
+    """Returns the partition of each operation, from the innermost entry that contains it."""
     pieces_of = {call.label: {piece.name for piece in call.pieces} for call in calls}
     for label, entry in layers.items():
         if label not in pieces_of:
@@ -321,7 +317,7 @@ def _read_layers(
 
 
 def _around(label: str, layers: Mapping[str, Any]) -> int | None:
-    """The entry of the innermost layer around a layer, that of the model if there is none."""
+    """Returns the entry of the innermost enclosing layer, or that of the model if there is none."""
     while label := label.rpartition("/")[0]:
         if isinstance(layers.get(label), int):
             return int(layers[label])

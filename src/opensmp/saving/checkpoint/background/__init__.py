@@ -1,1 +1,1 @@
-"""Checkpoints that are written while training goes on."""
+"""Checkpoints written in the background while training continues."""

@@ -1,4 +1,4 @@
-"""A checkpoint that is being written while training goes on."""
+"""Writes one checkpoint on a background thread while training continues."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from opensmp import _private
 from opensmp.errors import CheckpointError
 from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
 
-_serial = itertools.count()  # the same in all processes, for all of them start every write
-_latest: dict[str, Flight] = {}  # the last one to each place
+_serial = itertools.count()  # equal in all processes, since every write is started by all of them
+_latest: dict[str, Flight] = {}  # the latest write per staging directory
 
 
 class Flight:
-    """One checkpoint on its way to the disk, on a thread of its own.
+    """One background write of a checkpoint, on its own thread.
 
-    The thread waits for nothing that the main threads of the processes do. Rank 0 hears from
-    the others when their parts are written, and puts the whole together. A process that ends
-    normally ends when its thread has.
+    The thread does not wait for the main threads of any process. Rank 0 receives the outcomes of
+    the other ranks' shards and assembles the checkpoint. A process that exits normally waits for
+    the thread.
 
     Args:
-        path: The path that the checkpoint will have.
+        path: The final path of the checkpoint.
         rank: This process's rank.
         size: Number of processes.
-        part: Writes the part of this process.
-        whole: Makes the whole of the parts, given their outcomes; gives them back, with how it
-            went with the whole. Called by rank 0.
-        place: Where the checkpoint is made. Only one may be made there at a time.
+        part: Writes the shard of this process.
+        whole: Assembles the checkpoint from the shards, given their outcomes, and returns these
+            with its own result. Called only by rank 0.
+        place: The staging directory, for which only one write may run at a time.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Flight:
         self._outcomes: list[Outcome] = []
         self._key = f"opensmp/checkpoints/{next(_serial)}"
         atexit.register(self._report)
-        # Its arguments are forgotten when it ends, and with them the values that it wrote.
+        # The thread drops its arguments when it ends, and with them the values that it wrote.
         self._thread = threading.Thread(
             target=self._run, args=(rank, size, part, whole), name="opensmp-checkpoint"
         )
@@ -56,11 +56,11 @@ class Flight:
             _latest[place] = self
 
     def settled(self) -> None:
-        """Waits for the end of it here, without asking how it went."""
+        """Waits for this process's thread, without raising its error."""
         self._thread.join()
 
     def outcomes(self) -> list[Outcome]:
-        """Waits for the end of it here; the outcomes of all processes on rank 0, else its own."""
+        """Waits for this process's thread; returns all outcomes on rank 0, else only its own."""
         self._thread.join()
         atexit.unregister(self._report)
         return self._outcomes
@@ -72,6 +72,7 @@ class Flight:
         part: Callable[[], Outcome],
         whole: Callable[[Sequence[Outcome]], list[Outcome]],
     ) -> None:
+        """Writes this process's shard; on rank 0 also collects the outcomes and merges."""
         try:
             outcomes = [part()]
             if rank:
@@ -85,21 +86,21 @@ class Flight:
             self._outcomes = [outcome_of(error)]
 
     def _report(self) -> None:
-        """Tells of an error that nobody has asked for, when the program ends."""
+        """At exit, raises an error that no call has raised yet."""
         error = first_error(self.outcomes())
         if error is not None:
             raise CheckpointError(not_saved(self.path, error))
 
 
 def settle(place: str) -> None:
-    """Waits for the checkpoint that another manager of this process makes at a place."""
+    """Waits for this process's latest background write to the same staging directory."""
     flight = _latest.pop(place, None)
     if flight is not None:
         flight.settled()
 
 
 def not_saved(path: str, error: str) -> str:
-    """The message of a checkpoint that could not be written."""
+    """Error message for a checkpoint that could not be written."""
     return (
         f"The checkpoint was not saved{f' to {path}' if path else ''}, earlier ones are as they "
         f"were. {error}"

@@ -1,4 +1,4 @@
-"""Host memory that values are copied to, as training changes them while they are written."""
+"""Staging memory on the host: copies of values that training may change during the write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tensorflow as tf
 from opensmp.saving.checkpoint.bundle.tensor_bundle import PAGE_BYTES, Entry
 from opensmp.saving.checkpoint.shards import Named
 
-_WORTH_BYTES = 1 << 20  # smaller values are held: checksums of many would take longer
+_WORTH_BYTES = 1 << 20  # smaller ones stay tensors: their checksums would be slow
 _ALIGNMENT = 64
 _PLAIN = frozenset(
     {tf.float16, tf.float32, tf.float64, tf.bfloat16}
@@ -22,11 +22,11 @@ _PLAIN = frozenset(
 
 
 class Staging:
-    """Memory for the values of one checkpoint, kept for the next one.
+    """Host memory for the values of one checkpoint, reused for the next one.
 
-    Memory that the operating system has just given costs ten times as much to write to as memory
-    that has been written to before, which is why TensorFlow's own copies, made when a variable
-    changes that somebody else has a hold on, are slow.
+    Writing to memory that the operating system has just allocated takes ten times as long as
+    writing to memory that has been used before. TensorFlow's copy-on-write of variables with other
+    references is slow for this reason.
 
     Example:
         ```python
@@ -40,14 +40,10 @@ class Staging:
         self.memory: Any = np.zeros(0, np.uint8)
 
     def take(self, values: list[Named]) -> list[Entry]:
-        """Copies values, and lets go of each as soon as it is copied.
+        """Moves large numeric values from the list to `memory`; returns their places.
 
-        Args:
-            values: The values. Those that are copied are removed; small ones and those that are
-                not plain numbers stay.
-
-        Returns:
-            Where the copies are in `memory`.
+        Each tensor is released as soon as it is copied. Values that are small, or are not plain
+        numbers, stay in the list.
         """
         taken = [value for value in values if _fits(value)]
         kept = [value for value in values if not _fits(value)]
@@ -65,7 +61,7 @@ class Staging:
     def _reserve(self, size: int) -> None:
         if self.memory.size >= size:
             return
-        self.memory = np.zeros(0, np.uint8)  # the old one goes before the new one comes
+        self.memory = np.zeros(0, np.uint8)  # free the old memory before allocating the new one
         size = -(-size // PAGE_BYTES) * PAGE_BYTES
         try:
             pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -74,7 +70,7 @@ class Staging:
                 f"{size / 2**20:,.0f} MiB of host memory for a copy of the values could not be "
                 "had. Without background=True no copy is needed."
             ) from error
-        if hasattr(mmap, "MADV_HUGEPAGE"):  # 512 times fewer pages to get at first
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # 512 times fewer page faults at the first use
             with contextlib.suppress(OSError):
                 pages.madvise(mmap.MADV_HUGEPAGE)
         self.memory = np.frombuffer(pages, np.uint8)
@@ -95,7 +91,7 @@ def _size(tensor: Any) -> int:
 
 
 def _places(values: Sequence[Named]) -> list[Entry]:
-    """Where values go in a block of memory."""
+    """Offsets of values in a block of memory."""
     entries = []
     offset = 0
     for name, _, tensor in values:
@@ -107,8 +103,8 @@ def _places(values: Sequence[Named]) -> list[Entry]:
 
 
 def _bytes(tensor: Any) -> Any:
-    """The bytes of a tensor in the host's memory, which are not copied."""
-    if tensor.dtype == tf.bfloat16:  # which Python's buffers do not know
+    """The bytes of a tensor in host memory, without a copy."""
+    if tensor.dtype == tf.bfloat16:  # unknown to Python's buffer protocol
         with tf.device(tensor.device):
             tensor = tf.bitcast(tensor, tf.uint16)
     return np.asarray(memoryview(tensor)).reshape(-1).view(np.uint8)

@@ -1,1 +1,1 @@
-"""TensorFlow's file format of checkpoints."""
+"""Writer for TensorFlow's checkpoint file format (tensor bundle)."""

@@ -1,15 +1,15 @@
-"""CRC-32C, the checksum of values in checkpoints, of large arrays and without other threads.
+"""CRC-32C, the checksum of values in checkpoints, for large arrays and on a single thread.
 
-TensorFlow computes it while it writes, and has no call for it alone. Here a checksum is the
-remainder of the bytes, taken as a polynomial over the two-element field, by the polynomial of the
-checksum. The remainder does not change when the beginning is replaced by what it is congruent to.
-A multiple of the polynomial with four terms, x^5685 + x^1362 + x^426 + 1, says so for single bits,
-and with all its exponents times a power of two for blocks of bits: a block is added (exclusive or)
-to the blocks 4323, 5259 and 5685 places after it. That is all it takes to shorten an array to a
-few thousand blocks, whatever its length; and NumPy adds blocks as fast as the memory gives them.
+TensorFlow computes it while writing and has no separate function for it. A checksum is the
+remainder of the bytes, taken as a polynomial over GF(2), modulo the polynomial of the checksum. The
+remainder does not change if leading bits are replaced by congruent ones. A multiple of the
+polynomial with four terms, x^5685 + x^1362 + x^426 + 1, gives such a replacement for single bits,
+and with all exponents multiplied by a power of two for blocks of bits: a block is XORed into the
+blocks 4323, 5259 and 5685 positions after it. This reduces an array of any length to a few thousand
+blocks, and NumPy XORs blocks at memory bandwidth.
 
 The method is that of S. Russell, "Chorba: A Novel CRC32 Implementation", arXiv:2412.16398 (2024),
-with a multiple of few terms for this polynomial, found by a search of all up to degree 7000.
+with a sparse multiple for this polynomial, found by an exhaustive search up to degree 7000.
 """
 
 from __future__ import annotations
@@ -18,20 +18,16 @@ from typing import Any
 
 import numpy as np
 
-_REFLECTED = 0x82F63B78  # the polynomial of Castagnoli, lowest bit first
+_REFLECTED = 0x82F63B78  # the Castagnoli polynomial, lowest bit first
 _LAGS = (4323, 5259, 5685)
-_CHUNK = 4096  # blocks at a time: no more than the smallest lag
-_RING = 3 * _CHUNK  # at least the largest lag and one chunk, and whole chunks
-_BLOCK_BYTES = (64, 8, 1)  # the state for 64 lies in the second cache of a core
+_CHUNK = 4096  # blocks per iteration: at most the smallest lag
+_RING = 3 * _CHUNK  # at least the largest lag and one chunk, and a multiple of the chunk
+_BLOCK_BYTES = (64, 8, 1)  # the state for 64 fits into a core's L2 cache
 _MASK = 0xFFFFFFFF
 
 
 def crc32c(data: Any) -> int:
-    """The checksum of an array's bytes.
-
-    Args:
-        data: Contiguous bytes, as an array of `uint8`. It is quickest if they begin at a multiple
-            of 8 bytes in memory.
+    """CRC-32C of a contiguous `uint8` array; fastest if it is aligned to 8 bytes.
 
     Example:
         ```python
@@ -47,18 +43,18 @@ def crc32c(data: Any) -> int:
 
 
 def masked(crc: int) -> int:
-    """A checksum as TensorFlow stores it, so that checksums of checksums mean something."""
+    """Masks a checksum as TensorFlow stores it, so that stored checksums can be checksummed."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & _MASK
 
 
 def _shortened(data: Any, block: int, rounds: int, begun: bool) -> Any:
-    """The end of some bytes, with what stood before it added to it.
+    """The rest of the bytes after the first chunks, with these folded into it.
 
     Args:
         data: The bytes.
-        block: Bytes of a block.
-        rounds: How many chunks to take away.
-        begun: Whether the ones that a checksum begins with have been added.
+        block: Bytes per block.
+        rounds: Number of chunks to fold.
+        begun: Whether the initial ones of the checksum have been applied.
     """
     step = _CHUNK * block
     ring = np.zeros(_RING * block, np.uint8)
@@ -81,7 +77,7 @@ def _shortened(data: Any, block: int, rounds: int, begun: bool) -> Any:
 
 
 def _add(array: Any, ring: Any, place: int, out: Any) -> None:
-    """Writes the sum of an array and of what stands at a place of a ring."""
+    """Writes the XOR of an array and of the ring buffer's contents at `place` to `out`."""
     place %= ring.size
     cut = min(array.size, ring.size - place)
     for part, at in ((slice(0, cut), place), (slice(cut, array.size), 0)):
@@ -97,7 +93,7 @@ def _xor(one: Any, other: Any, out: Any) -> None:
 
 
 def _rest(data: bytes, crc: int) -> int:
-    """The remainder of a few bytes after others."""
+    """Continues the checksum `crc` with a few bytes, one at a time."""
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     return crc

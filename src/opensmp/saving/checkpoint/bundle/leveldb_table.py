@@ -1,4 +1,4 @@
-"""Tables of LevelDB's format, as which TensorFlow writes the index of a checkpoint.
+"""Tables in LevelDB's format, in which TensorFlow writes the index of a checkpoint.
 
 https://github.com/google/leveldb/blob/main/doc/table_format.md
 """
@@ -12,13 +12,13 @@ import numpy as np
 from opensmp.saving.checkpoint.bundle.crc32c import crc32c, masked
 
 _MAGIC = 0xDB4775248B80FB57
-_TRAILER_BYTES = 5  # of a block: how it is compressed, and a checksum
+_TRAILER_BYTES = 5  # per block: compression type and checksum
 _FOOTER_BYTES = 48
 _LONGEST_VARINT_BYTES = 10
 
 
 def varint(value: int) -> bytes:
-    """An integer in groups of seven bits, lowest first."""
+    """Encodes an integer in groups of seven bits, lowest first."""
     groups = bytearray()
     while value > 0x7F:
         groups.append(value & 0x7F | 0x80)
@@ -28,11 +28,7 @@ def varint(value: int) -> bytes:
 
 
 def table(records: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A table of one block.
-
-    Args:
-        records: Its keys and values, sorted by key; at least one.
-    """
+    """Encodes sorted key-value records, at least one, as a table with one data block."""
     data = _block(records)
     other = _block([])
     where = varint(0) + varint(len(data) - _TRAILER_BYTES)
@@ -43,12 +39,9 @@ def table(records: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 
 def table_fault(content: bytes) -> str | None:
-    """What is wrong with the end of a table, which has no checksum; None if nothing is.
+    """What is wrong with the footer of a table (the bytes of the file); None if it is valid.
 
-    It says where blocks are and how long. All else in a table has checksums.
-
-    Args:
-        content: The whole file.
+    The footer has the offsets and sizes of blocks and no checksum; everything else has checksums.
     """
     footer = content[-_FOOTER_BYTES:]
     if len(footer) < _FOOTER_BYTES or int.from_bytes(footer[-8:], "little") != _MAGIC:
@@ -72,7 +65,7 @@ def table_fault(content: bytes) -> str | None:
 
 
 def _block(records: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """A block: its records, where each begins, how many there are, and a checksum."""
+    """Encodes a block: records, restart offsets, their number, compression type and checksum."""
     text = bytearray()
     starts = []
     for key, value in records:
@@ -80,5 +73,5 @@ def _block(records: Sequence[tuple[bytes, bytes]]) -> bytes:
         text += varint(0) + varint(len(key)) + varint(len(value)) + key + value
     for number in (*(starts or [0]), len(starts or [0])):
         text += number.to_bytes(4, "little")
-    text += b"\0"  # not compressed
+    text += b"\0"  # uncompressed
     return bytes(text) + masked(crc32c(np.frombuffer(text, np.uint8))).to_bytes(4, "little")

@@ -1,10 +1,9 @@
-"""TensorFlow's files of a checkpoint, written from one block of memory past the page cache.
+"""Writes TensorFlow checkpoint files from one block of memory, bypassing the page cache.
 
-A checkpoint in this format is a file with the bytes of all values, and an index: a table of
-LevelDB's format (https://github.com/google/leveldb/blob/main/doc/table_format.md) from the key of
-a value to what `tensor_bundle.proto` calls a `BundleEntryProto`. `SaveV2` writes both, but every
-byte goes through two buffers by the hands of a core; here the disk takes the bytes from where
-they lie (`O_DIRECT`).
+A checkpoint in this format consists of a data file with the bytes of all values, and an index: a
+LevelDB table (https://github.com/google/leveldb/blob/main/doc/table_format.md) from keys to
+`BundleEntryProto` messages of `tensor_bundle.proto`. TensorFlow's `SaveV2` copies every byte
+through two buffers on the CPU; here the disk reads directly from the memory (`O_DIRECT`).
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from opensmp.saving.checkpoint.directory.names import index_path
 
 PAGE_BYTES = 4096
 _WRITE_BYTES = 16 << 20
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # wire types of protocol buffers
+_VARINT, _BYTES, _FIXED32 = 0, 2, 5  # protocol buffer wire types
 
 
 class Entry(NamedTuple):
     """A value in the file.
 
     Attributes:
-        name: Its key.
-        dtype: Number of its type in TensorFlow, `tf.DType.as_datatype_enum`.
-        shape: Its shape.
-        offset: Where in the memory, and in the file, its bytes begin.
-        size: How many they are.
+        name: Key of the value.
+        dtype: TensorFlow's enum value of its dtype, `tf.DType.as_datatype_enum`.
+        shape: Shape.
+        offset: Offset of its bytes in the memory and in the file.
+        size: Number of bytes.
     """
 
     name: str
@@ -43,12 +42,12 @@ class Entry(NamedTuple):
 
 
 def write_bundle(prefix: str, memory: Any, entries: Sequence[Entry]) -> None:
-    """Writes values to files, which are on the disk when it returns.
+    """Writes values to files and flushes them to disk.
 
     Args:
-        prefix: What the names of the files begin with.
-        memory: The bytes of all values, an array of `uint8` that begins at a page of memory and
-            consists of whole pages.
+        prefix: Prefix of the file names.
+        memory: The bytes of all values: a `uint8` array that is page-aligned and consists of whole
+            pages.
         entries: The values.
 
     Raises:
@@ -63,11 +62,12 @@ def write_bundle(prefix: str, memory: Any, entries: Sequence[Entry]) -> None:
 
 
 def data_path(prefix: str) -> str:
-    """The file with the values. If there is one it is written over, which is quicker."""
+    """The data file; an existing one is overwritten in place, which is faster."""
     return f"{prefix}.data-00000-of-00001"
 
 
 def _write_data(path: str, memory: Any, size: int) -> None:
+    """Writes the first `size` bytes with O_DIRECT if possible, and flushes them to disk."""
     pages = memoryview(memory)[: -(-size // PAGE_BYTES) * PAGE_BYTES]
     direct = getattr(os, "O_DIRECT", 0)
     file = _opened(path, direct)
@@ -77,7 +77,7 @@ def _write_data(path: str, memory: Any, size: int) -> None:
             try:
                 done += os.pwrite(file, pages[done : done + _WRITE_BYTES], done)
             except OSError as error:
-                # Some file systems cannot write so, or want other multiples than pages.
+                # Some file systems do not support O_DIRECT, or need another alignment.
                 if error.errno != errno.EINVAL or not direct:
                     raise
                 os.close(file)
@@ -103,9 +103,9 @@ def _opened(path: str, flag: int) -> int:
 
 
 def _records(entries: Sequence[Entry], sums: Sequence[int]) -> list[tuple[bytes, bytes]]:
-    """Keys and values of the index: the header, which has no key, and an entry for each value."""
+    """Records of the index: the header under the empty key, and one entry per value."""
     version = _field(1, _VARINT, 1)
-    records = [(b"", _field(1, _VARINT, 1) + _field(3, _BYTES, version))]  # one file of data
+    records = [(b"", _field(1, _VARINT, 1) + _field(3, _BYTES, version))]  # one data file
     for entry, crc in zip(entries, sums, strict=True):
         dims = b"".join(_field(2, _BYTES, _field(1, _VARINT, size)) for size in entry.shape)
         record = _field(1, _VARINT, entry.dtype) + _field(2, _BYTES, dims)
@@ -117,7 +117,7 @@ def _records(entries: Sequence[Entry], sums: Sequence[int]) -> list[tuple[bytes,
 
 
 def _field(number: int, kind: int, value: Any) -> bytes:
-    """A field of a protocol buffer."""
+    """Encodes a field of a protocol buffer."""
     if kind == _VARINT:
         text = varint(value)
     elif kind == _FIXED32:

@@ -1,1 +1,1 @@
-"""The directory in which checkpoints lie."""
+"""The checkpoint directory: files, state file, manifests and lock."""

@@ -1,4 +1,4 @@
-"""The directory in which checkpoints lie: what is there, what is added, what is thrown away."""
+"""Manages a checkpoint directory: lists, commits and removes checkpoints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _HOUR_SECONDS = 3600.0
 
 
 class _Found(NamedTuple):
-    """Numbers in a directory: with an index, a manifest, any file, a link to elsewhere."""
+    """Checkpoint numbers in a directory: with an index, a manifest, any file, a link out of it."""
 
     whole: set[int]
     manifests: set[int]
@@ -57,45 +57,45 @@ class _Found(NamedTuple):
 class Shelf:
     """The checkpoints of one name in a directory.
 
-    A checkpoint is made in a directory beside them and moved to its place file by file, the index
-    last: without it the other files are no checkpoint. The state file, which
-    `tf.train.latest_checkpoint` reads, is replaced after that. Files whose names are not exactly
-    those of a checkpoint of this name and a number are left alone.
+    A checkpoint is staged in a subdirectory and moved to its place file by file, the index last:
+    without an index, the other files do not count as a checkpoint. The state file, which
+    `tf.train.latest_checkpoint` reads, is replaced afterwards. Files whose names are not exactly
+    those of a checkpoint of this name and a number are not touched.
 
     Args:
         directory: The directory; it need not exist yet.
-        name: What the names of checkpoints begin with.
-        spares: Whether large files of the checkpoint that goes are kept, for the next one to be
-            written over them. The disk need not be asked for room then, which was measured to
-            take as much time as the rest of a write, nor to free it, which took that time again.
+        name: Prefix of the checkpoint names.
+        spares: Whether to keep large files of a removed checkpoint, to be overwritten by the next
+            one. Measurements showed that allocating disk blocks takes as long as the rest of a
+            write, and freeing them takes that time again.
     """
 
     def __init__(self, directory: str, name: str, *, spares: bool = False) -> None:
         self.directory = directory
         self.name = name
         self._spares = spares
-        self._began = time.time() - 1.0  # as tf.train.CheckpointManager has it
+        self._began = time.time() - 1.0  # same margin as in tf.train.CheckpointManager
         self._lock = DirectoryLock(os.path.join(directory, f".{name}.lock"))
         self._damaged: set[str] = set()
 
     def prefix(self, number: int) -> str:
-        """The path of a checkpoint, as TensorFlow means it: without endings."""
+        """The path of a checkpoint in TensorFlow's sense: without suffixes."""
         return os.path.join(self.directory, f"{self.name}-{number}")
 
     def note_damage(self, path: str) -> None:
-        """Lets a checkpoint that was found damaged be the next one to be removed.
+        """Marks a damaged checkpoint, to be removed first.
 
-        It would take the place of a good one otherwise, as it counts for `max_to_keep`.
+        Otherwise it would count for `max_to_keep` in place of a good one.
         """
         self._damaged.add(path)
 
     @property
     def staging(self) -> str:
-        """Where a checkpoint is made."""
+        """The directory in which a checkpoint is written until it is complete."""
         return os.path.join(self.directory, f".{self.name}.unfinished")
 
     def checkpoints(self) -> list[tuple[str, float]]:
-        """Paths and times of the checkpoints that `max_to_keep` counts, oldest first.
+        """Paths and times of the checkpoints that count for `max_to_keep`, oldest first.
 
         Raises:
             OSError: The directory cannot be read.
@@ -103,24 +103,21 @@ class Shelf:
         return [(self.prefix(number), moment) for number, moment in self._listing()[0].active]
 
     def newest(self) -> str | None:
-        """Path of the newest checkpoint, None if there is none.
-
-        Raises:
-            OSError: The directory cannot be read.
-        """
+        """Path of the newest checkpoint, None if there is none; may raise `OSError`."""
         listed, found = self._listing()
         return next((self.prefix(n) for n in listed.order if n in found.whole), None)
 
     def candidates(self) -> list[tuple[str, str | None]]:
-        """Paths of all that may be restored, newest first, and what is wrong with each.
+        """Paths of all checkpoints that may be restored, newest first, each with its fault or None.
 
-        Those that the state file has and that are not there are among them, if anything is there.
+        Includes those in the state file whose files are missing, unless the directory has no
+        checkpoints.
 
         Raises:
             OSError: The directory cannot be read.
         """
         listed, found = self._listing()
-        lost = found.manifests - found.whole  # of an index
+        lost = found.manifests - found.whole  # without an index
         if not found.whole | found.outside | lost | (found.taken & set(listed.order)):
             if listed.order:
                 warnings.warn(
@@ -132,7 +129,7 @@ class Shelf:
         candidates = []
         rest = sorted(found.outside | lost, reverse=True)
         order = [*listed.order, *rest]
-        if self._state() is None:  # nothing says that those are older
+        if self._state() is None:  # without a state file their age is unknown
             order.sort(reverse=True)
         for number in dict.fromkeys(order):
             path = self.prefix(number)
@@ -147,29 +144,25 @@ class Shelf:
         return candidates
 
     def numbers(self) -> set[int]:
-        """Numbers that the name of any file in the directory has, of a checkpoint or not.
-
-        Raises:
-            OSError: The directory cannot be read.
-        """
+        """Numbers in the names of all checkpoint files, complete or not; may raise `OSError`."""
         return self._scan().taken
 
     def prepare(self) -> None:
-        """Makes the directory, and an empty one in it to make a checkpoint in.
+        """Creates the directory, takes its lock and creates an empty staging directory.
 
-        From now on no other program may write checkpoints of this name into the directory. What a
-        killed process has left unfinished is thrown away.
+        From then on no other program may write checkpoints of this name to the directory. Removes
+        what a killed process has left incomplete.
 
         Raises:
-            CheckpointError: Another program writes into the directory.
-            OSError: The directory cannot be made or written to.
+            CheckpointError: Another program writes to the directory.
+            OSError: The directory cannot be created or written to.
         """
         os.makedirs(self.directory, exist_ok=True)
         self._lock.take()
         self._recover()
         self.discard()
         found = self._scan()
-        for number in found.manifests - found.whole - found.outside:  # it was being removed
+        for number in found.manifests - found.whole - found.outside:  # its removal was interrupted
             self.remove(self.prefix(number))
         if not self._spares:
             for path in self._spare_files():
@@ -178,7 +171,7 @@ class Shelf:
         self._state(warn=True)
 
     def discard(self) -> None:
-        """Throws away what lies in `staging`."""
+        """Removes the staging directory."""
         if os.path.islink(self.staging) or os.path.isfile(self.staging):
             with contextlib.suppress(OSError):
                 os.unlink(self.staging)
@@ -186,10 +179,10 @@ class Shelf:
             shutil.rmtree(self.staging, ignore_errors=True)
 
     def recover(self) -> None:
-        """Ends a `commit` that a killed process has begun, if that took another's place.
+        """Completes an interrupted `commit` that was replacing a checkpoint of the same number.
 
-        Then the one that had the number before is gone, and this one is complete. Nothing happens
-        while another program writes into the directory, or if this one may not.
+        In that case the old checkpoint is already gone, and the new one is complete. Does nothing
+        if another program holds the lock or the directory is not writable.
         """
         if not os.path.isdir(self.staging):
             return
@@ -200,7 +193,7 @@ class Shelf:
         except (OSError, CheckpointError):
             return
         finally:
-            if not was_held:  # a program that only reads is in nobody's way
+            if not was_held:  # a program that only reads must not block others
                 self._lock.release()
 
     def _recover(self) -> None:
@@ -221,20 +214,21 @@ class Shelf:
     def commit(
         self, number: int, max_to_keep: int | None, every_n_hours: float | None = None
     ) -> None:
-        """Moves the finished checkpoint in `staging` to its place, and removes old ones.
+        """Moves the finished checkpoint in `staging` to its place and removes old ones.
 
-        All of it is on the disk before anything else changes, and an old checkpoint goes after
-        the new one and the state file are on the disk.
+        The new files are flushed to disk before anything else changes; old checkpoints are removed
+        only after the new one and the state file are on disk.
 
         Args:
-            number: Its number. Its files have their names already, there is no manifest yet. The
-                data files are on the disk.
-            max_to_keep: How many checkpoints are kept, None for all.
-            every_n_hours: Of those that would go, one is kept for good if it was saved this many
-                hours after the one before that was; None for none.
+            number: Its number. Its files have their final names and its data files are on disk; the
+                manifest is written here.
+            max_to_keep: Number of checkpoints to keep; None for all.
+            every_n_hours: Of the checkpoints to remove, one is preserved permanently if it was
+                saved at least this many hours after the previously preserved one; None to preserve
+                none.
 
         Raises:
-            OSError: It is not possible; earlier ones are there as before.
+            OSError: The commit failed; the earlier checkpoints are unchanged.
         """
         made, prefix = os.path.join(self.staging, f"{self.name}-{number}"), self.prefix(number)
         self._damaged.discard(prefix)
@@ -265,7 +259,7 @@ class Shelf:
             raise
         kept, last = self._sweep(active, preserved, max_to_keep, every_n_hours)
         if kept != active:
-            # Until then the state file has names of checkpoints that are gone, which are left out.
+            # Until then the state file lists removed checkpoints, which readers of this class skip.
             with contextlib.suppress(OSError):
                 self._record(kept, last)
 
@@ -276,7 +270,7 @@ class Shelf:
         max_to_keep: int | None,
         every_n_hours: float | None,
     ) -> tuple[list[tuple[int, float]], float]:
-        """Removes the oldest checkpoints, or preserves them; what is left, and the last time."""
+        """Removes or preserves the oldest checkpoints; returns the rest and `last_preserved`."""
         kept, stuck = list(active), []
         while max_to_keep and len(kept) > max_to_keep:
             paths = [self.prefix(number) for number, _ in kept]
@@ -296,19 +290,19 @@ class Shelf:
                 if self._spares:
                     self._keep_spares(path)
                 self.remove(path)
-            if index_path(path).is_file():  # the next save tries again
+            if index_path(path).is_file():  # retried by the next save
                 stuck.append((number, moment))
         return _after(last_preserved, [*stuck, *kept]), last_preserved
 
     def _move(self, prefix: str, directory: str, order: int = 1) -> None:
-        """Moves what there is of a checkpoint's files, the index last, or first with -1."""
+        """Moves the existing files of a checkpoint, the index last, or first with `order=-1`."""
         files = (*data_files(prefix), manifest_path(prefix), index_path(prefix))
         for file in files[::order]:
             if file.is_file():
                 os.replace(file, os.path.join(directory, file.name))
 
     def _record(self, checkpoints: Sequence[tuple[int, float]], last_preserved: float) -> None:
-        """Writes the state file, unless something that is no file has its name."""
+        """Writes the state file, unless its path is a directory."""
         if os.path.isdir(state_path(self.directory)):
             return
         names = tuple(f"{self.name}-{number}" for number, _ in checkpoints)
@@ -317,30 +311,25 @@ class Shelf:
         to_disk(self.directory)
 
     def remove(self, path: str) -> None:
-        """Removes the files of a checkpoint, the index first: without it the rest is none.
+        """Removes the files of a checkpoint, the index first: without it, it does not count.
 
-        The manifest goes last, so that it is known whose the rest is.
+        The manifest goes last, so that files left by an interruption can be attributed.
         """
         for file in (index_path(path), *data_files(path), manifest_path(path)):
             if file.is_symlink() or not file.is_dir():
                 file.unlink(missing_ok=True)
 
     def take_spare(self, number: int, path: str) -> None:
-        """Gives a file that a removed checkpoint has left another name, if there is one.
-
-        Args:
-            number: Which one.
-            path: The name, of a file to write over.
-        """
+        """Renames the spare file of this number, if there is one, to `path`."""
         with contextlib.suppress(OSError):
             if _is_ours_alone(self._spare(number)):
                 os.replace(self._spare(number), path)
 
     def _keep_spares(self, path: str) -> None:
-        """Takes the large files from a checkpoint that is to be removed.
+        """Keeps the large files of a checkpoint that is being removed as spare files.
 
-        Without an index on the disk it is none any more, whatever happens to them. Files that have
-        another name as well are somebody's copy.
+        The index is removed first and the removal flushed, so that the rest is no checkpoint any
+        more. Files with other hard links are not reused: they may be the user's copies.
         """
         index_path(path).unlink(missing_ok=True)
         to_disk(self.directory)
@@ -375,7 +364,7 @@ class Shelf:
         return listed, found
 
     def _state(self, *, warn: bool = False) -> State | None:
-        """What the state file says; None if it is missing, or damaged, with a warning."""
+        """Reads the state file; None if it is missing or damaged (`warn` for a warning)."""
         try:
             return read_state(self.directory)
         except StateFileError as error:
@@ -397,11 +386,7 @@ class Shelf:
         self._state(warn=True)
 
     def _scan(self) -> _Found:
-        """Looks through the directory.
-
-        Raises:
-            OSError: It is there and cannot be read.
-        """
+        """Lists the directory; raises `OSError` if it exists and cannot be read."""
         found = _Found(set(), set(), set(), set())
         kinds = {INDEX: found.whole, MANIFEST: found.manifests}
         here = os.path.realpath(self.directory)
@@ -414,7 +399,7 @@ class Shelf:
                 name = parsed(entry.name, self.name)
                 if name is None:
                     continue
-                if name.ending:  # a directory named `ckpt-3` is in nobody's way
+                if name.ending:  # a directory named `ckpt-3` does no harm
                     found.taken.add(name.number)
                 if entry.is_symlink() and not _is_below(entry.path, here):
                     found.outside.add(name.number)
@@ -425,7 +410,7 @@ class Shelf:
 
 
 def _after(moment: float, active: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Checkpoints with times after a moment, for those before count as preserved."""
+    """Raises times to after `moment`, since earlier ones would count as preserved."""
     first = math.nextafter(moment, math.inf)
     return [(number, max(first, when)) for number, when in active]
 
@@ -435,7 +420,7 @@ def _is_below(path: str, directory: str) -> bool:
 
 
 def _is_ours_alone(path: str | Path, least_bytes: int = 0) -> bool:
-    """Whether a path is a file that has no other name, and that nobody else sees change."""
+    """Whether a path is a regular file of at least `least_bytes` without other hard links."""
     found = os.stat(path, follow_symlinks=False)
     is_file = os.path.isfile(path) and not os.path.islink(path)
     return is_file and found.st_nlink == 1 and found.st_size >= least_bytes

@@ -1,4 +1,4 @@
-"""Which checkpoints of a directory are in use: what the state file says of what is there."""
+"""Determines which checkpoints of a directory are in use, from the state file and the files."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from opensmp.saving.checkpoint.directory.manifest import History
 from opensmp.saving.checkpoint.directory.names import parsed
 from opensmp.saving.checkpoint.directory.state_file import State
 
-_BEFORE_SECONDS = 1.0  # what `tf.train.CheckpointManager` sets its clock back by
+_BEFORE_SECONDS = 1.0  # the margin of `tf.train.CheckpointManager`
 
 
 class Listing(NamedTuple):
     """The checkpoints of one name in a directory, by number.
 
     Attributes:
-        active: Those that `max_to_keep` counts and may remove, with their times, oldest first.
-        order: All that may be restored, newest first. Those that the state file has not come last.
-        last_preserved: Since when `keep_checkpoint_every_n_hours` counts, in seconds since 1970.
+        active: Checkpoints that `max_to_keep` counts and may remove, with their times, oldest
+            first.
+        order: All checkpoints that may be restored, newest first. Those missing from the state file
+            come last.
+        last_preserved: Start of the interval of `keep_checkpoint_every_n_hours`, in seconds since
+            1970.
     """
 
     active: tuple[tuple[int, float], ...]
@@ -27,7 +30,7 @@ class Listing(NamedTuple):
 
     @property
     def newest(self) -> int | None:
-        """Number of the newest one, None if there is none."""
+        """Number of the newest checkpoint; None if there is none."""
         return self.order[0] if self.order else None
 
 
@@ -38,18 +41,18 @@ def listing(
     history: Callable[[int], History | None],
     began: float,
 ) -> Listing:
-    """Decides which checkpoints are in use.
+    """Determines which checkpoints are in use.
 
-    They are those of the state file, as `tf.train.CheckpointManager` reads it, and the one that a
-    process has completed but was killed before it wrote the state file. Without a state file, or
-    if that is of another manager in the directory, they are those that have a manifest.
+    These are the checkpoints in the state file, as `tf.train.CheckpointManager` reads it, and one
+    that was completed by a process that was killed before it wrote the state file. Without a state
+    file, or if it belongs to another manager in the directory, they are those that have a manifest.
 
     Args:
-        name: What the names of checkpoints begin with.
-        state: The state file, None if there is none that can be used.
-        present: Numbers of the checkpoints that are there.
-        history: Gives how a checkpoint came about, None if it has no manifest.
-        began: When this manager began, in seconds since 1970.
+        name: Prefix of the checkpoint names.
+        state: The state file; None if it is missing or unusable.
+        present: Numbers of the existing checkpoints.
+        history: Returns the history of a checkpoint; None if it has no manifest.
+        began: Start time of this manager, in seconds since 1970.
     """
     named = [] if state is None else [parsed(each, name) for each in state.names]
     if state is None or not any(each and not each.ending for each in named):
@@ -65,7 +68,7 @@ def listing(
         else:
             known = history(each.number)
             moment = None if known is None else known.time
-        # TensorFlow does not touch what it has preserved, nor what `Checkpoint.save` has made.
+        # TensorFlow does not touch preserved checkpoints, nor those that `Checkpoint.save` wrote.
         if moment is not None and moment > state.last_preserved:
             active[each.number] = moment
     newest = listed[-1]
@@ -81,8 +84,8 @@ def listing(
 
 
 def _is_next(known: History, name: str, number: int, newest: int) -> bool:
-    """Whether a checkpoint was the next one after the newest that the state file has."""
-    if known.after == "":  # a manifest of an earlier version, when numbers always grew
+    """Whether a checkpoint directly followed the newest one in the state file."""
+    if known.after == "":  # manifest of an earlier version, in which numbers always increased
         return number > newest
     return known.after == f"{name}-{newest}"
 

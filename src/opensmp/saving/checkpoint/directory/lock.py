@@ -1,7 +1,8 @@
-"""One program at a time writes checkpoints of one name into a directory.
+"""Lock that lets one program at a time write checkpoints of one name to a directory.
 
-The lock is one of the operating system (`flock`) on a file beside the checkpoints. It belongs to
-the process and goes with it, also by SIGKILL. The file alone, left over or copied, means nothing.
+It is an operating system lock (`flock`) on a file beside the checkpoints. It belongs to the process
+and is released when the process ends, even by SIGKILL. A leftover or copied lock file has no
+effect.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ _LONGEST_HOLDER_BYTES = 300
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EIO}
 _NO_FILE = {errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENOTDIR}
 
-_Key = tuple[int, int]  # device and number of the file
+_Key = tuple[int, int]  # device and inode of the file
 
 _mutex = threading.Lock()
-_files: dict[_Key, tuple[int, str]] = {}  # descriptors and paths of what this process has locked
-_users: dict[_Key, int] = {}  # how many objects need each
-_gone: list[_Key] = []  # of objects that are gone, to be looked at when nothing else is done
+_files: dict[_Key, tuple[int, str]] = {}  # descriptors and paths of locked files
+_users: dict[_Key, int] = {}  # reference counts
+_gone: list[_Key] = []  # keys of collected objects, to be released when it is safe
 _warned: set[str] = set()
 
 
 class DirectoryLock:
-    """A lock on a file, which all objects of a process share and other processes cannot have.
+    """A file lock that all objects of a process share and that excludes other processes.
 
     Args:
-        path: The file; it is made if need be.
+        path: The lock file; created if it is missing.
 
     Example:
         ```python
@@ -50,14 +51,14 @@ class DirectoryLock:
         self._release: weakref.finalize[[_Key], DirectoryLock] | None = None
 
     def take(self) -> None:
-        """Takes the lock, unless this process has it. It is released when the object goes.
+        """Acquires the lock, unless this process holds it; released when the object is collected.
 
-        If the directory was renamed or removed, the lock is that of the file at the path now.
-        Where locks are not possible there is a warning, and nothing is locked.
+        If the directory was renamed or removed, the file that is at the path now is locked. Where
+        locks are not supported, a warning is issued and nothing is locked.
 
         Raises:
-            CheckpointError: Another process has it.
-            OSError: The file cannot be made.
+            CheckpointError: Another process holds it.
+            OSError: The file cannot be created.
         """
         if self.is_held():
             return
@@ -72,14 +73,15 @@ class DirectoryLock:
         return self._key is not None and self._key in _files and self._key == _key(self.path)
 
     def release(self) -> None:
-        """Gives the lock back; the last object of the process that needs it releases it."""
+        """Drops this object's reference; the last one in the process releases the lock."""
         if self._release is not None:
             self._release()
         self._key = self._release = None
 
 
 def _take(path: str) -> _Key | None:
-    for _ in range(10):  # as often as somebody removes the file meanwhile
+    """Locks the file and returns its key; None, with a warning, if locks are unsupported."""
+    for _ in range(10):  # the file may be removed in between
         with _mutex:
             _close_unused()
             key = _key(path)
@@ -109,7 +111,7 @@ def _take(path: str) -> _Key | None:
             if (found.st_dev, found.st_ino) == _key(path):
                 key = (found.st_dev, found.st_ino)
                 _files[key], _users[key] = (file, path), 1
-                with contextlib.suppress(OSError):  # a file of another user, or a full disk
+                with contextlib.suppress(OSError):  # another user's file, or a full disk
                     os.ftruncate(file, 0)
                     os.pwrite(file, _self().encode(), 0)
                 return key
@@ -122,7 +124,7 @@ def _opened(path: str) -> int:
     try:
         return os.open(path, os.O_RDWR | flags, 0o666)
     except PermissionError:
-        # A file that another user has made can be locked if it can be read.
+        # A file of another user can be locked if it is readable.
         return os.open(path, (os.O_RDONLY | flags) & ~os.O_CREAT)
 
 
@@ -136,7 +138,7 @@ def _key(path: str) -> _Key | None:
 
 def _let_go(key: _Key) -> None:
     _gone.append(key)
-    # The garbage collector may call this in the midst of all else, also where the mutex is held.
+    # The garbage collector may call this at any point, even while this thread holds the mutex.
     if _mutex.acquire(blocking=False):
         try:
             _close_unused()
@@ -147,22 +149,22 @@ def _let_go(key: _Key) -> None:
 def _close_unused() -> None:
     while _gone:
         key = _gone.pop()
-        if key in _users:  # else it is of the parent of this process
+        if key in _users:  # otherwise the key is from the parent process
             _users[key] -= 1
             if not _users[key]:
                 del _users[key]
                 file, path = _files.pop(key)
                 if _key(path) == key:
-                    # Another program that has just opened it sees that it has no name any more.
+                    # A program that has just opened it notices that its name is gone.
                     with contextlib.suppress(OSError):
                         os.unlink(path)
                 os.close(file)
 
 
 def _forget() -> None:
-    """Closes the locks of its parent in a forked process, where they would outlive the parent."""
+    """In a forked child, closes the parent's locks, which would otherwise outlive the parent."""
     global _mutex
-    _mutex = threading.Lock()  # a thread of the parent may have had it
+    _mutex = threading.Lock()  # a thread of the parent may have held it
     for file, _ in _files.values():
         with contextlib.suppress(OSError):
             os.close(file)

@@ -1,4 +1,4 @@
-"""The list of a checkpoint's files beside it, by which damaged files are recognised."""
+"""Manifests: sizes and checksums of a checkpoint's files, to detect damage."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from opensmp.saving.checkpoint.directory.names import (
 )
 
 _FORMAT = 1
-_LARGEST_BYTES = 1 << 24  # a hundred thousand files with values
+_LARGEST_BYTES = 1 << 24  # enough for a hundred thousand data files
 
 
 class History(NamedTuple):
-    """How a checkpoint came about, for the day when the state file is missing.
+    """Metadata of a checkpoint, used if the state file is missing.
 
     Attributes:
         time: When it was saved, in seconds since 1970.
-        after: Name of the newest checkpoint at that time, None if there was none.
+        after: Name of the newest checkpoint at that time; None if there was none.
         last_preserved: `last_preserved_timestamp` of the state file at that time.
-        preserved: Whether `keep_checkpoint_every_n_hours` keeps it for good.
+        preserved: Whether `keep_checkpoint_every_n_hours` preserves it permanently.
     """
 
     time: float
@@ -39,7 +39,7 @@ class History(NamedTuple):
 
 
 class _Manifest(NamedTuple):
-    """A manifest: sizes by ending, size and checksum of the index, the history if it has one."""
+    """A parsed manifest: data file sizes by suffix, size and CRC-32 of the index, the history."""
 
     sizes: dict[str, int]
     index_bytes: int
@@ -50,12 +50,12 @@ class _Manifest(NamedTuple):
 def write_manifest(prefix: str, history: History | None = None) -> None:
     """Writes the manifest of a checkpoint whose files are complete.
 
-    The files with the values are listed with their sizes. Checksums of the values are in the
-    index, in TensorFlow's format, so that a checksum of the index is enough.
+    Data files are listed with their sizes. The index has checksums of the values, in TensorFlow's
+    format, so that a checksum of the index suffices.
 
     Args:
-        prefix: That of the checkpoint.
-        history: How it came about.
+        prefix: Prefix of the checkpoint.
+        history: Its metadata.
     """
     index = index_path(prefix)
     record: dict[str, Any] = {
@@ -69,10 +69,10 @@ def write_manifest(prefix: str, history: History | None = None) -> None:
 
 
 def history_of(prefix: str) -> History | None:
-    """How a checkpoint came about; None if it has no manifest that can be read.
+    """Metadata of a checkpoint; None if it has no readable manifest.
 
-    The manifests of earlier versions have no history: the time is that of the file, and the name
-    of the checkpoint before is unknown, `""`.
+    Manifests of earlier versions have no history: the time is then that of the file, and the name
+    of the previous checkpoint is unknown, `""`.
     """
     try:
         manifest = _read(prefix)
@@ -84,14 +84,14 @@ def history_of(prefix: str) -> History | None:
 
 
 def mark_preserved(prefix: str, scratch: str) -> None:
-    """Notes in its manifest that a checkpoint is kept for good.
+    """Marks a checkpoint as permanently preserved in its manifest.
 
     Args:
-        prefix: That of the checkpoint.
-        scratch: A directory of the same file system for the new manifest, until it is complete.
+        prefix: Prefix of the checkpoint.
+        scratch: A directory of the same file system, in which the new manifest is written first.
 
     Raises:
-        OSError, ValueError: The manifest cannot be read or written; it is as before.
+        OSError, ValueError: The manifest cannot be read or written; it is unchanged.
     """
     path = manifest_path(prefix)
     _read(prefix)
@@ -106,13 +106,13 @@ def mark_preserved(prefix: str, scratch: str) -> None:
 
 
 def fault(prefix: str) -> str | None:
-    """What is wrong with the files of a checkpoint; None if nothing is, as far as sizes tell.
+    """What is wrong with the files of a checkpoint; None if sizes and the index are correct.
 
-    Files without a manifest, as plain TensorFlow writes them, must be there all. Somebody may
-    remove the checkpoint meanwhile: then it is one whose files are missing.
+    Without a manifest, as from plain TensorFlow, all data files must exist. If the checkpoint is
+    removed concurrently, its files count as missing.
 
     Args:
-        prefix: That of the checkpoint.
+        prefix: Prefix of the checkpoint.
 
     Example:
         ```python
@@ -147,7 +147,7 @@ def fault(prefix: str) -> str | None:
     except OSError as error:
         return f"{index.name} cannot be read: {_short(error)}"
     if manifest is None:
-        # TensorFlow's reader asks for as much memory as the end of the file says.
+        # TensorFlow's reader allocates as much memory as the footer says.
         wrong = table_fault(content)
         return None if wrong is None else f"{index.name} {wrong}"
     if len(content) != manifest.index_bytes:

@@ -1,4 +1,4 @@
-"""Names of the files of a checkpoint."""
+"""File names of checkpoints."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import NamedTuple
 INDEX = ".index"
 MANIFEST = ".manifest"
 _DATA = r"\.data-[0-9]{5}-of-[0-9]{5}"
-LARGEST_NUMBER = 10**18 - 1  # of those that all fit into the save counter
-_NUMBER = r"0|[1-9][0-9]{0,17}"  # as "%d" writes it: `ckpt-007` is a name that somebody else gave
+LARGEST_NUMBER = 10**18 - 1  # every number of that many digits fits into the save counter
+_NUMBER = r"0|[1-9][0-9]{0,17}"  # as formatted by "%d": `ckpt-007` was not written by this class
 _PATTERN_CHARACTERS = "[]*?\\"
 
 
 class FileName(NamedTuple):
-    """What the name of a file says.
+    """A parsed file name.
 
     Attributes:
         number: Number of the checkpoint.
-        ending: `".index"`, `".manifest"`, such as `".data-00000-of-00001"`, or `""`.
+        ending: Its suffix: `".index"`, `".manifest"`, a data suffix such as
+            `".data-00000-of-00001"`, or `""`.
     """
 
     number: int
@@ -29,11 +30,11 @@ class FileName(NamedTuple):
 
 
 def parsed(file: str, name: str) -> FileName | None:
-    """Takes the name of a file apart; None if it is no file of a checkpoint of this name.
+    """Parses a file name; None if it is not a file of a checkpoint of this name.
 
     Args:
         file: The name of the file, without directories.
-        name: What the names of the checkpoints begin with.
+        name: Prefix of the checkpoint names.
 
     Example:
         ```python
@@ -48,32 +49,32 @@ def parsed(file: str, name: str) -> FileName | None:
 
 
 def without_ending(path: str) -> str:
-    """The path of a checkpoint, given that of any of its files, or itself."""
+    """The prefix of a checkpoint, given the path of any of its files or the prefix itself."""
     return re.sub(rf"(?:{re.escape(INDEX)}|{re.escape(MANIFEST)}|{_DATA})\Z", "", path)
 
 
 def is_data_ending(ending: str) -> bool:
-    """Whether a text is the ending of a file with values."""
+    """Whether a string is the suffix of a data file."""
     return re.fullmatch(_DATA, ending) is not None
 
 
 def index_path(prefix: str) -> Path:
-    """The file that says where in the others each value is; there is no checkpoint without it."""
+    """The index file, which locates values in the data files; it makes the files a checkpoint."""
     return Path(prefix + INDEX)
 
 
 def manifest_path(prefix: str) -> Path:
-    """Where the manifest of a checkpoint is."""
+    """The manifest file of a checkpoint."""
     return Path(prefix + MANIFEST)
 
 
 def data_files(prefix: str) -> list[Path]:
-    """The files with the values of a checkpoint, by name."""
+    """The existing data files of a checkpoint, sorted by name."""
     begin = len(os.path.basename(prefix))
     found = (Path(path) for path in glob.glob(f"{glob.escape(prefix)}.data-*"))
     return sorted(path for path in found if is_data_ending(path.name[begin:]) and path.is_file())
 
 
 def is_pattern(text: str) -> bool:
-    """Whether TensorFlow's readers may take a path for a pattern of several paths."""
+    """Whether TensorFlow's readers may interpret a path as a glob pattern."""
     return any(character in text for character in _PATTERN_CHARACTERS)

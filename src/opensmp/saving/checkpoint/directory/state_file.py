@@ -1,7 +1,6 @@
-"""The state file, `checkpoint`: the names of the checkpoints in a directory, as TensorFlow has it.
+"""Reads and writes TensorFlow's state file `checkpoint`, which lists a directory's checkpoints.
 
-What it says is a proposal: names are looked up in its directory alone, whatever directories stand
-before them.
+Its contents are not trusted: only base names are used, and looked up in the directory of the file.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ _LARGEST_BYTES = 1 << 26  # half a million checkpoints
 
 
 class State(NamedTuple):
-    """What a state file says.
+    """Contents of a state file.
 
     Attributes:
-        names: Names of the checkpoints without directories, oldest first. The last is the newest.
-        times: When each was saved, in seconds since 1970; empty if that is not known.
-        last_preserved: The time of the newest one that `keep_checkpoint_every_n_hours` has
-            preserved, or when that began.
+        names: Base names of the checkpoints, oldest first.
+        times: When each was saved, in seconds since 1970; empty if unknown.
+        last_preserved: Time of the newest checkpoint preserved by `keep_checkpoint_every_n_hours`,
+            or the start of that interval.
     """
 
     names: tuple[str, ...]
@@ -40,15 +39,15 @@ class StateFileError(ValueError):
 
 
 def state_path(directory: str) -> str:
-    """The state file of a directory."""
+    """Path of the state file."""
     return os.path.join(directory, STATE)
 
 
 def read_state(directory: str) -> State | None:
-    """What the state file of a directory says; None if there is none.
+    """Reads the state file of a directory; None if there is none.
 
     Raises:
-        StateFileError: It cannot be read, or is not what TensorFlow writes.
+        StateFileError: It cannot be read, or was not written in TensorFlow's format.
     """
     try:
         with open(state_path(directory), "rb") as file:
@@ -78,15 +77,15 @@ def read_state(directory: str) -> State | None:
 
 
 def write_state(directory: str, state: State, scratch: str) -> None:
-    """Writes a state file, at once as a whole.
+    """Writes a state file atomically.
 
     Args:
         directory: The directory.
-        state: What it says.
-        scratch: A directory of the same file system for the file until it is complete.
+        state: Its new contents.
+        scratch: A directory of the same file system, in which the file is written first.
 
     Raises:
-        OSError: It cannot be written; the old one is as it was.
+        OSError: It cannot be written; the old file is unchanged.
     """
     message = _message(state)
     new = os.path.join(scratch, STATE)
@@ -97,10 +96,10 @@ def write_state(directory: str, state: State, scratch: str) -> None:
 
 
 def _message(state: State | None = None) -> Any:
-    """The message of TensorFlow's that the file has in text form; an empty one without a state."""
+    """TensorFlow's protocol buffer message for a state; empty without one."""
     names: Sequence[str] = ("x",) if state is None else state.names
     message = tf.compat.v1.train.generate_checkpoint_state_proto(
-        os.sep,  # names are left as they are with it
+        os.sep,  # keeps names as they are
         names[-1],
         all_model_checkpoint_paths=list(names),
         all_model_checkpoint_timestamps=[] if state is None else list(state.times),

@@ -1,4 +1,4 @@
-"""Values that wait for objects not made yet: whether they fit is seen when these appear."""
+"""Checks values whose restore is deferred until their variables are created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opensmp.saving.checkpoint.restoring.object_matching import Stored, differen
 
 
 class _Deferred(NamedTuple):
-    """A checkpoint of which some values wait."""
+    """A restored checkpoint with deferred values."""
 
     prefix: str
     object_graph: bytes
@@ -40,16 +40,16 @@ def note(
     waits: bool,
     partial: bool,
 ) -> None:
-    """Notes a checkpoint that has just been restored; earlier ones of its objects are forgotten.
+    """Registers a restored checkpoint; earlier registrations of its objects are dropped.
 
     Args:
         checkpoint: The `tf.train.Checkpoint`.
-        status: What its `restore` returned.
+        status: The result of its `restore`.
         prefix: Path of the files.
-        object_graph: The graph of the objects in the files.
-        stored: Shape and type of each value in the files.
-        waits: Whether there are values whose objects have not been made yet.
-        partial: Whether it is fine that variables have no value, or values no variable.
+        object_graph: The object graph in the files.
+        stored: Shape and dtype of each value in the files.
+        waits: Whether some values have no object yet.
+        partial: Whether variables without a value, and values without a variable, are accepted.
     """
     restored = _objects(checkpoint)
     for earlier in list(_deferred):
@@ -63,17 +63,17 @@ def note(
 
 
 def check(made: Any) -> None:
-    """Compares what waits with the variables of a model that have just been made.
+    """Compares deferred values with the variables of a model that have just been created.
 
-    It depends on shapes alone, so that all processes come to the same result, whichever of the
-    variables they own. Until it is restored from a checkpoint that fits, the model cannot be
-    called: it would go on with values that nobody wants.
+    The result depends on shapes only, so that all processes agree, whichever variables they own.
+    After a mismatch the model cannot be called until a matching checkpoint is restored, since it
+    would continue with wrong values.
 
     Args:
         made: The model.
 
     Raises:
-        CheckpointError: They do not fit; no value was assigned.
+        CheckpointError: They do not match; no value was assigned.
     """
     for checkpoint, deferred in list(_deferred.items()):
         if not reaches(checkpoint, made):
@@ -93,15 +93,15 @@ def check(made: Any) -> None:
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Compares what waits with an optimizer that has just got all its variables.
+    """Compares deferred values with an optimizer that has just created all its variables.
 
-    Slots of another kind of optimizer would be left out without a word, as nothing asks for them.
+    Without this check the slots of a different optimizer would be ignored silently.
 
     Args:
-        optimizer: The optimizer; it has not updated anything yet.
+        optimizer: The optimizer, before its first update.
 
     Raises:
-        CheckpointError: They do not fit.
+        CheckpointError: They do not match.
     """
     for checkpoint, deferred in list(_deferred.items()):
         known = id(optimizer) in deferred.checked or deferred.partial
@@ -120,11 +120,7 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def _check_one(prefix: str, stored: Mapping[str, Stored], keys: Sequence[str], owner: Any) -> None:
-    """Compares one value with the variable that has just been made for it.
-
-    Raises:
-        CheckpointError: They do not fit.
-    """
+    """Compares one value with the variable just created for it; raises `CheckpointError`."""
     for key in keys:
         if is_variable(owner) and key in stored:
             found = difference(owner, stored[key])
@@ -137,7 +133,7 @@ def _check_one(prefix: str, stored: Mapping[str, Stored], keys: Sequence[str], o
 
 
 def reaches(checkpoint: Any, made: Any) -> bool:
-    """Whether an object belongs to a `tf.train.Checkpoint`."""
+    """Whether an object is part of a `tf.train.Checkpoint`."""
     return any(thing is made for thing in _descendants(checkpoint))
 
 
@@ -148,7 +144,7 @@ def _descendants(checkpoint: Any) -> Iterator[Any]:
 
 
 def _has_optimizer_to_build(checkpoint: Any) -> bool:
-    """Whether an optimizer will make variables that the files may have no values for."""
+    """Whether an unbuilt optimizer may create variables for which the files have no values."""
     return any(
         isinstance(thing, keras.optimizers.Optimizer) and not thing.built
         for thing in _descendants(checkpoint)
@@ -156,7 +152,7 @@ def _has_optimizer_to_build(checkpoint: Any) -> bool:
 
 
 def _objects(checkpoint: Any) -> set[int]:
-    """Ids of the objects that a `tf.train.Checkpoint` was given."""
+    """Ids of the objects passed to a `tf.train.Checkpoint`."""
     root, attached = _private.checkpoint_root(checkpoint)
     children = {**tf.train.TrackableView.children(root), **attached}
     return {id(child) for name, child in children.items() if name != "save_counter"}

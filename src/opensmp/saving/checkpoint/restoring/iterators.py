@@ -1,4 +1,4 @@
-"""Iterators of datasets in a checkpoint: each replica of the model reads data of its own."""
+"""Restores dataset iterators; each replica of the model has its own iterator state."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from opensmp.saving.collective_errors import Outcome, outcome_of
 
 Tensor = Any
 
-_STATE = "_STATE"  # what the keys of states in the files end with, but not those of the objects
+_STATE = "_STATE"  # suffix of the state keys in the files; the objects' keys lack it
 
 
 class Iterators:
     """The iterators of this process that have a state in a checkpoint.
 
-    A state says how much an iterator has read. With another number of replicas each of them
-    reads another share of the data, so that the states mean nothing: they are left out.
+    A state records how much an iterator has read. With a different number of replicas each replica
+    reads a different shard of the data, so the states are meaningless and not restored.
 
     Args:
         matches: Values in the files and their objects.
-        stored: The keys in the files.
-        replica: Number of this process's replica.
+        stored: Values in the files, by key.
+        replica: Index of this process's replica.
         replicas: Number of replicas.
 
     Attributes:
-        keys: Keys of all iterators, by their name in the program.
-        left_out: Why no state is read, None if there is no reason.
+        keys: Keys of all iterators, as in the first replica.
+        left_out: Reason why states are not restored; None if they are.
     """
 
     def __init__(
@@ -68,13 +68,9 @@ class Iterators:
         return tuple(self._iterators)
 
     def restore(self, states: Mapping[str, Tensor]) -> Outcome:
-        """Brings the iterators to where they were.
-
-        Args:
-            states: A state for each of `sources`.
-        """
+        """Sets the iterators to their saved states, given by the keys in `sources`."""
         for key, iterator in self._iterators.items():
-            # Of some datasets, such as Python's generators, no state can be told.
+            # Some datasets, such as Python generators, cannot save a state.
             with contextlib.suppress(tf.errors.OpError):
                 self._before[key] = _private.iterator_state(iterator)
             try:
@@ -91,11 +87,11 @@ class Iterators:
         return Outcome()
 
     def undo(self) -> None:
-        """Brings the iterators back to where they were before `restore`."""
+        """Sets the iterators back to their states before `restore`."""
         for key, state in self._before.items():
             _private.set_iterator_state(self._iterators[key], state)
 
 
 def _replicas_of(key: str, stored: Mapping[str, Any]) -> int:
-    """How many replicas have written a state of an iterator."""
+    """Number of replicas that have saved a state of an iterator."""
     return next(n for n in itertools.count(1) if of_replica(key, n) not in stored)

@@ -1,4 +1,4 @@
-"""Which object of a checkpoint is which object of the program, and where they differ."""
+"""Matches the objects in a checkpoint with those of the program, and lists their differences."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from opensmp.compiler.trace.variables import tf_dtype, variable_name
 from opensmp.saving.checkpoint.contents import is_variable
 
 _SHOWN = 5
-_SAVE_COUNTER = "save_counter"  # tf.train.Checkpoint's own
-_WEIGHTS = "_trainable_variables"  # under which Keras' optimizers keep the weights of the model
+_SAVE_COUNTER = "save_counter"  # created by tf.train.Checkpoint itself
+_WEIGHTS = "_trainable_variables"  # where Keras optimizers track the model's weights
 
 
 class _Role(enum.Enum):
-    """What an object of a checkpoint is."""
+    """Kind of an object in a checkpoint."""
 
     PART = "a part of a model, or of the program"
     SLOT = "an optimizer's own"
@@ -32,7 +32,7 @@ class Match(NamedTuple):
     """A value in the files and the object that it belongs to.
 
     Attributes:
-        key: Its key in the files.
+        key: Key of the value in the files.
         owner: The object.
     """
 
@@ -41,7 +41,7 @@ class Match(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Shape and type of a value in the files."""
+    """Shape and dtype of a value in the files."""
 
     shape: tuple[int, ...]
     dtype: Any
@@ -51,9 +51,9 @@ class _Found(NamedTuple):
     """An object of the program.
 
     Attributes:
-        path: The attributes that lead to it.
+        path: Attribute path from the root to the object.
         owner: The object.
-        fresh: The optimizer whose slot it is, if the files were written before it had any.
+        fresh: The optimizer whose slot it is, if the files were written before that had slots.
     """
 
     path: str
@@ -63,18 +63,18 @@ class _Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Matching:
-    """How a checkpoint fits the objects of a program.
+    """Result of matching a checkpoint with the objects of the program.
 
     Attributes:
         matches: Values that have an object.
-        different: Values whose shape or type is not that of their variable, one line each.
+        different: Values whose shape or dtype differs from their variable, one line each.
         missing: Variables without a value, one line each.
-        unused: Keys of values without an object, though the object that would have it is there.
-        waiting: Keys of values whose objects have not been made yet.
-        hopeful: Whether some of them may be of variables in `missing`.
-        seeds: Names of random seeds without a value.
-        fresh: Optimizers that the checkpoint was written before the first update of, when they
-            had made no slots yet: the slots are to have their first values.
+        unused: Values without an object whose parent object is complete, one line each.
+        waiting: Keys of values whose objects have not been created yet.
+        hopeful: Whether some of the waiting values may belong to variables in `missing`.
+        seeds: Random seeds without a value, one line each.
+        fresh: Optimizers whose first update came after the checkpoint, so that it has no slots for
+            them; their slots must have their initial values.
     """
 
     matches: tuple[Match, ...]
@@ -87,14 +87,14 @@ class Matching:
     fresh: tuple[Any, ...] = ()
 
     def fault(self, partial: bool) -> str | None:
-        """What does not fit, None if all does.
+        """Text about all mismatches; None if there are none.
 
         Args:
-            partial: Whether variables without a value and values without a variable are fine.
+            partial: Whether to accept variables without a value and values without a variable.
         """
         parts = [("have other shapes or types", self.different)]
         if not partial:
-            # As long as layers are to be built, a value may yet find its variable.
+            # While layers are unbuilt, a waiting value may still find its variable.
             parts.append(("are not in the checkpoint", () if self.hopeful else self.missing))
             parts.append(("are in the checkpoint, but not in the program", self.unused))
         lines = []
@@ -108,24 +108,25 @@ class Matching:
 def match(
     checkpoint: Any, object_graph: bytes, stored: Mapping[str, Stored], made: Any = None
 ) -> Matching:
-    """Compares a checkpoint in files with the objects of a program.
+    """Matches a checkpoint in files with the objects of a program.
 
-    Objects correspond if the same attributes lead to them, as for `tf.train.Checkpoint`.
+    Objects correspond if the same attribute path leads to them, as in `tf.train.Checkpoint`.
 
     Args:
         checkpoint: A `tf.train.Checkpoint`.
-        object_graph: The graph of the objects in the files.
-        stored: Shape and type of each value in the files.
-        made: A model that has just got all its variables, though Keras does not call it built.
+        object_graph: The serialized object graph in the files.
+        stored: Shape and dtype of each value in the files.
+        made: A model that has just created all its variables, although Keras does not mark it as
+            built.
     """
     nodes = _private.checkpoint_nodes(object_graph)
     root, attached = _private.checkpoint_root(checkpoint)
     owner_of: dict[int, Any] = {0: root}
     path_of: dict[int, str] = {0: ""}
     objects: dict[int, _Found] = {id(root): _Found("", root)}
-    # Nodes below something that is to be built, by what they are.
+    # Nodes below unbuilt objects, by role.
     unbuilt: dict[_Role, set[int]] = {role: set() for role in _Role}
-    hopeless: set[int] = set()  # nodes below something that is complete
+    hopeless: set[int] = set()  # nodes below complete objects
     queue: deque[tuple[int | None, Any, str, bool, _Role, Any]] = deque(
         [(0, root, "", False, _Role.PART, None)]
     )
@@ -165,6 +166,7 @@ def _collect(
     unbuilt: Mapping[_Role, set[int]],
     hopeless: set[int],
 ) -> Matching:
+    """Builds the `Matching` from the results of the graph traversal."""
     matches: list[Match] = []
     different: list[str] = []
     for number, owner in owner_of.items():
@@ -187,7 +189,7 @@ def _collect(
             is_seed = isinstance(owner, keras.Variable) and owner.name == "seed_generator_state"
             (seeds if is_seed else missing).append(line)
     waiting = {role: _keys_below(nodes, unbuilt[role], owner_of, stored) for role in _Role}
-    # An optimizer has the weights of the model only: it does not save what the model lacks.
+    # An optimizer only refers to the model's weights, so its copies do not make a value used.
     claimed = {*waiting[_Role.PART], *waiting[_Role.SLOT]}
     unused = [key for key in _keys_below(nodes, hopeless, owner_of, stored) if key not in claimed]
     return Matching(
@@ -203,12 +205,7 @@ def _collect(
 
 
 def difference(variable: Any, stored: Stored) -> str | None:
-    """How shape or type of a variable and of its value differ; None if they do not.
-
-    Args:
-        variable: The variable.
-        stored: What the files have for it.
-    """
+    """How shape or dtype of a variable and its stored value differ; None if they do not."""
     shape, dtype = variable.shape, tf_dtype(variable)
     if shape.is_compatible_with(stored.shape) and dtype.base_dtype == stored.dtype.base_dtype:
         return None
@@ -224,7 +221,7 @@ def _is_unbuilt(owner: Any) -> bool:
 
 
 def _is_before_updates(owner: Any, nodes: list[Any], number: int) -> bool:
-    """Whether an object is an optimizer that knew no weights when the files were written."""
+    """Whether an object is an optimizer that tracked no weights when the files were written."""
     if not isinstance(owner, keras.optimizers.Optimizer):
         return False
     children = nodes[number].children
@@ -232,7 +229,7 @@ def _is_before_updates(owner: Any, nodes: list[Any], number: int) -> bool:
 
 
 def _role(owner: Any, name: str, role: _Role) -> _Role:
-    """What a child is, given what its owner is."""
+    """Role of a child object, given its owner's role."""
     if isinstance(owner, keras.optimizers.Optimizer):
         return _Role.WEIGHT if name == _WEIGHTS else _Role.SLOT
     return role
@@ -244,7 +241,7 @@ def _keys_below(
     owner_of: Mapping[int, Any],
     stored: Mapping[str, Stored],
 ) -> list[str]:
-    """Keys of the values of nodes and of those below them, if they have no object."""
+    """Sorted keys of values at and below nodes that no object matches."""
     seen: set[int] = set()
     stack = list(numbers)
     keys: list[str] = []

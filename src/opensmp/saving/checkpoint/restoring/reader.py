@@ -1,4 +1,4 @@
-"""Reads what a checkpoint says about itself, and values of it."""
+"""Reads the metadata and values of a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ class Files:
     """A checkpoint in files.
 
     Args:
-        prefix: Its path, without endings.
+        prefix: Path of the checkpoint, without suffixes.
 
     Attributes:
-        path: The path for TensorFlow's readers, as long as the object lives. They take `[` for a
-            pattern of names: then it leads by an open descriptor of the directory.
+        path: The path for TensorFlow's readers, valid while this object lives. They treat
+            characters such as `[` as a glob pattern: then the path goes through an open descriptor
+            of the directory.
 
     Raises:
         tf.errors.OpError: It cannot be read.
         DamagedError: It is damaged.
-        CheckpointError: It has names of variables instead of objects, as TensorFlow 1 wrote them,
-            or TensorFlow cannot read a file of this name.
+        CheckpointError: It has no object graph, as in TensorFlow 1, or TensorFlow cannot read a
+            file of this name.
     """
 
     def __init__(self, prefix: str) -> None:
         self.path = self._readable(prefix)
         with _reading():
-            # load_checkpoint would take a directory of this name for one with checkpoints.
+            # load_checkpoint would interpret a directory of this name as a checkpoint directory.
             reader = tf.compat.v1.train.NewCheckpointReader(self.path)
             shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
             self.stored = {
@@ -61,11 +62,11 @@ class Files:
             raise DamagedError("The graph of its objects is damaged: it has others than it names.")
 
     def read(self, keys: Sequence[str], threads: int) -> dict[str, Tensor]:
-        """Values by key, in host memory.
+        """Reads values into host memory, by key.
 
         Args:
             keys: Keys of the values.
-            threads: How many threads may be used.
+            threads: Maximum number of threads.
 
         Raises:
             tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
@@ -81,7 +82,7 @@ class Files:
         return dict(zip(keys, tensors, strict=True))
 
     def check(self, keys: Sequence[str]) -> None:
-        """Reads values to compare checksums, and forgets them.
+        """Reads and discards values, to verify their checksums.
 
         Raises:
             tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
@@ -111,7 +112,7 @@ class Files:
 
 @contextlib.contextmanager
 def _reading() -> Iterator[None]:
-    """Context of TensorFlow's reader, whose errors are also those of Python, such as IndexError."""
+    """Converts Python errors of TensorFlow's reader, such as `IndexError`, to `DamagedError`."""
     try:
         yield
     except (tf.errors.OpError, MemoryError, OSError):

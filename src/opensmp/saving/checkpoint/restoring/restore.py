@@ -1,4 +1,4 @@
-"""Restores one checkpoint: each process what it owns, and all of them or none."""
+"""Restores one checkpoint: each process restores the values that it owns; all succeed or none."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _WHAT = "smp.CheckpointManager.restore"
 
 
 class _Read(NamedTuple):
-    """What a process has read.
+    """Data that a process has read.
 
     Attributes:
         files: The files.
-        values: Values of variables by key in them.
-        iterators: The iterators of datasets.
-        states: Their states, by key in the files.
-        matching: How the checkpoint fits.
+        values: Values of variables, by key.
+        iterators: The dataset iterators.
+        states: Their states, by key.
+        matching: The match of the checkpoint with the program's objects.
     """
 
     files: Files
@@ -52,20 +52,20 @@ class _Read(NamedTuple):
 def restore_from(
     prefix: str, checkpoint: Any, world: World, place: Place, *, partial: bool
 ) -> Matching:
-    """Gives objects the values that they have in a checkpoint.
+    """Restores the values of a checkpoint's objects. Collective over all processes.
 
-    First all processes read, then all assign, so that an error leaves everything as it was.
+    All processes read before any assigns, so that an error leaves everything unchanged.
 
     Args:
         prefix: Path of the checkpoint.
         checkpoint: A `tf.train.Checkpoint` of the objects.
-        world: This process and its neighbours.
-        place: Where this process is among all.
-        partial: Whether it is fine that variables have no value, or values no variable.
+        world: The current world.
+        place: Position of this process.
+        partial: Whether variables without a value, and values without a variable, are accepted.
 
     Raises:
         DamagedError: The files are damaged.
-        CheckpointError: The checkpoint does not fit the objects, or cannot be read.
+        CheckpointError: The checkpoint does not match the objects, or cannot be read.
     """
     ranks = range(world.size)
     read: _Read | None = None
@@ -76,7 +76,7 @@ def restore_from(
         outcome = outcome_of(failure)
     _raise_first(gathered(outcome, ranks, _WHAT), prefix)
     assert read is not None
-    # They alone may refuse their values, which nobody can tell beforehand.
+    # Only iterators can refuse their values, which cannot be checked in advance.
     outcome = read.iterators.restore(read.states)
     try:
         _raise_first(gathered(outcome, ranks, _WHAT), prefix)
@@ -84,7 +84,7 @@ def restore_from(
         read.iterators.undo()
         raise
     at_hand: dict[str, Tensor | None] = {**read.values, **dict.fromkeys(read.iterators.keys)}
-    read.values.clear()  # each value goes as soon as it is assigned
+    read.values.clear()  # so that each value is freed as soon as it is assigned
     _private.restore_where_values_are()
     with _private.values_at_hand(at_hand):
         status = checkpoint.restore(read.files.path).expect_partial()
@@ -111,6 +111,7 @@ def restore_from(
 
 
 def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: bool) -> _Read:
+    """Reads and validates everything that this process restores; assigns nothing."""
     files = Files(prefix)
     matching = match(checkpoint, files.object_graph, files.stored)
     fault = matching.fault(partial)
@@ -130,17 +131,17 @@ def _read(prefix: str, checkpoint: Any, world: World, place: Place, partial: boo
             + ". Expected: the names that tf.train.Checkpoint was given when it was written."
         )
     values = files.read([*keys, *iterators.sources], usable_threads(world.local_size))
-    # Each process checks a part of what has to wait: later there is no going back.
+    # Each process verifies a share of the deferred values, since assigned values cannot be reverted
+    # when a deferred one turns out to be damaged.
     files.check(matching.waiting[world.rank :: world.size])
     states = {key: values.pop(key) for key in iterators.sources}
     return _Read(files, values, iterators, states, matching)
 
 
 def _check_updates(matching: Matching, partial: bool) -> None:
-    """Refuses to give an optimizer the state before its first update when it has made some.
+    """Raises `CheckpointError` for an optimizer with updates if the files predate its first one.
 
-    Raises:
-        CheckpointError: Its slots would keep the values that these updates gave them.
+    Otherwise its slots would keep the values that these updates gave them.
     """
     for optimizer in () if partial else matching.fresh:
         updates = optimizer.iterations
@@ -155,7 +156,7 @@ def _check_updates(matching: Matching, partial: bool) -> None:
 
 
 def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:
-    """Keys of the values to restore here, without those of iterators."""
+    """Keys of the values to restore in this process, without iterator states."""
     return list(
         dict.fromkeys(
             key
@@ -176,7 +177,7 @@ def _raise_first(outcomes: Sequence[Outcome], prefix: str) -> None:
 
 
 def warn_of_damage(path: str, fault: str) -> None:
-    """Tells that a checkpoint cannot be used."""
+    """Warns that a damaged checkpoint is skipped."""
     warnings.warn(
         f"The checkpoint {path} is damaged and is left out: {fault}. The one before it is tried.",
         stacklevel=4,
@@ -184,11 +185,7 @@ def warn_of_damage(path: str, fault: str) -> None:
 
 
 def is_eager(what: str) -> None:
-    """Raises an error if a graph is being traced.
-
-    Raises:
-        CheckpointError: It is.
-    """
+    """Raises `CheckpointError` if a graph is being traced."""
     if not tf.executing_eagerly():
         raise CheckpointError(
             f"{what} was called while a tf.function is traced, where it would run once and not "

@@ -1,1 +1,1 @@
-"""Files that others made, checked before anything is made of them."""
+"""Validates untrusted model files before anything is created from them."""

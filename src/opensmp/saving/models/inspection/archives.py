@@ -1,4 +1,4 @@
-"""The archives that `.keras` files are."""
+"""Validates and reads the ZIP archives of `.keras` files."""
 
 from __future__ import annotations
 
@@ -17,29 +17,26 @@ PathLike = str | os.PathLike[str]
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 
-# Keras packs nothing; a file that was packed once more seldom gains that much.
+# Keras does not compress; recompressed files rarely exceed this ratio.
 _MOST_EXPANSION = 100
 _FLOOR_BYTES = 64 << 20
 _PIECE_BYTES = 1 << 20
 _KINDS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_LENGTHS, _HEADER = 26, 30  # in the header of a file in an archive, by the ZIP specification 4.3.7
+_LENGTHS, _HEADER = 26, 30  # in a local file header, ZIP specification 4.3.7
 
 
 def check_archive(path: PathLike, what: str) -> set[str]:
-    """Reads all of an archive once, and compares its checksums.
+    """Reads a whole archive once and verifies its checksums; returns the member names.
 
-    Keras itself takes weights whose checksum is wrong.
+    Keras itself accepts weights with a wrong checksum.
 
     Args:
         path: The archive.
-        what: What is done, for messages.
-
-    Returns:
-        The names in it.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: It is damaged, is much larger than its file when unpacked, or has names that
-            lead out of it.
+        SavingError: It is damaged, expands to far more than its size, or has member names that
+            point outside of the archive.
     """
     with explained(path, what), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -78,7 +75,7 @@ def _refusal(path: PathLike, what: str, why: str) -> str:
 
 
 def read_member(path: PathLike, name: str, what: str) -> bytes:
-    """The contents of a small file in an archive that was checked."""
+    """Contents of a small member of a validated archive."""
     with explained(path, what), zipfile.ZipFile(path) as archive:
         if name not in archive.namelist():
             raise SavingError(half(path, what, f"{name} is missing in it"))
@@ -87,7 +84,7 @@ def read_member(path: PathLike, name: str, what: str) -> bytes:
 
 @contextlib.contextmanager
 def opened_member(path: PathLike, name: str) -> Iterator[Any]:
-    """A file in an archive, open to be read here and there; zipfile can go forwards only."""
+    """Opens a member for random access, which zipfile does not support efficiently."""
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(name)
         if info.compress_type != zipfile.ZIP_STORED:
@@ -100,7 +97,7 @@ def opened_member(path: PathLike, name: str) -> Iterator[Any]:
 
 
 class _Window(io.RawIOBase):
-    """A part of a file as a file."""
+    """A read-only view of a byte range of a file."""
 
     def __init__(self, file: Any, begin: int, size: int) -> None:
         self._file, self._begin, self._size, self._at = file, begin, size, 0

@@ -1,4 +1,4 @@
-"""What is said of files that cannot be read: one error of opensmp for whatever went wrong."""
+"""Converts errors of reading a file to one `SavingError` with a helpful message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opensmp.errors import SavingError, SmpError
 
 PathLike = str | os.PathLike[str]
 
-_SHOWN = 1200  # characters at either end of an error's text; Keras quotes whole configurations
+_SHOWN = 1200  # characters kept at either end of an error's text; Keras quotes whole configurations
 _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -28,7 +28,7 @@ _UNREADABLE = (
 
 
 def half(target: PathLike, what: str, why: str) -> str:
-    """The message for a file that is damaged or not complete."""
+    """Error message for a file that is damaged or truncated."""
     return (
         f"{what}: {os.fspath(target)} is damaged or half a file: {why}. Copy or write it again; "
         "nothing was changed by loading it."
@@ -37,14 +37,14 @@ def half(target: PathLike, what: str, why: str) -> str:
 
 @contextlib.contextmanager
 def explained(path: PathLike, what: str) -> Iterator[None]:
-    """Context in which every error of reading a file becomes one that names the file.
+    """Context that converts every error of reading a file to one that names the file.
 
     Args:
         path: The file.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: In place of any other exception; those of opensmp pass.
+        SavingError: Replaces any other exception, except those of opensmp.
 
     Example:
         ```python

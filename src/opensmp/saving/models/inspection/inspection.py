@@ -1,4 +1,4 @@
-"""What is looked at in a file of others before anything is made of it."""
+"""Validates untrusted model files before they are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HDF5 = (Format.H5, Format.H5_WEIGHTS, Format.WEIGHTS)
 
 
 class Sizes(NamedTuple):
-    """How much a file stores.
+    """Number of array elements stored in a file.
 
     Attributes:
         largest: Elements of the largest array.
@@ -35,19 +35,20 @@ class Sizes(NamedTuple):
 
 
 def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -> Sizes | None:
-    """Looks at all of a file, and refuses what could do harm.
+    """Validates a whole file and refuses harmful contents.
 
     Args:
         path: The file or directory.
         kind: Its format.
-        what: What is done, for messages.
-        whole: Whether its configuration is used as well, and not its weights alone.
+        what: Name of the operation for messages.
+        whole: Whether its configuration is used, not only its weights.
 
     Returns:
-        How much it stores; None for formats that are read by TensorFlow, or from elsewhere.
+        The stored sizes; None for formats that TensorFlow reads, or remote files.
 
     Raises:
-        SavingError: It is damaged, has values in other files, or is much larger than it seems.
+        SavingError: It is damaged, refers to values in other files, or expands to far more than its
+            size.
 
     Example:
         ```python
@@ -69,7 +70,7 @@ def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -
 
 
 def check_weights(path: PathLike, what: str) -> None:
-    """Refuses a file of weights, in one file or several, that could do harm; others pass."""
+    """Refuses harmful weights files, sharded or not; ignores files of other formats."""
     name = os.fspath(path)
     if is_remote(name) or not Path(name).is_file():
         return
@@ -83,7 +84,7 @@ def check_weights(path: PathLike, what: str) -> None:
 
 
 def _shards(path: Path, what: str) -> list[Path]:
-    """The files that a list of contents names; all are beside it."""
+    """The files that an index of shards names; they must be in its directory."""
     with explained(path, what):
         contents = object_of(path.read_bytes(), os.fspath(path), what)
         pending, names = [contents.get("weight_map")], set()

@@ -1,4 +1,4 @@
-"""JSON in files that others made."""
+"""Parses JSON from untrusted files."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from opensmp.errors import SavingError
 
 
 def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
-    """The JSON object in a text.
+    """Parses a JSON object.
 
     Args:
-        text: The text, or its UTF-8.
-        where: The file and the part of it, for messages, such as `"config.json in x.keras"`.
-        what: What is done, for messages.
+        text: The text, or its UTF-8 encoding.
+        where: The location for messages, such as `"config.json in x.keras"`.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: It is no JSON, is nested too deeply, or is no object.
+        SavingError: It is not JSON, is nested too deeply, or is not an object.
 
     Example:
         ```python
@@ -25,7 +25,7 @@ def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
         ```
     """
     try:
-        found = parse_json(text, nonfinite=True)  # which Keras writes
+        found = parse_json(text, nonfinite=True)  # Keras writes NaN and infinity
     except NotJson as error:
         raise SavingError(_damaged(where, what, f"not JSON ({error})")) from error
     except JsonFault as error:
@@ -37,10 +37,10 @@ def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
 
 
 def configuration_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
-    """The configuration of a model in a JSON text; see `object_of`.
+    """Parses the configuration of a model; see `object_of`.
 
     Raises:
-        SavingError: Also if it names no class, or has no configuration of it.
+        SavingError: Also if `class_name` or `config` is missing.
     """
     found = object_of(text, where, what)
     if not isinstance(found.get("class_name"), str) or not isinstance(found.get("config"), dict):

@@ -1,8 +1,8 @@
-"""HDF5 files that others made; whatever opensmp reads of HDF5, it reads here.
+"""Reads untrusted HDF5 files; all HDF5 reads of opensmp must go through this module.
 
-An HDF5 file can say that its values are in other files, as external or virtual datasets or links,
-so that opening a model would read what the process may read and its sender may not. It can also
-declare arrays that are a thousand times its own size and more. Keras writes neither.
+An HDF5 file can refer to values in other files, through external or virtual datasets or links, so
+that loading a model would read files that the process may read and the file's author may not. It
+can also declare arrays that are more than a thousand times its own size. Keras writes neither.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from opensmp.saving.models.inspection.json_text import configuration_of, object_
 
 Shape = tuple[int, ...]
 
-# DEFLATE packs at most 1032 bytes into one; below the floor it does no harm.
+# DEFLATE compresses at most 1032:1; below the floor expansion is harmless.
 _MOST_EXPANSION = 1100
 _FLOOR_BYTES = 64 << 20
-_NUMBERS = "biufcV"  # V: types of two bytes that NumPy does not know, such as bfloat16
+_NUMBERS = "biufcV"  # V: two-byte dtypes unknown to NumPy, such as bfloat16
 
 
 class Hdf5(NamedTuple):
-    """An HDF5 file that is open.
+    """An open HDF5 file.
 
     Attributes:
-        root: The `h5py.File`; its items are to be taken by the functions of this module.
-        name: The file's name, for messages.
-        what: What is done, for messages.
+        root: The `h5py.File`; access its items only through the methods of this class.
+        name: Name of the file for messages.
+        what: Name of the operation for messages.
     """
 
     root: Any
@@ -42,32 +42,32 @@ class Hdf5(NamedTuple):
     what: str
 
     def group(self, path: str, within: Any = None) -> Any:
-        """The group of a name in the file, or in another group.
+        """A group by its path in the file, or relative to another group.
 
         Raises:
-            SavingError: There is none, or it is a link to another place.
+            SavingError: It does not exist, or is a soft or external link.
         """
         return self._item(path, h5py.Group, "group", within)
 
     def dataset(self, path: str, within: Any = None) -> Any:
-        """The dataset of a name, none of it read yet, that has its values in this file.
+        """A dataset by its path, not read yet, whose values are stored in this file.
 
         Raises:
-            SavingError: There is none, or it is a link, external, virtual, or too large.
+            SavingError: It does not exist, or is a link, external, virtual, or too large.
         """
         found = self._item(path, h5py.Dataset, "dataset", within)
         self._check(found, path)
         return found
 
     def array(self, dataset: Any, shape: Shape) -> Any:
-        """The values of a dataset.
+        """Reads a dataset.
 
         Args:
-            dataset: What `dataset` gave.
-            shape: The shape that is expected; another one is not read.
+            dataset: A result of `dataset`.
+            shape: The expected shape; datasets of other shapes are not read.
 
         Raises:
-            SavingError: The shape is another one, or these are no numbers.
+            SavingError: The shape differs, or the values are not numeric.
         """
         if tuple(dataset.shape or ()) != tuple(shape) or dataset.dtype.kind not in _NUMBERS:
             raise SavingError(
@@ -78,19 +78,16 @@ class Hdf5(NamedTuple):
         return np.asarray(dataset[()])
 
     def shapes(self) -> dict[str, Shape]:
-        """Looks at everything in the file.
-
-        Returns:
-            The path of each dataset to its shape.
+        """Validates all objects in the file; returns the shape of each dataset by its path.
 
         Raises:
-            SavingError: The file has links to other places, values in other files, or datasets
-                that are much larger than what is stored of them.
+            SavingError: The file has soft or external links, values in other files, or datasets
+                that declare far more bytes than are stored.
         """
         found: dict[str, Shape] = {}
         seen: set[Any] = set()
         pending: list[tuple[str, Any]] = [("", self.root)]
-        while pending:  # not recursive: groups can be nested as deeply as the file likes
+        while pending:  # not recursive, since the nesting depth is untrusted
             above, group = pending.pop()
             info = h5py.h5o.get_info(group.id)
             if (info.fileno, info.addr) in seen:
@@ -109,10 +106,10 @@ class Hdf5(NamedTuple):
         return found
 
     def text(self, attribute: str) -> str | None:
-        """A text among the file's attributes; None if there is none of the name.
+        """A string attribute of the file; None if it does not exist.
 
         Raises:
-            SavingError: It is something else, or not UTF-8.
+            SavingError: It is not a string, or not UTF-8.
         """
         value = self.root.attrs.get(attribute)
         if value is None:
@@ -121,7 +118,7 @@ class Hdf5(NamedTuple):
             if isinstance(value, bytes):
                 return value.decode("utf-8")
             if isinstance(value, str):
-                value.encode("utf-8")  # h5py puts surrogates for what is not UTF-8
+                value.encode("utf-8")  # h5py decodes invalid UTF-8 to surrogates
                 return str(value)
         except UnicodeError as error:
             raise SavingError(
@@ -134,21 +131,21 @@ class Hdf5(NamedTuple):
         )
 
     def json(self, attribute: str) -> dict[str, Any] | None:
-        """The JSON object in an attribute; None if there is none of the name."""
+        """The JSON object in an attribute; None if it does not exist."""
         text = self.text(attribute)
         if text is None:
             return None
         return object_of(text, f"{attribute} in {self.name}", self.what)
 
     def configuration(self, attribute: str) -> dict[str, Any] | None:
-        """The configuration of a model in an attribute; None if there is none of the name."""
+        """The configuration of a model in an attribute; None if it does not exist."""
         text = self.text(attribute)
         if text is None:
             return None
         return configuration_of(text, f"{attribute} in {self.name}", self.what)
 
     def names(self, group: Any, attribute: str) -> list[str]:
-        """A list of names in a group, which Keras cuts into pieces if it is long."""
+        """A list of names in a group's attribute; Keras splits long lists over several ones."""
         attributes: Mapping[str, Any] = group.attrs
         if attribute in attributes:
             pieces: list[Any] = [attributes[attribute]]
@@ -180,6 +177,7 @@ class Hdf5(NamedTuple):
         return group[label]
 
     def _check(self, dataset: Any, path: str) -> None:
+        """Refuses datasets with values in other files, incomplete or oversized ones."""
         if dataset.external:
             others = ", ".join(repr(os.fsdecode(name)) for name, *_ in dataset.external)
             raise self._refusal(path, f"has its values in another file, {others}")
@@ -213,16 +211,16 @@ class Hdf5(NamedTuple):
 
 @contextlib.contextmanager
 def opened(source: Any, name: str | os.PathLike[str], what: str, mode: str = "r") -> Iterator[Hdf5]:
-    """Context with an HDF5 file that is open.
+    """Opens an HDF5 file and converts errors of reading it.
 
     Args:
-        source: Its path, or a file that is open in binary mode.
-        name: Its name, for messages.
-        what: What is done, for messages.
+        source: Its path, or a file object open in binary mode.
+        name: Its name for messages.
+        what: Name of the operation for messages.
         mode: As in `h5py.File`.
 
     Raises:
-        SavingError: The file is damaged, or has what is refused.
+        SavingError: The file is damaged, or has refused contents.
 
     Example:
         ```python
@@ -235,12 +233,12 @@ def opened(source: Any, name: str | os.PathLike[str], what: str, mode: str = "r"
             yield Hdf5(root, os.fspath(name), what)
     except (SmpError, PermissionError):
         raise
-    except Exception as error:  # h5py raises nearly all kinds for damages
+    except Exception as error:  # h5py raises many kinds for damaged files
         raise SavingError(half(name, what, str(error) or type(error).__name__)) from error
 
 
 def _is_complete(dataset: Any, declared: int, stored: int) -> bool:
-    """Whether all values have been written; the others would be zeros."""
+    """Whether all values have been written; missing ones would read as zeros."""
     chunks: Sequence[int] | None = dataset.chunks
     if chunks is None:
         return stored >= declared

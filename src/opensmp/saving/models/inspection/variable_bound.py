@@ -1,4 +1,4 @@
-"""A bound on the variables that a file's configuration asks for."""
+"""Bounds the size of variables created from an untrusted configuration."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from opensmp import _private
 from opensmp.errors import SavingError
 from opensmp.saving.models.inspection.inspection import Sizes
 
-# Variables that no file has, such as the matrix of a metric, are smaller than this.
+# Variables that are not in the file, such as a metric's confusion matrix, are smaller.
 _FLOOR = 4 << 20
-# Slots of an optimizer that has not run yet are not in the file, and up to three for a weight.
+# Slots of an optimizer without updates are not in the file; there are up to three per weight.
 _LARGEST, _TOTAL = 4, 16
 
 
@@ -21,15 +21,15 @@ _LARGEST, _TOTAL = 4, 16
 def variables_bounded(
     sizes: Sizes | None, path: str | os.PathLike[str], what: str
 ) -> Iterator[None]:
-    """Context in which a model takes no more memory than the file that it comes from has values.
+    """Context that limits the memory of a model's variables according to the values in its file.
 
-    A configuration is text: `{"units": 99999999999}` is a short one. All that is made of it gets
-    values from the same file, so that what does not fit the file need not be made.
+    A short configuration can ask for any size: `{"units": 99999999999}`. All variables get their
+    values from the same file, so larger ones than it stores are never needed.
 
     Args:
-        sizes: What the file stores; None for no bound.
+        sizes: The stored sizes; None for no bound.
         path: The file, for messages.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
 
     Raises:
         SavingError: The configuration asks for more.
@@ -61,6 +61,6 @@ def variables_bounded(
         with _private.before_variables(note):
             yield
     except Exception as error:
-        if refusals and error is not refusals[0]:  # Keras makes another error of it
+        if refusals and error is not refusals[0]:  # Keras replaces exceptions with its own
             raise refusals[0] from error
         raise

@@ -1,1 +1,1 @@
-"""Files of Keras 2, and HDF5 files of whole models."""
+"""Loads Keras 2 files, and HDF5 files of whole models."""

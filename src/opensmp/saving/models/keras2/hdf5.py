@@ -1,4 +1,4 @@
-"""Whole models in HDF5, of Keras 3 and of Keras 2."""
+"""Loads whole models in HDF5, written by Keras 3 or Keras 2."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def load_hdf5(
     custom_objects: Mapping[str, Any] | None,
     safe_mode: bool,
 ) -> Model:
-    """The model in a `.h5` file, compiled and with its optimizer's state if the file has these.
+    """Loads a `.h5` model, compiled and with optimizer state if the file has these.
 
-    Keras itself refuses the losses and metrics of most compiled files, and forgets the state of
-    the optimizer.
+    Keras itself fails on the losses and metrics of most compiled files, and drops the optimizer
+    state.
 
     Args:
         path: The file.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
         compile: Whether to compile the model.
         custom_objects: As in `keras.saving.load_model`.
-        safe_mode: As there.
+        safe_mode: As in `keras.saving.load_model`.
 
     Raises:
-        SavingError: Keras 3 cannot make the model.
-        ValueError: What Keras raises, such as for a Lambda layer in safe mode.
+        SavingError: Keras 3 cannot create the model.
+        ValueError: From Keras, such as for a Lambda layer in safe mode.
     """
     custom = (*(custom_objects or {}), *keras.saving.get_custom_objects())
     with _readable(path, what, custom) as readable:
@@ -67,7 +67,7 @@ def load_hdf5(
 
 
 def restore_optimizer(model: Model, path: str | os.PathLike[str], what: str) -> None:
-    """Gives a compiled model's optimizer the state that a `.h5` file has, if it has one."""
+    """Restores a compiled model's optimizer from a `.h5` file, if that has optimizer state."""
     optimizer = getattr(model, "optimizer", None)
     if optimizer is None:
         return
@@ -82,7 +82,7 @@ def restore_optimizer(model: Model, path: str | os.PathLike[str], what: str) -> 
         saved = _optimizer_weights(file)
         found = optimizer_values(saved, variables, model.trainable_variables)
         if found is not None:
-            # All are read before any is assigned; those that do not fit are not read at all.
+            # All values are read before any is assigned; datasets of other shapes are not read.
             values = [
                 None if dataset is None else file.array(dataset, tuple(variable.shape))
                 for variable, dataset in zip(variables, found, strict=True)
@@ -105,7 +105,7 @@ def restore_optimizer(model: Model, path: str | os.PathLike[str], what: str) -> 
 def _readable(
     path: str | os.PathLike[str], what: str, custom: Collection[str] = ()
 ) -> Iterator[str]:
-    """The name of a file that Keras 3 reads: this one, or a copy in which something is changed."""
+    """Yields a file that Keras 3 can read: the original, or a copy with a new configuration."""
     with opened(path, path, what) as file:
         config = file.configuration("model_config")
         version = file.text("keras_version") or "2"
@@ -131,7 +131,7 @@ def _readable(
 
 
 def _convert_cudnn(weights: Any, layers: Mapping[str, str]) -> None:
-    """Brings weights of CuDNN layers into the layout of the others, in place."""
+    """Converts weights of CuDNN layers to the standard layout, in place."""
     names: list[str] = []
     weights.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
     for name in names:
@@ -145,14 +145,14 @@ def _convert_cudnn(weights: Any, layers: Mapping[str, str]) -> None:
 
 
 def _inner(name: str) -> str:
-    """The name of a layer that Bidirectional has two copies of."""
+    """Name of the wrapped layer for a copy in a Bidirectional layer."""
     return name.removeprefix("forward_").removeprefix("backward_")
 
 
 def cudnn_weight(value: Any, role: str, kind: str) -> Any:
-    """A weight of a CuDNN layer in the layout of `LSTM` or `GRU(reset_after=True)`.
+    """Converts a weight of a CuDNN layer to the layout of `LSTM` or `GRU(reset_after=True)`.
 
-    CuDNN keeps the matrix of each gate transposed, in one flat buffer, and two biases.
+    CuDNN stores each gate's matrix transposed, in one flat buffer, and two biases.
 
     Args:
         value: The array in the file.
@@ -174,7 +174,7 @@ def cudnn_weight(value: Any, role: str, kind: str) -> Any:
 
 
 def _optimizer_weights(file: Hdf5) -> list[tuple[str, Any]]:
-    """Names and datasets, none of them read yet."""
+    """Names and datasets of the optimizer state, not read yet."""
     if "optimizer_weights" not in file.root:
         return []
     group = file.group("optimizer_weights")

@@ -1,4 +1,4 @@
-"""Configurations of layers as Keras 2 wrote them, in the words of Keras 3."""
+"""Converts layer configurations of Keras 2 to Keras 3."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Config = dict[str, Any]
 
 _RECURRENT = ("RNN", "SimpleRNN", "LSTM", "GRU", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D")
 _CUDNN = {"CuDNNLSTM": "LSTM", "CuDNNGRU": "GRU"}
-# Arguments that Keras 3 does not have, and the values of them that change nothing.
+# Arguments missing in Keras 3, with the values at which they have no effect.
 _DROPPED: dict[str, tuple[Any, ...]] = {
     "time_major": (False, None),
     "dynamic": (False, None),
@@ -23,12 +23,12 @@ _DROPPED: dict[str, tuple[Any, ...]] = {
     "virtual_batch_size": (None,),
     "fused": (True, False, None),
     "adjustment": (None,),
-    "input_length": (...,),  # any value: the length of the inputs says the same
+    "input_length": (...,),  # any value: implied by the input shape
     "input_dtype": (...,),
     "experimental_autocast": (True, None),
     "inner_activation": (None,),
 }
-# Base classes that Keras 3 has no more gave these to layers that never read them.
+# Layers got these from base classes that Keras 3 has removed, and never used them.
 _NOT_IN_CONVOLUTIONS: dict[str, tuple[Any, ...]] = {
     "groups": (1, None),
     "filters": (...,),
@@ -41,7 +41,7 @@ _GRAPHS = ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", 
 
 @keras.saving.register_keras_serializable("opensmp", "keras2_hard_sigmoid")
 def keras2_hard_sigmoid(x: Any) -> Any:
-    """`hard_sigmoid` as it was in Keras 2: `clip(0.2 x + 0.5, 0, 1)`; Keras 3 has a slope of 1/6.
+    """Keras 2's `hard_sigmoid`, `clip(0.2 x + 0.5, 0, 1)`; in Keras 3 the slope is 1/6.
 
     Args:
         x: A tensor of any shape.
@@ -50,13 +50,13 @@ def keras2_hard_sigmoid(x: Any) -> Any:
 
 
 class Upgraded(NamedTuple):
-    """A configuration that Keras 3 reads.
+    """A configuration that Keras 3 can read.
 
     Attributes:
         config: The configuration.
-        changed: Whether anything is different from what was given.
-        cudnn: Name of each layer that was a CuDNN one, to the class that it became; its weights
-            have another layout.
+        changed: Whether it differs from the original.
+        cudnn: Names of former CuDNN layers to their new classes; their weights have a different
+            layout.
     """
 
     config: Config
@@ -65,14 +65,14 @@ class Upgraded(NamedTuple):
 
 
 def upgraded(config: Config, what: str) -> Upgraded:
-    """The configuration of a model for Keras 3.
+    """Converts the configuration of a model to Keras 3.
 
     Args:
         config: `model_config` of a `.h5` file, with `class_name` and `config`.
-        what: What is done, for messages.
+        what: Name of the operation for messages.
 
     Raises:
-        SavingError: The model needs something that Keras 3 has not got; all such layers are named.
+        SavingError: The model needs features that Keras 3 lacks; all such layers are listed.
 
     Example:
         ```python
@@ -95,7 +95,7 @@ def upgraded(config: Config, what: str) -> Upgraded:
 
 
 def _layers(node: Any) -> Iterator[Config]:
-    """All layers of a configuration, at any depth."""
+    """Yields all layer configurations, at any depth."""
     if isinstance(node, dict):
         if "class_name" in node and isinstance(node.get("config"), dict):
             yield node
@@ -107,12 +107,13 @@ def _layers(node: Any) -> Iterator[Config]:
 
 
 def _upgrade(layer: Config, cudnn: dict[str, str], faults: list[str]) -> None:
+    """Converts one layer configuration in place; appends unsupported features to `faults`."""
     kind, config = layer["class_name"], layer["config"]
-    if kind in ("Model", "Functional"):  # the former before Keras 2.3
+    if kind in ("Model", "Functional"):  # "Model" before Keras 2.3
         layer["class_name"] = "Functional"
         for name in ("input_layers", "output_layers"):
             tensors = config.get(name)
-            # A list of one was that one; in Keras 3 the model would return a list.
+            # Keras 2 unpacked a list of one tensor; Keras 3 would return a list.
             if isinstance(tensors, list) and len(tensors) == 1 and isinstance(tensors[0], list):
                 config[name] = tensors[0]
         return
@@ -156,7 +157,7 @@ def _upgrade(layer: Config, cudnn: dict[str, str], faults: list[str]) -> None:
 
 
 def _drop_unset(kind: str, config: Config) -> None:
-    """Drops arguments that a layer of Keras 3 does not have and that are not set anyway."""
+    """Removes arguments that the Keras 3 layer does not have and whose value is None or False."""
     owner = getattr(keras.layers, kind, None)
     if owner is None or not (isinstance(owner, type) and issubclass(owner, keras.Layer)):
         return

@@ -1,4 +1,4 @@
-"""Operations that are no layers in configurations of Keras 3, such as those of masks."""
+"""Corrects operations that are not layers, such as masks, in Keras 3 `.h5` configurations."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Config = dict[str, Any]
 
 
 def name_operations(config: Config, custom: Collection[str] = ()) -> bool:
-    """Gives operations in a configuration the module that Keras finds them by, in place.
+    """Adds the modules by which Keras finds operations to a configuration, in place.
 
-    `Masking`, `Embedding(mask_zero=True)`, `x + y`, `x[:, 0]` and `keras.ops` put operations
-    among the layers of a Functional model. Keras writes them into `.h5` files by their class
-    alone, and looks for layers of that name when it reads them. In `.keras` files, which it
-    reads, they have their module as well; all else is the same.
+    `Masking`, `Embedding(mask_zero=True)`, `x + y`, `x[:, 0]` and `keras.ops` add operations to the
+    layers of a Functional model. Keras writes them to `.h5` files with their class name only, and
+    looks for layers of that name when it reads them. In `.keras` files, which it can read, their
+    module is stored as well; everything else is equal.
 
     Args:
-        config: `model_config` of a `.h5` file that Keras 3 wrote.
-        custom: Names that the user has given a meaning, which stay.
+        config: `model_config` of a `.h5` file written by Keras 3.
+        custom: Names of custom objects, which are not changed.
 
     Returns:
-        Whether there were any.
+        Whether the configuration was changed.
 
     Example:
         ```python
@@ -51,11 +51,11 @@ def name_operations(config: Config, custom: Collection[str] = ()) -> bool:
 
 
 def _is_operation(node: Config) -> bool:
-    """Whether a node has the form of an operation; `Add` and others are layers as well."""
+    """Whether a node has the form of an operation; `Add` and others are also layers."""
     inner, calls = node.get("config"), node.get("inbound_nodes")
     if not isinstance(node.get("class_name"), str) or "module" in node:
         return False
-    if not isinstance(inner, dict) or "trainable" in inner:  # each layer says that
+    if not isinstance(inner, dict) or "trainable" in inner:  # every layer has it
         return False
     if not isinstance(calls, list) or not calls:
         return False
@@ -63,9 +63,9 @@ def _is_operation(node: Config) -> bool:
 
 
 def _write_out_ellipses(node: Config) -> None:
-    """Puts the slices that an ellipsis stands for in its place.
+    """Expands an ellipsis in an index to full slices.
 
-    Keras reads it twice from a `.h5` file, and stumbles the second time.
+    Keras deserializes it twice from a `.h5` file, and fails the second time.
     """
     for call in node["inbound_nodes"]:
         arguments = call["args"]

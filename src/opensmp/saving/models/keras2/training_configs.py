@@ -1,4 +1,4 @@
-"""How a model was compiled, as Keras 2 wrote it into `.h5` files, in the words of Keras 3."""
+"""Converts compile arguments and optimizer state of Keras 2 `.h5` files to Keras 3."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 Config = dict[str, Any]
 
-# Arguments that Keras 2 had and that say nothing in Keras 3, or are said in other places.
+# Keras 2 arguments that have no meaning in Keras 3, or are expressed elsewhere.
 _SILENT = ("is_legacy_optimizer", "jit_compile", "decay", "schedule_decay", "dtype", "fn")
 _STRINGS = ("accuracy", "acc", "crossentropy", "ce")
 
@@ -21,7 +21,7 @@ def compile_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `model.compile`.
 
     Args:
-        config: `training_config` of a `.h5` file, as Keras 2 or Keras 3 wrote it.
+        config: `training_config` of a `.h5` file, written by Keras 2 or Keras 3.
 
     Example:
         ```python
@@ -51,7 +51,7 @@ def _nest(make: Any, config: Any) -> Any:
 
 def _loss(config: Any) -> Any:
     if not isinstance(config, dict):
-        return config  # a name; compile knows it
+        return config  # a name, which compile resolves
     config = _plain(config)
     inner = config["config"]
     if not isinstance(inner, dict):
@@ -73,7 +73,7 @@ def _metric(config: Any) -> Any:
         return inner if config["class_name"] == "function" else keras.metrics.deserialize(config)
     name = inner.get("name")
     if config["class_name"] == "MeanMetricWrapper":
-        # The short names stand for whatever fits the shapes of the model's outputs.
+        # compile resolves short names according to the output shapes.
         return name if name in _STRINGS else inner["fn"]
     if "module" not in config:
         inner.pop("fn", None)
@@ -89,7 +89,7 @@ def _copied(value: Any) -> Any:
 
 
 def _optimizer(config: Config) -> Any:
-    """An optimizer; `lr`, `decay` and what else Keras 2 had are translated."""
+    """Creates an optimizer; Keras 2 arguments such as `lr` and `decay` are converted."""
     kind = config["class_name"].split(">")[-1]
     given = dict(config["config"])
     if "lr" in given:
@@ -121,27 +121,27 @@ def _optimizer(config: Config) -> Any:
 def optimizer_values(
     saved: Sequence[tuple[str, Any]], variables: Sequence[Any], trained: Sequence[Any]
 ) -> list[Any] | None:
-    """The values of an optimizer's variables, from those in a `.h5` file.
+    """Maps the optimizer state in a `.h5` file to an optimizer's variables.
 
-    Keras 3 wrote all of them in order. Keras 2 had no learning rate among them, and wrote for
-    example all first moments, then all second ones, where Keras 3 has both of each variable
-    together.
+    Keras 3 writes all variables in order. Keras 2 did not include the learning rate, and grouped
+    slots by kind (for example all first moments, then all second moments), where Keras 3 groups
+    them by variable.
 
     Args:
         saved: Names and arrays in the file.
-        variables: Those of the optimizer that was built for the model.
+        variables: Variables of the optimizer built for the model.
         trained: The variables that the optimizer trains.
 
     Returns:
-        One array for each of `variables`, None where the variable is to keep its value; or None
-        if they do not fit together.
+        One array for each of `variables`, None where the variable keeps its value; or None if they
+        do not match.
     """
     shapes = [tuple(np.shape(value)) for _, value in saved]
     targets = [tuple(variable.shape) for variable in variables]
     if shapes == targets:
         return [value for _, value in saved]
     if len(shapes) < len(targets) and targets[: len(shapes)] == shapes == [()] * len(shapes):
-        # Of a model that was compiled and never trained, Keras 3 writes what is there by then.
+        # For a compiled model without updates, Keras 3 writes only the variables that exist so far.
         return [*(value for _, value in saved), *[None] * (len(targets) - len(shapes))]
     if not saved or shapes[0] != ():
         return None
@@ -150,12 +150,12 @@ def optimizer_values(
     count = len(trained)
     rest, slots = [value for _, value in saved[1:]], targets[first:]
     if rest and np.shape(rest[0]) == () and own and slots and slots[0] != ():
-        rest = rest[1:]  # a learning rate, as Keras 2.11 and later had
+        rest = rest[1:]  # the learning rate, included since Keras 2.11
     if not count or len(rest) != len(slots) or len(slots) % count:
         return None
     kinds = len(slots) // count
     wanted = [tuple(variable.shape) for variable in trained]
-    by_kind = [shape for shape in wanted for _ in range(kinds)]  # of each variable all kinds
+    by_kind = [shape for shape in wanted for _ in range(kinds)]  # grouped by variable
     if [tuple(np.shape(value)) for value in rest] == wanted * kinds and slots == by_kind:
         rest = [rest[kind * count + i] for i in range(count) for kind in range(kinds)]
     elif [tuple(np.shape(value)) for value in rest] != slots:
