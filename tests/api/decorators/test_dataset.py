@@ -34,6 +34,12 @@ def test_a_dataset_that_repeats_leaves_nothing_out():
     assert values_of(dataset, 3)[-1] == [8, 9, 0, 1]
 
 
+def test_a_dataset_that_repeats_fills_batches_larger_than_itself():
+    dataset, steps = data(11, repeat=True)
+    assert steps == 1
+    assert values_of(dataset, 2)[1] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
+
+
 def test_shuffling_is_the_same_everywhere_and_another_in_each_epoch():
     one, other = (data(5, shuffle=True, seed=3).dataset for _ in range(2))
     first, second = values_of(one), values_of(one)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import check_ranks
 
 import opensmp as smp
 from opensmp.api.step.step_output import StepOutput
@@ -281,3 +282,46 @@ def scaled(factor: float) -> Any:
 
     inputs = keras.Input([1])
     return keras.Model(inputs, keras.layers.Rescaling(factor)(inputs))
+
+
+ACCUMULATED = """
+import keras, numpy as np, tensorflow as tf
+import opensmp as smp
+smp.init({"partitions": 2, "microbatches": 2})
+keras.utils.set_random_seed(0)
+inputs = keras.Input((4,))
+model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(4)(inputs)))
+model = smp.DistributedModel.from_keras(model)
+optimizer = keras.optimizers.SGD(0.1)
+sums = [tf.Variable(tf.zeros(v.shape)) for v in model.trainable_variables]
+
+@smp.step
+def forward_backward(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    return tape.gradient(loss, model.trainable_variables), loss
+
+@tf.function
+def train(x, into):
+    gradients, loss = forward_backward(x)
+    if into:
+        gradients = [g.accumulate(var=v) for g, v in zip(gradients, sums)]
+    else:
+        gradients = [g.accumulate() for g in gradients]
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+    return loss.reduce_mean()
+
+x = tf.constant(np.arange(16, dtype="float32").reshape(4, 4) / 16)
+model(x)
+start = model.get_weights()
+losses = [float(train(x, True)) for _ in range(12)]
+filled = [bool(tf.reduce_any(v != 0.0)) for v in sums]
+model.set_weights(start)
+print([float(train(x, False)) for _ in range(12)] == losses, filled, flush=True)
+"""
+
+
+def test_gradients_of_other_ranks_are_left_out_of_variables():
+    first, second = check_ranks(ACCUMULATED, 2, seconds=200)
+    assert first.lines[-1] == "True [True, True, False, False]", first.output
+    assert second.lines[-1] == "True [False, False, True, True]", second.output

@@ -81,7 +81,7 @@ def distributed_dataset(
             replicas = 1
             if shard and world.is_initialized():
                 replicas = len(world.current(_WHAT).group(DP_GROUP))
-            _check_replicas(batch_size, size, replicas, drop_remainder or repeat)
+            _check_replicas(batch_size, size, replicas, drop_remainder, repeat)
             if shuffle:
                 dataset = dataset.shuffle(_buffer(shuffle, size), seed=seed)
             if repeat:
@@ -147,13 +147,15 @@ def _check(batch_size: Any, shuffle: Any) -> None:
         raise ConfigError(f"{_WHAT}: {'; '.join(faults)}. Call it with @{_WHAT}(batch_size=128).")
 
 
-def _check_replicas(batch_size: int, size: int | None, replicas: int, drop: bool) -> None:
+def _check_replicas(
+    batch_size: int, size: int | None, replicas: int, drop: bool, repeat: bool
+) -> None:
     if batch_size % replicas:
         raise ConfigError(
             f"{_WHAT}: batch_size={batch_size} cannot be divided among {replicas} replicas. "
             f"Expected: a multiple of {replicas}, such as {-(-batch_size // replicas) * replicas}."
         )
-    if size is None:
+    if size is None or repeat:  # a dataset that goes on for ever fills each batch
         return
     if not drop and size % batch_size % replicas:
         raise ConfigError(

@@ -141,7 +141,8 @@ class StepOutput(Unreduced):
             method: "variable" adds the microbatches one at a time; "add_n" and
                 "accumulate_n" use the TensorFlow operations of these names.
             var: A variable with the outputs' shape and dtype to accumulate in; it holds
-                the mean afterwards. Only with method "variable".
+                the mean afterwards, in the rank that has the output. Others leave it as it is.
+                Only with method "variable".
 
         Raises:
             StepError: if the method is unknown, or the variable does not fit.
@@ -149,8 +150,8 @@ class StepOutput(Unreduced):
         self._check_accumulate(method, var)
         self._check_addable("accumulate", "mean")
         with self._on_device():
-            if var is not None:
-                first, *rest = self._terms or self._outputs
+            first, *rest = self._terms or self._outputs
+            if var is not None and not isinstance(first, Elsewhere):
                 var.assign(_dense(first))
                 for tensor in rest:
                     var.assign_add(_dense(tensor))

@@ -81,7 +81,9 @@ class Progress:
             best: The weights of the whole model that an EarlyStopping keeps.
             seeds: Seeds of random layers, if nothing else saves them.
         """
-        metrics = self._before_test or [_text(tf_variable(v)) for v in _metrics_of(self._model)]
+        metrics = self._before_test
+        if metrics is None:
+            metrics = [_text(tf_variable(v)) for v in _metrics_of(self._model)]
         seed = _private.global_seed_state()
         state = {
             "version": _VERSION,
