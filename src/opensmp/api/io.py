@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from opensmp.api.model.model import DistributedModel
+from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.errors import SavingError
 from opensmp.saving import atomic
@@ -27,7 +28,6 @@ from opensmp.saving.models.load import build_optimizer, load_into
 from opensmp.saving.models.same_file import check_same_file
 from opensmp.saving.models.saved_model_layer import saved_model_as_keras
 
-Model = Any
 PathLike = str | os.PathLike[str]
 
 _WHAT = "smp.load_model"

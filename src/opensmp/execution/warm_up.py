@@ -14,10 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.trace import partition_tags
 from opensmp.execution.context import Prepare, as_current
-
-Tensor = Any
 
 
 class Rehearsal:

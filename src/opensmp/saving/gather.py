@@ -11,13 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import is_keras, tf_dtype, tf_variable
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
 from opensmp.saving import collective_errors
-
-Variable = Any
 
 WRITER = 0
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from opensmp import _private
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import tf_variable, variable_name
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import ElsewhereError
-
-Variable = Any
 
 
 @contextlib.contextmanager

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed import world
 from opensmp.execution.multi_process.gradient_reduction import reduce_tensors
-
-Model = Any
 
 
 def average_statistics(model: Model) -> None:

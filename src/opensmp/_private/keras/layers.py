@@ -15,8 +15,7 @@ from keras.src.ops.function import Function
 from keras.src.ops.node import Node
 
 from opensmp._private.patching import replaced
-
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 def in_stateless_scope() -> bool:

@@ -19,8 +19,7 @@ from tensorflow.python.distribute import distribute_lib
 from opensmp._private.keras.variables import is_elsewhere, know_slot, outside_of_functions
 from opensmp._private.tensorflow.variable_placement import not_followed, note_assigned
 from opensmp.base import versions
-
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 def place_updates_with_variables() -> None:

@@ -17,10 +17,9 @@ from tensorflow.python.eager import context
 
 from opensmp._private.keras.layers import get_logits, get_mask, set_logits, set_mask
 from opensmp._private.patching import replaced
+from opensmp.base.types import Tensor
 
 _GLOBAL_SEED_GENERATOR = "global_seed_generator"  # Keras before 3.14 has no name for it
-
-Tensor = Any
 
 
 def compiled_loss(model: Any) -> Any:

@@ -21,8 +21,7 @@ from opensmp._private.tensorflow.variable_placement import (
     redirected,
     set_home,
 )
-
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 def is_initialized(variable: Any) -> bool:

@@ -18,9 +18,8 @@ from tensorflow.python.training.saving import saveable_object_util
 
 from opensmp._private.keras.variables import is_elsewhere
 from opensmp._private.patching import replaced
+from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
-
-Tensor = Any
 
 
 class CheckpointValue(NamedTuple):

@@ -11,7 +11,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.profiler.internal import flops_registry  # noqa: F401, fills a registry
 from tensorflow.python.util import deprecation
 
-Op = Any
+from opensmp.base.types import Op
 
 
 class _Shapes:

@@ -11,8 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
 
 _TAG = "_smp_partition"
 

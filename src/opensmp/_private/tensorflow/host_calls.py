@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-Tensor = Any
+from opensmp.base.types import Tensor
 
 _KEPT = "_smp_host_functions"
 _KEPT_BY_TENSORFLOW = "_py_funcs_used_in_graph"

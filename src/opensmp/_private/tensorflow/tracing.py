@@ -11,7 +11,7 @@ from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import autograph_util, function_context
 
-Op = Any
+from opensmp.base.types import Op
 
 
 def call_attributes(one_thread: bool = False) -> dict[str, Any]:

@@ -14,10 +14,8 @@ from tensorflow.python.eager import record, tape
 from tensorflow.python.ops import gen_resource_variable_ops, handle_data_util
 from tensorflow.python.trackable import base as tf_trackable
 
+from opensmp.base.types import Tensor, Variable
 from opensmp.errors import ElsewhereError
-
-Tensor = Any
-Variable = Any
 
 ELSEWHERE = "_smp_elsewhere"
 _HOME = "_smp_home"

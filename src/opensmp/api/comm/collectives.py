@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp.api.comm.communication import index_of, members_of
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.trace.variables import is_keras
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.variable_moves import copy_variables
@@ -22,9 +23,6 @@ from opensmp.execution.context import current_runner
 from opensmp.execution.multi_process.gradient_reduction import reduce_gradients, reduce_tensors
 from opensmp.execution.multi_process.remote_gradient import is_elsewhere
 from opensmp.execution.multi_process.remote_values import is_kept_elsewhere, known, like
-
-Tensor = Any
-Gradient = Any
 
 _OPS = ("mean", "sum")
 

@@ -15,12 +15,10 @@ from typing import Any, Union
 import tensorflow as tf
 
 from opensmp.api.comm.collectives import clip_by_global_norm, norm_of
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import with_values
 from opensmp.distributed.world import current, is_initialized
 from opensmp.execution.multi_process.remote_gradient import Elsewhere, is_elsewhere
-
-Gradient = Any
-Tensor = Any
 
 # TensorFlow's dispatch does not support `X | Y`.
 _Gradients = list[Union[tf.Tensor, tf.IndexedSlices, None]]  # noqa: UP007

@@ -8,11 +8,10 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import is_keras, variable_name
 from opensmp.distributed.world import current
 from opensmp.errors import ElsewhereError, StepError
-
-Variable = Any
 
 
 def local_variables(*several: Any) -> list[Any]:

@@ -13,6 +13,7 @@ from opensmp import _private
 from opensmp.api.model.refusals import refuse_gradients_of_activations, refuse_tape
 from opensmp.api.model.summary import partitions_text
 from opensmp.api.model.tf_keras_models import about_no_model
+from opensmp.base.types import Tensor
 from opensmp.compiler.plan.plan import Plan
 from opensmp.distributed import world
 from opensmp.errors import PlanError, StepError
@@ -36,8 +37,6 @@ from opensmp.training.batch.batch_call import WholeResult, call_whole
 from opensmp.training.call_mode import calls_are, current_mode
 from opensmp.training.callbacks.rank_zero import everywhere
 from opensmp.training.trainer import Trainer
-
-Tensor = Any
 
 _STATE = "_smp_partitioning"
 _FUNCTION = "_smp_function"

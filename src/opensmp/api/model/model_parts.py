@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.api.model.model import DistributedModel
+from opensmp.base.types import Layer
 from opensmp.distributed import world
 from opensmp.distributed.collectives.variable_moves import copy_variables
 from opensmp.execution.context import current_runner
@@ -27,8 +28,6 @@ from opensmp.execution.partitioning import Partitioning
 from opensmp.training.batch.batch_call import WholeResult, call_whole
 from opensmp.training.batch.batch_split import NotByRows
 from opensmp.training.call_mode import current_mode
-
-Layer = Any
 
 _logger = logging.getLogger("opensmp")
 _IN_ONE_PIECE = "_smp_in_one_piece"

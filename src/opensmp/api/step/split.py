@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.errors import StepError
-
-Tensor = Any
 
 _logger = logging.getLogger("opensmp")
 

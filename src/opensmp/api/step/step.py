@@ -36,8 +36,6 @@ from opensmp.execution.multi_process.remote_values import note_step
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import rehearsing
 
-Tensor = Any
-
 
 def step(
     function: Callable[..., Any] | None = None,

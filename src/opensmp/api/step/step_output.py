@@ -10,13 +10,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import side_by_side
 from opensmp.errors import StepError
 from opensmp.execution.multi_process.remote_gradient import Elsewhere
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.unreduced import Unreduced
-
-Tensor = Any
 
 _METHODS = ("variable", "add_n", "accumulate_n")
 

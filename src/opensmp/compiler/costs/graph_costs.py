@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.costs import gradient_costs, op_costs
 from opensmp.compiler.costs.gradient_flow import GradientFlow
 from opensmp.compiler.costs.op_costs import Call, Work
@@ -18,9 +19,6 @@ from opensmp.compiler.costs.residuals import Keeper
 from opensmp.compiler.trace.control_flow import LOOPS, bodies
 from opensmp.compiler.trace.shared_ops import replicated
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 UNKNOWN_SIZE = 32
 """Assumed size of a dimension that the trace leaves unknown, such as the batch."""

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
+
 Port = tuple[int, int]
 """A tensor: index of its producer and its index among the producer's outputs."""
 

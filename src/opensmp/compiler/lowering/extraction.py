@@ -9,11 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import ConcreteFunction, Op, Tensor
 from opensmp.compiler.lowering.finite_flags import finite_flags
-
-Op = Any
-Tensor = Any
-ConcreteFunction = Any
 
 
 def needed(

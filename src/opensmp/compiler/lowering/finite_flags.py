@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 _CHECKED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.complex128)
 

@@ -9,14 +9,12 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.lowering.sparse_gradients import SameRows, marked
 from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
 
 _KEEP_ELEMENTS = ("Reshape", "Identity")
 

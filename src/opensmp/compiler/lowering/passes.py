@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
+from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.finite_flags import Activation
 from opensmp.compiler.lowering.gradients import SegmentGradient
-
-Tensor = Any
-ConcreteFunction = Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.extraction import Extractor, needed
 from opensmp.compiler.lowering.finite_flags import activations
 from opensmp.compiler.lowering.gradients import (
@@ -24,10 +24,6 @@ from opensmp.compiler.trace.differentiable import is_differentiable, is_differen
 from opensmp.compiler.trace.intermediate_outputs import taps
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.errors import StepError
-
-Op = Any
-Tensor = Any
-ConcreteFunction = Any
 
 
 class Program:

@@ -6,16 +6,13 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.intermediate_outputs import cuts
 from opensmp.compiler.trace.shared_ops import replicated
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 
 @dataclass(frozen=True, eq=False)

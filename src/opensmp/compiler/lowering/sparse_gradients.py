@@ -14,10 +14,9 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.trace.trace import TracedGraph
-
-Tensor = Any
 
 _OF_THE_SHAPE = ("Shape", "ShapeN", "Size", "Rank")
 

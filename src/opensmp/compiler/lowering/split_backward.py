@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.lowering.gradients import SegmentGradient
 from opensmp.compiler.lowering.matmul_gradients import product_of
 from opensmp.compiler.lowering.segments import Segment
-
-Op = Any
-Tensor = Any
 
 
 @dataclass(frozen=True, eq=False)

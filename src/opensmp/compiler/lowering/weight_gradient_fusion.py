@@ -13,14 +13,12 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.extraction import Extractor
 from opensmp.compiler.lowering.gradients import components
 from opensmp.compiler.lowering.matmul_gradients import Product, product_of
 from opensmp.compiler.lowering.passes import Backward
 from opensmp.compiler.lowering.sparse_gradients import SameRows
-
-Tensor = Any
-ConcreteFunction = Any
 
 
 def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.base.types import Op
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.layer_calls import MODEL, LayerCall
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from opensmp.compiler.plan.report.explanation import Explanation
     from opensmp.compiler.plan.report.partition_stats import PartitionRow
 
-Op = Any
 LayerEntry = int | Mapping[str, int]
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+from opensmp.base.types import Op
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
 
 
 def variable_homes(traced: TracedGraph, plan: Plan, known: Mapping[int, int]) -> dict[int, int]:

@@ -8,9 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
-
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
 
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})

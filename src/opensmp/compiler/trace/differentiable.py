@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 def is_differentiable(tensor: Tensor) -> bool:

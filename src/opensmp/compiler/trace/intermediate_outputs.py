@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.compiler.trace.shared_ops import replicated
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 
 def taps(traced: TracedGraph) -> dict[int, Tensor]:

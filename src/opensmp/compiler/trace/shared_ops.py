@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 _MAX_REPLICATED_ELEMENTS = 1024
 

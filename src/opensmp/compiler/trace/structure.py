@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,12 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.trace import partition_tags
 from opensmp.compiler.trace.layer_spans import LayerSpan, recorded_spans
 from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.variables import VariableInput, VariableScope
 from opensmp.errors import TraceError
-
-Op = Any
-Tensor = Any
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,8 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor, Variable
 from opensmp.errors import TraceError
-
-Variable = Any
-Tensor = Any
 
 
 @dataclass(frozen=True)

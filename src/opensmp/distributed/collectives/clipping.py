@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import scaled
 from opensmp.distributed.collectives.reduce import sum_over
 from opensmp.distributed.collectives.scalars import scalar
-
-Gradient = Any
-Tensor = Any
 
 
 class Own(NamedTuple):

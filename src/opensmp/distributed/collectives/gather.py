@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.distributed.launch.cluster import task_name
-
-Tensor = Any
 
 
 def tasks_in_order(ranks: Sequence[int]) -> tuple[int, ...]:

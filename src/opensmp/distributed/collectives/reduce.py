@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.distributed.collectives.chunks import CHUNK_BYTES, chunk_sizes
 from opensmp.distributed.collectives.gather import gather_by_rank
 from opensmp.distributed.collectives.keys import instance_of_shape, registry
@@ -30,8 +31,6 @@ from opensmp.distributed.launch import cluster
 from opensmp.distributed.watchdog import recovery
 from opensmp.distributed.watchdog.traced_calls import noted
 from opensmp.errors import CommunicationError
-
-Tensor = Any
 
 BUCKET_BYTES = CHUNK_BYTES
 """Smaller neighbouring tensors of a call are fused up to this size, larger ones are split."""

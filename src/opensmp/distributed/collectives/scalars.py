@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-Tensor = Any
+from opensmp.base.types import Tensor
 
 
 def scalar(number: Any, dtype: Any) -> Tensor:

@@ -8,14 +8,12 @@ give other results than the whole batch in one process.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.distributed.collectives.reduce import gather_rows, sum_over
 from opensmp.distributed.launch import cluster
-
-Tensor = Any
 
 _GATHERED = (tf.float32, tf.float64)
 

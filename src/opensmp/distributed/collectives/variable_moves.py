@@ -10,13 +10,12 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import is_keras, tf_variable, variable_name
 from opensmp.distributed.collectives import objects
 from opensmp.distributed.collectives.reduce import replace_by
 from opensmp.distributed.world import World, current
 from opensmp.errors import ElsewhereError
-
-Variable = Any
 
 _NAME = "moving variables to the ranks of a new configuration"
 

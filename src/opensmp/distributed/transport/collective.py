@@ -10,12 +10,10 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
+from opensmp.base.types import Op, Tensor
 from opensmp.distributed.collectives.chunks import chunk_sizes
 from opensmp.distributed.collectives.keys import instance_of_shape, registry
 from opensmp.distributed.transport.transfer import Transfer
-
-Op = Any
-Tensor = Any
 
 _AS_THEY_ARE = (tf.float32, tf.float64, tf.float16, tf.int32, tf.int64, tf.bool)
 _BITS = {

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from opensmp.base.types import Tensor
 from opensmp.distributed.transport.transfer import Transfer
 
-Tensor = Any
 Pair = tuple[int, int]
 Array = np.ndarray[Any, Any]
 Gather = Callable[[Any], list[Any]]

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.distributed.collectives.scalars import scalar
 from opensmp.distributed.transport.collective import Received, Sent, Transport
 from opensmp.distributed.transport.shared_memory import PLACES, Array, Memory, Pair, Room, Slot
@@ -29,9 +30,6 @@ from opensmp.distributed.transport.thread_priority import sleep_precisely, wake_
 from opensmp.distributed.transport.transfer import Transfer
 from opensmp.distributed.watchdog import monitor
 from opensmp.errors import CommunicationError
-
-Op = Any
-Tensor = Any
 
 _SHORTEST_SLEEP_SECONDS = 20e-6
 _LONGEST_SLEEP_SECONDS = 0.1

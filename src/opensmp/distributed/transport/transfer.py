@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
 
 
 @dataclass(frozen=True, eq=False)

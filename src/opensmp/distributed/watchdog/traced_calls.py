@@ -21,10 +21,9 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op
 from opensmp.distributed.watchdog import recovery
 from opensmp.distributed.watchdog.call_log import Wait, waits
-
-Op = Any
 
 _RUNS = "_smp_function_runs"
 _NUM_SHOWN = 2

@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.schedule.actions import Action
@@ -31,7 +32,6 @@ from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, Emit, Sav
 from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.multi_process.remote_gradient import KeptBy
 
-Tensor = Any
 Indices = tuple[int, ...]
 
 

@@ -11,8 +11,6 @@ from opensmp import _private
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.errors import StepError
 
-Tensor = Any
-
 
 def refuse_forward_mode(accumulators: Sequence[Any], what: str, values: Iterable[Any]) -> None:
     """Raises StepError if an accumulator watches one of `values`.

@@ -10,8 +10,6 @@ from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.errors import StepError
 from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, fails_when_run
 
-Tensor = Any
-
 _REFUSED = "OpensmpWholeCall"
 _UNDER_FIT = (
     "tf.gradients was asked for a derivative through a call of a DistributedModel in a train_step, "

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.passes import Pass
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
@@ -20,7 +21,6 @@ from opensmp.compiler.trace.differentiable import is_differentiable, is_differen
 from opensmp.errors import StepError
 from opensmp.execution.emission.emit_call import SECOND_ORDER
 
-Tensor = Any
 Emit = Callable[[str, Pass, Sequence[Tensor]], list[Tensor]]
 
 

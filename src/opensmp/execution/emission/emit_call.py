@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import ConcreteFunction, Op, Tensor
 from opensmp.compiler.trace.control_flow import BRANCHES, LOOPS
-
-Op = Any
-Tensor = Any
-ConcreteFunction = Any
 
 SECOND_ORDER = "OpensmpSecondOrder"
 """Name of the gradient function of emitted calls, which have no gradient of their own."""

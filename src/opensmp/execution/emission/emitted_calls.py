@@ -8,6 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.watchdog.root_cause import is_careful
 from opensmp.distributed.world import World
@@ -15,8 +16,6 @@ from opensmp.execution.emission.emit_call import emit_call
 from opensmp.execution.emission.task_graph import Task
 from opensmp.execution.emission.weight_gradient_batching import SecondHalf
 from opensmp.execution.profiling.timestamps import Stamps
-
-Tensor = Any
 
 
 class EmittedCalls:

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.finite_flags import (
     activation_name,
     finite_flags,
@@ -33,9 +34,6 @@ from opensmp.config import Config
 from opensmp.distributed.world import World
 from opensmp.errors import NonFiniteError
 from opensmp.execution.emission.task_graph import Task
-
-Op = Any
-Tensor = Any
 
 _HOST = "/device:CPU:0"
 _NUM_SHOWN = 3

@@ -8,11 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.execution.autodiff.segment_gradients import LateGradient
 from opensmp.execution.emission.task_graph import live_operations
-
-Op = Any
-Tensor = Any
 
 
 def compute_late_gradients(

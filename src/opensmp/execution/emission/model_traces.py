@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.compiler.trace.structure import Structure
@@ -13,8 +14,6 @@ from opensmp.compiler.trace.trace import TracedGraph, call_signature
 from opensmp.compiler.trace.variables import is_keras, is_trainable
 from opensmp.execution.context import Prepared
 from opensmp.execution.models.attributes import attributes
-
-Tensor = Any
 
 
 class ModelTraces:

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Gradient, Op, Tensor
 from opensmp.compiler.lowering.passes import Backward, Pass
 from opensmp.compiler.lowering.program import Program, lower
 from opensmp.compiler.lowering.segments import Segment
@@ -58,10 +59,6 @@ from opensmp.execution.multi_process.distribute import Traced, spread
 from opensmp.execution.multi_process.remote_gradient import KeptBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
-
-Op = Any
-Tensor = Any
-Gradient = Any
 
 
 class Pipeline:

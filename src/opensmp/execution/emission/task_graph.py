@@ -5,14 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Op
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph, default_seconds
-
-Op = Any
-Tensor = Any
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Gradient, Op, Tensor
 from opensmp.compiler.lowering.passes import Backward
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.schedule.actions import Action
 from opensmp.config import Config
 from opensmp.execution.emission.task_graph import live_operations
-
-Op = Any
-Tensor = Any
-Gradient = Any
 
 _LARGEST_GROUP = 4
 

@@ -7,11 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.compiler.plan.plan import Plan
 from opensmp.distributed.world import World
-
-Model = Any
-Tensor = Any
 
 PART = "_smp_part"
 """Attribute of a layer that is not a model: the model that is partitioned in its place."""

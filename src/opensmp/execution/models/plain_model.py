@@ -12,9 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.types import Model
 from opensmp.errors import SavingError
-
-Model = Any
 
 _local = threading.local()
 _INPUTS = "_smp_inputs"

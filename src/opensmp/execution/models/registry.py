@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.distributed.world import World
-
-Model = Any
 
 _models: weakref.WeakSet[Any] = weakref.WeakSet()
 

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.execution.multi_process.placer import num_bytes
 from opensmp.execution.multi_process.remote_values import Known
 
-Op = Any
-Tensor = Any
 Digest = bytes
 
 _LARGEST_CONSTANT = 1 << 16

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action, Schedule
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.trace.variables import is_keras, tf_variable
@@ -29,9 +30,6 @@ from opensmp.execution.emission.task_graph import Task
 from opensmp.execution.multi_process.placer import ANYWHERE, Layout, localise
 from opensmp.execution.multi_process.remote_gradient import KeptBy
 from opensmp.execution.multi_process.send_recv import keep_own_part
-
-Op = Any
-Tensor = Any
 
 _HOST = "/device:CPU:0"
 

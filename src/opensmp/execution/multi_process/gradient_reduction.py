@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import SameRows, with_values
 from opensmp.compiler.trace.variables import is_keras, tf_variable
 from opensmp.distributed.collectives.reduce import check_summable, sum_over
@@ -14,8 +15,6 @@ from opensmp.distributed.world import current
 from opensmp.errors import CommunicationError
 from opensmp.execution.multi_process.remote_gradient import is_elsewhere
 from opensmp.execution.multi_process.remote_values import is_kept_elsewhere, like
-
-Tensor = Any
 
 _CALL = "smp.allreduce"
 

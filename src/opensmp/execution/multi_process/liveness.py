@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.extraction import needed
-
-Op = Any
-Tensor = Any
 
 _BRANCHES = {"If": ("then_branch", "else_branch"), "Case": ("branches",)}
 _BRANCHES |= {f"Stateless{name}": attributes for name, attributes in _BRANCHES.items()}

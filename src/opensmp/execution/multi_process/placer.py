@@ -15,11 +15,9 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.distributed.transport.transfer import Transfer
 from opensmp.errors import StepError
-
-Op = Any
-Tensor = Any
 
 ANYWHERE = -1
 """Home of an operation that any process can run, because all have its inputs."""

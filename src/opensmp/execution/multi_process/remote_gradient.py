@@ -9,11 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.trace.structure import Structure
 from opensmp.errors import ElsewhereError
-
-Gradient = Any
-Tensor = Any
 
 
 class KeptBy(NamedTuple):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.distributed.collectives.consistency import agree
 from opensmp.distributed.collectives.objects import allgather_objects
 from opensmp.distributed.transport.transfer import Transfer
@@ -21,9 +22,6 @@ from opensmp.execution.multi_process.derived_values import Derived, Digest
 from opensmp.execution.multi_process.distribute import Runs, transport_of
 from opensmp.execution.multi_process.liveness import used_inputs
 from opensmp.execution.multi_process.remote_values import Fetches, Known
-
-Op = Any
-Tensor = Any
 
 
 class Wanted(NamedTuple):

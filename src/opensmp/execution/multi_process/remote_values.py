@@ -20,15 +20,13 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import SameRows
 from opensmp.distributed.world import MP_GROUP, current, is_initialized
 from opensmp.errors import ElsewhereError
 from opensmp.execution.context import current_runner
 from opensmp.execution.multi_process.remote_gradient import Elsewhere
 
-Op = Any
-Tensor = Any
-Gradient = Any
 Key = tuple[Any, ...]
 
 _FETCHES = "_smp_fetches"

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.transport.collective import Transport
 from opensmp.distributed.transport.transfer import Transfer
 from opensmp.execution.emission.task_graph import Task
 from opensmp.execution.multi_process.placer import Layout
-
-Op = Any
-Tensor = Any
 
 PREFETCH = 2
 """Calls by which a receive is posted ahead of the call that reads it, if its sender blocks."""

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp.base.strict_json import parse_json
+from opensmp.base.types import Tensor
 from opensmp.compiler.costs.graph_costs import UNKNOWN_SIZE, trainable_placeholders
 from opensmp.compiler.costs.op_graph import Wiring
 from opensmp.compiler.lowering.program import lower
@@ -29,7 +30,6 @@ from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.execution.profiling.timing import seconds_of, segment_seconds
 
-Tensor = Any
 Folder = str | os.PathLike[str]
 
 _FORMAT = 2

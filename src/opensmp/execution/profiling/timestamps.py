@@ -17,10 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
-
-Op = Any
-Tensor = Any
 
 
 class Measurement(NamedTuple):

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.execution.emission.emit_call import emit_call
 
-Tensor = Any
-ConcreteFunction = Any
 Pick = Callable[[list[float]], float]
 Clock = Callable[[], float]
 

@@ -10,10 +10,9 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import is_keras
 from opensmp.distributed.world import World
-
-Variable = Any
 
 
 class _Home(NamedTuple):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from opensmp import _private
+from opensmp.base.types import Variable
 from opensmp.compiler.trace.variables import is_keras, tf_variable, variable_name
 from opensmp.errors import ElsewhereError
-
-Variable = Any
 
 
 def place(

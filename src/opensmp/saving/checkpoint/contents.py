@@ -11,9 +11,8 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
-
-Tensor = Any
 
 OBJECT_GRAPH = _private.OBJECT_GRAPH_KEY
 

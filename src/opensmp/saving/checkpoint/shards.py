@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.saving.atomic import to_disk
 from opensmp.saving.checkpoint.directory.names import data_files, index_path
-
-Tensor = Any
 
 _HOST = "CPU:0"
 _WORTH_A_THREAD_BYTES = 16 << 20

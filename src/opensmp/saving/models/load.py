@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.errors import CheckpointError, SavingError
 from opensmp.saving.checkpoint.manager import CheckpointManager
@@ -25,7 +26,6 @@ from opensmp.saving.models.inspection.inspection import inspected
 from opensmp.saving.models.inspection.safe_hdf5 import opened
 from opensmp.saving.models.keras2.hdf5 import restore_optimizer
 
-Model = Any
 PathLike = str | os.PathLike[str]
 
 

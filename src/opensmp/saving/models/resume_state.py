@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import h5py
 import numpy as np
 
-Model = Any
+from opensmp.base.types import Model
 
 _NAME = "smp_fit"
 _SOURCE = "_smp_beside_weights"

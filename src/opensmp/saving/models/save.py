@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.errors import SavingError
 from opensmp.execution.models.nested_models import plans_of_parts
 from opensmp.execution.models.plain_model import input_specs, plain_calls, plain_class, plain_face
@@ -18,7 +19,6 @@ from opensmp.saving import atomic
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.models import resume_state
 
-Model = Any
 PathLike = str | os.PathLike[str]
 
 _ENTRY = "saved_model.pb"

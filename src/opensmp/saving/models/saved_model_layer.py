@@ -14,10 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.trace import partition_tags
 from opensmp.errors import SavingError
-
-Tensor = Any
 
 _WHAT = "smp.SavedModelLayer"
 

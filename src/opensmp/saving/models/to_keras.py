@@ -9,12 +9,11 @@ from typing import Any
 import keras
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.execution.models.plain_model import as_functional, plain_calls, plain_class, plain_face
 from opensmp.saving.gather import WRITER, gathered, state_of, together
-
-Model = Any
 
 
 def to_keras(model: Model) -> Any:

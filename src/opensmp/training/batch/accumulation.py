@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import SameRows, sum_of_slices
 from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.variables import tf_variable
@@ -15,9 +16,6 @@ from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.multi_process.gradient_reduction import reduce_gradients
 from opensmp.execution.multi_process.remote_gradient import is_elsewhere, pack
 from opensmp.training.batch.batch_split import Split
-
-Gradient = Any
-Tensor = Any
 
 _NAME = "the gradients of all replicas"
 

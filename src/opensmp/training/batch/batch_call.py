@@ -17,6 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.variables import is_trainable, tf_variable
@@ -27,8 +28,6 @@ from opensmp.execution.autodiff.graph_gradients import without_graph_gradients
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.training.batch.batch_gradients import Called, Gradients, Kind
 from opensmp.training.batch.batch_split import Part, Split, num_rows
-
-Tensor = Any
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.trace.variables import is_trainable, tf_variable
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.forward_backward import BackwardPasses, ForwardPasses
@@ -23,8 +24,6 @@ from opensmp.execution.autodiff.segment_gradients import port
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.training.batch.accumulation import Accumulator, sum_over_replicas
 from opensmp.training.batch.batch_split import Part, Split
-
-Tensor = Any
 
 Kind = Literal["rows", "number", "sum"]
 """How a result of the batch follows from those of its microbatches.

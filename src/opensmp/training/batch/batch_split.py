@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp.base.types import Tensor
 from opensmp.distributed.collectives.reduce import sum_over
 from opensmp.distributed.world import DP_GROUP, World
 from opensmp.errors import StepError
-
-Tensor = Any
 
 
 class Part(NamedTuple):

@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed.world import World
 from opensmp.execution.emission.pipeline import Pipeline
@@ -23,8 +24,6 @@ from opensmp.execution.warm_up import rehearsing
 from opensmp.training.batch.accumulation import Accumulator, sum_over_replicas
 from opensmp.training.batch.batch_split import Split, num_rows
 from opensmp.training.batch.loss_reduction import Kind, given_kind, outputs_allow_it
-
-Tensor = Any
 
 
 class NotSeparable(Exception):

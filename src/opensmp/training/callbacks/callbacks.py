@@ -18,13 +18,13 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.errors import StepError
 from opensmp.saving.own_weights import own_weights
 from opensmp.training.callbacks.rank_zero import is_leader, run_in_one
 from opensmp.training.sync.fit_settings import settings_of
 from opensmp.training.sync.sync import agree_on_chance, in_call, is_shared, meet, meet_to_begin
 
-Model = Any
 Logs = Any
 
 _KINDS = ("train", "test", "predict")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.distributed.watchdog.rank_error import from_rank
@@ -22,8 +23,6 @@ from opensmp.errors import StepError
 from opensmp.execution.models.nested_models import PART
 from opensmp.execution.models.plain_model import calls_are_plain, plain_calls
 from opensmp.saving.gather import WRITER, gathered, state_of, together
-
-Model = Any
 
 _NAME = "a callback of rank 0"
 

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.distributed.watchdog import preemption
@@ -25,7 +26,6 @@ from opensmp.saving.checkpoint.restoring.deferred import reaches
 from opensmp.saving.gather import gathered
 from opensmp.training.resume.progress import Progress, progress_of
 
-Model = Any
 Logs = Any
 
 _KEY = re.compile(r"smp_fit_\d+/\.ATTRIBUTES/VARIABLE_VALUE")

@@ -18,12 +18,11 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model, Variable
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.errors import CheckpointError
 
-Model = Any
 Logs = Any
-Variable = Any
 State = dict[str, Any]
 
 _VERSION = 1

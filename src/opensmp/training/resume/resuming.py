@@ -14,12 +14,12 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Model
 from opensmp.saving.models import resume_state
 from opensmp.training.resume.preemption import CheckpointOnPreemption
 from opensmp.training.resume.progress import Progress, noted, seeds_of
 from opensmp.training.sync.sync import is_shared, meet
 
-Model = Any
 Logs = Any
 
 _BACKUP = keras.callbacks.BackupAndRestore

@@ -10,7 +10,6 @@ from typing import Any
 import tensorflow as tf
 
 Accumulator = Any
-Tensor = Any
 
 _local = threading.local()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-Tensor = Any
+from opensmp.base.types import Tensor
 
 _REFUSAL = "_smp_no_source"
 _CHECKS = "_smp_checks_sources"

@@ -11,9 +11,7 @@ from tensorflow.python import pywrap_tfe
 from tensorflow.python.eager import record, tape
 
 from opensmp._private.tensorflow.function_graphs import copy_handle_data
-
-Op = Any
-Tensor = Any
+from opensmp.base.types import Op, Tensor
 
 
 def tape_is_active() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.costs.graph_costs import (
     UNKNOWN_SIZE,
     Costs,
@@ -22,9 +23,6 @@ from opensmp.compiler.plan.coarsening.units import HEAVY, Units
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 from opensmp.compiler.trace.layer_calls import MODEL
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
-Tensor = Any
 
 MAX_UNITS = 2000
 """Maximum number of units that `coarsen` returns."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,8 +20,6 @@ from opensmp.compiler.plan.coarsening.contraction import (
 from opensmp.compiler.trace.control_flow import CONTROL_FLOW
 from opensmp.compiler.trace.layer_calls import MODEL, operation_labels
 from opensmp.compiler.trace.trace import TracedGraph
-
-Op = Any
 
 HEAVY = CONTRACTIONS | CONTROL_FLOW
 """Types of operations that start a run."""

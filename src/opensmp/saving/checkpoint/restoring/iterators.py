@@ -10,12 +10,11 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint.contents import of_replica
 from opensmp.saving.checkpoint.restoring.object_matching import Match
 from opensmp.saving.collective_errors import Outcome, outcome_of
-
-Tensor = Any
 
 _STATE = "_STATE"  # suffix of the state keys in the files; the objects' keys lack it
 

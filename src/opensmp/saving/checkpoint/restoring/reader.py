@@ -6,19 +6,17 @@ import contextlib
 import os
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint import shards
 from opensmp.saving.checkpoint.contents import OBJECT_GRAPH
 from opensmp.saving.checkpoint.directory.names import is_pattern
 from opensmp.saving.checkpoint.restoring.object_matching import Stored
 from opensmp.saving.collective_errors import DamagedError
-
-Tensor = Any
 
 
 class Files:

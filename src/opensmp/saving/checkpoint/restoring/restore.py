@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.types import Tensor
 from opensmp.distributed.world import World
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint.contents import Place
@@ -25,8 +26,6 @@ from opensmp.saving.collective_errors import (
     gathered,
     outcome_of,
 )
-
-Tensor = Any
 
 _WHAT = "smp.CheckpointManager.restore"
 
