@@ -152,14 +152,14 @@ def traced_step(
         ):
             timed = times.around(name, getattr(owner, attribute))
             stack.enter_context(mock.patch.object(owner, attribute, timed))
-        rehearsing = step.rehearsing
+        warming_up = step.warming_up
 
         @contextlib.contextmanager
         def rehearsing_timed(*args: Any) -> Iterator[None]:
-            with times.named("rehearsal"), rehearsing(*args):
+            with times.named("rehearsal"), warming_up(*args):
                 yield
 
-        stack.enter_context(mock.patch.object(step, "rehearsing", rehearsing_timed))
+        stack.enter_context(mock.patch.object(step, "warming_up", rehearsing_timed))
         with times.named("emit"):
             forward_backward.get_concrete_function([tokens, tokens, tokens], labels)
     return times, forward_backward, model

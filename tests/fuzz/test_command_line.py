@@ -91,7 +91,7 @@ def _nothing_is_started(tmp_path_factory):
         def run(self) -> Outcome:
             return Outcome(0, None, None, 0.0)
 
-    class Absence:
+    class ExitNotifier:
         def __init__(self, *_: Any) -> None: ...
         def tell(self, rank: int) -> None: ...
         def close(self) -> None: ...
@@ -103,7 +103,7 @@ def _nothing_is_started(tmp_path_factory):
         patch.chdir(folder)
         patch.setattr(sys, "path", list(sys.path))
         patch.setattr(run_module, "Ranks", Ranks)
-        patch.setattr(run_module, "Absence", Absence)
+        patch.setattr(run_module, "ExitNotifier", ExitNotifier)
         patch.setattr(run_module.rendezvous, "reserve_port", lambda *_: (stack, 4711))
         patch.setattr(plan_module, "_model", reached)
         yield

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opensmp.distributed.channel.channel import Channel
-from opensmp.distributed.channel.handshake import Reception, Secret, introduce
+from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
 from opensmp.distributed.launch import rendezvous, rendezvous_client
 from opensmp.distributed.launch.launchers import Launch, detect
 
@@ -138,7 +138,9 @@ def test_guests_are_heard_or_sent_away(guests):
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             told: list[str] = []
-            reception = Reception(listener, Secret(TOKEN, True), lambda _, why: told.append(why))
+            reception = HandshakeServer(
+                listener, Secret(TOKEN, True), lambda _, why: told.append(why)
+            )
             stack.callback(reception.close)
             for data in guests:
                 guest = stack.enter_context(socket.create_connection(listener.getsockname()))

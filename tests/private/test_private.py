@@ -81,3 +81,21 @@ def test_nothing_else_in_the_package_touches_private_names():
         if "tensorflow.python" in line or "keras.src" in line
     ]
     assert offenders == []
+
+
+def test_bookkeeping_names_all_that_keras_keeps_in_layers_for_itself():
+    inputs = keras.Input((1,))
+    made = [
+        keras.layers.Layer(),
+        keras.Sequential([inputs, keras.layers.Identity()]),
+        keras.Model(inputs, keras.layers.Identity()(inputs)),
+    ]
+    for model in made[1:]:
+        model.compile("sgd", "mse", metrics=["mae"])
+        model.fit(tf.ones((2, 1)), tf.ones((2, 1)), verbose=0)
+        model.predict(tf.ones((2, 1)), verbose=0)
+    private = {name for each in made for name in vars(each) if name.startswith("_")}
+    read_by_calls = {"_dtype", "_dtype_policy", "_supports_masking", "_trainable"}
+    assert private - read_by_calls <= _private.BOOKKEEPING
+    assert {"history", "stop_training", "train_function"} <= _private.BOOKKEEPING
+    assert not read_by_calls & _private.BOOKKEEPING

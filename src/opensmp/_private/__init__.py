@@ -9,6 +9,7 @@ from __future__ import annotations
 from keras.src.models.functional import Functional
 
 from opensmp._private.keras.layers import (
+    BOOKKEEPING,
     all_layers,
     eager_builds,
     forget_compiled_functions,
@@ -187,6 +188,7 @@ from opensmp._private.tensorflow.variable_placement import (
 )
 
 __all__ = [
+    "BOOKKEEPING",
     "OBJECT_GRAPH_KEY",
     "CheckpointNode",
     "CheckpointValue",

@@ -21,7 +21,7 @@ from opensmp.cli.restarts import Restarts, known_layout
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.distributed import world
 from opensmp.distributed.launch import horovod_finder, rendezvous
-from opensmp.distributed.launch.exit_notice import Absence
+from opensmp.distributed.launch.exit_notice import ExitNotifier
 from opensmp.distributed.launch.init_markers import clear_marks, read_marks
 from opensmp.distributed.launch.launchers import LONGEST_JOIN_SECONDS
 from opensmp.errors import LaunchError
@@ -203,7 +203,7 @@ def run(
             ]
             cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
             appends = restart > 0
-            with contextlib.closing(Absence(port, token, processes)) as absence:
+            with contextlib.closing(ExitNotifier(port, token, processes)) as absence:
                 # With fewer ranks after a restart, the rank to show may no longer exist.
                 seen = {rank if rank < processes else 0 for rank in to_show}
                 ranks = Ranks(

@@ -19,7 +19,7 @@ from opensmp.compiler.trace import partition_tags
 from opensmp.execution.context import Prepare, as_current
 
 
-class Rehearsal:
+class WarmUpRunner:
     """Replaces the pipeline as runner: partitions models, then runs them as plain Keras models.
 
     Args:
@@ -39,7 +39,7 @@ class Rehearsal:
 
 
 @contextlib.contextmanager
-def rehearsing(num_microbatches: int) -> Iterator[None]:
+def warming_up(num_microbatches: int) -> Iterator[None]:
     """Context in which a step's function may run in a temporary graph."""
-    with _private.new_graph("rehearsal").as_default(), as_current(Rehearsal(num_microbatches)):
+    with _private.new_graph("rehearsal").as_default(), as_current(WarmUpRunner(num_microbatches)):
         yield

@@ -14,7 +14,7 @@ import pytest
 from opensmp.distributed.channel.channel import Message
 from opensmp.distributed.channel.handshake import (
     Guest,
-    Reception,
+    HandshakeServer,
     Secret,
     StrangerError,
     difference,
@@ -33,7 +33,9 @@ class Hall:
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.strangers: list[tuple[Message, str]] = []
         self.guests: list[Guest] = []
-        self.reception = Reception(self.listener, secret, lambda *told: self.strangers.append(told))
+        self.reception = HandshakeServer(
+            self.listener, secret, lambda *told: self.strangers.append(told)
+        )
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -229,7 +231,7 @@ def test_too_many_open_files_without_strangers_are_an_error(monkeypatch):
         raise OSError(errno.EMFILE, "Too many open files")
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        reception = Reception(listener, SECRET)
+        reception = HandshakeServer(listener, SECRET)
         with socket.create_connection(listener.getsockname(), 30):
             monkeypatch.setattr(socket.socket, "accept", full)
             with pytest.raises(OSError, match="Too many open files"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from opensmp.distributed.channel import handshake
-from opensmp.distributed.channel.handshake import Reception, Secret, introduce
+from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
 from opensmp.distributed.launch import rendezvous
 from opensmp.distributed.launch.launchers import Launch
 from opensmp.distributed.launch.rendezvous import Meeting, disagreement, meet, reserve_port
@@ -186,12 +186,12 @@ def test_without_a_secret_rank_0_says_once_who_can_come(launch, capsys):
 def test_ranks_of_one_machine_meet_where_no_other_machine_can_reach_them(launch, monkeypatch):
     listened = []
 
-    class Noted(Reception):
+    class Noted(HandshakeServer):
         def __init__(self, listener: socket.socket, *args: Any) -> None:
             listened.append(listener.getsockname()[0])
             super().__init__(listener, *args)
 
-    monkeypatch.setattr(rendezvous, "Reception", Noted)
+    monkeypatch.setattr(rendezvous, "HandshakeServer", Noted)
     place = (socket.gethostname(), launch.meeting[1])
     both = [
         dataclasses.replace(launch, rank=rank, meeting=place, local_rank=rank, local_size=2)
@@ -379,7 +379,7 @@ def test_the_table_of_thousands_of_ranks_is_read(launch):
         guest = dataclasses.replace(launch, rank=1, size=size)
         thread = threading.Thread(target=lambda: results.extend(meet_all(guest)))
         thread.start()
-        with contextlib.closing(Reception(listener, Secret("secret", True))) as reception:
+        with contextlib.closing(HandshakeServer(listener, Secret("secret", True))) as reception:
             while not (guests := reception.wait(1.0)):
                 pass
             guests[0].channel.send({"kind": "welcome"})
@@ -406,7 +406,7 @@ def test_an_answer_that_does_not_fit_is_none(launch, reply):
         guest = dataclasses.replace(launch, rank=1, join_seconds=1.5)
         thread = threading.Thread(target=lambda: results.extend(meet_all(guest)))
         thread.start()
-        with contextlib.closing(Reception(listener, Secret("secret", True))) as reception:
+        with contextlib.closing(HandshakeServer(listener, Secret("secret", True))) as reception:
             while thread.is_alive():
                 for guest in reception.wait(0.1):
                     guest.channel.send(reply)

@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 import threading
 
-from opensmp.distributed.watchdog.call_log import RUNNING, WAITING, Group, Report, Waits
+from opensmp.distributed.watchdog.call_log import RUNNING, WAITING, CallLog, Group, Report
 
 
 def test_calls_are_counted_by_group():
-    record = Waits()
+    record = CallLog()
     for _ in range(2):
         with record.entered("smp.barrier", (0, 1)):
             pass
@@ -21,7 +21,7 @@ def test_calls_are_counted_by_group():
 
 
 def test_innermost_call_is_the_one_that_waits():
-    record = Waits()
+    record = CallLog()
     with record.entered("smp.step", (0, 1)):
         with record.entered("smp.allgather", (0, 1)):
             assert record.report().wait.name == "smp.allgather"
@@ -29,7 +29,7 @@ def test_innermost_call_is_the_one_that_waits():
 
 
 def test_other_threads_are_counted_but_do_not_make_a_process_wait():
-    record, inside, go = Waits(), threading.Event(), threading.Event()
+    record, inside, go = CallLog(), threading.Event(), threading.Event()
 
     def call() -> None:
         with record.entered("smp.barrier", (0, 1)):
@@ -47,7 +47,7 @@ def test_other_threads_are_counted_but_do_not_make_a_process_wait():
 
 
 def test_moment_changes_with_every_call_and_with_nothing_else():
-    record = Waits()
+    record = CallLog()
     wait = record.enter("smp.barrier", (0, 1))
     first = record.report().moment
     record.progress()
@@ -57,7 +57,7 @@ def test_moment_changes_with_every_call_and_with_nothing_else():
 
 
 def test_call_that_raises_is_left():
-    record = Waits()
+    record = CallLog()
     try:
         with record.entered("smp.barrier", (0, 1)):
             raise OSError
@@ -67,13 +67,13 @@ def test_call_that_raises_is_left():
 
 
 def test_finished_program_says_so():
-    record = Waits()
+    record = CallLog()
     record.finish()
     assert record.report().state == "finished"
 
 
 def test_report_survives_json():
-    record = Waits()
+    record = CallLog()
     record.progress()
     with record.entered("a message", (0, 1), "0>1"):
         report = record.report()
@@ -82,7 +82,7 @@ def test_report_survives_json():
 
 
 def test_calls_of_other_threads_are_told_aside():
-    record = Waits()
+    record = CallLog()
     thread = threading.Thread(target=lambda: record.enter("smp.barrier", (0, 1)))
     thread.start()
     thread.join()
@@ -93,7 +93,7 @@ def test_calls_of_other_threads_are_told_aside():
 
 
 def test_a_run_that_an_error_has_ended_is_forgotten_at_the_next_call():
-    record = Waits()
+    record = CallLog()
     record.enter("the function f", (0, 1), "runs of f", computes=True)
     assert record.report().state == WAITING
     record.leave(record.enter("smp.barrier", (0, 1)))
@@ -101,14 +101,14 @@ def test_a_run_that_an_error_has_ended_is_forgotten_at_the_next_call():
 
 
 def test_runs_that_have_ended_by_an_error_are_forgotten():
-    record = Waits()
+    record = CallLog()
     record.enter("the step", (0, 1), computes=True)
     record.forget_runs()
     assert record.report().state == "running"
 
 
 def test_counting_begins_anew_in_groups_of_its_own():
-    record = Waits()
+    record = CallLog()
     record.enter("smp.barrier", (0, 1))
     record.begin_anew(1)
     assert record.report().entered == {}

@@ -3,15 +3,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from opensmp.distributed.watchdog.call_log import Report, Waits
+from opensmp.distributed.watchdog.call_log import CallLog, Report
 from opensmp.distributed.watchdog.deadlock import find_mismatch, find_stuck
 
 
-def ranks(*programs: Callable[[Waits], object]) -> dict[int, Report]:
+def ranks(*programs: Callable[[CallLog], object]) -> dict[int, Report]:
     """Reports of ranks that have run so far."""
     reports = {}
     for rank, program in enumerate(programs):
-        record = Waits()
+        record = CallLog()
         program(record)
         reports[rank] = record.report()
     return reports
@@ -20,7 +20,7 @@ def ranks(*programs: Callable[[Waits], object]) -> dict[int, Report]:
 def calls(*names: str, group: tuple[int, ...] = (0, 1), inside: bool = True):
     """Enters calls one after the other, and stays inside the last one."""
 
-    def program(record: Waits) -> None:
+    def program(record: CallLog) -> None:
         for name in names[: len(names) - inside]:
             record.leave(record.enter(name, group))
         if inside:
@@ -30,7 +30,7 @@ def calls(*names: str, group: tuple[int, ...] = (0, 1), inside: bool = True):
 
 
 def message(begin: int, end: int):
-    def program(record: Waits) -> None:
+    def program(record: CallLog) -> None:
         record.enter(
             f"a message from rank {begin} to rank {end}",
             (min(begin, end), max(begin, end)),
@@ -40,11 +40,11 @@ def message(begin: int, end: int):
     return program
 
 
-def running(record: Waits) -> None:
+def running(record: CallLog) -> None:
     pass
 
 
-def ended(record: Waits) -> None:
+def ended(record: CallLog) -> None:
     record.finish()
 
 
@@ -84,7 +84,7 @@ def test_waiting_for_a_program_that_has_ended_is_stuck_and_names_it():
 
 
 def test_program_that_ended_after_the_call_is_not_waited_for():
-    def both(record: Waits) -> None:
+    def both(record: CallLog) -> None:
         calls("smp.step", inside=False)(record)
         record.finish()
 
@@ -123,8 +123,8 @@ def test_rank_that_has_not_been_heard_of_counts_as_running():
 
 
 def test_other_calls_in_threads_are_a_mismatch():
-    def in_a_thread(name: str) -> Callable[[Waits], object]:
-        def program(record: Waits) -> None:
+    def in_a_thread(name: str) -> Callable[[CallLog], object]:
+        def program(record: CallLog) -> None:
             thread = threading.Thread(target=lambda: record.enter(name, (0, 1)))
             thread.start()
             thread.join()
@@ -136,7 +136,7 @@ def test_other_calls_in_threads_are_a_mismatch():
 
 
 def test_who_waits_inside_a_run_may_be_computing():
-    def run(record: Waits) -> None:
+    def run(record: CallLog) -> None:
         record.enter("the function f", (0, 1), "runs of f", computes=True)
 
     assert find_stuck(ranks(run, ended)).computing == (0,)

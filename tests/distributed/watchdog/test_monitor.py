@@ -15,7 +15,7 @@ from small import MANUAL, STEP_OF_TWO
 
 from opensmp.distributed.channel.channel import Channel
 from opensmp.distributed.watchdog import exit_hooks
-from opensmp.distributed.watchdog.call_log import Waits
+from opensmp.distributed.watchdog.call_log import CallLog
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, Watch
 
 # Where a process would end, the thread of a test does.
@@ -30,7 +30,7 @@ class Star:
     """Watches of some ranks in one process; they end by noting an exit code."""
 
     def __init__(self, size: int) -> None:
-        self.records = [Waits() for _ in range(size)]
+        self.records = [CallLog() for _ in range(size)]
         self.codes: dict[int, int] = {}
         ends = [socket.socketpair() for _ in range(1, size)]
         hub = {rank: Channel(pair[0], "t") for rank, pair in enumerate(ends, start=1)}

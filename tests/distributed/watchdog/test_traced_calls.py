@@ -6,7 +6,7 @@ import tensorflow as tf
 from processes import check_ranks, run_ranks
 
 from opensmp.distributed.watchdog import traced_calls
-from opensmp.distributed.watchdog.call_log import Report, Waits
+from opensmp.distributed.watchdog.call_log import CallLog, Report
 from opensmp.distributed.watchdog.traced_calls import FunctionRuns, noted
 
 RANKS = (0, 1)
@@ -14,8 +14,8 @@ HOST = "/device:CPU:0"
 
 
 @pytest.fixture
-def record(monkeypatch) -> Waits:
-    made = Waits()
+def record(monkeypatch) -> CallLog:
+    made = CallLog()
     monkeypatch.setattr(traced_calls, "waits", made)
     return made
 

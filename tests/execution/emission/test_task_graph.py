@@ -4,7 +4,12 @@ import pytest
 import tensorflow as tf
 
 from opensmp.compiler.schedule.actions import Action, Schedule
-from opensmp.execution.emission.task_graph import Task, impose, live_operations, task_graph
+from opensmp.execution.emission.task_graph import (
+    Task,
+    add_schedule_edges,
+    live_operations,
+    task_graph,
+)
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_live_operations_are_in_topological_order(graph):
 def test_a_schedule_becomes_control_edges_on_each_device(graph):
     tasks = {t.action: t for t in (task("0F0", 0), task("0F1", 0), task("1F0", 1), task("1F1", 1))}
     orders = tuple(tuple(map(Action.parse, row)) for row in (["0F0", "0F1"], ["1F1", "1F0"]))
-    assert impose(Schedule("by hand", orders), tasks) == 2
+    assert add_schedule_edges(Schedule("by hand", orders), tasks) == 2
     before = {a.text: [c.name for c in t.first.control_inputs] for a, t in tasks.items()}
     assert before == {"0F0": [], "0F1": ["task_0F0"], "1F0": ["task_1F1"], "1F1": []}
 
@@ -80,6 +85,6 @@ def test_releases_become_control_edges_between_devices(graph):
         ((Action.parse("0F0"), Action.parse("0F1")), (Action.parse("1F0"),)),
         releases=((Action.parse("1F0"), Action.parse("0F1")),),
     )
-    assert impose(schedule, tasks) == 2
+    assert add_schedule_edges(schedule, tasks) == 2
     held_back = tasks[Action.parse("0F1")].first.control_inputs
     assert {op.name for op in held_back} == {"task_0F0", "task_1F0"}

@@ -119,6 +119,20 @@ def test_without_a_change_nothing_is_traced_again(smp_init):
     assert split.calls_seen > traces
 
 
+def test_training_in_between_makes_no_call_be_traced_again(smp_init):
+    smp_init(TWO_BY_TWO)
+    model = tempered(True)
+    model.compile(keras.optimizers.SGD(0.01))
+    model.temperature = 7.0  # which the train_step leaves
+    model.fit(X, batch_size=4, verbose=0)
+    model(X)
+    TRACED.clear()
+    for _ in range(3):
+        model.fit(X, batch_size=4, verbose=0)
+        model(X)
+    assert TRACED == []
+
+
 def test_a_functional_model_whose_layer_changes(smp_init):
     smp_init(TWO_BY_TWO)
     inputs = keras.Input((4,))

@@ -7,11 +7,16 @@ import tensorflow as tf
 import opensmp.api.comm.gradient_norms  # noqa: F401 - what TensorFlow asks
 from opensmp.compiler.trace.structure import Structure
 from opensmp.errors import ElsewhereError
-from opensmp.execution.multi_process.remote_gradient import Elsewhere, KeptBy, is_elsewhere, pack
+from opensmp.execution.multi_process.remote_gradient import (
+    OwnedBy,
+    RemoteGradient,
+    is_elsewhere,
+    pack,
+)
 
 
-def gradient() -> Elsewhere:
-    return Elsewhere.of(tf.ones([4, 3]), 1)
+def gradient() -> RemoteGradient:
+    return RemoteGradient.of(tf.ones([4, 3]), 1)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,7 @@ def gradient() -> Elsewhere:
 )
 def test_what_is_computed_of_it_is_elsewhere_as_well(compute):
     result = compute(gradient())
-    assert isinstance(result, Elsewhere)
+    assert isinstance(result, RemoteGradient)
     assert result.shape == [4, 3]
     assert result.dtype == tf.float32
     assert result.process == 1
@@ -58,7 +63,7 @@ def test_its_value_is_an_error():
 
 def test_it_knows_its_shape_and_kind_when_it_comes_out_of_a_function():
     rows = tf.IndexedSlices(tf.ones([1, 3]), tf.constant([2], tf.int64), tf.constant([4, 3]))
-    made = tf.function(lambda: Elsewhere.of(rows, 2, (5, 3)), autograph=False)()
+    made = tf.function(lambda: RemoteGradient.of(rows, 2, (5, 3)), autograph=False)()
     assert made.shape == [5, 3]
     assert made.process == 2
     assert made.sparse is not None
@@ -70,9 +75,9 @@ def test_it_knows_its_shape_and_kind_when_it_comes_out_of_a_function():
 def test_a_leaf_is_put_together_unless_another_process_keeps_it():
     dense = Structure.of(tf.ones([4, 3]))
     assert pack(dense, [tf.zeros([4, 3])]).shape == [4, 3]
-    assert pack(dense, [KeptBy(2)]).process == 2
+    assert pack(dense, [OwnedBy(2)]).process == 2
     slices = Structure.of(tf.IndexedSlices(tf.ones([1, 3]), tf.constant([2]), tf.constant([4, 3])))
-    assert pack(slices, [KeptBy(0)] * 3).shape == [4, 3]
+    assert pack(slices, [OwnedBy(0)] * 3).shape == [4, 3]
     assert not is_elsewhere(pack(slices, slices.tensors))
 
 
@@ -101,7 +106,7 @@ def test_slices_without_rows_in_one_process_are_those_of_tensorflow(smp_init, is
 
 
 def test_slices_without_rows_are_elsewhere():
-    """TensorFlow makes them of `Elsewhere`."""
+    """TensorFlow makes them of `RemoteGradient`."""
     shape = tf.constant([5, 2])
     assert is_elsewhere(tf.IndexedSlices(tf.zeros([0, 2]), tf.zeros([0], tf.int32), shape))
     assert not is_elsewhere(tf.IndexedSlices(tf.ones([1, 2]), tf.constant([0]), shape))

@@ -103,7 +103,7 @@ def test_no_space_at_any_moment_of_the_commit_loses_nothing(run, monkeypatch, ca
     def fails(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    owner = {"replace": os, "_record": shelf.Shelf}.get(call, shelf)
+    owner = {"replace": os, "_record": shelf.CheckpointDirectory}.get(call, shelf)
     monkeypatch.setattr(owner, call, fails)
     run.values.assign(tf.fill([2000], 2.0))
     with pytest.raises(smp.CheckpointError, match="No space left on device"):

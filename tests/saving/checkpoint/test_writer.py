@@ -7,7 +7,7 @@ from opensmp import _private
 from opensmp.distributed import world
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint import writer
-from opensmp.saving.checkpoint.directory.directory import Shelf
+from opensmp.saving.checkpoint.directory.directory import CheckpointDirectory
 from opensmp.saving.collective_errors import Outcome
 
 
@@ -33,7 +33,7 @@ def test_a_value_that_cannot_be_read_is_an_error_of_the_save(here, monkeypatch):
 
 
 def test_parts_and_whole(here, tmp_path):
-    shelf = Shelf(str(tmp_path), "ckpt")
+    shelf = CheckpointDirectory(str(tmp_path), "ckpt")
     shelf.prepare()
     values = writer.snapshot(tf.train.Checkpoint(v=tf.Variable(5.0)), here)
     part = writer.own_part(values, shelf, here)
@@ -44,7 +44,7 @@ def test_parts_and_whole(here, tmp_path):
 
 
 def test_a_part_that_failed_leaves_no_whole(here, tmp_path):
-    shelf = Shelf(str(tmp_path), "ckpt")
+    shelf = CheckpointDirectory(str(tmp_path), "ckpt")
     shelf.prepare()
     bad = Outcome(error="no room")
     assert writer.whole([Outcome(["x"]), bad], shelf, 1, None)[1] == bad

@@ -18,7 +18,7 @@ from opensmp.api.comm.collectives import clip_by_global_norm, norm_of
 from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import with_values
 from opensmp.distributed.world import current, is_initialized
-from opensmp.execution.multi_process.remote_gradient import Elsewhere, is_elsewhere
+from opensmp.execution.multi_process.remote_gradient import RemoteGradient, is_elsewhere
 
 # TensorFlow's dispatch does not support `X | Y`.
 _Gradients = list[Union[tf.Tensor, tf.IndexedSlices, None]]  # noqa: UP007
@@ -68,13 +68,13 @@ def _is_known_elsewhere_only(gradients: Sequence[Gradient | None]) -> bool:
     Gradients without a shape, such as that of a scale, are ignored: all processes have them.
     """
     sized = [g for g in gradients if g is not None and g.shape.rank != 0]
-    processes = {g.process if isinstance(g, Elsewhere) else None for g in sized}
+    processes = {g.process if isinstance(g, RemoteGradient) else None for g in sized}
     return len(processes) == 1 and None not in processes
 
 
 def _unknown(gradients: Sequence[Gradient | None]) -> Tensor:
     """NaN as the norm of gradients of which this process owns none, with a warning."""
-    rank = next(g.process for g in gradients if isinstance(g, Elsewhere))
+    rank = next(g.process for g in gradients if isinstance(g, RemoteGradient))
     warnings.warn(
         f"The norm of gradients is NaN on this rank: rank {rank} of the replica (smp.pp_rank) has "
         "all of them, and clips them. smp.clip_by_global_norm gives the norm to all ranks.",

@@ -33,7 +33,7 @@ from opensmp.saving.gather import assigning_own
 from opensmp.saving.models import save as export
 from opensmp.saving.models.inspection.inspection import check_weights
 from opensmp.saving.models.to_keras import to_keras
-from opensmp.training.batch.batch_call import WholeResult, call_whole
+from opensmp.training.batch.batch_call import BatchCallResult, call_with_batch
 from opensmp.training.call_mode import calls_are, current_mode
 from opensmp.training.callbacks.rank_zero import everywhere
 from opensmp.training.trainer import Trainer
@@ -228,8 +228,8 @@ class DistributedModel(Trainer, keras.Model):
 
     def _smp_call_whole(
         self, here: world.World, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> WholeResult:
-        return call_whole(self, here, args, kwargs)
+    ) -> BatchCallResult:
+        return call_with_batch(self, here, args, kwargs)
 
     @everywhere
     def _smp_infer(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Tensor]]:

@@ -25,7 +25,7 @@ from opensmp.execution.context import current_runner
 from opensmp.execution.models import layer_calls, registry
 from opensmp.execution.models.nested_models import PART
 from opensmp.execution.partitioning import Partitioning
-from opensmp.training.batch.batch_call import WholeResult, call_whole
+from opensmp.training.batch.batch_call import BatchCallResult, call_with_batch
 from opensmp.training.batch.batch_split import NotByRows
 from opensmp.training.call_mode import current_mode
 
@@ -49,7 +49,7 @@ class _PartModel(_Part, DistributedModel):
             return super(DistributedModel, self).__call__(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def _smp_call_whole(self, here: world.World, args: Any, kwargs: Any) -> WholeResult:
+    def _smp_call_whole(self, here: world.World, args: Any, kwargs: Any) -> BatchCallResult:
         if _IN_ONE_PIECE not in self.__dict__:
             try:
                 return super()._smp_call_whole(here, args, kwargs)
@@ -61,7 +61,7 @@ class _PartModel(_Part, DistributedModel):
                     error,
                 )
             self.__dict__[_IN_ONE_PIECE] = True
-        return call_whole(self, here, args, kwargs, in_one_piece=True)
+        return call_with_batch(self, here, args, kwargs, in_one_piece=True)
 
 
 class _PartLayer(_Part):
@@ -111,8 +111,8 @@ class LayerModel(DistributedModel):
     def _smp_partitions(self) -> Partitioning:
         return self._smp_partitions_of(self.layer._smp_plain_call, self.layer)
 
-    def _smp_call_whole(self, here: world.World, args: Any, kwargs: Any) -> WholeResult:
-        return call_whole(self, here, args, kwargs, in_one_piece=True)
+    def _smp_call_whole(self, here: world.World, args: Any, kwargs: Any) -> BatchCallResult:
+        return call_with_batch(self, here, args, kwargs, in_one_piece=True)
 
 
 def is_part(layer: Layer) -> bool:

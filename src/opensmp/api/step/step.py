@@ -34,7 +34,7 @@ from opensmp.execution.models.registry import some_wait_for_partitions
 from opensmp.execution.multi_process.remote_gradient import pack
 from opensmp.execution.multi_process.remote_values import note_step
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
-from opensmp.execution.warm_up import rehearsing
+from opensmp.execution.warm_up import warming_up
 
 
 def step(
@@ -256,7 +256,7 @@ class Step:
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
         if some_wait_for_partitions(here):
-            with rehearsing(num_microbatches), calls_taken():
+            with warming_up(num_microbatches), calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins)

@@ -13,7 +13,7 @@ import tensorflow as tf
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import side_by_side
 from opensmp.errors import StepError
-from opensmp.execution.multi_process.remote_gradient import Elsewhere
+from opensmp.execution.multi_process.remote_gradient import RemoteGradient
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.unreduced import Unreduced
 
@@ -150,7 +150,7 @@ class StepOutput(Unreduced):
         self._check_addable("accumulate", "mean")
         with self._on_device():
             first, *rest = self._terms or self._outputs
-            if var is not None and not isinstance(first, Elsewhere):
+            if var is not None and not isinstance(first, RemoteGradient):
                 var.assign(_dense(first))
                 for tensor in rest:
                     var.assign_add(_dense(tensor))
@@ -162,7 +162,7 @@ class StepOutput(Unreduced):
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or self._outputs
         first = terms[0]
-        if isinstance(first, Elsewhere):
+        if isinstance(first, RemoteGradient):
             return first
         if isinstance(first, tf.IndexedSlices):
             return side_by_side(terms)
@@ -298,7 +298,7 @@ def _dense(tensor: Tensor) -> Tensor:
 def _divide(total: Tensor, count: int) -> Tensor:
     if count == 1 and total.dtype.is_floating:
         return total  # a division by one would still read and write the whole gradient
-    if isinstance(total, Elsewhere):
+    if isinstance(total, RemoteGradient):
         return total
     if isinstance(total, tf.IndexedSlices):
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)

@@ -13,7 +13,7 @@ from opensmp.compiler.lowering.segments import Segment
 
 
 @dataclass(frozen=True, eq=False)
-class Halves:
+class SplitGradient:
     """The two halves of a segment's backward pass.
 
     Attributes:
@@ -33,7 +33,7 @@ def split(
     feeds: Sequence[Tensor],
     captured: Collection[int],
     take_products_apart: bool = False,
-) -> Halves | None:
+) -> SplitGradient | None:
     """Splits a backward pass between the gradients of inputs and those of variables.
 
     This is the idea of zero-bubble pipelines (Qi et al., "Zero Bubble Pipeline Parallelism", 2024).
@@ -69,12 +69,12 @@ def split(
     read = [t for op in late for t in op.inputs]
     read += [t for t in second.flat if t.op in before]
     handed = {id(t): t for t in read if t.op in before and t.op in moving and id(t) not in stop}
-    return Halves(first, second, tuple(handed.values()))
+    return SplitGradient(first, second, tuple(handed.values()))
 
 
 def _products_apart(
     gradient: SegmentGradient, stop: Collection[int], moving: Collection[Op]
-) -> Halves | None:
+) -> SplitGradient | None:
     """Splits off the gradients that are products worth joining; None if that is impossible."""
     found = [None if t is None else product_of(t, stop) for t in gradient.gradients]
     chosen = [product is not None and product.is_worth_joining for product in found]
@@ -89,7 +89,7 @@ def _products_apart(
         return None  # another gradient depends on a product
     read = [t for product in products for op in product.operations for t in op.inputs]
     handed = {id(t): t for t in read if t.op in moving and t.op not in late and id(t) not in stop}
-    return Halves(first, second, tuple(handed.values()))
+    return SplitGradient(first, second, tuple(handed.values()))
 
 
 def _part(gradient: SegmentGradient, chosen: Sequence[bool]) -> SegmentGradient:

@@ -174,7 +174,7 @@ def difference(own: Secret, other: Message) -> str:
     return "it belongs to another run"
 
 
-class Reception:
+class HandshakeServer:
     """The host's side of the handshake, for many guests concurrently.
 
     Args:
@@ -185,7 +185,7 @@ class Reception:
 
     Example:
         ```python
-        with contextlib.closing(Reception(listener, secret)) as reception:
+        with contextlib.closing(HandshakeServer(listener, secret)) as reception:
             for guest in reception.wait(0.2):
                 guest.channel.send({"kind": "welcome"})
         ```

@@ -9,14 +9,14 @@ import contextlib
 import socket
 import time
 
-from opensmp.distributed.channel.handshake import Reception, Secret, introduce
+from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
 from opensmp.distributed.launch.rendezvous import reserve_port
 
 _SECONDS = 0.5
 _TURN_SECONDS = 0.02  # time limit for one round of handshake messages
 
 
-class Absence:
+class ExitNotifier:
     """Tells the ranks at the rendezvous which rank will not come.
 
     Args:
@@ -26,7 +26,7 @@ class Absence:
 
     Example:
         ```python
-        with contextlib.closing(Absence(port, token, 4)) as absence:
+        with contextlib.closing(ExitNotifier(port, token, 4)) as absence:
             absence.tell(2)  # again and again, for the others may begin to wait later
         ```
     """
@@ -35,7 +35,7 @@ class Absence:
         self._port, self._size = port, size
         self._secret = Secret(token, is_secret=True)
         self._listener: socket.socket | None = None
-        self._reception: Reception | None = None
+        self._reception: HandshakeServer | None = None
 
     def tell(self, rank: int) -> None:
         """Makes the ranks that currently wait at the rendezvous fail, because a rank has exited."""
@@ -70,7 +70,7 @@ class Absence:
             self._listener, _ = reserve_port("127.0.0.1", self._port)  # shares the launcher's port
             self._listener.listen(max(self._size, 128))
         if self._reception is None:
-            self._reception = Reception(self._listener, self._secret)
+            self._reception = HandshakeServer(self._listener, self._secret)
         end = time.monotonic() + _SECONDS
         while time.monotonic() < end:
             guests = self._reception.wait(_TURN_SECONDS)

@@ -21,7 +21,13 @@ from typing import Any, NoReturn
 
 from opensmp.base.message_text import plain, shown
 from opensmp.distributed.channel.channel import Channel, Message
-from opensmp.distributed.channel.handshake import TOKEN_VARIABLE, Guest, Reception, Secret, has
+from opensmp.distributed.channel.handshake import (
+    TOKEN_VARIABLE,
+    Guest,
+    HandshakeServer,
+    Secret,
+    has,
+)
 from opensmp.distributed.channel.peer_owner import can_tell, is_loopback
 from opensmp.distributed.launch.launchers import Launch
 from opensmp.distributed.launch.rendezvous_client import ROW, SAME_TOKEN, more_time, visit
@@ -187,7 +193,9 @@ class _Host:
         with _listen(launch) as listener:
             _warn_of_strangers(launch, listener)
             secret = Secret(launch.token, launch.has_secret)
-            with contextlib.closing(Reception(listener, secret, self._turn_away)) as reception:
+            with contextlib.closing(
+                HandshakeServer(listener, secret, self._turn_away)
+            ) as reception:
                 self._reception = reception
                 while len(self._rows) < launch.size:
                     if time.monotonic() > end:

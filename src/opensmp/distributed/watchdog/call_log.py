@@ -133,7 +133,7 @@ class Report(NamedTuple):
         )
 
 
-class Waits:
+class CallLog:
     """The log of one process.
 
     Any thread may enter calls. A process counts as waiting only while its main thread is in a call,
@@ -263,7 +263,7 @@ def _used_by_others() -> tuple[float, int]:
     return worked, all_.ru_majflt - own.ru_majflt
 
 
-waits = Waits()
+waits = CallLog()
 """The call log of this process."""
 
 enter, leave, entered = waits.enter, waits.leave, waits.entered

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from opensmp.distributed.channel.channel import Channel, Message, readable
 from opensmp.distributed.watchdog import deadlock
-from opensmp.distributed.watchdog.call_log import FINISHED, Report, Waits, waits
+from opensmp.distributed.watchdog.call_log import FINISHED, CallLog, Report, waits
 from opensmp.distributed.watchdog.recovery_rounds import Outcome, Rounds
 from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
 
@@ -115,7 +115,7 @@ class Watch:
         self,
         rank: int,
         channels: Mapping[int, Channel],
-        record: Waits,
+        record: CallLog,
         answers: Callable[[int, float], bool] | None = None,
         leave: Callable[[int], None] = os._exit,
         idle_seconds: float = DEFAULT_SECONDS,

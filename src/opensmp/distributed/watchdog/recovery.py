@@ -21,7 +21,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from opensmp.distributed.watchdog.call_log import Waits, waits
+from opensmp.distributed.watchdog.call_log import CallLog, waits
 from opensmp.distributed.watchdog.rank_error import RankError, from_rank
 from opensmp.errors import CommunicationError
 
@@ -72,7 +72,7 @@ class Recovery:
         rank: int,
         size: int,
         tell: Callable[[Message], None],
-        record: Waits,
+        record: CallLog,
         *,
         is_consequence: Callable[[BaseException], bool],
         interrupt: Callable[[str], None],
@@ -331,9 +331,9 @@ def entered(name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]
     """Context that guards and logs an eager operation that needs other ranks.
 
     Args:
-        name: As for `Waits.entered`.
-        ranks: As for `Waits.entered`.
-        lane: As for `Waits.entered`.
+        name: As for `CallLog.entered`.
+        ranks: As for `CallLog.entered`.
+        lane: As for `CallLog.entered`.
     """
     if _recovery is None:
         with waits.entered(name, ranks, lane):

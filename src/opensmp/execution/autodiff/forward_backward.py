@@ -30,7 +30,7 @@ from opensmp.compiler.trace.variables import (
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, Emit, Saved, fails_when_run
 from opensmp.execution.emission.pipeline import Pipeline
-from opensmp.execution.multi_process.remote_gradient import KeptBy
+from opensmp.execution.multi_process.remote_gradient import OwnedBy
 
 Indices = tuple[int, ...]
 
@@ -191,7 +191,7 @@ class BackwardPasses(_Passes):
             if is_keras(variable)
         ]
 
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | OwnedBy]:
         """Completes the graph; assigns no state, because the forward function has assigned it."""
         self._state.clear()
         if self._everywhere:

@@ -14,7 +14,7 @@ from opensmp.distributed.watchdog.root_cause import is_careful
 from opensmp.distributed.world import World
 from opensmp.execution.emission.emit_call import emit_call
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.emission.weight_gradient_batching import SecondHalf
+from opensmp.execution.emission.weight_gradient_batching import WeightGradientPass
 from opensmp.execution.profiling.timestamps import Stamps
 
 
@@ -91,7 +91,7 @@ class EmittedCalls:
         self.tasks[action] = Task(action, partition, first, last, ops, microbatches)
         return results
 
-    def emit_joined(self, group: Sequence[SecondHalf]) -> list[Tensor]:
+    def emit_joined(self, group: Sequence[WeightGradientPass]) -> list[Tensor]:
         """Emits a group's weight-gradient passes as one call and returns its results.
 
         `group` is sorted by microbatch. The joint call replaces the tasks of the single passes.

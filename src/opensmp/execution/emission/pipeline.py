@@ -47,16 +47,21 @@ from opensmp.execution.emission.refusals import (
     nothing_to_run,
     refuse_jacobian,
 )
-from opensmp.execution.emission.task_graph import Task, impose, live_operations, task_graph
+from opensmp.execution.emission.task_graph import (
+    Task,
+    add_schedule_edges,
+    live_operations,
+    task_graph,
+)
 from opensmp.execution.emission.weight_gradient_batching import (
     Joined,
-    SecondHalf,
     Sums,
+    WeightGradientPass,
     group_size,
     joinable,
 )
 from opensmp.execution.multi_process.distribute import Traced, spread
-from opensmp.execution.multi_process.remote_gradient import KeptBy
+from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
 
@@ -86,7 +91,7 @@ class Pipeline:
         self._emitted = EmittedCalls(world, num_microbatches, stamps)
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
-        self._second_halves: dict[Action, SecondHalf] = {}
+        self._second_halves: dict[Action, WeightGradientPass] = {}
         self._graph = tf.compat.v1.get_default_graph()
         self._microbatch = 0
         self._calls = 0
@@ -251,7 +256,9 @@ class Pipeline:
                 self._checks.note(action, program, segment, what, args, results)
             if kind == "W":
                 assert isinstance(what, Backward)
-                self._second_halves[action] = SecondHalf(action, program, what, args, results)
+                self._second_halves[action] = WeightGradientPass(
+                    action, program, what, args, results
+                )
             return results
 
         forward = program.forward(segment)
@@ -329,7 +336,7 @@ class Pipeline:
         joined = [self._join(group) for group in groups]
         return sums.terms(joined)
 
-    def _join(self, group: Sequence[SecondHalf]) -> Joined:
+    def _join(self, group: Sequence[WeightGradientPass]) -> Joined:
         first, last = group[0], group[-1]
         results = self._emitted.emit_joined(group)
         gradients = first.weights.gradient.pack(results)
@@ -343,7 +350,7 @@ class Pipeline:
 
     # --- finishing -------------------------------------------------------------------
 
-    def finish(self, results: Sequence[Tensor]) -> list[Tensor | KeptBy]:
+    def finish(self, results: Sequence[Tensor]) -> list[Tensor | OwnedBy]:
         """Completes the graph: late gradients, schedule, control edges and state assignments.
 
         Args:
@@ -351,7 +358,7 @@ class Pipeline:
 
         Returns:
             The tensors to return in their place; for gradients of variables of other processes, a
-            `KeptBy` that names the owner.
+            `OwnedBy` that names the owner.
 
         Raises:
             StepError: No result depends on a DistributedModel.
@@ -405,7 +412,7 @@ class Pipeline:
             results, state, flags = kept.results, kept.state, kept.everywhere
             self._saved = kept.saved
             _private.must_run(self._graph, kept.must_run)
-        impose(self.schedule, self._emitted.tasks, self._world.my_partitions)
+        add_schedule_edges(self.schedule, self._emitted.tasks, self._world.my_partitions)
         looks = []
         if self._checks is not None:
             looks = self._checks.look(flags, self.schedule, self._graph.name)
@@ -419,7 +426,7 @@ class Pipeline:
         ]
         if done:
             with tf.control_dependencies(done):
-                results = [t if isinstance(t, KeptBy) else in_place(t) for t in results]
+                results = [t if isinstance(t, OwnedBy) else in_place(t) for t in results]
         return results
 
     def _read(self, partition: int, done: Tensor) -> Op:

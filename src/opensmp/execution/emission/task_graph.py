@@ -78,7 +78,7 @@ def _bits(value: int) -> Iterable[int]:
         value ^= low
 
 
-def impose(
+def add_schedule_edges(
     schedule: Schedule, tasks: Mapping[Action, Task], partitions: Collection[int] | None = None
 ) -> int:
     """Adds control edges that make each device follow its order; returns the number of edges added.

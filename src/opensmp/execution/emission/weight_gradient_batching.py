@@ -37,7 +37,7 @@ def group_size(num_microbatches: int, config: Config) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class SecondHalf:
+class WeightGradientPass:
     """An emitted weight-gradient pass, the second half of a backward pass.
 
     Attributes:
@@ -64,7 +64,7 @@ class Joined:
         gradients: The call's results, which replace the gradients of each pass.
     """
 
-    group: tuple[SecondHalf, ...]
+    group: tuple[WeightGradientPass, ...]
     gradients: tuple[Gradient | None, ...]
 
 
@@ -81,7 +81,7 @@ class Sums:
     def __init__(
         self,
         rows: Sequence[Sequence[Gradient]],
-        halves: Iterable[SecondHalf],
+        halves: Iterable[WeightGradientPass],
         others: Sequence[Tensor],
         effects: Sequence[Op],
     ) -> None:
@@ -109,11 +109,11 @@ class Sums:
         inputs = op.inputs if op.type == "AddN" else [op.inputs[term.value_index]]
         return [t for tensor in inputs for t in self._behind(tensor)]
 
-    def is_computed(self, half: SecondHalf) -> bool:
+    def is_computed(self, half: WeightGradientPass) -> bool:
         """Whether the step needs a weight-gradient pass: the operation of a result is live."""
         return any(t.op in self._live for t in half.results)
 
-    def alone_read(self, half: SecondHalf) -> bool:
+    def alone_read(self, half: WeightGradientPass) -> bool:
         """Whether only the sums read the results of a weight-gradient pass."""
         return all(map(self._is_only_summed, half.results))
 
@@ -132,7 +132,7 @@ class Sums:
                 return False
         return True
 
-    def cover(self, group: Sequence[SecondHalf]) -> bool:
+    def cover(self, group: Sequence[WeightGradientPass]) -> bool:
         """Whether each sum contains all or none of a group's gradients, each at most once."""
         for keys in zip(*map(_keys, group), strict=True):
             first, *rest = (self._found.get(key, Counter()) for key in keys)
@@ -155,9 +155,11 @@ class Sums:
         return found
 
 
-def joinable(halves: Mapping[Action, SecondHalf], sums: Sums, size: int) -> list[list[SecondHalf]]:
+def joinable(
+    halves: Mapping[Action, WeightGradientPass], sums: Sums, size: int
+) -> list[list[WeightGradientPass]]:
     """Groups of at most `size` weight-gradient passes that can be joined."""
-    alike: dict[tuple[int, int, Backward], list[SecondHalf]] = {}
+    alike: dict[tuple[int, int, Backward], list[WeightGradientPass]] = {}
     for action, half in sorted(halves.items(), key=lambda pair: pair[0].microbatch):
         if sums.is_computed(half):
             alike.setdefault((action.segment, action.call, half.weights), []).append(half)
@@ -177,7 +179,7 @@ def _key(gradient: Gradient) -> Tensor:
     return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
-def _keys(half: SecondHalf) -> list[int]:
+def _keys(half: WeightGradientPass) -> list[int]:
     """Ids that identify the gradients which a weight-gradient pass returns."""
     gradients = half.weights.gradient.pack(half.results)
     return [id(_key(gradient)) for gradient in gradients if gradient is not None]

@@ -26,11 +26,6 @@ _LISTS = (list, tuple)
 _NAMESPACES = (types.ModuleType, type)
 _LIBRARIES = frozenset({"builtins", "keras", "keras_hub", "numpy", "opensmp", "tensorflow"})
 
-# Bare layers have these too, and a call may depend on them; all others are Keras' bookkeeping.
-_OF_KERAS = frozenset(
-    {"_dtype_policy", "_trainable", "activity_regularizer", "autocast", "supports_masking"}
-)
-
 
 class _Same:
     """Compares an object by identity, and keeps it alive."""
@@ -52,9 +47,9 @@ def attributes(model: Any) -> tuple[Any, ...]:
     lists, dicts and plain objects by their entries; everything else (tensors, variables, layers,
     functions) by identity.
     """
-    ignored = _bookkeeping()
     return tuple(
-        (_Same(layer), *_entries(vars(layer), 0, ignored)) for layer in _private.all_layers(model)
+        (_Same(layer), *_entries(vars(layer), 0, _private.BOOKKEEPING))
+        for layer in _private.all_layers(model)
     )
 
 
@@ -104,18 +99,3 @@ def _is_opaque(kind: Any) -> bool:
     """Whether objects of a class compare by identity only: library classes and Keras objects."""
     known = (keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer)
     return kind.__module__.partition(".")[0] in _LIBRARIES or issubclass(kind, known)
-
-
-@functools.cache
-def _bookkeeping() -> frozenset[str]:
-    """Names of the attributes that Keras itself sets in layers and models."""
-    inputs = keras.Input((1,))
-    bare = [
-        keras.layers.Layer(),
-        keras.Sequential([inputs, keras.layers.Layer()]),
-        keras.Model(inputs, keras.layers.Identity()(inputs)),
-    ]
-    for model in bare[1:]:
-        model.compile("sgd", "mse")
-    found = {name for layer in bare for name in vars(layer)}
-    return frozenset(found | {"history", "stop_training"}) - _OF_KERAS

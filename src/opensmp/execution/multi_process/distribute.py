@@ -27,9 +27,9 @@ from opensmp.distributed.watchdog.traced_calls import not_constant
 from opensmp.distributed.world import MP_GROUP, World
 from opensmp.errors import CommunicationError
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.multi_process.placer import ANYWHERE, Layout, localise
-from opensmp.execution.multi_process.remote_gradient import KeptBy
-from opensmp.execution.multi_process.send_recv import keep_own_part
+from opensmp.execution.multi_process.placer import ANYWHERE, Layout, place_operations
+from opensmp.execution.multi_process.remote_gradient import OwnedBy
+from opensmp.execution.multi_process.send_recv import insert_send_recv
 
 _HOST = "/device:CPU:0"
 
@@ -70,7 +70,7 @@ class Kept:
     """The part of a step that this process runs.
 
     Attributes:
-        results: Like those of `Traced`, with a `KeptBy` in place of gradients that other processes
+        results: Like those of `Traced`, with a `OwnedBy` in place of gradients that other processes
             own.
         state: The assignments that this process makes.
         must_run: Operations that must run even if nothing here reads them: without the receive, the
@@ -79,7 +79,7 @@ class Kept:
         saved: Like that of `Traced`; this process does not compute the tensors of other processes.
     """
 
-    results: list[Tensor | KeptBy]
+    results: list[Tensor | OwnedBy]
     state: list[tuple[Any, Tensor]]
     must_run: list[Op]
     everywhere: list[Tensor]
@@ -126,7 +126,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         for before, after in traced.schedule.releases
         if world.owner(tasks[before].partition) != world.owner(tasks[after].partition)
     ]
-    layout = localise(
+    layout = place_operations(
         traced.live,
         num_processes=len(world.mp_group),
         owner=owner,
@@ -139,7 +139,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     runs = Runs(name, world.mp_group)
     run = runs.begin()
     transport = transport_of(layout.transfers, world, number, run)
-    received, must_run = keep_own_part(
+    received, must_run = insert_send_recv(
         layout,
         traced.live,
         me,
@@ -338,7 +338,7 @@ class _Keepers:
             if id(variable) in home_of:
                 self._variable_of.update({id(part): variable for part in parts})
 
-    def of(self, tensor: Tensor) -> KeptBy | None:
+    def of(self, tensor: Tensor) -> OwnedBy | None:
         """The process that alone keeps a result; None if all processes get it."""
         found: dict[int, Any] = {}
         seen: set[Op] = set()
@@ -356,7 +356,7 @@ class _Keepers:
         ((key, variable),) = found.items()
         if not self._looks_like(tensor, key, variable):
             return None
-        return KeptBy(self._home_of[key], tuple(tf_variable(variable).shape))
+        return OwnedBy(self._home_of[key], tuple(tf_variable(variable).shape))
 
     def _looks_like(self, tensor: Tensor, key: int, variable: Any) -> bool:
         """Whether a tensor has the shape of the variable's gradient, unlike, say, a norm of it."""

@@ -33,7 +33,7 @@ def reduce_gradients(tensor: Any, op: str, members: tuple[int, ...]) -> Any:
     """Like `reduce_tensors`, over the replicas of the model, for gradients.
 
     `tf.IndexedSlices` stay sparse. Gradients that other ranks of the replica reduce are represented
-    by `Elsewhere`. `members` are the rank in each replica.
+    by `RemoteGradient`. `members` are the rank in each replica.
     """
     is_spread = len(current(_CALL).mp_group) > 1
     leaves = tf.nest.flatten(tensor)

@@ -45,7 +45,7 @@ class Layout:
     transfers: tuple[Transfer, ...]
 
 
-def localise(
+def place_operations(
     live: Sequence[Op],
     *,
     num_processes: int,

@@ -14,7 +14,7 @@ from opensmp.compiler.trace.structure import Structure
 from opensmp.errors import ElsewhereError
 
 
-class KeptBy(NamedTuple):
+class OwnedBy(NamedTuple):
     """Replaces a tensor that another process of the replica owns.
 
     Attributes:
@@ -45,10 +45,10 @@ class _Note(NamedTuple):
     sparse: Sparse | None
 
 
-class Elsewhere(_private.NotedSlices):
+class RemoteGradient(_private.NotedSlices):
     """Placeholder for another process's gradient: slices without rows, which take no memory.
 
-    Arithmetic on it, such as `gradient / 2`, returns an `Elsewhere` again. TensorFlow's functions
+    Arithmetic on it, such as `gradient / 2`, returns a `RemoteGradient`. TensorFlow's functions
     treat it as `tf.IndexedSlices`; an operation that needs its value raises an error.
     """
 
@@ -59,7 +59,7 @@ class Elsewhere(_private.NotedSlices):
     @classmethod
     def of(
         cls, gradient: Gradient, process: int, shape: tuple[int, ...] | None = None
-    ) -> Elsewhere:
+    ) -> RemoteGradient:
         """Creates the placeholder of a gradient.
 
         Args:
@@ -68,7 +68,7 @@ class Elsewhere(_private.NotedSlices):
             shape: Shape of the whole gradient, used if `gradient` is sparse or has no static shape.
         """
         sparse = None
-        if isinstance(gradient, Elsewhere):
+        if isinstance(gradient, RemoteGradient):
             sparse = gradient.sparse
         elif isinstance(gradient, tf.IndexedSlices):
             sparse = Sparse(gradient.indices.dtype)
@@ -77,7 +77,7 @@ class Elsewhere(_private.NotedSlices):
         return cls._of_note(_Note(process, shape, sparse), gradient.dtype)
 
     @classmethod
-    def _of_note(cls, note: _Note, dtype: Any) -> Elsewhere:
+    def _of_note(cls, note: _Note, dtype: Any) -> RemoteGradient:
         return cls(
             values=tf.zeros([0, *note.shape[1:]], dtype),
             indices=tf.zeros([0], tf.int32),
@@ -106,7 +106,7 @@ class Elsewhere(_private.NotedSlices):
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
         raise ElsewhereError(_not_here(f"rank {self.process} of the replica (smp.pp_rank)"))
 
-    def _with(self, other: Any = 0.0) -> Elsewhere:
+    def _with(self, other: Any = 0.0) -> RemoteGradient:
         shape = other.shape if hasattr(other, "shape") else np.shape(other)
         both = tf.broadcast_static_shape(self.shape, tf.TensorShape(shape))
         if both.rank is None or both == self.shape:
@@ -116,26 +116,26 @@ class Elsewhere(_private.NotedSlices):
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __pow__ = _with
 
-    def __neg__(self) -> Elsewhere:
+    def __neg__(self) -> RemoteGradient:
         return self
 
-    def __abs__(self) -> Elsewhere:
+    def __abs__(self) -> RemoteGradient:
         return self
 
 
-def pack(parts: Structure, values: Sequence[Tensor | KeptBy]) -> Gradient:
-    """Assembles a gradient from its tensors' values; an `Elsewhere` if another process owns it."""
-    keeper = next((value for value in values if isinstance(value, KeptBy)), None)
+def pack(parts: Structure, values: Sequence[Tensor | OwnedBy]) -> Gradient:
+    """Assembles a gradient from its tensors' values; a `RemoteGradient` if another owns it."""
+    keeper = next((value for value in values if isinstance(value, OwnedBy)), None)
     if keeper is None:
         return parts.pack(values)
-    return Elsewhere.of(parts.template, keeper.process, keeper.shape)
+    return RemoteGradient.of(parts.template, keeper.process, keeper.shape)
 
 
 def is_elsewhere(gradient: Gradient) -> bool:
     """Whether `gradient` is the placeholder of a gradient owned by another process.
 
     Recognises slices by having no rows, because TensorFlow operations, such as a cast, turn an
-    `Elsewhere` into plain `tf.IndexedSlices`.
+    `RemoteGradient` into plain `tf.IndexedSlices`.
     """
     return isinstance(gradient, tf.IndexedSlices) and gradient.values.shape[:1] == [0]
 
@@ -152,7 +152,7 @@ def _not_here(where: str) -> str:
 def _refuse_without_rows(
     value: Any, dtype: Any = None, name: Any = None, as_ref: bool = False
 ) -> Any:
-    """Prevents TensorFlow from converting slices derived from an `Elsewhere` to zeros."""
+    """Prevents TensorFlow from converting slices derived from a `RemoteGradient` to zeros."""
     if is_elsewhere(value) and hasattr(value.indices, _OF_OTHERS):
         raise ElsewhereError(_not_here("another rank"))
     return NotImplemented

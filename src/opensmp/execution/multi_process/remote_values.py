@@ -25,7 +25,7 @@ from opensmp.compiler.lowering.sparse_gradients import SameRows
 from opensmp.distributed.world import MP_GROUP, current, is_initialized
 from opensmp.errors import ElsewhereError
 from opensmp.execution.context import current_runner
-from opensmp.execution.multi_process.remote_gradient import Elsewhere
+from opensmp.execution.multi_process.remote_gradient import RemoteGradient
 
 Key = tuple[Any, ...]
 
@@ -264,10 +264,10 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
     other functions nothing can be fetched, and the values are returned unchanged.
 
     Args:
-        values: Each a tensor, `tf.IndexedSlices`, None, or `Elsewhere`.
+        values: Each a tensor, `tf.IndexedSlices`, None, or `RemoteGradient`.
 
     Returns:
-        The same values, with placeholders in place of `Elsewhere`.
+        The same values, with placeholders in place of `RemoteGradient`.
     """
     fetches = _outermost()
     if fetches is None:
@@ -277,7 +277,7 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
     results: list[Any] = []
     for index, value in enumerate(values):
         key = (*call, index)
-        if isinstance(value, Elsewhere):
+        if isinstance(value, RemoteGradient):
             results.append(_placeholders(fetches, key, value))
         elif isinstance(value, tf.IndexedSlices):
             indices = fetches.own((*key, "indices"), me, value.indices)
@@ -298,7 +298,7 @@ def _with_rows(slices: tf.IndexedSlices, values: Tensor, indices: Tensor) -> tf.
     return tf.IndexedSlices(values, indices, slices.dense_shape)
 
 
-def _placeholders(fetches: Fetches, key: Key, value: Elsewhere) -> Gradient:
+def _placeholders(fetches: Fetches, key: Key, value: RemoteGradient) -> Gradient:
     name = f"The gradient of shape {value.shape} of rank {value.process} of the replica"
     sparse = value.sparse
     if sparse is None:
@@ -320,7 +320,7 @@ def keeper_of(gradient: Gradient) -> int | None:
     divisor or a norm used for scaling is ignored. None if no result, or results of several
     processes, are found.
     """
-    if isinstance(gradient, Elsewhere):
+    if isinstance(gradient, RemoteGradient):
         return gradient.process
     tensor = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
     if not isinstance(tensor, tf.Tensor) or not hasattr(tensor, "graph") or not _is_spread():
@@ -364,10 +364,10 @@ def _inputs(tensor: Tensor) -> list[Tensor]:
     return [outer for outer, inner in captured if inner is tensor and hasattr(outer, "graph")]
 
 
-def like(gradient: Gradient) -> Elsewhere:
+def like(gradient: Gradient) -> RemoteGradient:
     """Placeholder for a result that the owner of `gradient` computes from it."""
-    if isinstance(gradient, Elsewhere):
+    if isinstance(gradient, RemoteGradient):
         return gradient
     keeper = keeper_of(gradient)
     assert keeper is not None
-    return Elsewhere.of(gradient, keeper)
+    return RemoteGradient.of(gradient, keeper)

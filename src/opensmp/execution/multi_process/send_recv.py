@@ -36,7 +36,7 @@ def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
     return instead
 
 
-def keep_own_part(
+def insert_send_recv(
     layout: Layout,
     live: Sequence[Op],
     process: int,

@@ -15,9 +15,9 @@ from opensmp.distributed.world import World, current
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint import writer
 from opensmp.saving.checkpoint.arguments import check_arguments, check_options, whole_number
-from opensmp.saving.checkpoint.background.async_write import Flight, settle
+from opensmp.saving.checkpoint.background.async_write import BackgroundWrite, settle
 from opensmp.saving.checkpoint.background.staging import Staging
-from opensmp.saving.checkpoint.directory.directory import Shelf
+from opensmp.saving.checkpoint.directory.directory import CheckpointDirectory
 from opensmp.saving.checkpoint.directory.manifest import fault
 from opensmp.saving.checkpoint.directory.names import LARGEST_NUMBER, index_path, without_ending
 from opensmp.saving.checkpoint.interval import Interval
@@ -107,9 +107,9 @@ class CheckpointManager(tf.train.CheckpointManager):
         self._every_n_hours = keep_checkpoint_every_n_hours
         self._interval = Interval(checkpoint_interval, step_counter, last_checkpoint_step)
         self._initialize = init_fn
-        self._shelf = Shelf(_absolute(directory), checkpoint_name, spares=background)
+        self._shelf = CheckpointDirectory(_absolute(directory), checkpoint_name, spares=background)
         self._staging = Staging() if background else None
-        self._flight: Flight | None = None
+        self._flight: BackgroundWrite | None = None
 
     @property
     def checkpoint(self) -> Any:
@@ -206,7 +206,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                 every_n_hours=self._every_n_hours,
             )
             if self._staging is not None:
-                self._flight = Flight(
+                self._flight = BackgroundWrite(
                     path, world.rank, world.size, part, whole, place=self._shelf.staging
                 )
                 self._interval.last = step
@@ -385,7 +385,7 @@ class CheckpointManager(tf.train.CheckpointManager):
                 return Outcome(error=f"Expected a path as save_path; received {save_path!r}.")
             if index_path(path).is_file() or not os.path.isdir(path):
                 return Outcome([(path, fault(path))])
-            shelf = Shelf(path, self._shelf.name)
+            shelf = CheckpointDirectory(path, self._shelf.name)
         try:
             shelf.warn_of_state()
             if save_path is None:

@@ -13,7 +13,7 @@ from opensmp.saving.checkpoint.background.async_write import not_saved
 from opensmp.saving.checkpoint.background.staging import Staging
 from opensmp.saving.checkpoint.bundle.tensor_bundle import data_path, write_bundle
 from opensmp.saving.checkpoint.contents import Contents, Place
-from opensmp.saving.checkpoint.directory.directory import Shelf
+from opensmp.saving.checkpoint.directory.directory import CheckpointDirectory
 from opensmp.saving.checkpoint.shards import (
     Named,
     at_low_priority,
@@ -70,7 +70,7 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
 
 
 def own_part(
-    values: list[Named], shelf: Shelf, world: World, staging: Staging | None = None
+    values: list[Named], shelf: CheckpointDirectory, world: World, staging: Staging | None = None
 ) -> Outcome:
     """Writes the shard of this process; the value of its outcome is the list of file prefixes.
 
@@ -97,7 +97,7 @@ def own_part(
 
 def whole(
     outcomes: Sequence[Outcome],
-    shelf: Shelf,
+    shelf: CheckpointDirectory,
     number: int,
     max_to_keep: int | None,
     every_n_hours: float | None = None,

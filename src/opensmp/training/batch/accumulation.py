@@ -53,7 +53,7 @@ class Accumulator:
             others: A nest of other results.
 
         Returns:
-            The sums, as `Elsewhere` for variables of other processes, and the other results.
+            The sums, as `RemoteGradient` for variables of other processes, and the other results.
         """
         rest = Structure.of(others)
         sums = [Structure.of(gradient) for gradient in self._sums(pipeline, rest.tensors)]

@@ -31,7 +31,7 @@ from opensmp.training.batch.batch_split import Part, Split, num_rows
 
 
 @dataclass(frozen=True)
-class WholeResult:
+class BatchCallResult:
     """The result of a call with a whole batch.
 
     Attributes:
@@ -43,14 +43,14 @@ class WholeResult:
     losses: list[Tensor]
 
 
-def call_whole(
+def call_with_batch(
     model: Any,
     world: World,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     *,
     in_one_piece: bool = False,
-) -> WholeResult:
+) -> BatchCallResult:
     """Calls a model with a whole batch, within the graph of a `tf.function`.
 
     Args:
@@ -87,7 +87,7 @@ class _WholeCall:
         self._loss_kinds: list[Kind] = []
         self._places: list[tuple[str, int]] = []
 
-    def run(self) -> WholeResult:
+    def run(self) -> BatchCallResult:
         function = tf.function(self._forward, autograph=False)
         with _private.stop_recording():
             found, saved = function(self._tensors, self._masks)
@@ -102,7 +102,7 @@ class _WholeCall:
             if logits is not None:
                 _private.set_logits(output, logits)
         packed = tf.nest.pack_sequence_as(self._template, outputs)
-        return WholeResult(packed, found["losses"])
+        return BatchCallResult(packed, found["losses"])
 
     def _forward(
         self, tensors: list[Tensor], masks: list[Tensor | None]

@@ -20,7 +20,7 @@ from opensmp.distributed.world import World
 from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.multi_process.remote_values import known
-from opensmp.execution.warm_up import rehearsing
+from opensmp.execution.warm_up import warming_up
 from opensmp.training.batch.accumulation import Accumulator, sum_over_replicas
 from opensmp.training.batch.batch_split import Split, num_rows
 from opensmp.training.batch.loss_reduction import Kind, given_kind, outputs_allow_it
@@ -112,7 +112,7 @@ class _Separate:
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
         if ready and (self._loss is None or self._loss.built):
             return
-        with rehearsing(len(self._split.parts)):
+        with warming_up(len(self._split.parts)):
             first = self._split.take((x, y, sample_weight))[0]
             outputs = _private.call_in_training(model, first[0])
             if not outputs_allow_it(outputs):

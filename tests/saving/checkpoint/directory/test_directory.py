@@ -5,13 +5,13 @@ import os
 import pytest
 import tensorflow as tf
 
-from opensmp.saving.checkpoint.directory.directory import Shelf
+from opensmp.saving.checkpoint.directory.directory import CheckpointDirectory
 from opensmp.saving.checkpoint.directory.manifest import fault
 
 
 @pytest.fixture
 def shelf(tmp_path):
-    return Shelf(str(tmp_path), "ckpt")
+    return CheckpointDirectory(str(tmp_path), "ckpt")
 
 
 def make(shelf, number, value, max_to_keep=None):
@@ -60,7 +60,7 @@ def test_a_complete_checkpoint_that_the_state_file_lacks_is_listed(shelf):
 def test_a_directory_may_be_moved(shelf, tmp_path):
     make(shelf, 1, 1.0)
     os.rename(shelf.directory, f"{tmp_path}-moved")
-    moved = Shelf(f"{tmp_path}-moved", "ckpt")
+    moved = CheckpointDirectory(f"{tmp_path}-moved", "ckpt")
     assert moved.checkpoints()[0][0] == f"{tmp_path}-moved/ckpt-1"
 
 
@@ -76,7 +76,9 @@ def test_a_replacement_that_was_cut_off_is_finished(shelf, monkeypatch, moved):
         replace(*args)
 
     monkeypatch.setattr(os, "replace", killed)
-    monkeypatch.setattr(Shelf, "remove", lambda *args: None)  # a killed process mends nothing
+    monkeypatch.setattr(
+        CheckpointDirectory, "remove", lambda *args: None
+    )  # a killed process mends nothing
     shelf.prepare()
     tf.train.Checkpoint(value=tf.Variable(2.0)).write(os.path.join(shelf.staging, "ckpt-1"))
     with pytest.raises(KeyboardInterrupt):

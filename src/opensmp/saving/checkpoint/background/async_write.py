@@ -13,10 +13,10 @@ from opensmp.errors import CheckpointError
 from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
 
 _serial = itertools.count()  # equal in all processes, since every write is started by all of them
-_latest: dict[str, Flight] = {}  # the latest write per staging directory
+_latest: dict[str, BackgroundWrite] = {}  # the latest write per staging directory
 
 
-class Flight:
+class BackgroundWrite:
     """One background write of a checkpoint, on its own thread.
 
     The thread does not wait for the main threads of any process. Rank 0 receives the outcomes of

@@ -54,7 +54,7 @@ class _Found(NamedTuple):
     outside: set[int]
 
 
-class Shelf:
+class CheckpointDirectory:
     """The checkpoints of one name in a directory.
 
     A checkpoint is staged in a subdirectory and moved to its place file by file, the index last:
