@@ -311,6 +311,7 @@ def tests(python: Path, check: str) -> tuple[bool, str]:
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary, "report.xml")
         command = [python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", folder]
+        command += ["-m", "not slow"]
         done = bounded([*command, f"--junitxml={report}"], check)
         if done is None or not report.exists():
             print("it did not end" if done is None else done.stdout[-4000:], file=sys.stderr)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Sets up, then runs the tests, two at a time. Arguments go to pytest, such as `-m slow` for the
-# long sweeps, or `-n 0` for one process.
+# Sets up, then runs the tests, two at a time: those that take a few seconds at most, in about eight
+# minutes. Arguments go to pytest: `-m "not slow"` for the long tests as well (half an hour), `-m slow`
+# for the sweeps (hours), `-n 0` for one process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -24,6 +24,8 @@ from opensmp import _private  # noqa: E402
 from opensmp.api import init as bootstrap  # noqa: E402
 from opensmp.distributed import world  # noqa: E402
 
+from longest import is_long  # noqa: E402  # isort: skip
+
 NUM_DEVICES = 4
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would all its children.
@@ -83,14 +85,17 @@ def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
     return init
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those that share something stay together.
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups, and -m for marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks long tests, and groups those that must stay together in one of several processes.
 
-    They share fixtures of their file. The parity suite is one long file, whose layouts of a
-    case share the reference of that case.
+    Tests of a file share fixtures. The parity suite is one long file, whose layouts of a case
+    share the reference of that case. A test that was named is run, long or not.
     """
+    named = any("::" in argument for argument in config.args)
     for item in items:
+        if is_long(item.nodeid) and not named:
+            item.add_marker(pytest.mark.long)
         file, _, name = item.nodeid.partition("::")
         if file.endswith("test_parity.py"):
             file += name.partition("-P")[0]

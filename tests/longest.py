@@ -1,0 +1,23 @@
+"""The tests that take long; the default run leaves them out. `scripts/long_tests.py` lists them."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+LIST = Path(__file__).parent / "long.txt"
+
+
+@functools.cache
+def long_tests() -> frozenset[str]:
+    """Ids of tests without parameters, such as `tests/cli/test_run.py::test_exit_code`."""
+    return frozenset(LIST.read_text(encoding="utf-8").split())
+
+
+def is_long(test: str) -> bool:
+    """Whether a test is long.
+
+    Args:
+        test: Its id, with or without parameters.
+    """
+    return test.partition("[")[0] in long_tests()
