@@ -56,7 +56,7 @@ def attributes(model: Any) -> tuple[Any, ...]:
 def _entries(values: Mapping[Any, Any], depth: int, ignored: frozenset[str]) -> tuple[Any, ...]:
     return tuple(
         (name, _token(value, depth + 1))
-        for name, value in values.items()
+        for name, value in list(values.items())  # another thread may set one meanwhile
         if name not in ignored and not str(name).startswith("_smp_")
     )
 
