@@ -263,7 +263,9 @@ def files(wrap: Wrap) -> Numbers:
     h = L.Dense(8, activation="tanh")(base.get_layer("h2").output)
     new = trained(wrap, keras.Model(base.input, L.Dense(2)(h), name="new"))
     found: Numbers = [new.get_weights()]
-    with tempfile.TemporaryDirectory() as own, shared_folder(own) as folder:
+    with tempfile.TemporaryDirectory() as own, shared_folder(own) as shared:
+        # Each rank writes the files of a plain model, and only one those of a split model.
+        folder = shared if isinstance(new, smp.DistributedModel) else pathlib.Path(own)
         new.save(folder / "new.keras")
         new.save_weights(folder / "new.weights.h5")
         wait()
