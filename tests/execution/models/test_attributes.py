@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
+import types
 from typing import Any
 
 import keras
@@ -17,6 +19,13 @@ import opensmp as smp
 from opensmp.execution.models.attributes import attributes
 
 X = tf.constant(np.arange(-8, 8, dtype="float32").reshape(4, 4) / 4)
+
+
+class Slotted:
+    __slots__ = ("scale",)
+
+    def __init__(self) -> None:
+        self.scale = 1.0
 
 
 @dataclasses.dataclass
@@ -39,6 +48,10 @@ class Net(keras.Model):
         self.options = {"power": 1.0, "list": [1.0]}
         self.settings = Settings()
         self.function = functools.partial(tf.multiply, 1.0)
+        self.names, self.recent = {"one"}, collections.deque([1.0])
+        self.nested = [[[[[{"deep": [1.0]}]]]]]
+        self.objects = np.array([{"scale": 1.0}], dtype=object)
+        self.slotted, self.space = Slotted(), types.SimpleNamespace(scale=1.0)
         self.calls_seen = 0
 
     def call(self, x: Any, training: Any = None) -> Any:
@@ -51,6 +64,8 @@ class Net(keras.Model):
             x = x * x
         if self.tensor is not None:
             x = x * self.tensor
+        x = x * len(self.names) * self.recent[-1] * self.nested[0][0][0][0][0]["deep"][0]
+        x = x * self.objects[0]["scale"] * self.slotted.scale * self.space.scale
         x = self.function(x * self.options["power"] * self.options["list"][0])
         return self.high(x)
 
@@ -65,6 +80,12 @@ CHANGES = {
     "an entry of a dict": lambda net: net.options.__setitem__("power", 3.0),
     "an entry of a list in a dict": lambda net: net.options["list"].__setitem__(0, 3.0),
     "a field of an object": lambda net: setattr(net.settings, "scale", 4.0),
+    "a set in place": lambda net: net.names.add("two"),
+    "a queue in place": lambda net: net.recent.append(3.0),
+    "far inside of lists": lambda net: net.nested[0][0][0][0][0]["deep"].__setitem__(0, 3.0),
+    "a dict in an array of objects": lambda net: net.objects[0].__setitem__("scale", 3.0),
+    "a slot of an object": lambda net: setattr(net.slotted, "scale", 3.0),
+    "a namespace": lambda net: setattr(net.space, "scale", 3.0),
     "a function": lambda net: setattr(net, "function", functools.partial(tf.multiply, 5.0)),
     "the activation of a layer": lambda net: setattr(net.low, "activation", tf.nn.elu),
     "the rate of a layer": lambda net: setattr(net.drop, "rate", 0.6),

@@ -302,6 +302,4 @@ def _divide(total: Tensor, count: int) -> Tensor:
         return total
     if isinstance(total, tf.IndexedSlices):
         return tf.IndexedSlices(total.values / count, total.indices, total.dense_shape)
-    if isinstance(total, tf.SparseTensor):
-        return total / count
     return total / count

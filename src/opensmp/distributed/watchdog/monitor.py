@@ -419,7 +419,7 @@ def fail(message: str) -> None:
 
     Example:
         ```python
-        failures.fail("the plan differs from that of rank 0")
+        monitor.fail("the plan differs from that of rank 0")
         ```
     """
     if _watch is not None:

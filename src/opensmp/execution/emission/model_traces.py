@@ -13,7 +13,7 @@ from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.trace import TracedGraph, call_signature
 from opensmp.compiler.trace.variables import is_keras, is_trainable
 from opensmp.execution.context import Prepared
-from opensmp.execution.models.attributes import attributes
+from opensmp.execution.models.attributes import Attributes, attributes
 
 
 class ModelTraces:
@@ -22,7 +22,7 @@ class ModelTraces:
     def __init__(self) -> None:
         self._prepared: dict[Any, Prepared] = {}
         self._programs: dict[Any, Program] = {}
-        self._attributes: dict[int, list[tuple[Any, int]]] = {}
+        self._attributes: dict[int, list[tuple[Attributes, int]]] = {}
 
     def key(self, model: Any, call: Structure) -> tuple[Any, ...]:
         """Cache key of a call: calls with equal keys share one trace of the model.
@@ -31,9 +31,9 @@ class ModelTraces:
         attribute such as `model.temperature` between two calls of the step.
         """
         now, states = attributes(model), self._attributes.setdefault(id(model), [])
-        known = [number for state, number in states if state == now]
-        number = known[0] if known else len(states)
-        if not known:
+        number = next((number for state, number in states if state == now), None)
+        if number is None:
+            number = len(states)
             states.append((now, number))
         return (id(model), call_signature(call), number)
 

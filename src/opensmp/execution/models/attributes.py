@@ -7,9 +7,12 @@ stale. Changes of global variables and of closures are not detected, as with `tf
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
+import collections
 import functools
 import hashlib
+import operator
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -19,83 +22,120 @@ import numpy as np
 
 from opensmp import _private
 
-_DEPTH = 4
 _PLAIN = frozenset({type(None), bool, int, str, bytes})
 _NUMBERS = (float, complex, np.generic)
-_LISTS = (list, tuple)
-_NAMESPACES = (types.ModuleType, type)
-_LIBRARIES = frozenset({"builtins", "keras", "keras_hub", "numpy", "opensmp", "tensorflow"})
+_LISTS = (list, tuple, collections.deque)
+_SETS = (set, frozenset)
+_LIBRARIES = sys.stdlib_module_names | {"keras", "keras_hub", "numpy", "opensmp", "tensorflow"}
+_RECORDS = (types.SimpleNamespace, argparse.Namespace)
+_END = object()
+_MOST_OBJECTS = 4
+"""How many objects deep fields are compared; an application may hang on a model's attribute."""
 
 
-class _Same:
-    """Compares an object by identity, and keeps it alive."""
-
-    __slots__ = ("value",)
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-
-def attributes(model: Any) -> tuple[Any, ...]:
+def attributes(model: Any) -> Attributes:
     """Snapshot of a model's attributes, for comparison with a later one.
 
-    Covers the layers in the model at any depth. Numbers, strings and arrays compare by value;
+    Covers the layers in the model at any depth. Numbers, strings, arrays and sets compare by value;
     lists, dicts and plain objects by their entries; everything else (tensors, variables, layers,
     functions) by identity.
     """
-    return tuple(
-        (_Same(layer), *_entries(vars(layer), 0, _private.BOOKKEEPING))
-        for layer in _private.all_layers(model)
-    )
+    snapshot = Attributes()
+    for layer in _private.all_layers(model):
+        snapshot.add(layer, vars(layer), _private.BOOKKEEPING)
+    return snapshot
 
 
-def _entries(values: Mapping[Any, Any], depth: int, ignored: frozenset[str]) -> tuple[Any, ...]:
-    return tuple(
-        (name, _token(value, depth + 1))
-        for name, value in list(values.items())  # another thread may set one meanwhile
-        if name not in ignored and not str(name).startswith("_smp_")
-    )
+class Attributes:
+    """Values of attributes, one after the other; see `attributes`.
 
+    Two flat lists, as thousands of small objects would keep the garbage collector busy.
+    """
 
-def _token(value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind in _PLAIN:
-        return kind, value
-    if isinstance(value, _NUMBERS):
-        return kind, repr(value)  # nan is not equal to itself
-    if depth > _DEPTH:
-        return _Same(value)
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        digest = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16)
-        return value.shape, value.dtype.str, digest.digest()
-    if isinstance(value, _LISTS):
-        return kind, tuple(_token(each, depth + 1) for each in value)
-    if isinstance(value, Mapping):
-        return kind, _entries(value, depth, frozenset())
-    if isinstance(value, functools.partial):
-        parts = (value.func, value.args, value.keywords)
-        return tuple(_token(each, depth + 1) for each in parts)
-    return _Same(value), *_fields(value, depth)
+    __hash__ = None  # type: ignore[assignment]
 
+    def __init__(self) -> None:
+        self._values: list[Any] = []  # compared by value; classes and ends of dicts are among them
+        self._objects: list[Any] = []  # compared by identity, and kept alive
+        self._seen: set[int] = set()
 
-def _fields(value: Any, depth: int) -> tuple[Any, ...]:
-    """Attributes of an object of a user-defined class; nothing for other objects."""
-    kind: Any = type(value)
-    if _is_opaque(kind) or isinstance(value, _NAMESPACES):
-        return ()
-    if dataclasses.is_dataclass(value):
-        found = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
-    else:
-        found = getattr(value, "__dict__", {})
-    return _entries(found, depth, frozenset())
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Attributes)
+            and self._values == other._values
+            and len(self._objects) == len(other._objects)
+            and all(map(operator.is_, self._objects, other._objects))
+        )
+
+    def add(self, owner: Any, entries: Mapping[Any, Any], ignored: frozenset[str]) -> None:
+        """Adds the attributes of an object, but those of the names `ignored`."""
+        self._objects.append(owner)
+        self._add_entries(entries, 0, ignored)
+
+    def _add_entries(
+        self, entries: Mapping[Any, Any], depth: int, ignored: frozenset[str] = frozenset()
+    ) -> None:
+        """Adds the entries of a dict; `depth` counts the objects around it."""
+        for name, value in list(entries.items()):  # another thread may set one meanwhile
+            if name not in ignored and not str(name).startswith("_smp_"):
+                self._values.append(name)
+                self._add(value, depth)
+        self._values.append(_END)
+
+    def _add(self, value: Any, depth: int) -> None:
+        kind: Any = type(value)
+        self._values.append(kind)
+        if kind in _PLAIN:
+            self._values.append(value)
+        elif isinstance(value, _NUMBERS):
+            self._values.append(repr(value))  # nan is not equal to itself
+        elif id(value) in self._seen:  # again, as in a cycle: its entries have been added
+            self._objects.append(value)
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            data = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).digest()
+            self._values += [value.shape, value.dtype.str, data]
+        elif isinstance(value, _SETS):
+            self._values.append(frozenset(value))
+        else:
+            self._seen.add(id(value))
+            self._add_parts(value, kind, depth)
+
+    def _add_parts(self, value: Any, kind: Any, depth: int) -> None:
+        """Adds what a container or an object consists of."""
+        if isinstance(value, _LISTS):
+            self._values.append(len(value))
+            for each in value:
+                self._add(each, depth)
+        elif isinstance(value, np.ndarray):
+            self._values.append(value.shape)
+            for each in value.flat:
+                self._add(each, depth)
+        elif isinstance(value, Mapping):
+            self._add_entries(value, depth)
+        else:
+            self._objects.append(value)
+            if isinstance(value, functools.partial):
+                for each in (value.func, value.args, value.keywords):
+                    self._add(each, depth)
+            elif depth < _MOST_OBJECTS and not _is_opaque(kind):
+                found = {
+                    name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)
+                }
+                self._add_entries({**found, **getattr(value, "__dict__", {})}, depth + 1)
 
 
 @functools.cache
 def _is_opaque(kind: Any) -> bool:
     """Whether objects of a class compare by identity only: library classes and Keras objects."""
+    if issubclass(kind, _RECORDS):
+        return False
     known = (keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer)
-    return kind.__module__.partition(".")[0] in _LIBRARIES or issubclass(kind, known)
+    opaque = (*known, types.ModuleType, type)
+    return kind.__module__.partition(".")[0] in _LIBRARIES or issubclass(kind, opaque)
+
+
+@functools.cache
+def _slots(kind: Any) -> tuple[str, ...]:
+    """Names of the slots of a class and its bases."""
+    found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    return tuple(name for each in found for name in ([each] if isinstance(each, str) else each))

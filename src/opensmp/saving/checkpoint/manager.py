@@ -69,7 +69,7 @@ class CheckpointManager(tf.train.CheckpointManager):
     Example:
         ```python
         checkpoint = tf.train.Checkpoint(optimizer=optimizer, model=model)
-        manager = smp.CheckpointManager(checkpoint, "/tmp/checkpoints", max_to_keep=5)
+        manager = smp.CheckpointManager(checkpoint, "checkpoints", max_to_keep=5)
         manager.restore()  # the latest one, if there is any
         for inputs in dataset:
             train_step(inputs)
@@ -290,7 +290,7 @@ class CheckpointManager(tf.train.CheckpointManager):
         Example:
             ```python
             manager.restore()
-            manager.restore("/tmp/other/ckpt-7")
+            manager.restore("other/ckpt-7")
             ```
         """
         what = "smp.CheckpointManager.restore"

@@ -45,7 +45,7 @@ def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
 
     Example:
         ```python
-        write_part("/tmp/part-0", [Named("step", "", tf.constant(7))])
+        write_part("part-0", [Named("step", "", tf.constant(7))])
         ```
     """
     if not values:

@@ -32,7 +32,7 @@ class Staging:
         ```python
         staging = Staging()
         entries = staging.take(values)
-        write_bundle("/tmp/part-0", staging.memory, entries)
+        write_bundle("part-0", staging.memory, entries)
         ```
     """
 
