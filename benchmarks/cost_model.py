@@ -33,7 +33,7 @@ import tensorflow as tf
 
 import models
 from opensmp.compiler.costs.graph_costs import trainable_placeholders
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.coarsening.coarsen import coarsen, place
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.unit_graph import Machine
@@ -82,7 +82,7 @@ def stages(case: Case, num_stages: int, machine: Machine, repeats: int) -> list[
     graph = coarsen(traced, machine)
     assignment = np.arange(len(graph)) * num_stages // len(graph)
     plan = Plan(traced.name, num_stages, place(traced, graph, assignment))
-    program = lower(traced, plan, trainable_placeholders(traced))
+    program = Program(traced, plan, trainable_placeholders(traced))
     measured = np.zeros((num_stages, 2))
     for segment in program.segments:
         seconds = segment_seconds(

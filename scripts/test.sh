@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, then runs the tests, two at a time: those that take a few seconds at most, in about eight
+# Sets up, then runs the tests, two at a time: those that take a few seconds at most, in about ten
 # minutes. Arguments go to pytest: `-m "not slow"` for the long tests as well (half an hour), `-m slow`
 # for the sweeps (hours), `-n 0` for one process.
 set -euo pipefail

@@ -31,14 +31,6 @@ RANKS = {
     "": 11,  # opensmp itself, and `python -m opensmp`
 }
 
-# Each exception has its reason; one that is no longer needed fails the tests, too.
-UPWARD: set[tuple[str, str]] = set()
-
-# Groups of modules that import each other while they are imported.
-CIRCLES: list[set[str]] = []
-
-LONG: set[str] = set()
-
 # Python asks for these three at the root, beside the rooms.
 PRESCRIBED = {"__init__.py", "__main__.py", "py.typed"}
 
@@ -137,32 +129,21 @@ def test_rooms_import_only_what_is_below_them():
         f"{FILES[importer].relative_to(SOURCE)} imports {PACKAGE}.{imported}, but "
         f"{room_of(importer)}/ (rank {RANKS[room_of(importer)]}) may only import itself and rooms "
         f"below it, and {room_of(imported)}/ has rank {RANKS[room_of(imported)]}"
-        for importer, imported in sorted(upward - UPWARD)
-    ]
-    faults += [
-        f"opensmp.{importer} does not import opensmp.{imported} any more: take it out of UPWARD"
-        for importer, imported in sorted(UPWARD - upward)
+        for importer, imported in sorted(upward)
     ]
     assert not faults, "\n".join(faults)
 
 
 def test_no_modules_import_each_other_in_a_circle():
     imports = all_imports()
-    found = circles(imports)
     faults = []
-    for circle in found:
-        if circle not in CIRCLES:
-            faults.append(f"{len(circle)} modules import each other in a circle:")
-            faults += [
-                f"  {FILES[each.importer].relative_to(SOURCE)} imports {PACKAGE}.{each.imported}"
-                for each in imports
-                if each.at_import and {each.importer, each.imported} <= circle
-            ]
-    faults += [
-        f"there is no such circle any more, take it out of CIRCLES: {sorted(circle)}"
-        for circle in CIRCLES
-        if circle not in found
-    ]
+    for circle in circles(imports):
+        faults.append(f"{len(circle)} modules import each other in a circle:")
+        faults += [
+            f"  {FILES[each.importer].relative_to(SOURCE)} imports {PACKAGE}.{each.imported}"
+            for each in imports
+            if each.at_import and {each.importer, each.imported} <= circle
+        ]
     assert not faults, "\n".join(faults)
 
 
@@ -187,13 +168,9 @@ def test_files_are_short():
     lengths = {
         module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in FILES.items()
     }
-    long = {module for module, length in lengths.items() if length > MOST_LINES}
     faults = [
-        f"{FILES[module].relative_to(SOURCE)} has {lengths[module]} lines, and may have "
-        f"{MOST_LINES}"
-        for module in sorted(long - LONG)
-    ]
-    faults += [
-        f"opensmp.{module} is short enough: take it out of LONG" for module in sorted(LONG - long)
+        f"{FILES[module].relative_to(SOURCE)} has {length} lines, and may have {MOST_LINES}"
+        for module, length in sorted(lengths.items())
+        if length > MOST_LINES
     ]
     assert not faults, "\n".join(faults)

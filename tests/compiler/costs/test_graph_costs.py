@@ -11,7 +11,7 @@ from zoo.models import ZOO, by_size
 
 from opensmp.compiler.costs.graph_costs import defaulted_types, graph_costs, trainable_placeholders
 from opensmp.compiler.costs.op_costs import ALIASES
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import trace
 
@@ -236,7 +236,7 @@ def list_size(handle):
 def true_residual_bytes(graph):
     """What the backward function of the whole model reads, but for weights and gradients."""
     plan = Plan("all", 1, {op.name: 0 for op in graph.operations if op not in graph.sources})
-    program = lower(graph, plan, trainable_placeholders(graph))
+    program = Program(graph, plan, trainable_placeholders(graph))
     weights = {id(v.placeholder) for v in graph.variables}
     kept, listed = {}, 0
     for segment in program.segments:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from small import in_partition, planned, run_forward, types, values_of
 
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.errors import StepError
 
 X = tf.constant([[1.0, 2.0, 3.0]])
@@ -28,7 +28,7 @@ def two(layers):
 
 def test_forward_functions_in_turn_compute_the_model(layers, two):
     traced, plan = two
-    program = lower(traced, plan)
+    program = Program(traced, plan)
     values = run_forward(program, values_of(traced, X))
     expected = layers[1](layers[0](X))
     # The weights are random: a sum near zero keeps the rounding of its larger terms.
@@ -39,7 +39,7 @@ def test_forward_functions_in_turn_compute_the_model(layers, two):
 def test_backward_functions_in_turn_compute_the_gradients(layers, two):
     traced, plan = two
     variables = [v.placeholder for v in traced.variables]
-    program = lower(traced, plan, required=variables)
+    program = Program(traced, plan, required=variables)
     values = run_forward(program, values_of(traced, X))
     upstream = {id(traced.outputs[0]): tf.ones([1, 2])}
     found = {}
@@ -59,7 +59,7 @@ def test_backward_functions_in_turn_compute_the_gradients(layers, two):
 
 def test_a_backward_pass_reads_only_what_it_needs(two):
     traced, plan = two
-    program = lower(traced, plan, required=[v.placeholder for v in traced.variables])
+    program = Program(traced, plan, required=[v.placeholder for v in traced.variables])
     first, second = program.segments
     backward = program.backward(second, second.outputs)
     assert "BiasAdd" not in types(backward.function)  # the result itself is not needed
@@ -69,7 +69,7 @@ def test_a_backward_pass_reads_only_what_it_needs(two):
 def test_a_frozen_segment_has_no_backward_pass_and_sends_no_gradient(two):
     traced, plan = two
     last = [v.placeholder for v in traced.variables[2:]]
-    program = lower(traced, plan, required=last)
+    program = Program(traced, plan, required=last)
     first, second = program.segments
     assert program.backward(first, first.outputs) is None
     assert not program.is_required(second.inputs[0])
@@ -82,7 +82,7 @@ def test_outputs_without_a_gradient_are_left_out_of_the_backward_pass(layers):
         return in_partition(0, tf.tanh, y), in_partition(0, tf.exp, y)
 
     traced, plan = planned(call, X, partitions=1)
-    program = lower(traced, plan, required=[v.placeholder for v in traced.variables])
+    program = Program(traced, plan, required=[v.placeholder for v in traced.variables])
     (segment,) = program.segments
     both = program.backward(segment, segment.outputs)
     one = program.backward(segment, segment.outputs[:1])
@@ -94,7 +94,7 @@ def test_outputs_without_a_gradient_are_left_out_of_the_backward_pass(layers):
 
 def test_late_gradients_run_the_forward_pass_again(layers, two):
     traced, plan = two
-    program = lower(
+    program = Program(
         traced, plan, required=[v.placeholder for v in traced.variables], optional=traced.inputs
     )
     first, _ = program.segments
@@ -112,7 +112,7 @@ def test_late_gradients_run_the_forward_pass_again(layers, two):
 
 def test_random_numbers_are_not_drawn_a_second_time():
     traced, plan = planned(lambda x: tf.square(x * tf.random.normal([3])), X, partitions=1)
-    program = lower(traced, plan, optional=traced.inputs)
+    program = Program(traced, plan, optional=traced.inputs)
     (segment,) = program.segments
     with pytest.raises(StepError) as caught:
         program.recompute(segment, segment.outputs)
@@ -129,12 +129,12 @@ def test_a_side_effect_adds_a_result_to_the_forward_function():
         return x + 1.0
 
     traced, plan = planned(call, X, partitions=1)
-    program = lower(traced, plan)
+    program = Program(traced, plan)
     (segment,) = program.segments
     assert len(program.forward(segment).function.outputs) == len(segment.outputs) + 1
 
 
 def test_a_program_is_printed_as_its_plan_and_segments(two):
-    lines = str(lower(*two)).split("\n")
+    lines = str(Program(*two)).split("\n")
     assert "segment 0 (partition 0)" in lines[-2]
     assert "segment 1 (partition 1)" in lines[-1]

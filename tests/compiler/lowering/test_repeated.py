@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from opensmp.compiler.lowering.program import Program, lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import trace
 
@@ -31,7 +31,7 @@ def lowered(model: keras.Model) -> Program:
     """The model in one partition, with gradients for its variables."""
     traced = trace(model, (IMAGES,), {}, name="model")
     plan = Plan("model", 1, {op.name: 0 for op in traced.operations})
-    return lower(traced, plan, [v.placeholder for v in traced.variables])
+    return Program(traced, plan, [v.placeholder for v in traced.variables])
 
 
 def types(function: Any) -> list[str]:

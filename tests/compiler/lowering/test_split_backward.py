@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 from small import in_partition, planned, run_forward, values_of
 
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 
 X = tf.random.stateless_normal([5, 3], seed=[1, 2])
 
@@ -13,7 +13,7 @@ X = tf.random.stateless_normal([5, 3], seed=[1, 2])
 def lowered(model, split):
     traced, plan = planned(model, X)
     required = [v.placeholder for v in traced.variables]
-    return traced, lower(traced, plan, required=required, split_backward=split)
+    return traced, Program(traced, plan, required=required, split_backward=split)
 
 
 def dense_pair():

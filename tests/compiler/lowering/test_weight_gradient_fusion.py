@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from small import in_partition, planned, run_forward, types, values_of
 
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 
 NUM_MICROBATCHES = 3
 ROWS = 2
@@ -19,7 +19,7 @@ def parts(x):
 def lowered(model, x):
     traced, plan = planned(model, parts(x)[0])
     variables = [v.placeholder for v in traced.variables]
-    return traced, lower(traced, plan, required=variables, split_backward=True, joins=True)
+    return traced, Program(traced, plan, required=variables, split_backward=True, joins=True)
 
 
 def second_half(program, traced, x, segment):

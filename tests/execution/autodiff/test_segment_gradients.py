@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from small import in_partition, planned
 
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.errors import StepError
 from opensmp.execution.autodiff.segment_gradients import LateGradient, differentiable_call
 from opensmp.execution.emission.emit_call import emit_call
@@ -34,7 +34,7 @@ class Emitted:
         chosen = [
             [leaf for kind in kinds for leaf in leaves[kind]] for kinds in (required, optional)
         ]
-        self.program = lower(traced, plan, *chosen)
+        self.program = Program(traced, plan, *chosen)
         (self.segment,) = self.program.segments
         self.variables = {id(v.placeholder): v.variable for v in traced.variables}
         self.kinds: list[str] = []

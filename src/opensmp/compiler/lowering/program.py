@@ -270,17 +270,3 @@ class Program:
                 "Compute the gradient with tf.GradientTape and tape.watch(...), or draw with "
                 "keras.random and a seed generator."
             )
-
-
-def lower(
-    traced: TracedGraph,
-    plan: Plan,
-    required: Collection[Tensor] = (),
-    optional: Collection[Tensor] = (),
-    units: bool = True,
-    split_backward: bool = False,
-    joins: bool = False,
-    checks_finite: bool = False,
-) -> Program:
-    """Lowers a planned model to functions; see `Program`."""
-    return Program(traced, plan, required, optional, units, split_backward, joins, checks_finite)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.base.types import Gradient, Op, Tensor
 from opensmp.compiler.lowering.passes import Backward, Pass
-from opensmp.compiler.lowering.program import Program, lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.schedule.actions import Action, Schedule
@@ -212,7 +212,7 @@ class Pipeline:
         required, optional = self._leaves(traced, values, training)
 
         def make() -> Program:
-            return lower(
+            return Program(
                 traced,
                 plan,
                 required,

@@ -22,7 +22,7 @@ from opensmp.base.strict_json import parse_json
 from opensmp.base.types import Tensor
 from opensmp.compiler.costs.graph_costs import UNKNOWN_SIZE, trainable_placeholders
 from opensmp.compiler.costs.op_graph import Wiring
-from opensmp.compiler.lowering.program import lower
+from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.coarsening.coarsen import place
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.serialization.checked_fields import check_machine
@@ -255,7 +255,7 @@ def _measure_units(
     unknown_size: int,
 ) -> list[tuple[float, float] | None]:
     plan = Plan(traced.name, max(len(graph), 1), place(traced, graph, np.arange(len(graph))))
-    program = lower(traced, plan, required)
+    program = Program(traced, plan, required)
     seconds: list[tuple[float, float] | None] = [(0.0, 0.0)] * len(graph)
     with tf.device(device):
         for segment in program.segments:
