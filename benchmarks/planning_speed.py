@@ -143,7 +143,7 @@ def traced_step(
             (partitioning, "trace", "trace"),
             (partitioning.Partitioning, "_plan", "plan"),
             (partitioning, "place", "variables"),
-            (pipeline, "lower", "lower"),
+            (Program, "__init__", "lower"),
             (Program, "backward", "lower"),
             (Program, "recompute", "lower"),
             (pipeline, "task_graph", "schedule"),

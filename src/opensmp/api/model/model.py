@@ -39,7 +39,9 @@ from opensmp.training.callbacks.rank_zero import everywhere
 from opensmp.training.trainer import Trainer
 
 _STATE = "_smp_partitioning"
-_FUNCTION = "_smp_function"
+_FUNCTIONS = "_smp_functions"
+_MOST_FUNCTIONS = 4
+"""Inference functions kept for states of the attributes, such as two adapters used in turn."""
 
 
 class _NoPlanYet(PlanError, AttributeError):
@@ -237,19 +239,21 @@ class DistributedModel(Trainer, keras.Model):
         here = world.current(f"calling the DistributedModel '{self.name}'")
         if not tf.executing_eagerly():
             return self._smp_forward(here, args, kwargs)
-        known, function = self.__dict__.get(_FUNCTION, (None, None))
+        functions = self.__dict__.setdefault(_FUNCTIONS, [])  # those used last come first
         made_for = self._smp_made_for(here)
-        if known != made_for:
+        function = next((each for known, each in functions if known == made_for), None)
+        if function is None:
 
             def forward(args: Any, kwargs: Any) -> Any:
                 return self._smp_forward(here, args, kwargs)
 
             function = tf.function(forward, autograph=False, reduce_retracing=True)
-        assert function is not None
         traces = function.experimental_get_tracing_count()
         outputs, losses = function(args, kwargs)
         if function.experimental_get_tracing_count() != traces:  # read again: attributes may differ
-            self.__dict__[_FUNCTION] = (self._smp_made_for(here), function)
+            made_for = self._smp_made_for(here)
+        others = [each for each in functions if each[1] is not function and each[0][0] is here]
+        self.__dict__[_FUNCTIONS] = [(made_for, function), *others[: _MOST_FUNCTIONS - 1]]
         return outputs, list(losses)
 
     def _smp_made_for(self, here: world.World) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ stale. Changes of global variables and of closures are not detected, as with `tf
 from __future__ import annotations
 
 import argparse
+import array
 import collections
 import functools
 import hashlib
@@ -26,10 +27,11 @@ _PLAIN = frozenset({type(None), bool, int, str, bytes})
 _NUMBERS = (float, complex, np.generic)
 _LISTS = (list, tuple, collections.deque)
 _SETS = (set, frozenset)
+_BYTES = (bytearray, array.array)
 _LIBRARIES = sys.stdlib_module_names | {"keras", "keras_hub", "numpy", "opensmp", "tensorflow"}
 _RECORDS = (types.SimpleNamespace, argparse.Namespace)
 _END = object()
-_MOST_OBJECTS = 4
+_MOST_OBJECTS = 16
 """How many objects deep fields are compared; an application may hang on a model's attribute."""
 
 
@@ -71,6 +73,7 @@ class Attributes:
         """Adds the attributes of an object, but those of the names `ignored`."""
         self._objects.append(owner)
         self._add_entries(entries, 0, ignored)
+        self._add_classes(type(owner), 0)
 
     def _add_entries(
         self, entries: Mapping[Any, Any], depth: int, ignored: frozenset[str] = frozenset()
@@ -91,17 +94,25 @@ class Attributes:
             self._values.append(repr(value))  # nan is not equal to itself
         elif id(value) in self._seen:  # again, as in a cycle: its entries have been added
             self._objects.append(value)
+        elif isinstance(value, type):
+            self._objects.append(value)
+            self._add_classes(value, depth)
         elif isinstance(value, np.ndarray) and value.dtype != object:
-            data = hashlib.blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).digest()
-            self._values += [value.shape, value.dtype.str, data]
+            data: Any = np.ascontiguousarray(value).view(np.uint8)
+            digest = hashlib.blake2b(data, digest_size=16).digest()
+            self._values += [value.shape, value.dtype.str, digest]
         elif isinstance(value, _SETS):
             self._values.append(frozenset(value))
+        elif isinstance(value, _BYTES):
+            self._values.append(bytes(value))
         else:
             self._seen.add(id(value))
-            self._add_parts(value, kind, depth)
+            self._add_parts(value, depth)
+            if depth < _MOST_OBJECTS and not _is_opaque(kind):
+                self._add_fields(value, depth + 1)
 
-    def _add_parts(self, value: Any, kind: Any, depth: int) -> None:
-        """Adds what a container or an object consists of."""
+    def _add_parts(self, value: Any, depth: int) -> None:
+        """Adds what a container consists of; else the object itself, and what it is bound to."""
         if isinstance(value, _LISTS):
             self._values.append(len(value))
             for each in value:
@@ -117,11 +128,27 @@ class Attributes:
             if isinstance(value, functools.partial):
                 for each in (value.func, value.args, value.keywords):
                     self._add(each, depth)
-            elif depth < _MOST_OBJECTS and not _is_opaque(kind):
-                found = {
-                    name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)
-                }
-                self._add_entries({**found, **getattr(value, "__dict__", {})}, depth + 1)
+            elif isinstance(value, types.MethodType):
+                self._add(value.__self__, depth)
+
+    def _add_fields(self, value: Any, depth: int) -> None:
+        """Adds the attributes of an object of a user-defined class, and of its class."""
+        kind: Any = type(value)
+        slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+        self._add_entries({**slots, **getattr(value, "__dict__", {})}, depth)
+        self._add_classes(kind, depth)
+
+    def _add_classes(self, kind: type, depth: int) -> None:
+        """Adds the attributes of user-defined classes among a class and its bases."""
+        for base in kind.__mro__:
+            if not _is_of_library(base) and id(base) not in self._seen:
+                self._seen.add(id(base))
+                self._add_entries(vars(base), depth)
+
+
+@functools.cache
+def _is_of_library(kind: Any) -> bool:
+    return kind.__module__.partition(".")[0] in _LIBRARIES
 
 
 @functools.cache
@@ -130,8 +157,7 @@ def _is_opaque(kind: Any) -> bool:
     if issubclass(kind, _RECORDS):
         return False
     known = (keras.layers.Layer, keras.Variable, keras.metrics.Metric, keras.optimizers.Optimizer)
-    opaque = (*known, types.ModuleType, type)
-    return kind.__module__.partition(".")[0] in _LIBRARIES or issubclass(kind, opaque)
+    return _is_of_library(kind) or issubclass(kind, (*known, types.ModuleType, type))
 
 
 @functools.cache
