@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from opensmp.compiler.lowering.finite_flags import finite_flags
+from opensmp.compiler.lowering import finite_flags as module
 
+finite_flags = tf.function(module.finite_flags, reduce_retracing=True)
 DTYPES = [tf.float16, tf.bfloat16, tf.float32, tf.float64]
 
 

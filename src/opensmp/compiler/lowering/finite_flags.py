@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.base.types import Tensor
+from opensmp.compiler.lowering.finite_cover import tensors_to_read
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.trace.trace import TracedGraph
+
+_MODERATE = 1e36
+"""With norms below its root, sums and products of two tensors are far below the largest float32."""
+
+_FEW = 4096
+"""Tensors of fewer elements are concatenated, as an operation for each would take longer."""
 
 _CHECKED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.complex128)
 
@@ -85,12 +92,49 @@ def layer_paths(traced: TracedGraph) -> list[str]:
 def finite_flags(tensors: Sequence[Tensor]) -> Tensor:
     """Returns for each tensor whether it is finite, as a bool tensor of shape `[len(tensors)]`.
 
+    Reads as little as possible: if the norms of `tensors_to_read` are moderate, all are finite.
+    Otherwise, and for few tensors, each is read, see `_flags_of_each`.
+    """
+    if not tensors:
+        return tf.zeros([0], tf.bool)
+    read = tensors_to_read(tensors)
+    if len(tensors) < 3 and len(read) == len(tensors):
+        return _flags_of_each(tensors)
+    return tf.cond(
+        _sum_of_squares(read) < _MODERATE,
+        lambda: tf.ones([len(tensors)], tf.bool),
+        lambda: _flags_of_each(tensors),
+    )
+
+
+def _sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns half the sum of the squares of all elements, in float32; nan or inf if one is."""
+    squares: list[Tensor] = []
+    few: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.dtype.is_complex:
+            squares.append(tf.cast(tf.abs(tf.reduce_sum(tensor)), tf.float32))
+        elif (tensor.shape.num_elements() or _FEW) < _FEW:
+            few.setdefault(tensor.dtype, []).append(tf.reshape(tensor, [-1]))
+        else:
+            squares.append(_square(tensor))
+    squares += [_square(tf.concat(each, 0)) for each in few.values()]
+    return tf.add_n(squares)
+
+
+def _square(tensor: Tensor) -> Tensor:
+    if tensor.dtype in (tf.float16, tf.bfloat16):
+        tensor = tf.cast(tensor, tf.float32)
+    return tf.cast(tf.nn.l2_loss(tensor), tf.float32)
+
+
+def _flags_of_each(tensors: Sequence[Tensor]) -> Tensor:
+    """Returns the flags of `finite_flags` by the sum of each tensor's elements.
+
     A tensor counts as finite if the sum of its elements is. That reads the tensor once and
     allocates no tensor of its size; half precision is summed in float32. Finite elements whose sum
     overflows (from about 1e30 in float32) count as not finite.
     """
-    if not tensors:
-        return tf.zeros([0], tf.bool)
     by_dtype: dict[Any, list[int]] = {}
     sums: list[Tensor] = []
     for tensor in tensors:

@@ -38,11 +38,19 @@ class Product:
         Per microbatch, concatenation copies the factors, and accumulation writes the product and
         reads it again. The margin of two accounts for the memory that factors occupy until then.
         """
+        return self._factors_are_smaller(times=2)
+
+    @property
+    def is_worth_bounding(self) -> bool:
+        """Whether reading the factors is cheaper than reading the product."""
+        return self._factors_are_smaller(times=1)
+
+    def _factors_are_smaller(self, times: int) -> bool:
         shapes = [t.shape for t in (*self.factors, self.operations[0].outputs[0])]
         if not all(shape.is_fully_defined() for shape in shapes):
             return False
         left, right, product = (int(shape.num_elements()) for shape in shapes)
-        return 2 * (left + right) <= product
+        return times * (left + right) <= product
 
 
 def product_of(gradient: Tensor, stop: Collection[int]) -> Product | None:

@@ -34,13 +34,16 @@ class Backward:
     """A backward pass of a segment, or one half of a split one.
 
     Attributes:
-        function: Takes `feeds`; returns the tensors of `gradient.flat`, then `handed`.
+        function: Takes `feeds`; returns the tensors of `gradient.flat`, then `handed`, then finite
+            flags if there are tensors in `looked_at`.
         feeds: The segment's inputs, variables, outputs, residuals and upstream gradients that the
             function reads; for a second half also tensors that the first half `handed` on.
         gradient: The gradients that it computes.
         handed: Tensors that it passes to `weights`.
         weights: The second half, which computes the gradients of the variables; None if this pass
             computes all gradients.
+        looked_at: Tensors that the flags describe: upstream gradients from the loss, and gradients;
+            empty unless checks were requested.
     """
 
     function: ConcreteFunction
@@ -48,6 +51,7 @@ class Backward:
     gradient: SegmentGradient
     handed: tuple[Tensor, ...] = ()
     weights: Backward | None = None
+    looked_at: tuple[Tensor, ...] = ()
 
 
 Pass = Forward | Backward

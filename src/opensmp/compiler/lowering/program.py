@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+import tensorflow as tf
+
 from opensmp import _private
-from opensmp.base.types import ConcreteFunction, Tensor
+from opensmp.base.types import ConcreteFunction, Gradient, Tensor
 from opensmp.compiler.lowering.extraction import Extractor, needed
-from opensmp.compiler.lowering.finite_flags import activations
+from opensmp.compiler.lowering.finite_flags import activations, is_checked
 from opensmp.compiler.lowering.gradients import (
     SegmentGradient,
     differentiate,
@@ -163,7 +165,7 @@ class Program:
         if backward not in self._open:
             fetches = (*backward.gradient.flat, *backward.handed)
             self._open[backward] = self._extractor.function(
-                "open", backward.feeds, fetches, is_open=True
+                "open", backward.feeds, fetches, is_open=True, looked_at=backward.looked_at
             )
         return self._open[backward]
 
@@ -252,8 +254,18 @@ class Program:
         operations = needed([t.op for t in fetches if id(t) not in stop], stop, lambda op: False)
         read = {id(t) for op in operations for t in op.inputs} | {id(t) for t in fetches}
         used = tuple(t for t in feeds if id(t) in read)
-        function = self._extractor.function(f"{kind}{segment.index}", used, fetches)
-        return Backward(function, used, gradient, handed, weights)
+        from_loss = [] if kind == "W" else self._from_loss(gradient, used)
+        looked_at = _checked((*from_loss, *gradient.gradients)) if self._checks_finite else ()
+        function = self._extractor.function(
+            f"{kind}{segment.index}", used, fetches, looked_at=looked_at
+        )
+        return Backward(function, used, gradient, handed, weights, looked_at)
+
+    def _from_loss(self, gradient: SegmentGradient, feeds: Sequence[Tensor]) -> list[Tensor]:
+        """The upstream gradients of the model's results that a pass reads."""
+        results, read = {id(t) for t in self.traced.results}, {id(t) for t in feeds}
+        pairs = zip(gradient.outputs, gradient.upstream, strict=True)
+        return [up for out, up in pairs if id(out) in results and id(up) in read]
 
     def _refuse_second_draw(
         self, segment: Segment, gradient: SegmentGradient, feeds: Sequence[Tensor]
@@ -270,3 +282,9 @@ class Program:
                 "Compute the gradient with tf.GradientTape and tape.watch(...), or draw with "
                 "keras.random and a seed generator."
             )
+
+
+def _checked(gradients: Sequence[Gradient | None]) -> tuple[Tensor, ...]:
+    """The tensors of gradients that may be not finite."""
+    values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+    return tuple(t for t in values if t is not None and is_checked(t))

@@ -1,9 +1,10 @@
 """Finds the first non-finite value of a step, for `check_finite`.
 
-Forward calls return a flag per layer activation that says whether it is finite; operations next to
-the backward calls compute the flags of gradients. At the end of a run, before results are returned
-or state is assigned, a Python callback reads the flags and raises an error for the first false one
-in schedule order. Each process of a replica receives all flags, so that all raise the same error.
+Calls return a flag per layer activation or gradient that says whether it is finite; operations next
+to calls for several microbatches compute the flags of theirs. At the end of a run, before results
+are returned or state is assigned, a Python callback reads the flags and raises an error for the
+first false one in schedule order. Each process of a replica receives all flags, so that all raise
+the same error.
 """
 
 from __future__ import annotations
@@ -21,12 +22,10 @@ from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.finite_flags import (
     activation_name,
     finite_flags,
-    is_checked,
     layer_paths,
 )
 from opensmp.compiler.lowering.passes import Backward, Forward, Pass
 from opensmp.compiler.lowering.program import Program
-from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.schedule.actions import Action, Schedule
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.trace.trace import TracedGraph
@@ -63,21 +62,28 @@ def checking() -> Iterator[None]:
         _calls_for -= 1
 
 
+_Order = tuple[int, int]
+
+
 class _Call(NamedTuple):
     """The values to check of an emitted call.
 
     Attributes:
         names: Descriptions of the values.
+        order: For each value its place among those of the call: the first is named first.
         flags: For each value whether it is finite; None if they have yet to be computed from
             `tensors`.
-        tensors: The gradients to check, and the upstream gradients from the loss.
+        tensors: Gradients of several microbatches to check.
         microbatches: The microbatches that the call computes.
+        is_backward: Whether the values are gradients.
     """
 
     names: Sequence[str]
+    order: Sequence[_Order]
     flags: Tensor | None
     tensors: Sequence[Tensor]
     microbatches: tuple[int, ...]
+    is_backward: bool
 
 
 class Place(NamedTuple):
@@ -88,6 +94,7 @@ class Place(NamedTuple):
         action: The action of the call that computes it.
         partition: The partition of the call.
         microbatches: The microbatches that it belongs to.
+        order: Its place among the values of the call.
         rank: The rank of the process; None if there is only one process.
     """
 
@@ -95,6 +102,7 @@ class Place(NamedTuple):
     action: Action
     partition: int
     microbatches: tuple[int, ...]
+    order: _Order
     rank: int | None = None
 
     def __str__(self) -> str:
@@ -125,21 +133,19 @@ class FiniteChecks:
         self,
         action: Action,
         program: Program,
-        segment: Segment,
         what: Pass,
-        args: Sequence[Tensor],
         results: list[Tensor],
     ) -> None:
-        """Records an emitted call; pops the flags of a forward pass off `results`."""
+        """Records an emitted call; pops its flags off `results`."""
         own = (action.microbatch,)
         if isinstance(what, Forward):
             if what.activations:
-                flags, names = results.pop(), [each.name for each in what.activations]
-                self._calls[action] = _Call(names, flags, (), own)
-            return
-        found = [] if action.kind == "W" else self._from_loss(program, segment, what, args)
-        found += self._gradients(program, what, results)
-        self._note_gradients(action, found, own)
+                names = [each.name for each in what.activations]
+                order = [(0, i) for i in range(len(names))]
+                self._calls[action] = _Call(names, order, results.pop(), (), own, False)
+        elif what.looked_at:
+            names, order = self._describe(program, what, what.looked_at)
+            self._calls[action] = _Call(names, order, results.pop(), (), own, True)
 
     def join(
         self,
@@ -150,44 +156,33 @@ class FiniteChecks:
         microbatches: tuple[int, ...],
     ) -> None:
         """Records a call that computes the gradients of several microbatches."""
-        self._note_gradients(action, self._gradients(program, weights, results), microbatches)
+        number = {id(t): i for i, t in enumerate(weights.gradient.flat)}
+        checked = [t for t in weights.looked_at if id(t) in number]
+        tensors = [results[number[id(t)]] for t in checked]
+        if checked:
+            names, order = self._describe(program, weights, checked)
+            self._calls[action] = _Call(names, order, None, tensors, microbatches, True)
 
-    def _note_gradients(
-        self, action: Action, found: Sequence[tuple[str, Tensor]], microbatches: tuple[int, ...]
-    ) -> None:
-        if found:
-            names, tensors = zip(*found, strict=True)
-            self._calls[action] = _Call(names, None, tensors, microbatches)
-
-    def _from_loss(
-        self, program: Program, segment: Segment, what: Backward, args: Sequence[Tensor]
-    ) -> list[tuple[str, Tensor]]:
-        """Upstream gradients of the model's results, computed by the loss outside of the model."""
-        returned = {id(t) for t in program.traced.results}
-        value = {id(t): arg for t, arg in zip(what.feeds, args, strict=True)}
-        pairs = zip(what.gradient.outputs, what.gradient.upstream, strict=True)
-        model = program.traced.name
-        name = f"the gradient of the loss with respect to an output of model '{model}'"
-        return [
-            (name, value[id(upstream)])
-            for output, upstream in pairs
-            if id(output) in returned and id(upstream) in value and is_checked(upstream)
-        ]
-
-    def _gradients(
-        self, program: Program, what: Backward, results: Sequence[Tensor]
-    ) -> list[tuple[str, Tensor]]:
-        """The gradients that a backward pass returns, the last layer's first."""
+    def _describe(
+        self, program: Program, what: Backward, tensors: Sequence[Tensor]
+    ) -> tuple[list[str], list[_Order]]:
+        """Descriptions of a pass's upstream gradients and gradients, and their backward order."""
         if id(program) not in self._names:
             self._names[id(program)] = (program.traced, _Names(program.traced))
         names = self._names[id(program)][1]
-        found = []
-        packed = what.gradient.pack(results[: len(what.gradient.flat)])
-        for wrt, gradient in zip(what.gradient.wrt, packed, strict=True):
+        model = program.traced.name
+        described = {
+            id(upstream): (
+                f"the gradient of the loss with respect to an output of model '{model}'",
+                (-1, 0),
+            )
+            for upstream in what.gradient.upstream
+        }
+        for wrt, gradient in zip(what.gradient.wrt, what.gradient.gradients, strict=True):
             values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-            if values is not None and is_checked(values):
-                found.append((names.order(wrt), names.of(wrt), values))
-        return [(name, values) for _, name, values in sorted(found, key=lambda each: each[0])]
+            described.setdefault(id(values), (names.of(wrt), names.order(wrt)))
+        found = [described[id(t)] for t in tensors]
+        return [name for name, _ in found], [order for _, order in found]
 
     # ------------------------------------------------------------------------ when all are there
 
@@ -204,7 +199,7 @@ class FiniteChecks:
         places: dict[int, list[Place]] = {}
         for action, call in self._calls.items():
             task = tasks.get(action)
-            if task is None or task.last not in running or (scaled and call.flags is None):
+            if task is None or task.last not in running or (scaled and call.is_backward):
                 continue
             partition = task.partition
             with tf.control_dependencies(None), tf.device(device(partition)):
@@ -214,7 +209,8 @@ class FiniteChecks:
             if self._world.size > 1:
                 rank = self._world.mp_group[self._world.owner(partition)]
             places.setdefault(partition, []).extend(
-                Place(name, action, partition, call.microbatches, rank) for name in call.names
+                Place(name, action, partition, call.microbatches, order, rank)
+                for name, order in zip(call.names, call.order, strict=True)
             )
         packed = []
         for partition in sorted(parts):
@@ -233,7 +229,9 @@ class FiniteChecks:
         assert schedule.graph is not None
         start = simulate(schedule, schedule.graph).start
         places = self._places
-        order = sorted(range(len(places)), key=lambda i: (start[places[i].action], i))
+        order = sorted(
+            range(len(places)), key=lambda i: (start[places[i].action], places[i].order, i)
+        )
         runs, name = 0, step.removeprefix("smp_step_")
 
         def raise_if_bad(each: Any) -> Any:

@@ -253,7 +253,7 @@ class Pipeline:
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
             if self._checks is not None:
-                self._checks.note(action, program, segment, what, args, results)
+                self._checks.note(action, program, what, results)
             if kind == "W":
                 assert isinstance(what, Backward)
                 self._second_halves[action] = WeightGradientPass(
