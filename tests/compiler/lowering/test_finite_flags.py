@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from opensmp.compiler.lowering import finite_flags as module
+from opensmp.execution.emission.emit_call import emit_call, has_control_flow
 
 finite_flags = tf.function(module.finite_flags, reduce_retracing=True)
 DTYPES = [tf.float16, tf.bfloat16, tf.float32, tf.float64]
@@ -39,3 +40,19 @@ def test_half_precision_is_added_up_in_float32():
 
 def test_no_tensors_give_no_flags():
     assert finite_flags([]).shape == [0]
+
+
+def test_a_function_with_flags_can_run_in_one_thread():
+    def body(x):
+        return [x * 2.0, module.finite_flags([x, tf.nn.relu(x), tf.exp(x)])]
+
+    called = tf.function(body).get_concrete_function(tf.TensorSpec([3]))
+    assert not has_control_flow(called)
+
+    @tf.function
+    def run(x):
+        return emit_call(called, [x], "call", one_thread=True)[1]
+
+    for _ in range(2):
+        assert run(tf.constant([1.0, 2.0, 3.0]))[1].numpy().tolist() == [True] * 3
+        assert run(tf.constant([1.0, 2.0, 300.0]))[1].numpy().tolist() == [True, True, False]

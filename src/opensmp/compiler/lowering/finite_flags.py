@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from opensmp.base.types import Tensor
+from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.finite_cover import tensors_to_read
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.trace.trace import TracedGraph
@@ -100,11 +100,22 @@ def finite_flags(tensors: Sequence[Tensor]) -> Tensor:
     read = tensors_to_read(tensors)
     if len(tensors) < 3 and len(read) == len(tensors):
         return _flags_of_each(tensors)
-    return tf.cond(
-        _sum_of_squares(read) < _MODERATE,
-        lambda: tf.ones([len(tensors)], tf.bool),
-        lambda: _flags_of_each(tensors),
+    # Not tf.cond, whose branches TensorFlow makes part of the graph: a function with such branches
+    # cannot run in a single thread.
+    specs = [tf.TensorSpec(t.shape, t.dtype) for t in tensors]
+    (flags,) = tf.raw_ops.StatelessIf(
+        cond=_sum_of_squares(read) < _MODERATE,
+        input=list(tensors),
+        Tout=[tf.bool],
+        then_branch=_function(lambda *given: tf.ones([len(given)], tf.bool), specs),
+        else_branch=_function(lambda *given: _flags_of_each(given), specs),
+        output_shapes=[[len(tensors)]],
     )
+    return flags
+
+
+def _function(body: Callable[..., Tensor], specs: Sequence[tf.TensorSpec]) -> ConcreteFunction:
+    return tf.function(body, autograph=False).get_concrete_function(*specs)
 
 
 def _sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:

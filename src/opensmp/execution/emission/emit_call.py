@@ -19,12 +19,13 @@ _with_control_flow: weakref.WeakKeyDictionary[ConcreteFunction, bool] = weakref.
 
 
 def has_control_flow(function: ConcreteFunction) -> bool:
-    """Whether a function, or a function that it calls, contains a loop or branch."""
+    """Whether TensorFlow makes loops or branches part of a function, or of one that it calls."""
     if function not in _with_control_flow:  # queried for each microbatch, and costly to compute
         graph = function.graph.as_graph_def()
         nodes = (node for part in graph.library.function for node in part.node_def)
         _with_control_flow[function] = any(
-            node.op in LOOPS | BRANCHES for node in (*graph.node, *nodes)
+            node.op in LOOPS | BRANCHES and node.attr["_lower_using_switch_merge"].b
+            for node in (*graph.node, *nodes)
         )
     return _with_control_flow[function]
 
