@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opensmp.config import Config
+from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ConfigError, SmpError
 
 
@@ -129,7 +130,7 @@ def test_text_is_one_line_with_every_key():
 @given(
     partitions=st.integers(1, 8),
     microbatches=st.integers(1, 32),
-    pipeline=st.sampled_from(["interleaved", "simple", "zero_bubble"]),
+    pipeline=st.sampled_from(sorted(PIPELINES)),
     auto_partition=st.booleans(),
     devices=st.sampled_from([None, "cpu", "gpu"]),
 )

@@ -29,12 +29,13 @@ from hypothesis import strategies as st
 from opensmp.api.init import _flags
 from opensmp.config import ENVIRONMENT_PREFIX, SERVICE_VARIABLE, Config
 from opensmp.config.kinds import KINDS
+from opensmp.config.pipelines import PIPELINES
 from opensmp.config.sources import ALIASES
 
 RIGHT: dict[str, tuple[Any, ...]] = {
     "partitions": (1, 2, 3, 4, 6),
     "microbatches": (1, 2, 4, 8),
-    "pipeline": ("interleaved", "simple", "zero_bubble"),
+    "pipeline": tuple(sorted(PIPELINES)),
     "optimize": ("memory", "speed"),
     "placement_strategy": ("cluster", "spread"),
     "auto_partition": (True, False),

@@ -12,6 +12,8 @@ from parity.bounds import Bound
 from parity.case import Case, Parts, StepFunction, vectors
 from parity.layout import Layout, Maker, with_policy
 
+from opensmp.config.pipelines import PIPELINES
+
 Tensor = Any
 WIDTH, MOST = 4, 12
 NUM_STAGES = 4
@@ -82,7 +84,7 @@ def layouts() -> st.SearchStrategy[Layout]:
         Layout,
         st.integers(1, 4),
         st.integers(1, 4),
-        st.sampled_from(["interleaved", "simple", "zero_bubble"]),
+        st.sampled_from(sorted(PIPELINES)),
         st.sampled_from(["blocks", "cyclic", "auto"]),
     )
 

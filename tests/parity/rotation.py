@@ -11,6 +11,8 @@ from parity.cases import CASES
 from parity.layout import Layout
 from turns import day, has_turn
 
+from opensmp.config.pipelines import PIPELINES
+
 NUM_TODAY = 4
 
 Pair = TypeVar("Pair", bound=tuple[Any, ...])
@@ -19,7 +21,7 @@ LAYOUTS = tuple(
     Layout(partitions, microbatches, pipeline, pattern)
     for partitions in (1, 2, 3, 4)
     for microbatches in (1, 2, 3, 4, 8, 16)
-    for pipeline in ("interleaved", "simple", "zero_bubble")
+    for pipeline in sorted(PIPELINES)
     for pattern in ("blocks", "cyclic")
 )
 

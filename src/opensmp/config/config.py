@@ -13,6 +13,7 @@ from opensmp.config.faults import (
     missing_default_partition,
     raise_all,
 )
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 from opensmp.config.sources import Given, from_dict, from_service, from_variables
 
 
@@ -69,7 +70,7 @@ class Config:
 
     partitions: int
     microbatches: int = 1
-    pipeline: str = "interleaved"
+    pipeline: str = DEFAULT_PIPELINE
     optimize: str = "memory"
     placement_strategy: str = "cluster"
     auto_partition: bool = True
@@ -203,4 +204,4 @@ def _default_active_microbatches(
     partitions: int, microbatches: int, pipeline: str, **_: Any
 ) -> int:
     limit = partitions + 2
-    return max(limit, microbatches) if pipeline == "simple" else limit
+    return max(limit, microbatches) if PIPELINES[pipeline].holds_all else limit

@@ -8,6 +8,7 @@ from typing import Any
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config.kinds import KINDS
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
 
@@ -96,13 +97,13 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
         active
         and pipeline
         and microbatches
-        and pipeline.value == "simple"
+        and PIPELINES[pipeline.value].holds_all
         and active.value < microbatches.value
     ):
         faults.append(
-            f"{active}, but pipeline is 'simple', which keeps all {microbatches.value} "
+            f"{active}, but pipeline is {pipeline.value!r}, which keeps all {microbatches.value} "
             f"microbatches in flight; accepted: {microbatches.value} or more, no "
-            "active_microbatches at all, or pipeline 'interleaved'"
+            f"active_microbatches at all, or pipeline {DEFAULT_PIPELINE!r}"
         )
     return faults
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from opensmp.base.message_text import did_you_mean, shown
 from opensmp.base.strict_json import JsonFault, parse_json
+from opensmp.config.pipelines import PIPELINES
 
 MOST_PARTITIONS = 100_000
 """Larger values are almost certainly typing errors, and loops over the partitions would not end."""
@@ -208,7 +209,7 @@ _MICROBATCHES = IntegerKind(1, MOST_MICROBATCHES)
 KINDS: Mapping[str, Kind] = {
     "partitions": _PARTITIONS,
     "microbatches": _MICROBATCHES,
-    "pipeline": _ChoiceKind(("interleaved", "simple", "zero_bubble")),
+    "pipeline": _ChoiceKind(tuple(sorted(PIPELINES))),
     "optimize": _ChoiceKind(("memory", "speed")),
     "placement_strategy": _ChoiceKind(("cluster", "spread")),
     "auto_partition": _BooleanKind(),

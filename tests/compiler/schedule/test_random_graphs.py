@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.grid import grid
 from opensmp.compiler.schedule.interleaved import interleaved
-from opensmp.compiler.schedule.pipelines import PIPELINES, build
+from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.schedule.simple import simple
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
+from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ScheduleError
 
 DURATIONS = st.one_of(st.sampled_from([0.0, 0.1, 0.5, 1.0, 2.0, 3.0]), st.floats(0, 100))

@@ -6,8 +6,10 @@ import pytest
 from processes import check_ranks
 from turns import in_turn
 
+from opensmp.config.pipelines import PIPELINES
 
-@pytest.mark.parametrize("pipeline", in_turn(["interleaved", "simple", "zero_bubble"], 3))
+
+@pytest.mark.parametrize("pipeline", in_turn(sorted(PIPELINES), 3))
 def test_prints_checks_and_metrics_of_a_step_run_in_several_processes(pipeline):
     results = check_ranks(
         """

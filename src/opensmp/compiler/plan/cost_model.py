@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 from opensmp.errors import PlanError
 
 _MOST_LISTED = 5
@@ -57,7 +58,7 @@ def evaluate(
     machine: Machine,
     microbatches: int,
     *,
-    pipeline: str = "interleaved",
+    pipeline: str = DEFAULT_PIPELINE,
     active_microbatches: int | None = None,
     monotone: bool = True,
 ) -> Prediction:
@@ -85,8 +86,8 @@ def evaluate(
         num_partitions: Number of partitions, >= 1; some may be empty.
         machine: Speed of the devices.
         microbatches: Microbatches per step, >= 1.
-        pipeline: `"simple"` keeps all microbatches in flight, any other schedule at most
-            `active_microbatches`.
+        pipeline: Name of the schedule, which tells whether all microbatches are in flight or at
+            most `active_microbatches`.
         active_microbatches: None means `num_partitions + 2`.
         monotone: False allows tensors to go back to lower partitions, as in manual plans; the time
             of a partition is then that of all its stages.
@@ -166,7 +167,7 @@ def microbatches_in_flight(
     num_partitions: int, microbatches: int, pipeline: str, active_microbatches: int | None
 ) -> int:
     """Returns the maximum number of microbatches whose residuals a device holds at once."""
-    if pipeline == "simple":
+    if PIPELINES[pipeline].holds_all:
         return microbatches
     active = num_partitions + 2 if active_microbatches is None else active_microbatches
     return min(microbatches, active)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
+from opensmp.config.pipelines import DEFAULT_PIPELINE
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class PlanSettings:
 
     Attributes:
         microbatches: Microbatches per step.
-        pipeline: Name of the schedule, a key of `opensmp.compiler.schedule.pipelines.PIPELINES`.
+        pipeline: Name of the schedule, a key of `opensmp.config.pipelines.PIPELINES`.
         active_microbatches: Maximum number of microbatches in flight; None for the default.
         optimize: Primary objective, `"memory"` or `"speed"`.
         contiguous: Whether each partition must be connected.
@@ -27,7 +28,7 @@ class PlanSettings:
     """
 
     microbatches: int = 1
-    pipeline: str = "interleaved"
+    pipeline: str = DEFAULT_PIPELINE
     active_microbatches: int | None = None
     optimize: str = "memory"
     contiguous: bool = True

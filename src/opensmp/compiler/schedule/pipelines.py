@@ -1,4 +1,4 @@
-"""The schedules by name, the values of the configuration key `pipeline`.
+"""The functions that build schedules, by the name of the schedule.
 
 graph = TaskGraph.chain(num_partitions=3, num_microbatches=4)
 schedule = build("interleaved", graph, active_microbatches=3)
@@ -8,64 +8,44 @@ print(schedule)
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import cast
 
-from opensmp.compiler.schedule.actions import Action, Kind, Schedule, TaskGraph, default_seconds
-from opensmp.compiler.schedule.grid import grid
-from opensmp.compiler.schedule.interleaved import interleaved
-from opensmp.compiler.schedule.list_scheduling import list_schedule
-from opensmp.compiler.schedule.simple import simple
-from opensmp.compiler.schedule.simulate import Simulation, simulate
+from opensmp.compiler.schedule.actions import Schedule, TaskGraph
 from opensmp.compiler.schedule.validate import validate
-from opensmp.compiler.schedule.zero_bubble import zero_bubble
+from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ScheduleError
 
-__all__ = [
-    "DEFERS_WEIGHTS",
-    "PIPELINES",
-    "Action",
-    "Kind",
-    "Schedule",
-    "Simulation",
-    "TaskGraph",
-    "build",
-    "default_seconds",
-    "grid",
-    "interleaved",
-    "list_schedule",
-    "simple",
-    "simulate",
-    "validate",
-    "zero_bubble",
-]
+Builder = Callable[[TaskGraph, int], Schedule]
+"""Makes a schedule from the tasks and the maximum number of microbatches in flight."""
 
 
-def _simple(graph: TaskGraph, active_microbatches: int) -> Schedule:
-    # This schedule keeps all microbatches in flight, regardless of the bound.
-    return simple(graph)
+def _builder(name: str) -> Builder:
+    """Returns the function `name` of the module `name` in this folder."""
+    module = f"{__package__}.{name}"
+    try:
+        return cast(Builder, getattr(importlib.import_module(module), name))
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ImportError(
+            f"opensmp.config.pipelines has a row {name!r}. Expected: the module {module}, and in "
+            f"it the function {name}(graph, active_microbatches); {error}."
+        ) from error
 
 
-PIPELINES: Mapping[str, Callable[[TaskGraph, int], Schedule]] = MappingProxyType(
-    {"simple": _simple, "interleaved": interleaved, "zero_bubble": zero_bubble}
-)
-"""The values of the configuration key `pipeline`: name -> (graph, active_microbatches)."""
-
-DEFERS_WEIGHTS = frozenset({"zero_bubble"})
-"""Pipelines that defer the second half of backward passes, the actions W for weights.
-
-The others run W immediately after B; they split backward passes only to make the next partition
-wait less.
-"""
+BUILDERS: Mapping[str, Builder] = MappingProxyType({name: _builder(name) for name in PIPELINES})
+"""The function of each schedule in `opensmp.config.pipelines`."""
 
 
 def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
     """Builds a schedule by name and validates it.
 
     Args:
-        name: One of `PIPELINES`.
+        name: One of `BUILDERS`.
         graph: The tasks.
-        active_microbatches: Maximum number of microbatches in flight, >= 1; `"simple"` ignores it.
+        active_microbatches: Maximum number of microbatches in flight, >= 1; schedules that keep
+            all in flight ignore it.
 
     Raises:
         ScheduleError: If the name is unknown or `active_microbatches` is below 1.
@@ -77,13 +57,13 @@ def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
         device 1 | .. F0 B0--- F1 B1--- .. ..
         interleaved: makespan 9 s, bubble 33.3 %, one column 1 s
     """
-    if name not in PIPELINES:
-        known = ", ".join(map(repr, PIPELINES))
-        near = difflib.get_close_matches(name, PIPELINES, n=1)
+    if name not in BUILDERS:
+        known = ", ".join(map(repr, BUILDERS))
+        near = difflib.get_close_matches(name, BUILDERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ScheduleError(
             f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
         )
-    schedule = PIPELINES[name](graph, active_microbatches)
+    schedule = BUILDERS[name](graph, active_microbatches)
     validate(schedule, graph)
     return schedule

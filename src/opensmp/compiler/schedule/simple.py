@@ -6,7 +6,7 @@ from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.list_scheduling import list_schedule
 
 
-def simple(graph: TaskGraph) -> Schedule:
+def simple(graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
     """Runs all forward passes, then all backward passes, on every device.
 
     This is the schedule of GPipe (Huang et al., "GPipe: Efficient Training of Giant Neural Networks
@@ -28,6 +28,7 @@ def simple(graph: TaskGraph) -> Schedule:
 
     Args:
         graph: Any task graph.
+        active_microbatches: Ignored: all microbatches are in flight.
 
     Returns:
         The schedule. All microbatches are in flight, so `active_microbatches` is their

@@ -15,7 +15,7 @@ from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.schedule.actions import Action, Schedule
-from opensmp.compiler.schedule.pipelines import DEFERS_WEIGHTS, build
+from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.trace.structure import Structure
 from opensmp.compiler.trace.trace import TracedGraph, call_inputs
 from opensmp.compiler.trace.variables import (
@@ -23,6 +23,7 @@ from opensmp.compiler.trace.variables import (
     read_after_assignment,
     tf_variable,
 )
+from opensmp.config.pipelines import PIPELINES
 from opensmp.distributed.watchdog.root_cause import Place, note
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.segment_gradients import (
@@ -137,7 +138,8 @@ class Pipeline:
         Always with several partitions: the preceding partition needs the input gradients, and
         should not wait for the weight gradients.
         """
-        alone = self._world.config.pipeline in DEFERS_WEIGHTS or self._group_size > 1
+        deferred = PIPELINES[self._world.config.pipeline].defers_weights
+        alone = deferred or self._group_size > 1
         return len(self._world.devices) > 1 or (self._emitted.is_ordered and alone)
 
     # --- running a model -----------------------------------------------------------

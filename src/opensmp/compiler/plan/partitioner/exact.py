@@ -21,6 +21,7 @@ from opensmp.compiler.plan.partitioner.ideals import (
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.partitioner.problem import Problem, price
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.config.pipelines import DEFAULT_PIPELINE
 from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
@@ -37,7 +38,7 @@ def optimal_units(
     *,
     optimize: str = "memory",
     contiguous: bool = True,
-    pipeline: str = "interleaved",
+    pipeline: str = DEFAULT_PIPELINE,
     active_microbatches: int | None = None,
     most_ideals: int = 3000,
 ) -> Assignment:

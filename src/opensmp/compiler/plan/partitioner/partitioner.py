@@ -24,6 +24,7 @@ from opensmp.compiler.plan.partitioner.problem import Problem, Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import Order, follow, topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.config.pipelines import DEFAULT_PIPELINE
 from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
@@ -48,7 +49,7 @@ def partition_units(
     *,
     optimize: str = "memory",
     contiguous: bool = True,
-    pipeline: str = "interleaved",
+    pipeline: str = DEFAULT_PIPELINE,
     active_microbatches: int | None = None,
 ) -> Assignment:
     """Assigns units to partitions, minimizing the step time or the peak memory.

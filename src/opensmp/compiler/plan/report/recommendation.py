@@ -14,10 +14,10 @@ from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.partitioner import partition_for
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
-from opensmp.compiler.schedule.pipelines import DEFERS_WEIGHTS, PIPELINES
+from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import PlanError
 
-_WITH_KNOWN_COSTS = tuple(name for name in PIPELINES if name not in DEFERS_WEIGHTS)
+_WITH_KNOWN_COSTS = tuple(name for name, row in PIPELINES.items() if not row.defers_weights)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,9 @@ def recommend(
         machine: The devices; `memory_bytes` is the memory limit of each.
         partitions: Numbers of partitions to try, up to the number of devices.
         microbatches: Numbers of microbatches to try; all divisors up to 64 by default.
-        pipelines: Schedules to try. `zero_bubble` is not included by default: its savings and the
-            residuals of its split backward passes depend on more than the cost model knows.
+        pipelines: Schedules to try. Those that defer weight gradients are not included by default:
+            their savings and the residuals of their split backward passes depend on more than the
+            cost model knows.
         optimize: What each plan balances, `"memory"` or `"speed"`.
         contiguous: Whether partitions must be connected.
 
