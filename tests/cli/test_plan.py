@@ -129,6 +129,15 @@ def test_written_plan_is_used_by_a_script(run, tmp_path, smp_init):
     assert places == [True, False, False, False, False]
 
 
+def test_partitions_in_several_pieces_are_planned(run):
+    status, _, err = run(
+        "plan cli_models:mlp --partitions 2 --microbatches 2 --batch 8 --output plan.json "
+        "--pieces-per-partition 2"
+    )
+    assert status == 0, err
+    assert Plan.load("plan.json").settings.pieces == 2
+
+
 def test_recommendation_ranks_and_plans_for_the_best(run):
     status, out, _ = run("plan cli_models:mlp --partitions 3 --batch 16 --recommend")
     assert status == 0
@@ -190,6 +199,10 @@ MISUSES = [
     ("cli_models:mlp --batch 8 --device-flops -1", ["--device-flops", "from 1 to 1e+24"]),
     ("cli_models:mlp --batch 8 --pipeline simpel", ["pipeline", "did you mean 'simple'?"]),
     ("cli_models:mlp --batch 8 --optimize size", ["optimize", "'memory' or 'speed'"]),
+    (
+        "cli_models:mlp --batch 8 --recommend --pieces-per-partition 2",
+        ["--recommend compares plans of one piece per partition"],
+    ),
     ("cli_models:mlp --batch 8 --picture plan.gif", ["plan.gif", ".svg, .png, .pdf"]),
     ("cli_models:mlp --batch 8 --output no/plan.json", ["there is no directory", "/no"]),
     (

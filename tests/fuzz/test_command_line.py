@@ -37,7 +37,15 @@ class Misused(Exception):
 
 
 COMMAND = typer.main.get_command(app)
-SWITCHES = ("--auto-partition", "--no-horovod", "--contiguous", "-a", "--bind-cores", "-m")
+SWITCHES = (
+    "--auto-partition",
+    "--no-horovod",
+    "--contiguous",
+    "--check-finite",
+    "-a",
+    "--bind-cores",
+    "-m",
+)
 RUN = {
     "-n": ("1", "2", "4"),
     "--processes": ("2",),
@@ -50,7 +58,9 @@ RUN = {
     "--processes-per-replica": ("1", "2"),
     "--default-partition": ("0",),
     "--devices": ("cpu", "CPU:0,CPU:1"),
-    "--plan": ("plan.json",),
+    "--plan": ("plan.json", '{"net": "plan.json"}'),
+    "--transport": ("auto", "collective"),
+    "--pieces-per-partition": ("1", "2"),
     "--show-rank": ("0", "1"),
     "--log-dir": (".",),
     "--max-restarts": ("0", "1"),
@@ -64,6 +74,7 @@ PLAN = {
     "--pipeline": ("simple", "zero_bubble"),
     "--active-microbatches": ("4",),
     "--optimize": ("speed",),
+    "--pieces-per-partition": ("1", "2"),
     "--device-memory": ("16GiB", "1.5 kB", "80G"),
     "--device-flops": ("1e13", "0"),
     "--device-bandwidth": ("900GB",),

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from opensmp.api.init import _flags
 from opensmp.config import ENVIRONMENT_PREFIX, SERVICE_VARIABLE, Config
-from opensmp.config.kinds import KINDS
+from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import PIPELINES
 from opensmp.config.sources import ALIASES
 
@@ -50,7 +50,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "pieces_per_partition": (1, 2),
     "check_finite": (True, False),
 }
-KEYS = (*RIGHT, *ALIASES)
+NAMES = (*RIGHT, *ALIASES)
 
 
 class Unprintable:
@@ -97,7 +97,7 @@ ODD_OBJECTS = st.one_of(
 
 
 ODD = numbers() | texts("2", "cpu") | json_values() | ODD_OBJECTS
-VALUES = {key: either(st.sampled_from(RIGHT[ALIASES.get(key, key)]), ODD) for key in KEYS}
+VALUES = {key: either(st.sampled_from(RIGHT[ALIASES.get(key, key)]), ODD) for key in NAMES}
 
 
 ODD_KEYS = st.one_of(
@@ -112,7 +112,7 @@ ODD_KEYS = st.one_of(
 def dicts(draw: st.DrawFn) -> Any:
     if draw(st.integers(0, 19)) == 0:
         return draw(json_values() | ODD_OBJECTS)
-    found = {key: draw(VALUES[key]) for key in draw(st.sets(st.sampled_from(KEYS), max_size=6))}
+    found = {key: draw(VALUES[key]) for key in draw(st.sets(st.sampled_from(NAMES), max_size=6))}
     for key in draw(st.lists(ODD_KEYS, max_size=2)) if draw(st.integers(0, 4)) == 0 else ():
         found[key] = draw(numbers() | texts())
     if draw(st.integers(0, 99)) == 0:
@@ -132,13 +132,13 @@ def text_of(key: str) -> st.SearchStrategy[str]:
     return either(st.sampled_from(right), texts(*right) | json_texts(json_values(*values)))
 
 
-TEXTS = {key: text_of(key) for key in KEYS}
+TEXTS = {key: text_of(key) for key in NAMES}
 
 
 @st.composite
 def variables(draw: st.DrawFn) -> dict[str, str]:
     found: dict[str, str] = {}
-    for key in draw(st.sets(st.sampled_from(KEYS), max_size=6)):
+    for key in draw(st.sets(st.sampled_from(NAMES), max_size=6)):
         found[ENVIRONMENT_PREFIX + key.upper()] = draw(TEXTS[key])
     for key in draw(st.lists(texts("PARTITONS", "PLAN_"), max_size=1)):
         found[ENVIRONMENT_PREFIX + key] = draw(texts("2"))
@@ -174,7 +174,7 @@ def resolved(*args: Any, **kwargs: Any) -> Config | None:
     config: Config = result.value
     assert Config.resolve(config.to_dict()) == config
     assert str(config)
-    assert hash(config) == hash(Config(**{key: getattr(config, key) for key in KINDS}))
+    assert hash(config) == hash(Config(**{key: getattr(config, key) for key in KEYS}))
     return config
 
 
@@ -223,5 +223,5 @@ def test_flags_of_the_launcher_are_taken_or_refused(text):
 
 
 def test_every_key_and_every_odd_number_has_been_thought_of():
-    assert KINDS.keys() == RIGHT.keys()
+    assert KEYS.keys() == RIGHT.keys()
     assert len(set(NUMBER_TEXTS)) == len(NUMBER_TEXTS)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
-import typer
 from rich.console import Console
 
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import shown
 from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
 from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.options import command, key_option
+from opensmp.cli.plan_options import PlanOptions
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.format import parse_bytes
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
@@ -42,148 +45,124 @@ from opensmp.errors import ConfigError, PlanError, SmpError
 _PICTURES = (".svg", ".png", ".pdf")
 _NUM_SHOWN = 12
 _MOST_FLOPS = 1e24
-_MOST_BATCH = 1_000_000_000
 
 
-def plan(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FACTORY",
-            help="A function that returns a Keras model, or a class that is one: "
-            "keras.applications:ResNet50, my_models:build, path/to/file.py:build.",
-        ),
-    ],
-    partitions: Annotated[
-        int, typer.Option(min=1, help="Number of partitions; with --recommend, of devices.")
-    ],
-    batch: Annotated[int, typer.Option(min=1, max=_MOST_BATCH, help="Examples per step.")],
-    microbatches: Annotated[
-        int, typer.Option(min=1, help="Microbatches per step; it must divide the batch.")
-    ] = 1,
-    pipeline: Annotated[
-        str, typer.Option("--pipeline", "--schedule", help="interleaved, simple or zero_bubble.")
-    ] = "interleaved",
-    active_microbatches: Annotated[
-        int | None, typer.Option(min=1, help="Most microbatches in flight.")
-    ] = None,
-    optimize: Annotated[
-        str | None,
-        typer.Option(
-            help="What to make small first, memory or speed (step time).",
-            show_default="memory; with --recommend, speed",
-        ),
-    ] = None,
-    contiguous: Annotated[
-        bool, typer.Option(help="Whether each partition must be one connected piece.")
-    ] = True,
-    device_memory: Annotated[
-        str | None, typer.Option(help="Memory of one device, such as 16GiB or 16GB.")
-    ] = None,
-    device_flops: Annotated[
-        float | None, typer.Option(help="Speed of one device in FLOPs per second: 1e13.")
-    ] = None,
-    device_bandwidth: Annotated[
-        str | None, typer.Option(help="Memory bandwidth of one device per second: 900GB.")
-    ] = None,
-    link_bandwidth: Annotated[
-        str | None, typer.Option(help="Bandwidth between devices per second: 25GB.")
-    ] = None,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="[NAME=]SHAPE[/DTYPE]",
-            help="What one example looks like: 224x224x3, token_ids=128/int32. Needed where "
-            "the model does not know.",
-        ),
-    ] = None,
-    arg: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Argument of the factory: weights=null."),
-    ] = None,
-    allocate: Annotated[
-        bool, typer.Option("--allocate", help="Give variables their memory while planning.")
-    ] = False,
-    output: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option(help="Draw the plan here: .svg, .png or .pdf.")
-    ] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say why, and what other cuts would cost.")
-    ] = False,
-    recommend: Annotated[
-        bool,
-        typer.Option(
-            "--recommend",
-            help="Try other numbers of partitions and microbatches and both schedules, and "
-            "plan for the best.",
-        ),
-    ] = False,
-) -> None:
+KEY_OPTIONS = (
+    key_option(
+        "partitions",
+        default=inspect.Parameter.empty,
+        bounded=True,
+        help="Number of partitions; with --recommend, of devices.",
+    ),
+    key_option("microbatches", default=Config.microbatches, bounded=True),
+    key_option("pipeline", "--pipeline", "--schedule", default=Config.pipeline),
+    key_option("active_microbatches", bounded=True),
+    key_option("optimize", show_default="memory; with --recommend, speed"),
+    key_option("contiguous", default=Config.contiguous),
+    key_option("pieces_per_partition", default=Config.pieces_per_partition, bounded=True),
+)
+"""The keys of the configuration that a plan depends on."""
+
+_OF_A_RUN = "the plan does not depend on it: it says how a run goes on"
+NO_OPTIONS: Mapping[str, str] = {
+    "auto_partition": "this command is automatic partitioning",
+    "default_partition": "it has a meaning only without automatic partitioning",
+    "plan": "this command makes plans, and uses none",
+    "devices": _OF_A_RUN,
+    "placement_strategy": _OF_A_RUN,
+    "processes_per_replica": _OF_A_RUN,
+    "transport": _OF_A_RUN,
+    "check_finite": _OF_A_RUN,
+    "horovod": _OF_A_RUN,
+}
+"""The other keys, and why they are no options of this command."""
+
+
+class Request(NamedTuple):
+    """What the options ask for, checked.
+
+    Attributes:
+        config: The configuration of the plan.
+        settings: The settings of the plan.
+        inputs: The shapes given for inputs.
+        arguments: The arguments of the factory.
+    """
+
+    config: Config
+    settings: PlanSettings
+    inputs: list[Any]
+    arguments: dict[str, Any]
+
+
+@command(PlanOptions, KEY_OPTIONS)
+def plan(options: PlanOptions) -> None:
     """Cuts a model into partitions and predicts time and memory of a training step.
 
     Nothing is run and nothing is allocated: a model that no machine at hand could hold is
     planned as well.
     """
-    faults: list[str] = []
-    machine = _machine(device_memory, device_flops, device_bandwidth, link_bandwidth, faults)
-    settings = PlanSettings(
-        microbatches=microbatches,
-        pipeline=pipeline,
-        active_microbatches=active_microbatches,
-        optimize=optimize or ("speed" if recommend else "memory"),
-        contiguous=contiguous,
-        machine=machine,
-    )
-    given = [i for text in inputs or () if (i := _read(faults, parse_input, text)) is not None]
-    arguments = _read(faults, parse_arguments, arg or ()) or {}
-    _check(partitions, batch, settings, recommend, output, picture, faults)
+    request = _checked(options)
     _hide_gpus()
-    _enter_world(partitions, settings)
-    model = _model(target, arguments, allocate)
+    _enter_world(request.config)
+    model = _model(options.target, request.arguments, options.allocate)
     symbolic = symbolic_inputs(model)
 
     def traced_for(count: int) -> TracedGraph:
-        return dry_trace(model, input_specs(symbolic, given, batch // count), training=True)
+        specs = input_specs(symbolic, request.inputs, options.batch // count)
+        return dry_trace(model, specs, training=True)
 
     console = Console(soft_wrap=False)
-    if recommend:
-        best = _recommended(console, traced_for, batch, partitions, settings)
+    partitions, settings = request.config.partitions, request.settings
+    if options.recommend:
+        best = _recommended(console, traced_for, options.batch, partitions, settings)
         partitions, settings = best.num_partitions, best.settings
     traced = traced_for(settings.microbatches)
-    result = plan_units(traced, coarsen(traced, machine), partitions, settings)
+    result = plan_units(traced, coarsen(traced, settings.machine), partitions, settings)
     warn_of_empty(result)
-    console.print(heading(result), highlight=False, markup=False)
-    console.print(plan_table(result, compact=console.width < WIDE))
-    console.print(summary(result), highlight=False)
-    if explain:
-        console.print()
-        console.print(str(result.explain()), highlight=False, markup=False)
-    if output is not None:
-        result.save(output)
-    if picture is not None:
-        result.plot(picture)
-    _print_next(console, result, output, picture)
+    _print_and_write(console, result, options)
 
 
-def _check(
-    partitions: int,
-    batch: int,
-    settings: PlanSettings,
-    recommend: bool,
-    output: Path | None,
-    picture: Path | None,
-    faults: list[str],
-) -> None:
-    """Validates all options before the model is built; raises one error, including `faults`."""
-    if not recommend and batch % settings.microbatches:
-        near = nearest_divisors(batch, settings.microbatches, 2)
+def _checked(options: PlanOptions) -> Request:
+    """Validates all options before the model is built; raises one error with all faults."""
+    faults: list[str] = []
+    machine = _machine(options, faults)
+    given = [_read(faults, parse_input, text) for text in options.inputs or ()]
+    arguments = _read(faults, parse_arguments, options.arg or ()) or {}
+    _check_batch(options, faults)
+    _check_paths(options, faults)
+    config = None
+    try:
+        config = Config(**{"optimize": "speed" if options.recommend else "memory", **options.flags})
+    except ConfigError as error:
+        faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
+    if faults or config is None:
+        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
+    settings = replace(
+        PlanSettings.of(config, machine),
+        active_microbatches=options.flags.get("active_microbatches"),
+    )
+    return Request(config, settings, given, arguments)
+
+
+def _check_batch(options: PlanOptions, faults: list[str]) -> None:
+    batch, microbatches = options.batch, options.flags["microbatches"]
+    if options.recommend:
+        if options.flags["pieces_per_partition"] > 1:
+            faults.append(
+                "--recommend compares plans of one piece per partition; leave out "
+                "--pieces-per-partition, or --recommend"
+            )
+    elif batch % microbatches:
+        near = nearest_divisors(batch, microbatches, 2)
         faults.append(
-            f"--batch {batch} cannot be divided into --microbatches {settings.microbatches} of "
+            f"--batch {batch} cannot be divided into --microbatches {microbatches} of "
             f"equal size; choose {' or '.join(map(str, near))} microbatches, or a "
-            f"batch of {-(-batch // settings.microbatches) * settings.microbatches}"
+            f"batch of {-(-batch // microbatches) * microbatches}"
         )
+
+
+def _check_paths(options: PlanOptions, faults: list[str]) -> None:
+    output, picture = options.output, options.picture
     if picture is not None and picture.suffix.lower() not in _PICTURES:
         suffixes = ", ".join(_PICTURES)
         faults.append(f"--picture {shown(str(picture))}: the suffix must be one of {suffixes}")
@@ -191,12 +170,6 @@ def _check(
         if path is not None and not _is_directory(path.absolute().parent):
             parent = shown(str(path.absolute().parent), 200)
             faults.append(f"{option} {shown(str(path))}: there is no directory {parent}")
-    try:
-        _config(partitions, settings)
-    except ConfigError as error:
-        faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
-    if faults:
-        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
 
 
 def _is_directory(path: Path) -> bool:
@@ -215,33 +188,17 @@ def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | No
         return None
 
 
-def _config(partitions: int, settings: PlanSettings) -> Config:
-    return Config(
-        partitions=partitions,
-        microbatches=settings.microbatches,
-        pipeline=settings.pipeline,
-        optimize=settings.optimize,
-        contiguous=settings.contiguous,
-        active_microbatches=settings.active_microbatches or 0,
-    )
-
-
-def _machine(
-    memory: str | None,
-    flops: float | None,
-    bandwidth: str | None,
-    link: str | None,
-    faults: list[str],
-) -> Machine:
+def _machine(options: PlanOptions, faults: list[str]) -> Machine:
     given: dict[str, Any] = {}
     for key, option, text in (
-        ("memory_bytes", "--device-memory", memory),
-        ("bytes_per_second", "--device-bandwidth", bandwidth),
-        ("transfer_bytes_per_second", "--link-bandwidth", link),
+        ("memory_bytes", "--device-memory", options.device_memory),
+        ("bytes_per_second", "--device-bandwidth", options.device_bandwidth),
+        ("transfer_bytes_per_second", "--link-bandwidth", options.link_bandwidth),
     ):
         size = None if text is None else _read(faults, partial(parse_bytes, what=option), text)
         if size is not None:
             given[key] = size
+    flops = options.device_flops
     if flops is not None:
         if 1 <= flops <= _MOST_FLOPS:
             given["flops_per_second"] = flops
@@ -260,11 +217,10 @@ def _hide_gpus() -> None:
         logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
 
 
-def _enter_world(partitions: int, settings: PlanSettings) -> None:
+def _enter_world(config: Config) -> None:
     """Sets a world, so that factories can create `smp.DistributedModel`s; creates no devices."""
     if not world.is_initialized():
-        config = _config(partitions, settings)
-        world.set_current(world.World(config, ("/device:CPU:0",) * partitions))
+        world.set_current(world.World(config, ("/device:CPU:0",) * config.partitions))
 
 
 def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Model:
@@ -313,26 +269,36 @@ def _recommended(
     return candidates[0]
 
 
-def _print_next(console: Console, result: Plan, output: Path | None, picture: Path | None) -> None:
-    """Prints the written files, and the `smp.init` call that uses the plan."""
+def _print_and_write(console: Console, result: Plan, options: PlanOptions) -> None:
+    """Prints a plan, writes the requested files, and prints how to use them."""
+    console.print(heading(result), highlight=False, markup=False)
+    console.print(plan_table(result, compact=console.width < WIDE))
+    console.print(summary(result), highlight=False)
+    if options.explain:
+        console.print()
+        console.print(str(result.explain()), highlight=False, markup=False)
+    lines = []
+    if options.output is not None:
+        result.save(options.output)
+        lines += [f"plan: {options.output}", _use_of(result, options.output)]
+    if options.picture is not None:
+        result.plot(options.picture)
+        lines.insert(0, f"picture: {options.picture}")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _use_of(result: Plan, output: Path) -> str:
+    """The `smp.init` call that uses a written plan."""
     settings = result.settings
     keys: dict[str, Any] = {
         "partitions": result.num_partitions,
         "microbatches": settings.microbatches,
     }
-    if settings.pipeline != "interleaved":
+    if settings.pipeline != Config.pipeline:
         keys["pipeline"] = settings.pipeline
     if settings.active_microbatches is not None:
         keys["active_microbatches"] = settings.active_microbatches
-    if picture is not None:
-        console.print(f"picture: {picture}", highlight=False, markup=False, soft_wrap=True)
-    if output is not None:
-        keys["plan"] = str(output)
-        text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
-        console.print(f"plan: {output}", highlight=False, markup=False, soft_wrap=True)
-        console.print(
-            f"use it: smp.init({{{text}}})".replace("'", '"'),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    keys["plan"] = str(output)
+    text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
+    return f"use it: smp.init({{{text}}})".replace("'", '"')

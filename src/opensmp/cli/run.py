@@ -11,14 +11,17 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from opensmp.base.message_text import shown
-from opensmp.cli.process_group import GRACE_SECONDS, Ranks
+from opensmp.cli.options import command, key_option
+from opensmp.cli.process_group import GRACE_SECONDS, Outcome, Ranks
 from opensmp.cli.restarts import Restarts, known_layout
+from opensmp.cli.run_options import RunOptions
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
+from opensmp.config.keys import KEYS
 from opensmp.distributed import world
 from opensmp.distributed.launch import horovod_finder, rendezvous
 from opensmp.distributed.launch.exit_notice import ExitNotifier
@@ -34,192 +37,75 @@ _MALLOC = {
     "MALLOC_TOP_PAD_": str(16 << 20),
 }
 
-_MOST_RANKS = 4096  # per machine
 
-
-def run(
-    script: Annotated[
-        str,
-        typer.Argument(metavar="SCRIPT [ARGS]...", help="The Python script; then its arguments."),
-    ],
-    arguments: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    processes: Annotated[
-        int,
-        typer.Option(
-            "-n", "--processes", min=1, max=_MOST_RANKS, help="Number of ranks to start here."
-        ),
-    ] = 1,
-    module: Annotated[
-        bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")
-    ] = False,
-    partitions: Annotated[int | None, typer.Option(help="Number of partitions.")] = None,
-    microbatches: Annotated[int | None, typer.Option(help="Microbatches per step.")] = None,
-    pipeline: Annotated[
-        str | None, typer.Option(help="interleaved, simple or zero_bubble.")
-    ] = None,
-    active_microbatches: Annotated[
-        int | None, typer.Option(help="Most microbatches in flight.")
-    ] = None,
-    optimize: Annotated[str | None, typer.Option(help="memory or speed.")] = None,
-    placement_strategy: Annotated[str | None, typer.Option(help="cluster or spread.")] = None,
-    processes_per_replica: Annotated[
-        int | None, typer.Option(help="Processes that hold one replica of the model.")
-    ] = None,
-    auto_partition: Annotated[
-        bool | None, typer.Option(help="Whether partitions are chosen automatically.")
-    ] = None,
-    default_partition: Annotated[
-        int | None, typer.Option(help="Where operations outside every smp.partition go.")
-    ] = None,
-    contiguous: Annotated[
-        bool | None, typer.Option(help="Whether partitions are connected pieces.")
-    ] = None,
-    horovod: Annotated[
-        bool | None, typer.Option(help="Whether the script makes Horovod-style calls.")
-    ] = None,
-    devices: Annotated[
-        str | None, typer.Option(help="cpu, gpu, or a list such as CPU:0,CPU:1.")
-    ] = None,
-    plan: Annotated[str | None, typer.Option(help="A plan's JSON file.")] = None,
-    all_output: Annotated[
-        bool, typer.Option("--all-output", "-a", help="Show the output of all ranks.")
-    ] = False,
-    show_rank: Annotated[
-        int, typer.Option(min=0, help="The rank whose output is shown otherwise.")
-    ] = 0,
-    log_dir: Annotated[
-        Path | None,
-        typer.Option(help="Write the output of each rank to a file here, in place of an earlier."),
-    ] = None,
-    max_restarts: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="How often all ranks are started again after a failure; the script goes on "
-            "from its last checkpoint.",
-        ),
-    ] = 0,
-    min_procs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            help="With --max-restarts: go on with fewer ranks where some are lost, killed by the "
-            "system or without a machine, but with K at least.",
-        ),
-    ] = None,
-    bind_cores: Annotated[
-        bool, typer.Option("--bind-cores", help="Give each rank cores of its own.")
-    ] = False,
-    join_seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=1.0,
-            envvar=f"{LAUNCHER_PREFIX}JOIN_SECONDS",
-            help="How long ranks wait for each other in smp.init.",
-        ),
-    ] = None,
-    idle_seconds: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            help="How long no rank may compute anything while all wait, before the run ends; "
-            "0: for ever.",
-        ),
-    ] = None,
-    grace_seconds: Annotated[
-        float,
-        typer.Option(
-            min=0.0,
-            envvar=f"{LAUNCHER_PREFIX}GRACE_SECONDS",
-            help="How long ranks may go on after SIGTERM or Ctrl-C, such as to save a checkpoint, "
-            "before they are killed.",
-        ),
-    ] = GRACE_SECONDS,
-) -> None:
+@command(RunOptions, [key_option(name) for name in KEYS])
+def run(options: RunOptions) -> None:
     """Starts a script once per rank on this machine.
 
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
-    given = {
-        "partitions": partitions,
-        "microbatches": microbatches,
-        "pipeline": pipeline,
-        "active_microbatches": active_microbatches,
-        "optimize": optimize,
-        "placement_strategy": placement_strategy,
-        "processes_per_replica": processes_per_replica,
-        "auto_partition": auto_partition,
-        "default_partition": default_partition,
-        "contiguous": contiguous,
-        "horovod": horovod,
-        "devices": devices.split(",") if devices and ":" in devices else devices,
-        "plan": plan,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
-    check_flags(flags, processes, os.environ)
-    _check_files(script, module, log_dir)
-    _check_seconds(join_seconds, idle_seconds)
-    if min_procs is not None and (min_procs > processes or not max_restarts):
-        raise LaunchError(
-            f"--min-procs {min_procs} with -n {processes} and --max-restarts {max_restarts}. "
-            "Expected: no more than -n says, and how often ranks may be started again, such as "
-            "--max-restarts 10."
-        )
-    if show_rank >= processes:
-        raise LaunchError(
-            f"--show-rank {show_rank}: there is no such rank. Expected: 0 to {processes - 1}."
-        )
-    # Run as a file, not as a module: importing an opensmp module would import TensorFlow before the
-    # script can set its environment variables.
-    command = [sys.executable, horovod_finder.__file__, *(["-m"] if module else [])]
-    command += [script, *(arguments or [])]
-    to_show = set(range(processes)) if all_output else {show_rank}
-    restarts = Restarts(max_restarts, processes, min_procs, known_layout(flags))
+    check_flags(options.flags, options.processes, os.environ)
+    _check_files(options.script, options.module, options.log_dir)
+    _check_seconds(options.join_seconds, options.idle_seconds)
+    _check_ranks(options)
+    restarts = Restarts(
+        options.max_restarts, options.processes, options.min_procs, known_layout(options.flags)
+    )
     # Reserved across restarts, so that all runs meet at the same port.
     reservation, port = rendezvous.reserve_port("127.0.0.1")
     with reservation, tempfile.TemporaryDirectory(prefix="opensmp-run-") as marks:
         while True:
-            processes = restarts.size
-            restart = restarts.number
             clear_marks(marks)
-            token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
-            environments = [
-                environment(
-                    os.environ,
-                    rank=rank,
-                    size=processes,
-                    port=port,
-                    token=token,
-                    flags=flags,
-                    restart=restart,
-                    join_seconds=join_seconds,
-                    idle_seconds=idle_seconds,
-                    grace_seconds=grace_seconds,
-                    marks=marks,
-                )
-                for rank in range(processes)
-            ]
-            cores = share_of_cores(os.sched_getaffinity(0), processes) if bind_cores else None
-            appends = restart > 0
-            with contextlib.closing(ExitNotifier(port, token, processes)) as absence:
-                # With fewer ranks after a restart, the rank to show may no longer exist.
-                seen = {rank if rank < processes else 0 for rank in to_show}
-                ranks = Ranks(
-                    command,
-                    environments,
-                    seen,
-                    log_dir,
-                    appends,
-                    cores,
-                    absence.tell,
-                    grace_seconds,
-                )
-                outcome = ranks.run()
+            outcome = _run_once(options, restarts.size, restarts.number, port, marks)
             if not restarts.again(outcome, read_marks(marks)):
                 break
     raise typer.Exit(outcome.exit_code)
+
+
+def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> Outcome:
+    """Starts `size` ranks and waits for their end."""
+    token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
+    environments = [
+        environment(
+            os.environ,
+            rank=rank,
+            size=size,
+            port=port,
+            token=token,
+            flags=options.flags,
+            restart=restart,
+            join_seconds=options.join_seconds,
+            idle_seconds=options.idle_seconds,
+            grace_seconds=options.grace_seconds,
+            marks=marks,
+        )
+        for rank in range(size)
+    ]
+    cores = share_of_cores(os.sched_getaffinity(0), size) if options.bind_cores else None
+    # With fewer ranks after a restart, the rank to show may no longer exist.
+    shown_rank = options.show_rank if options.show_rank < size else 0
+    with contextlib.closing(ExitNotifier(port, token, size)) as absence:
+        ranks = Ranks(
+            _command(options),
+            environments,
+            set(range(size)) if options.all_output else {shown_rank},
+            options.log_dir,
+            restart > 0,
+            cores,
+            absence.tell,
+            options.grace_seconds,
+        )
+        return ranks.run()
+
+
+def _command(options: RunOptions) -> list[str]:
+    """The command line of a rank."""
+    # Run as a file, not as a module: importing an opensmp module would import TensorFlow before the
+    # script can set its environment variables.
+    module = ["-m"] if options.module else []
+    finder = [sys.executable, horovod_finder.__file__, *module]
+    return [*finder, options.script, *(options.arguments or [])]
 
 
 def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str]) -> None:
@@ -258,6 +144,22 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
             )
     if faults:
         raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+
+
+def _check_ranks(options: RunOptions) -> None:
+    """Reports numbers of ranks that contradict each other."""
+    processes, least, restarts = options.processes, options.min_procs, options.max_restarts
+    if least is not None and (least > processes or not restarts):
+        raise LaunchError(
+            f"--min-procs {least} with -n {processes} and --max-restarts {restarts}. "
+            "Expected: no more than -n says, and how often ranks may be started again, such as "
+            "--max-restarts 10."
+        )
+    if options.show_rank >= processes:
+        raise LaunchError(
+            f"--show-rank {options.show_rank}: there is no such rank. Expected: 0 to "
+            f"{processes - 1}."
+        )
 
 
 def _exists(path: Path) -> bool:

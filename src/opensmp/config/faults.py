@@ -7,7 +7,7 @@ from typing import Any
 
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
-from opensmp.config.kinds import KINDS
+from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
@@ -19,8 +19,8 @@ def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
     """Returns one source's keys by canonical name; unknown and conflicting ones go to `faults`."""
     known: dict[str, Given] = {}
     for given in layer:
-        if given.key not in KINDS:
-            names = [*KINDS, *ALIASES]
+        if given.key not in KEYS:
+            names = [*KEYS, *ALIASES]
             hint = did_you_mean(given.name, names, faults) or f"known keys: {', '.join(names)}"
             faults.append(f"{given}; this key is unknown; {hint}")
         elif given.key in known and not _same(known[given.key].value, given.value):
@@ -47,7 +47,7 @@ def check_all(layer: Iterable[Given]) -> tuple[dict[str, Any], list[str]]:
     values: dict[str, Any] = {}
     faults: list[str] = []
     for given in layer:
-        kind = KINDS[given.key]
+        kind = KEYS[given.key].kind
         try:
             value = kind.read(given.value) if given.text else given.value
             values[given.key] = kind.check(value)

@@ -1,4 +1,4 @@
-"""The type and the accepted values of each configuration key."""
+"""Kinds of configuration values: how each is checked, and read from text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol
 
 from opensmp.base.message_text import did_you_mean, shown
 from opensmp.base.strict_json import JsonFault, parse_json
-from opensmp.config.pipelines import PIPELINES
 
 MOST_PARTITIONS = 100_000
 """Larger values are almost certainly typing errors, and loops over the partitions would not end."""
@@ -66,50 +65,57 @@ class IntegerKind(NamedTuple):
         return int(text)
 
 
-class _OptionalIntegerKind(NamedTuple):
+class OptionalIntegerKind(NamedTuple):
     """An integer or None."""
 
     integer: IntegerKind
 
     @property
     def accepted(self) -> str:
+        """See `Kind`."""
         return f"{self.integer.accepted}, or None to choose automatically"
 
     def check(self, value: Any) -> int | None:
+        """See `Kind`."""
         return None if value is None else self.integer.check(value)
 
     def read(self, text: str) -> int:
+        """See `Kind`."""
         return self.integer.read(text)
 
 
-class _BooleanKind(NamedTuple):
+class BooleanKind(NamedTuple):
     """A boolean, in text also 1/0, yes/no and on/off."""
 
     accepted: str = "True or False"
 
     def check(self, value: Any) -> bool:
+        """See `Kind`."""
         if not isinstance(value, bool):
             raise ValueError
         return value
 
     def read(self, text: str) -> bool:
+        """See `Kind`."""
         word = text.strip().lower()
         if word not in _TRUE | _FALSE:
             raise ValueError
         return word in _TRUE
 
 
-class _ChoiceKind(NamedTuple):
+class ChoiceKind(NamedTuple):
     """One of several strings."""
 
     choices: tuple[str, ...]
 
     @property
     def accepted(self) -> str:
+        """See `Kind`."""
         *others, last = map(repr, self.choices)
         return f"{', '.join(others)} or {last}"
 
     def check(self, value: Any) -> str:
+        """See `Kind`."""
         if not isinstance(value, str):
             raise ValueError
         if value not in self.choices:
@@ -117,10 +123,11 @@ class _ChoiceKind(NamedTuple):
         return value
 
     def read(self, text: str) -> str:
+        """See `Kind`."""
         return text.strip()
 
 
-class _DevicesKind(NamedTuple):
+class DevicesKind(NamedTuple):
     """`"cpu"`, `"gpu"`, distinct logical devices or None; device names are normalized."""
 
     accepted: str = (
@@ -129,6 +136,7 @@ class _DevicesKind(NamedTuple):
     )
 
     def check(self, value: Any) -> str | tuple[str, ...] | None:
+        """See `Kind`."""
         if value is None:
             return None
         if isinstance(value, str):
@@ -148,13 +156,14 @@ class _DevicesKind(NamedTuple):
         return names
 
     def read(self, text: str) -> str | list[str]:
+        """See `Kind`."""
         word = text.strip()
         if word.lower() in ("cpu", "gpu"):
             return word
         return [item.strip() for item in word.split(",")]
 
 
-class _PlanKind(NamedTuple):
+class PlanKind(NamedTuple):
     """A path, a dict of paths by model name or None; a dict becomes sorted pairs."""
 
     accepted: str = (
@@ -162,6 +171,7 @@ class _PlanKind(NamedTuple):
     )
 
     def check(self, value: Any) -> str | tuple[tuple[str, str], ...] | None:
+        """See `Kind`."""
         if value is None:
             return None
         if isinstance(value, tuple) and all(map(_is_named_path, value)):
@@ -174,6 +184,7 @@ class _PlanKind(NamedTuple):
         return tuple(sorted((name, _path(path)) for name, path in value.items()))
 
     def read(self, text: str) -> Any:
+        """See `Kind`."""
         word = text.strip()
         if not word.startswith("{"):
             return word
@@ -201,26 +212,3 @@ def _device_name(item: Any) -> str:
     if match is None:
         raise ValueError(f"{shown(item, 40)} is not a logical device")
     return f"{match[1].upper()}:{int(match[2])}"
-
-
-_PARTITIONS = IntegerKind(1, MOST_PARTITIONS)
-_MICROBATCHES = IntegerKind(1, MOST_MICROBATCHES)
-
-KINDS: Mapping[str, Kind] = {
-    "partitions": _PARTITIONS,
-    "microbatches": _MICROBATCHES,
-    "pipeline": _ChoiceKind(tuple(sorted(PIPELINES))),
-    "optimize": _ChoiceKind(("memory", "speed")),
-    "placement_strategy": _ChoiceKind(("cluster", "spread")),
-    "auto_partition": _BooleanKind(),
-    "default_partition": IntegerKind(0, MOST_PARTITIONS - 1),
-    "contiguous": _BooleanKind(),
-    "horovod": _BooleanKind(),
-    "active_microbatches": _MICROBATCHES,
-    "devices": _DevicesKind(),
-    "plan": _PlanKind(),
-    "processes_per_replica": _OptionalIntegerKind(_PARTITIONS),
-    "transport": _ChoiceKind(("auto", "collective")),
-    "pieces_per_partition": _PARTITIONS,
-    "check_finite": _BooleanKind(),
-}

@@ -13,7 +13,7 @@ from opensmp.base.message_text import shown
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 from opensmp.compiler.trace.layer_calls import LayerCall
-from opensmp.config.kinds import KINDS
+from opensmp.config.keys import KEYS
 
 SECONDS = ("forward_seconds", "backward_seconds")
 BYTES = ("parameter_bytes", "state_bytes", "residual_bytes")
@@ -59,7 +59,7 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
     for name, value in data.items():
         if name == "machine" or (value is None and name in _MAY_BE_NONE):
             continue
-        kind = KINDS[_KEY_OF[name]]
+        kind = KEYS[_KEY_OF[name]].kind
         try:
             kind.check(value)
         except ValueError:

@@ -37,7 +37,7 @@ from opensmp.compiler.plan.serialization.checked_fields import (
 )
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.layer_calls import MODEL, LayerCall, Piece
-from opensmp.config.kinds import KINDS
+from opensmp.config.keys import KEYS
 from opensmp.errors import PlanError
 
 FORMAT = "opensmp plan"
@@ -209,9 +209,9 @@ def from_json(data: Any, source: str = "") -> Plan:
     model = _expect(data, "model", str, "", faults)
     partitions = _expect(data, "partitions", int, 1, faults)
     try:
-        KINDS["partitions"].check(partitions)
+        KEYS["partitions"].kind.check(partitions)
     except ValueError:
-        accepted = KINDS["partitions"].accepted
+        accepted = KEYS["partitions"].kind.accepted
         faults.append(f"partitions: received {shown(partitions)}; expected {accepted}")
     calls = _read_calls(_expect(data, "operations", dict, {}, faults), faults)
     layers = _expect(data, "layers", dict, {}, faults)

@@ -1,0 +1,97 @@
+"""Makes commands whose options are fields of a dataclass and keys of the configuration."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from opensmp.config.keys import KEYS
+from opensmp.config.kinds import BooleanKind, IntegerKind, Kind, OptionalIntegerKind
+
+Options = TypeVar("Options")
+
+FLAGS = "flags"
+"""The field of such a dataclass that takes the keys that were given."""
+
+
+def key_option(
+    name: str, *names: str, default: Any = None, bounded: bool = False, **texts: Any
+) -> inspect.Parameter:
+    """The option of a configuration key, as a parameter of a command.
+
+    Args:
+        name: The key.
+        *names: Names of the option, such as `"--pipeline"`, if it has several.
+        default: Default; None leaves the key to other sources.
+        bounded: Whether to refuse numbers below the minimum as a usage error.
+        **texts: `help` and `show_default` in place of those of the key.
+    """
+    key = KEYS[name]
+    kind = _option_type(key.kind)
+    limits = {"min": key.kind.minimum} if bounded and isinstance(key.kind, IntegerKind) else {}
+    option = typer.Option(*names, **{"help": key.help, **limits, **texts})
+    annotation = Annotated[kind if default is not None else kind | None, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )
+
+
+def command(
+    options: type[Options], keys: Sequence[inspect.Parameter]
+) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
+    """Decorator: makes a command for Typer of a function of one dataclass.
+
+    Args:
+        options: A dataclass. Its fields are annotated as the parameters of a command are, except
+            for `flags`, which takes the keys that were given and their values.
+        keys: The options of keys, from `key_option`.
+    """
+    hints = get_type_hints(options, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for field in fields(options):  # type: ignore[arg-type]
+        if field.name == FLAGS:
+            parameters += keys
+            continue
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=hints[field.name],
+            )
+        )
+
+    def decorate(function: Callable[[Options], None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def called(**values: Any) -> None:
+            given = {key.name: values.pop(key.name) for key in keys}
+            flags = {key: _read(key, value) for key, value in given.items() if value is not None}
+            function(options(**{FLAGS: flags}, **values))
+
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return called
+
+    return decorate
+
+
+def _option_type(kind: Kind) -> type:
+    """The type that Typer converts to; other kinds read text themselves."""
+    if isinstance(kind, IntegerKind | OptionalIntegerKind):
+        return int
+    return bool if isinstance(kind, BooleanKind) else str
+
+
+def _read(key: str, value: Any) -> Any:
+    """Converts text to a value of the key, if its kind can; it still has to be checked."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return KEYS[key].kind.read(value)
+    except ValueError:
+        return value

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
+
+import pytest
+import typer
+from processes import launch
+from typer.testing import CliRunner
+
+from opensmp.cli.options import command, key_option
+from opensmp.cli.plan import NO_OPTIONS, plan
+from opensmp.cli.plan_options import PlanOptions
+from opensmp.cli.run import run
+from opensmp.cli.run_options import RunOptions
+from opensmp.config.keys import KEYS
+
+
+def keys_of(function: Any, options: type) -> list[str]:
+    own = {each.name for each in fields(options)}
+    return [name for name in inspect.signature(function).parameters if name not in own]
+
+
+def test_every_key_is_an_option_of_run():
+    assert keys_of(run, RunOptions) == list(KEYS)
+
+
+def test_every_key_is_an_option_of_plan_or_has_a_reason_not_to_be():
+    options = keys_of(plan, PlanOptions)
+    assert {*options, *NO_OPTIONS} == KEYS.keys()
+    assert not set(options) & NO_OPTIONS.keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    word: Annotated[str, typer.Argument()]
+    times: int = 1
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ([], {}),
+        (["--microbatches", "4", "--check-finite"], {"microbatches": 4, "check_finite": True}),
+        (["--no-contiguous", "--transport", "auto"], {"contiguous": False, "transport": "auto"}),
+        (["--devices", "CPU:0, CPU:1"], {"devices": ["CPU:0", "CPU:1"]}),
+        (["--devices", "gpu"], {"devices": "gpu"}),
+        (["--plan", "a.json"], {"plan": "a.json"}),
+        (["--plan", '{"net": "a.json"}'], {"plan": {"net": "a.json"}}),
+        (["--plan", "{a.json"], {"plan": "{a.json"}),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_keys_that_were_given_are_flags(words, flags):
+    found: list[Words] = []
+
+    def keep(options: Words) -> None:
+        found.append(options)
+
+    app = typer.Typer()
+    app.command()(command(Words, [key_option(name) for name in KEYS])(keep))
+    assert CliRunner().invoke(app, ["--times", "3", *words, "hello"]).exit_code == 0
+    assert found == [Words(word="hello", times=3, flags=flags)]
+
+
+def test_flags_of_every_kind_reach_the_ranks():
+    script = "import os; print(os.environ['OPENSMP_RUN_FLAGS'])"
+    words = ["--pieces-per-partition", "2", "--transport", "collective", "--check-finite"]
+    result = launch(script, ["-n", "1", *words])
+    assert json.loads(result.stdout.removeprefix("[0] ")) == {
+        "transport": "collective",
+        "pieces_per_partition": 2,
+        "check_finite": True,
+    }
