@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from opensmp.distributed.channel.channel import Channel
 from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
 from opensmp.distributed.launch import rendezvous, rendezvous_client
-from opensmp.distributed.launch.launchers import Launch, detect
+from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.launchers import detect
 
 TOKEN = "secret"
 NUMBER = "0123456789abcdef0123456789abcdef"

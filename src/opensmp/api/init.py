@@ -20,6 +20,7 @@ from opensmp.distributed import devices, world
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.objects import allgather_objects
 from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers, rendezvous
+from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.watchdog import (
     call_log,
     exit_hooks,
@@ -113,7 +114,7 @@ def _alone(config: Config, num_gpus: int) -> world.World:
     return world.World(config=config, devices=assigned)
 
 
-def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.World:
+def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
     """World of one of several processes; starts the TensorFlow cluster unless it runs already."""
     launchers.claim(launch, os.environ, os.getpid())
     layout = init_markers.Layout(config.partitions, config.processes_per_replica)
@@ -161,7 +162,7 @@ def _together(config: Config, num_gpus: int, launch: launchers.Launch) -> world.
     )
 
 
-def _recover(launch: launchers.Launch, watch: monitor.Watch) -> None:
+def _recover(launch: Launch, watch: monitor.Watch) -> None:
     """Installs recovery: ranks can continue after errors that the user's program catches."""
     made = recovery.Recovery(
         launch.rank,

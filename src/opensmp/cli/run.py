@@ -26,7 +26,7 @@ from opensmp.distributed import world
 from opensmp.distributed.launch import horovod_finder, rendezvous
 from opensmp.distributed.launch.exit_notice import ExitNotifier
 from opensmp.distributed.launch.init_markers import clear_marks, read_marks
-from opensmp.distributed.launch.launchers import LONGEST_JOIN_SECONDS
+from opensmp.distributed.launch.launch import LONGEST_JOIN_SECONDS
 from opensmp.errors import LaunchError
 
 # Large tensors are allocated and freed in every step. If glibc returns the memory to the system

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from opensmp.base.message_text import shown
-from opensmp.distributed.launch.launchers import ALONE, claim, detect
+from opensmp.distributed.launch import conventions
+from opensmp.distributed.launch.launchers import ALONE, LAUNCHERS, claim, detect
 from opensmp.errors import LaunchError
 
 OPEN_MPI = {
@@ -315,3 +317,8 @@ def test_the_name_of_a_run_is_no_secret(token):
     assert (launch.token, launch.has_secret) == (detect(TORCHRUN).token, False)
     secret = detect({**TORCHRUN, "OPENSMP_RUN_TOKEN": " 3f7a\n"})
     assert (secret.token, secret.has_secret) == ("3f7a", True)
+
+
+def test_every_convention_has_a_row():
+    modules = {path.stem for path in Path(conventions.__path__[0]).glob("[!_]*.py")}
+    assert modules == {each.read.__module__.rpartition(".")[2] for each in LAUNCHERS}

@@ -16,7 +16,7 @@ import pytest
 from opensmp.distributed.channel import handshake
 from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
 from opensmp.distributed.launch import rendezvous
-from opensmp.distributed.launch.launchers import Launch
+from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.launch.rendezvous import Meeting, disagreement, meet, reserve_port
 from opensmp.errors import LaunchError
 

@@ -20,7 +20,7 @@ from typing import Any
 from opensmp import _private
 from opensmp.distributed.launch import rendezvous
 from opensmp.distributed.launch.confinement import confined
-from opensmp.distributed.launch.launchers import Launch
+from opensmp.distributed.launch.launch import Launch
 from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
 
 _logger = logging.getLogger("opensmp")

@@ -29,7 +29,7 @@ from opensmp.distributed.channel.handshake import (
     has,
 )
 from opensmp.distributed.channel.peer_owner import can_tell, is_loopback
-from opensmp.distributed.launch.launchers import Launch
+from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.launch.rendezvous_client import ROW, SAME_TOKEN, more_time, visit
 from opensmp.errors import LaunchError
 

@@ -13,7 +13,7 @@ from opensmp.distributed.channel.handshake import (
     has,
     introduce,
 )
-from opensmp.distributed.launch.launchers import Launch
+from opensmp.distributed.launch.launch import Launch
 from opensmp.errors import LaunchError
 
 ROW = {"rank": int, "address": str, "machine": str, "process": int, "network": str}

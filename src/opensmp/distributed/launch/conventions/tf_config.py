@@ -1,4 +1,4 @@
-"""Parses `TF_CONFIG`: the TensorFlow cluster, and this process's task in it."""
+"""`TF_CONFIG` with a cluster of two or more tasks: the cluster, and this process's task in it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 from opensmp.base.message_text import numbered, shown
 from opensmp.base.strict_json import parse_json
-from opensmp.distributed.launch.environment import MOST_PROCESSES, parse_address
+from opensmp.distributed.launch.environment import MOST_PROCESSES, Variables, parse_address
+from opensmp.distributed.launch.launch import Launch, Launcher, launch_of
 from opensmp.errors import LaunchError
 
+NAME = "TF_CONFIG"
 _JOBS = ("chief", "master", "worker")
 _INDEX = re.compile(r"[0-9]{1,9}")
 
@@ -132,3 +134,31 @@ def _no_rank(text: str, faults: list[str]) -> LaunchError:
         f'"worker", "index": 0}}}}. Received: {text[:300]}. Parameter servers and evaluators '
         "take no part in a pipeline: do not start this script in them."
     )
+
+
+def _read(variables: Variables) -> Launch | None:
+    place = read_tf_config(variables.text(NAME))
+    if place is None:
+        return None
+    return launch_of(
+        NAME,
+        variables,
+        rank=place.rank,
+        size=len(place.addresses),
+        addresses=place.addresses,
+        job=f"TF_CONFIG{place.jobs}",
+        host=place.hosts[0],
+    )
+
+
+def _place(variables: Variables) -> tuple[int, int] | None:
+    launch = _read(variables)
+    return None if launch is None else (launch.rank, launch.size)
+
+
+LAUNCHER = Launcher(
+    NAME,
+    NAME,
+    _read,
+    _place,
+)

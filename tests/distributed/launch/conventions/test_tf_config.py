@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from opensmp.base.message_text import shown
-from opensmp.distributed.launch.tf_config import read_tf_config
+from opensmp.distributed.launch.conventions.tf_config import read_tf_config
 from opensmp.errors import LaunchError
 
 

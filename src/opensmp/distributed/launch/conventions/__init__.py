@@ -1,0 +1,1 @@
+"""The conventions of launchers: which variables each sets for the processes that it starts."""
