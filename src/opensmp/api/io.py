@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -17,21 +15,17 @@ from opensmp.distributed import world
 from opensmp.errors import SavingError
 from opensmp.saving import atomic
 from opensmp.saving.gather import together
-from opensmp.saving.models import save
-from opensmp.saving.models.formats import Format, format_of, named, weights_beside
+from opensmp.saving.models.formats.file_format import Loading
+from opensmp.saving.models.formats.formats import Format, format_for, format_of, inspected
 from opensmp.saving.models.inspection.damage import explained
-from opensmp.saving.models.inspection.inspection import inspected
-from opensmp.saving.models.inspection.json_text import object_of
 from opensmp.saving.models.inspection.variable_bound import variables_bounded
-from opensmp.saving.models.keras2.hdf5 import load_hdf5
-from opensmp.saving.models.load import build_optimizer, load_into
+from opensmp.saving.models.load import load_into
 from opensmp.saving.models.same_file import check_same_file
-from opensmp.saving.models.saved_model_layer import saved_model_as_keras
+from opensmp.saving.models.save import check_overwrite
 
 PathLike = str | os.PathLike[str]
 
 _WHAT = "smp.load_model"
-_WEIGHTS = ".weights.h5"
 
 
 def load_model(
@@ -117,26 +111,15 @@ def save_model(model: Model, path: PathLike, *, overwrite: bool = True) -> None:
         ```
     """
     name = os.fspath(path)
-    if name.endswith(_WEIGHTS):
-        save.save_weights(model, name, overwrite, None)
-    elif name.endswith((".keras", ".h5", ".hdf5")):
-        save.save(model, name, overwrite, None)
-    elif not overwrite and (Path(name).exists() or Path(f"{name}.index").exists()):
-        raise SavingError(
-            f"smp.save_model: {name} exists already. Give another path, or overwrite=True."
-        )
-    elif name.endswith(".json"):
-        save.write_json(model, name, weights_beside(name), "smp.save_model")
-    elif name.endswith(".ckpt"):
-        save.write_checkpoint(model, name, "smp.save_model")
-    elif Path(name).suffix and not Path(name).suffix[1:].isdigit():
+    found = format_for(name)
+    if found is None or found.save is None:
+        check_overwrite("smp.save_model", name, overwrite)
+        *others, last = [e.value.endings[0] for e in Format if any(e.value.endings)]
         raise SavingError(
             f"smp.save_model: {name} does not say the format. Expected: a name that ends with "
-            ".keras, .h5, .weights.h5, .json or .ckpt, or a directory without ending for a "
-            "SavedModel."
+            f"{', '.join(others)} or {last}, or a directory without ending for a SavedModel."
         )
-    else:
-        save.write_saved_model(model, name, what="smp.save_model")
+    found.save(model, name, overwrite)
 
 
 # --------------------------------------------------------------------------------- helpers
@@ -164,71 +147,16 @@ def _load(
             "the file to this machine first, or load the whole model."
         )
     with explained(path, _WHAT):
-        if kind is Format.JSON:
-            return _load_json(path, model, compile, custom_objects, safe_mode)
         if model is not None:
             load_into(model, path, kind, _WHAT)
             return model
-        if kind in (Format.WEIGHTS, Format.H5_WEIGHTS, Format.CHECKPOINT):
+        if kind.value.load_model is None:
             raise SavingError(
-                f"{_WHAT}: {os.fspath(path)} is {kind.value}, which says nothing of the layers. "
-                "Give the model it belongs to, or a function that makes it: "
+                f"{_WHAT}: {os.fspath(path)} is {kind.value.title}, which says nothing of the "
+                "layers. Give the model it belongs to, or a function that makes it: "
                 "smp.load_model(path, model)."
             )
-        if kind is Format.SAVED_MODEL:
-            return saved_model_as_keras(path)
         sizes = inspected(path, kind, _WHAT, whole=True)
-        if kind is Format.H5:
-            with variables_bounded(sizes, path, _WHAT):
-                return load_hdf5(
-                    path,
-                    _WHAT,
-                    compile=compile,
-                    custom_objects=custom_objects,
-                    safe_mode=safe_mode,
-                )
-        with variables_bounded(sizes, path, _WHAT), _as_keras_names_it(path, kind) as name:
-            return keras.saving.load_model(
-                name, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
-            )
-
-
-def _as_keras_names_it(path: PathLike, kind: Format) -> Any:
-    if kind is Format.KERAS_DIRECTORY:
-        return contextlib.nullcontext(path)
-    return named(path, ".keras")
-
-
-def _load_json(
-    path: PathLike,
-    model: Model | None,
-    compile: bool,
-    custom_objects: Mapping[str, Any] | None,
-    safe_mode: bool,
-) -> Model:
-    """Loads a JSON configuration and the weights beside it."""
-    name = os.fspath(path)
-    weights = weights_beside(name)
-    config = object_of(Path(name).read_bytes(), name, _WHAT)
-    if "weight_map" in config:
-        raise SavingError(
-            f"{_WHAT}: {name} is the list of contents of weights in several files, and no "
-            "configuration. Make the model and call model.load_weights(path)."
-        )
-    kind = format_of(weights, _WHAT)
-    if model is None:
-        if "class_name" not in config:
-            raise SavingError(
-                f"{_WHAT}: {name} is no configuration of a model. Expected: what model.to_json() "
-                "or smp.save_model(model, 'x.json') writes."
-            )
-        if not compile:
-            config.pop("compile_config", None)
-        with variables_bounded(inspected(weights, kind, _WHAT), path, _WHAT):
-            model = keras.saving.deserialize_keras_object(
-                config, custom_objects=dict(custom_objects or {}), safe_mode=safe_mode
-            )
-            if compile:
-                build_optimizer(model)
-    load_into(model, weights, kind, _WHAT)
-    return model
+        with variables_bounded(sizes, path, _WHAT):
+            loading = Loading(_WHAT, compile, custom_objects, safe_mode)
+            return kind.value.load_model(path, loading)

@@ -7,7 +7,8 @@ from saving.sample_models import functional
 
 import opensmp as smp
 from opensmp.errors import SavingError
-from opensmp.saving.models.formats import Format, checkpoint_prefix, format_of, named
+from opensmp.saving.models.formats.formats import Format, format_for, format_of
+from opensmp.saving.models.formats.paths import checkpoint_prefix, named
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,16 @@ from opensmp.saving.models.formats import Format, checkpoint_prefix, format_of, 
 def test_the_contents_tell_the_format(tmp_path, name, expected):
     smp.save_model(functional(), tmp_path / name)
     assert format_of(tmp_path / name, "load") is expected
+
+
+def test_every_ending_of_a_name_belongs_to_one_format():
+    endings = [ending for each in Format for ending in each.value.endings]
+    assert len(endings) == len(set(endings))
+    assert [format_for(f"m{ending}").title for ending in endings if ending] == [
+        each.value.title for each in Format for ending in each.value.endings if ending
+    ]
+    assert format_for("served/1") is Format.SAVED_MODEL.value
+    assert format_for("m.pth") is None
 
 
 def test_names_tell_the_format_on_other_machines():

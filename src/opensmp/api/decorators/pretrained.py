@@ -11,7 +11,7 @@ import keras
 
 from opensmp.errors import SavingError
 from opensmp.saving.gather import together
-from opensmp.saving.models.formats import Format, format_of
+from opensmp.saving.models.formats.formats import Format, format_of
 from opensmp.saving.models.load import load_into
 from opensmp.saving.models.same_file import check_same_file
 

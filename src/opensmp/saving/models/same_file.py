@@ -10,7 +10,7 @@ from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
-from opensmp.saving.models.formats import weights_beside
+from opensmp.saving.models.formats.paths import weights_beside
 
 PathLike = str | os.PathLike[str]
 

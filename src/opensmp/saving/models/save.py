@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +94,12 @@ def write_saved_model(
     write(model, what, work)
 
 
-def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **kwargs: Any) -> None:
+def save(
+    model: Model, path: PathLike, overwrite: bool, zipped: bool | None = None, **kwargs: Any
+) -> None:
     """Like `keras.Model.save`; see `write`."""
     what, name = "model.save", os.fspath(path)
-    _check_overwrite(what, name, overwrite)
+    check_overwrite(what, name, overwrite)
 
     def work(plain: Any) -> None:
         with _private.compilation_kept(plain):
@@ -117,11 +119,15 @@ def save(model: Model, path: PathLike, overwrite: bool, zipped: bool | None, **k
 
 
 def save_weights(
-    model: Model, path: PathLike, overwrite: bool, max_shard_size: int | float | None, **kwargs: Any
+    model: Model,
+    path: PathLike,
+    overwrite: bool,
+    max_shard_size: int | float | None = None,
+    **kwargs: Any,
 ) -> None:
     """Like `keras.Model.save_weights`; see `write`."""
     what, name = "model.save_weights", os.fspath(path)
-    _check_overwrite(what, name, overwrite)
+    check_overwrite(what, name, overwrite)
     if not model.built and plans_of_parts(model):
         raise SavingError(
             f"{what}: Keras takes model '{model.name}' for one without weights, for its steps call "
@@ -226,6 +232,9 @@ def _signature(model: Model) -> Any:
     return None if specs is None else list(specs)
 
 
-def _check_overwrite(what: str, path: str, overwrite: bool) -> None:
-    if not overwrite and not atomic.is_remote(path) and Path(path).exists():
+def check_overwrite(what: str, path: str, overwrite: bool, beside: Sequence[str] = ()) -> None:
+    """Raises if the path, or a file beside it, exists and may not be replaced."""
+    if overwrite or atomic.is_remote(path):
+        return
+    if any(Path(name).exists() for name in (path, *beside)):
         raise SavingError(f"{what}: {path} exists already. Give another path, or overwrite=True.")

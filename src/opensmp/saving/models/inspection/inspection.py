@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
-from opensmp.saving.models.formats import Format
 from opensmp.saving.models.inspection import archives
 from opensmp.saving.models.inspection.damage import explained
 from opensmp.saving.models.inspection.json_text import configuration_of, object_of
 from opensmp.saving.models.inspection.safe_hdf5 import Shape, opened
 
 PathLike = str | os.PathLike[str]
-
-_HDF5 = (Format.H5, Format.H5_WEIGHTS, Format.WEIGHTS)
 
 
 class Sizes(NamedTuple):
@@ -34,39 +31,32 @@ class Sizes(NamedTuple):
     total: int
 
 
-def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -> Sizes | None:
-    """Validates a whole file and refuses harmful contents.
+def of_archive(path: PathLike, what: str, whole: bool) -> Sizes:
+    """Validates a `.keras` file, and its configuration too if `whole`."""
+    names = archives.check_archive(path, what)
+    if whole:
+        text = archives.read_member(path, archives.CONFIG, what)
+        _check_configuration(text, archives.CONFIG, path, what)
+    if archives.WEIGHTS not in names:
+        return Sizes(0, 0)
+    with (
+        archives.opened_member(path, archives.WEIGHTS) as member,
+        opened(member, path, what) as file,
+    ):
+        return _sizes(file.shapes().values())
 
-    Args:
-        path: The file or directory.
-        kind: Its format.
-        what: Name of the operation for messages.
-        whole: Whether its configuration is used, not only its weights.
 
-    Returns:
-        The stored sizes; None for formats that TensorFlow reads, or remote files.
+def of_directory(path: PathLike, what: str, whole: bool) -> Sizes:
+    """Validates a `.keras` directory, and its configuration too if `whole`."""
+    if whole:
+        _check_configuration(Path(path, archives.CONFIG).read_bytes(), archives.CONFIG, path, what)
+    return of_hdf5(Path(path, archives.WEIGHTS), what, whole)
 
-    Raises:
-        SavingError: It is damaged, refers to values in other files, or expands to far more than its
-            size.
 
-    Example:
-        ```python
-        inspected("model.keras", Format.KERAS, "smp.load_model", whole=True)
-        ```
-    """
-    if is_remote(os.fspath(path)):
-        return None
-    with explained(path, what):
-        if kind is Format.KERAS:
-            return _of_archive(path, what, whole)
-        if kind is Format.KERAS_DIRECTORY:
-            if whole:
-                _check_configuration(
-                    Path(path, archives.CONFIG).read_bytes(), archives.CONFIG, path, what
-                )
-            return _of_hdf5(Path(path, archives.WEIGHTS), what)
-        return _of_hdf5(path, what) if kind in _HDF5 else None
+def of_hdf5(path: PathLike, what: str, whole: bool) -> Sizes:
+    """Validates an HDF5 file."""
+    with opened(path, path, what) as file:
+        return _sizes(file.shapes().values())
 
 
 def check_weights(path: PathLike, what: str) -> None:
@@ -76,11 +66,16 @@ def check_weights(path: PathLike, what: str) -> None:
         return
     if name.endswith(".weights.json"):
         for shard in _shards(Path(name), what):
-            inspected(shard, Format.WEIGHTS, what)
+            _check(of_hdf5, shard, what)
     if name.endswith(".keras") and zipfile.is_zipfile(name):
-        inspected(name, Format.KERAS, what)
+        _check(of_archive, name, what)
     elif name.endswith((".h5", ".hdf5")):
-        inspected(name, Format.WEIGHTS, what)
+        _check(of_hdf5, name, what)
+
+
+def _check(inspect: Callable[[PathLike, str, bool], Sizes], path: PathLike, what: str) -> None:
+    with explained(path, what):
+        inspect(path, what, False)
 
 
 def _shards(path: Path, what: str) -> list[Path]:
@@ -103,27 +98,8 @@ def _shards(path: Path, what: str) -> list[Path]:
         return [path.parent / name for name in sorted(names)]
 
 
-def _of_archive(path: PathLike, what: str, whole: bool) -> Sizes:
-    names = archives.check_archive(path, what)
-    if whole:
-        text = archives.read_member(path, archives.CONFIG, what)
-        _check_configuration(text, archives.CONFIG, path, what)
-    if archives.WEIGHTS not in names:
-        return Sizes(0, 0)
-    with (
-        archives.opened_member(path, archives.WEIGHTS) as member,
-        opened(member, path, what) as file,
-    ):
-        return _sizes(file.shapes().values())
-
-
 def _check_configuration(text: bytes, part: str, path: PathLike, what: str) -> None:
     configuration_of(text, f"{part} in {os.fspath(path)}", what)
-
-
-def _of_hdf5(path: PathLike, what: str) -> Sizes:
-    with opened(path, path, what) as file:
-        return _sizes(file.shapes().values())
 
 
 def _sizes(shapes: Iterable[Shape]) -> Sizes:

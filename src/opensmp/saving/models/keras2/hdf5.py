@@ -18,7 +18,7 @@ import numpy as np
 
 from opensmp.base.types import Model
 from opensmp.saving.gather import assigning_own
-from opensmp.saving.models.formats import named
+from opensmp.saving.models.formats.paths import named
 from opensmp.saving.models.inspection.safe_hdf5 import Hdf5, opened
 from opensmp.saving.models.keras2.layer_configs import upgraded
 from opensmp.saving.models.keras2.operation_nodes import name_operations

@@ -1,0 +1,1 @@
+"""The file formats of models: how each is recognised, written and read."""
