@@ -5,8 +5,8 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.compiler.costs import gradient_costs
-from opensmp.compiler.costs.op_costs import Call, Work
 from opensmp.compiler.costs.op_graph import Array, Wiring
+from opensmp.compiler.costs.work import Call, Work
 
 X, M, K = [4, 6], [6, 5], [3, 3, 2, 4]
 IMAGE = [2, 8, 8, 2]

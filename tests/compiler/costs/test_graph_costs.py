@@ -9,8 +9,8 @@ import tensorflow as tf
 from small import traced
 from zoo.models import ZOO, by_size
 
+from opensmp.compiler.costs.families import ALIASES
 from opensmp.compiler.costs.graph_costs import defaulted_types, graph_costs, trainable_placeholders
-from opensmp.compiler.costs.op_costs import ALIASES
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import trace

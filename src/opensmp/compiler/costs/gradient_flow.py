@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from opensmp import _private
-from opensmp.compiler.costs.gradient_costs import BLOCKING
+from opensmp.compiler.costs.families import BLOCKING
 from opensmp.compiler.costs.op_graph import Port, Wiring
 
 

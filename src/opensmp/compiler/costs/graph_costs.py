@@ -13,9 +13,9 @@ from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.costs import gradient_costs, op_costs
 from opensmp.compiler.costs.gradient_flow import GradientFlow
-from opensmp.compiler.costs.op_costs import Call, Work
 from opensmp.compiler.costs.op_graph import Port, Wiring
 from opensmp.compiler.costs.residuals import Keeper
+from opensmp.compiler.costs.work import Call, Work
 from opensmp.compiler.trace.control_flow import LOOPS, bodies
 from opensmp.compiler.trace.shared_ops import replicated
 from opensmp.compiler.trace.trace import TracedGraph

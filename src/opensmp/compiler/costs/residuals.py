@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from opensmp import _private
-from opensmp.compiler.costs.op_costs import ALIASES
+from opensmp.compiler.costs.families import ALIASES
 from opensmp.compiler.costs.op_graph import Port, Wiring
 
 

@@ -12,7 +12,7 @@ from helpers import output_of
 from small import traced
 
 from opensmp.compiler.costs.graph_costs import graph_costs
-from opensmp.compiler.costs.op_costs import Work
+from opensmp.compiler.costs.work import Work
 from opensmp.compiler.lowering.segments import cut
 from opensmp.compiler.plan.coarsening.coarsen import LOSS_FLOPS, coarsen, place, seconds
 from opensmp.compiler.plan.plan import Plan

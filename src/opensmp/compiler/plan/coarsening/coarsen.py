@@ -17,8 +17,8 @@ from opensmp.compiler.costs.graph_costs import (
     graph_costs,
     trainable_placeholders,
 )
-from opensmp.compiler.costs.op_costs import Work
 from opensmp.compiler.costs.op_graph import Port
+from opensmp.compiler.costs.work import Work
 from opensmp.compiler.plan.coarsening.units import HEAVY, Units
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 from opensmp.compiler.trace.layer_calls import MODEL

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import tensorflow as tf
 
+from opensmp.compiler.costs.families import ALIASES, CONTRACTIONS
 from opensmp.compiler.costs.graph_costs import Costs
-from opensmp.compiler.costs.op_costs import ALIASES, CONTRACTIONS
 from opensmp.compiler.plan.coarsening.contraction import (
     Pair,
     chained,
