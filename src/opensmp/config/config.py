@@ -24,10 +24,11 @@ class Config:
     Attributes:
         partitions: Number of partitions of the model.
         microbatches: Number of microbatches per step; it must divide the batch size.
-        pipeline: The pipeline schedule. `"interleaved"` prefers the backward pass of a microbatch
-            as soon as it is ready (1F1B in steady state). `"simple"` runs all forward passes, then
-            all backward passes (GPipe). `"zero_bubble"` is `"interleaved"` with weight gradients
-            deferred to fill the bubble at the end, since no other partition depends on them.
+        pipeline: The pipeline schedule, one of `opensmp.config.pipelines.PIPELINES`.
+            `"interleaved"` prefers the backward pass of a microbatch as soon as it is ready (1F1B
+            in steady state). `"simple"` runs all forward passes, then all backward passes (GPipe).
+            `"zero_bubble"` is `"interleaved"` with weight gradients deferred to fill the bubble at
+            the end, since no other partition depends on them.
         optimize: What automatic partitioning balances, `"memory"` or `"speed"`. With `"speed"`,
             weight gradients may also be computed for several microbatches at once.
         placement_strategy: Which ranks form one model replica: `"cluster"` (adjacent ranks) or
@@ -38,8 +39,8 @@ class Config:
         contiguous: Whether each partition must be a connected part of the graph.
         horovod: Whether the script is a hybrid script that makes Horovod-style calls.
         active_microbatches: Maximum number of microbatches in flight. The default is
-            `partitions + 2`; the pipeline `"simple"` keeps all microbatches in flight, so there it
-            is at least `microbatches`.
+            `partitions + 2`; schedules that keep all microbatches in flight, such as `"simple"`,
+            have at least `microbatches`.
         devices: `"cpu"`, `"gpu"`, the logical device of each partition such as
             `("CPU:0", "CPU:1")`, or None for the GPUs if there are any, else the CPU.
         plan: Path of a plan's JSON file to use instead of computing a plan; or, if several models
