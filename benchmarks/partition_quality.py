@@ -36,10 +36,12 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import keras
 import numpy as np
 import tensorflow as tf
+from compiler.plan.exact import optimal_units
 from keras import layers
 
 import baselines
@@ -47,7 +49,6 @@ from opensmp.cli.dry_run import build_model, dry_trace
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
 from opensmp.compiler.plan.cost_model import Prediction, evaluate, microbatches_in_flight
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
-from opensmp.compiler.plan.partitioner.exact import optimal_units
 from opensmp.compiler.plan.partitioner.ideals import LatticeError, all_ideals
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.partitioner.problem import price
@@ -67,7 +68,6 @@ FAMILIES = (
 )
 # Graphs with too many ideals to be solved are made this small and compared as well.
 SOLVABLE = 32
-TESTS = Path(__file__).parents[1] / "tests"
 ROUNDING = 1e-9
 LEAST_SHARE, MOST_GAP = 0.95, 0.02
 
@@ -164,7 +164,6 @@ def backbones() -> dict[str, Model]:
     if importlib.util.find_spec("keras_hub") is None:
         print("keras-hub is not installed: no backbones.")
         return {}
-    sys.path.insert(0, str(TESTS))
     from zoo.backbones import BACKBONES
 
     def specs(batch: Callable[..., Any]) -> Any:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from compiler.plan.exact import optimal_units
 from compiler.plan.unit_graphs import (
     MACHINES,
     all_plans,
@@ -27,7 +28,6 @@ from turns import in_turn
 from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.baselines import simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
-from opensmp.compiler.plan.partitioner.exact import optimal_units
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine, SharedVariable
 from opensmp.errors import PlanError

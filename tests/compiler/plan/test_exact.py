@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from compiler.plan.exact import optimal_units
 from compiler.plan.unit_graphs import (
     MACHINES,
     all_plans,
@@ -16,7 +17,6 @@ from hypothesis import strategies as st
 
 from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
-from opensmp.compiler.plan.partitioner.exact import optimal_units
 from opensmp.compiler.plan.partitioner.ideals import LatticeError, all_ideals
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
