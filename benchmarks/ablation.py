@@ -14,6 +14,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -32,15 +33,19 @@ from opensmp.compiler.plan.partitioner import (
     partitioner,
     topological_orders,
 )
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 
-MACHINE = Machine()
-MICROBATCHES = 8
+SETTINGS = PlanSettings(microbatches=8)
 PARTITIONS = (2, 4, 8, 32)
 RULES = tuple((o, c) for o in ("speed", "memory") for c in (True, False))
 
+FILE = Path(__file__).parents[1] / "out" / "ablation.json"
+
 Assignment = Any
-Orders = Callable[..., list[Any]]
+Graphs = Mapping[str, Mapping[str, CoarseGraph]]
+Row = tuple[float, int, float]
+Results = dict[str, dict[str, dict[str, Row]]]
 
 
 class Part(NamedTuple):
@@ -341,82 +346,62 @@ def patched(patches: Iterable[Any]) -> Iterator[None]:
         yield
 
 
-Row = tuple[float, int, float]
-
-
-def measure(part: str | None, graph: CoarseGraph) -> dict[str, Row]:
+def measure(part: str, graph: CoarseGraph) -> dict[str, Row]:
     """Returns step seconds, bytes of the fullest device and processor seconds of each case."""
     patches = next((p.patches for p in PARTS if p.name == part), list)
     rows = {}
     for count in PARTITIONS:
         for optimize, contiguous in RULES:
+            settings = replace(SETTINGS, optimize=optimize, contiguous=contiguous)
             with patched(patches()):
                 started = time.process_time()
-                placed = partitioner.partition_units(
-                    graph,
-                    count,
-                    MACHINE,
-                    MICROBATCHES,
-                    optimize=optimize,
-                    contiguous=contiguous,
-                )
+                placed = partitioner.partition_units(graph, count, settings)
                 seconds = time.process_time() - started
-            plan = evaluate(graph, placed, count, MACHINE, MICROBATCHES)
+            plan = evaluate(graph, placed, count, settings)
             key = f"{count} {optimize}{' contiguous' if contiguous else ''}"
             rows[key] = (plan.step_seconds, max(plan.peak_bytes), seconds)
     return rows
 
 
-def run(
-    graphs: Mapping[str, Mapping[str, CoarseGraph]],
-    chosen: Sequence[str],
-    file: Path,
-    jobs: int,
-    seconds: float,
-) -> dict[str, dict[str, dict[str, Row]]]:
-    """Measures what the file lacks until the time is over; returns all results.
+def run(graphs: Graphs, options: Any) -> Results:
+    """Measures what the file of results lacks until the time is over; returns all results.
 
     Args:
         graphs: For each coarsening, the graph of each model.
-        chosen: Words of the names of the parts to take away; none for all.
-        file: Where results are kept.
-        jobs: Number of processes.
-        seconds: No case is started after that time.
+        options: `ablate`, words of the names of the parts, all if empty; `jobs`, the number of
+            processes; `seconds`, after which no case is started.
     """
-    results = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    deadline = time.monotonic() + seconds
-    parts = [p for p in PARTS if not chosen or any(word in p.name for word in chosen)]
-    wanted = [("", "default"), *((p.name, p.graphs) for p in parts)]
+    results: Results = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    deadline = time.monotonic() + options.seconds
+    words = options.ablate or [""]
+    parts = [part for part in PARTS if any(word in part.name for word in words)]
     tasks = [
         (part, model, graph)
-        for part, kind in wanted
+        for part, kind in [("", "default"), *((part.name, part.graphs) for part in parts)]
         for model, graph in graphs[kind].items()
         if model not in results.get(part, {})
     ]
+    tasks.reverse()
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        waiting = iter(tasks)
+    with ProcessPoolExecutor(options.jobs, mp_context=context) as pool:
         running: dict[Any, tuple[str, str]] = {}
         while True:
-            while len(running) < jobs and time.monotonic() < deadline:
-                task = next(waiting, None)
-                if task is None:
-                    break
-                running[pool.submit(measure, task[0] or None, task[2])] = task[:2]
+            while tasks and len(running) < options.jobs and time.monotonic() < deadline:
+                part, model, graph = tasks.pop()
+                running[pool.submit(measure, part, graph)] = part, model
             if not running:
                 break
             done = next(as_completed(running))
             part, model = running.pop(done)
             results.setdefault(part, {})[model] = done.result()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(results), encoding="utf-8")
-    left = len(tasks) - sum(model in results.get(part, {}) for part, model, _ in tasks)
-    if left:
-        print(f"{left} of {len(tasks)} tasks are left; run it again to continue.")
+            FILE.parent.mkdir(exist_ok=True)
+            FILE.write_text(json.dumps(results), encoding="utf-8")
+    if tasks:
+        print(f"{len(tasks)} graphs are left; run it again to continue.")
     return results
 
 
-def table(results: Mapping[str, Mapping[str, Mapping[str, Row]]]) -> str:
+def table(results: Results) -> str:
     """Returns a Markdown table of what the plans lose without each part."""
     lines = [
         "| taken away | lines | cases | worse | mean loss | worst loss | expected | in memory: "
