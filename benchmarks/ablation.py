@@ -79,7 +79,7 @@ def _set(target: Any, **values: Any) -> list[Any]:
 def _without_orders(*dropped: int) -> list[Any]:
     every = partitioner.topological_orders
 
-    def orders(problem: Any, most: int = 8) -> list[Any]:
+    def orders(problem: Any, most: int = 6) -> list[Any]:
         known = every(problem, 1)
         for index in range(2, most + 1):
             if index - 1 not in dropped:
@@ -170,7 +170,7 @@ PARTS = (
     ),
     Part(
         "all orders but the graph's own",
-        lambda: _without_orders(*range(1, 8)),
+        lambda: _without_orders(*range(1, 6)),
         (
             topological_orders._post_order,
             topological_orders._by_depth,
@@ -179,7 +179,7 @@ PARTS = (
         15,
         3.0,
     ),
-    Part("depth-first orders, first branch first", lambda: _without_orders(1, 2), (), 2, 0.3),
+    Part("depth-first orders", lambda: _without_orders(1, 2), (), 2, 0.3),
     Part(
         "order that keeps few bytes alive",
         lambda: _without_orders(3),
@@ -187,10 +187,9 @@ PARTS = (
         1,
         0.2,
     ),
-    Part("depth-first orders, last branch first", lambda: _without_orders(4, 5), (), 6, 0.2),
     Part(
         "orders by depth",
-        lambda: _without_orders(6, 7),
+        lambda: _without_orders(4, 5),
         (topological_orders._by_depth,),
         2,
         0.3,

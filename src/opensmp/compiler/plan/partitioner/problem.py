@@ -98,6 +98,11 @@ class Problem:
         flat = pairs[:, 1].tolist()
         return [flat[a:b] for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
+    def readers_of(self, link: int) -> NDArray[np.int64]:
+        """Returns the units that read a link."""
+        first, last = np.searchsorted(self.links, [link, link + 1])
+        return self.readers[first:last]
+
     def loads(self, placed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns ticks and bytes of each partition."""
         count = self.num_partitions
