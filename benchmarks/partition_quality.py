@@ -72,8 +72,10 @@ FAMILIES = (
     *("InceptionV3", "MobileNet", "MobileNetV2", "MobileNetV3Small", "NASNetMobile", "ResNet50"),
     *("ResNet101V2", "VGG16", "Xception"),
 )
-# A few of each kind for `--ablate`; of some that take long, only the coarser graph.
+# A few of each kind for `--ablate`; of some that take long, only the coarser graph. The first
+# three show the most: large graphs with branches.
 ABLATED = (
+    *("NASNetMobile", "BartBackbone", "GemmaBackbone"),
     *("VGG16", "MobileNet", "DenseNet121", "InceptionResNetV2", "FalconBackbone"),
     *("ResNetBackbone", "U-Net", "Towers", "Towers, coarser", "Translator, coarser"),
     *("InceptionV3, coarser", "InceptionResNetV2, coarser", "NASNetMobile, coarser"),
