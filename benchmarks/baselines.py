@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from opensmp.compiler.plan.cost_model import seconds_to_move
 from opensmp.compiler.plan.partitioner.baselines import block_runs
 from opensmp.compiler.plan.partitioner.problem import price
+from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 
 try:
@@ -34,7 +35,7 @@ def equal_layers(graph: CoarseGraph, num_partitions: int) -> Assignment:
 def block_partition(graph: CoarseGraph, num_partitions: int, machine: Machine) -> Assignment:
     """Runs of units of about equal time: what torchgpipe does with measured times."""
     used = min(num_partitions, len(graph))
-    return block_runs(price(graph, used, machine, 1, 1).ticks, used)
+    return block_runs(price(graph, used, PlanSettings(machine=machine)).ticks, used)
 
 
 def metis(graph: CoarseGraph, num_partitions: int, machine: Machine) -> Assignment | None:

@@ -3,6 +3,7 @@
     python benchmarks/partition_quality.py            # each family of models once or twice
     python benchmarks/partition_quality.py --all      # all keras.applications and backbones
     python benchmarks/partition_quality.py --quick    # a few models, less than a minute
+    python benchmarks/partition_quality.py --ablate   # what each part of the partitioner is worth
 
 Every model is traced without memory for its variables, coarsened, and cut into 2, 4 and 8
 partitions by `partition_units`, by equal numbers of units, by torchgpipe's block partition,
@@ -30,31 +31,37 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import keras
 import numpy as np
 import tensorflow as tf
+from compiler.plan.exact import optimal_units
 from keras import layers
 
+import ablation
 import baselines
 from opensmp.cli.dry_run import build_model, dry_trace
-from opensmp.compiler.plan.coarsening.coarsen import coarsen
-from opensmp.compiler.plan.cost_model import Prediction, evaluate, microbatches_in_flight
+from opensmp.compiler.plan.coarsening import units
+from opensmp.compiler.plan.coarsening.coarsen import MAX_UNITS, coarsen
+from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
-from opensmp.compiler.plan.partitioner.exact import optimal_units
 from opensmp.compiler.plan.partitioner.ideals import LatticeError, all_ideals
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.partitioner.problem import price
+from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 
 MACHINE = Machine()
 MICROBATCHES = 8
+SETTINGS = PlanSettings(microbatches=MICROBATCHES, machine=MACHINE)
 PER_MICROBATCH = 4
 SIDE = 96
 RULES = (("speed", True), ("speed", False), ("memory", True), ("memory", False))
@@ -65,9 +72,18 @@ FAMILIES = (
     *("InceptionV3", "MobileNet", "MobileNetV2", "MobileNetV3Small", "NASNetMobile", "ResNet50"),
     *("ResNet101V2", "VGG16", "Xception"),
 )
+# A few of each kind for `--ablate`; of some that take long, only the coarser graph. The first
+# three show the most: large graphs with branches.
+ABLATED = (
+    *("NASNetMobile", "BartBackbone", "GemmaBackbone"),
+    *("VGG16", "MobileNet", "DenseNet121", "InceptionResNetV2", "FalconBackbone"),
+    *("ResNetBackbone", "U-Net", "Towers", "Towers, coarser", "Translator, coarser"),
+    *("InceptionV3, coarser", "InceptionResNetV2, coarser", "NASNetMobile, coarser"),
+    *("BartBackbone, coarser", "FalconBackbone, coarser", "MixtralBackbone, coarser"),
+    *("T5Backbone, coarser", "WhisperBackbone, coarser"),
+)
 # Graphs with too many ideals to be solved are made this small and compared as well.
 SOLVABLE = 32
-TESTS = Path(__file__).parents[1] / "tests"
 ROUNDING = 1e-9
 LEAST_SHARE, MOST_GAP = 0.95, 0.02
 
@@ -164,7 +180,6 @@ def backbones() -> dict[str, Model]:
     if importlib.util.find_spec("keras_hub") is None:
         print("keras-hub is not installed: no backbones.")
         return {}
-    sys.path.insert(0, str(TESTS))
     from zoo.backbones import BACKBONES
 
     def specs(batch: Callable[..., Any]) -> Any:
@@ -192,16 +207,30 @@ def graphs_of(name: str, model: Model, ideals: int) -> dict[str, CoarseGraph]:
     traced = dry_trace(build_model(model.build, {}, name), model.inputs, training=True)
     graph = coarsen(traced, MACHINE)
     try:
-        all_ideals(price(graph, 2, MACHINE, MICROBATCHES, MICROBATCHES), ideals)
+        all_ideals(price(graph, 2, SETTINGS), ideals)
     except LatticeError:
         coarser = coarsen(traced, MACHINE, max_units=SOLVABLE)
         return {name: graph, f"{name}, {len(coarser)} units": coarser}
     return {name: graph}
 
 
+def graphs_to_ablate(names: Sequence[str], known: Mapping[str, Model]) -> ablation.Graphs:
+    """The graphs of some models, coarsened with all parts and without some; see `ablation`."""
+    graphs: dict[str, dict[str, CoarseGraph]] = {part.graphs: {} for part in ablation.PARTS}
+    for name in names:
+        model, is_coarser = known[name.partition(",")[0]], name.endswith(", coarser")
+        traced = dry_trace(build_model(model.build, {}, name), model.inputs, training=True)
+        most = SOLVABLE if is_coarser else MAX_UNITS
+        for kind in graphs:
+            if kind == "default" or is_coarser == (kind == "runs"):
+                with ablation.patched(ablation.coarsening(units, kind)):
+                    graphs[kind][name] = coarsen(traced, MACHINE, max_units=most)
+        keras.backend.clear_session()
+    return graphs
+
+
 def is_connected(graph: CoarseGraph, placed: baselines.Assignment, num_partitions: int) -> bool:
-    held = microbatches_in_flight(num_partitions, MICROBATCHES, "interleaved", None)
-    return not excess_pieces(price(graph, num_partitions, MACHINE, MICROBATCHES, held), placed)
+    return not excess_pieces(price(graph, num_partitions, SETTINGS), placed)
 
 
 def is_better(one: Prediction, other: Prediction, optimize: str) -> bool:
@@ -226,7 +255,7 @@ def gap(case: Case) -> float:
 
 def compare(name: str, graph: CoarseGraph, num_partitions: int, ideals: int) -> list[Case]:
     def predict(placed: baselines.Assignment) -> Prediction:
-        return evaluate(graph, placed, num_partitions, MACHINE, MICROBATCHES)
+        return evaluate(graph, placed, num_partitions, SETTINGS)
 
     heuristics = {
         "layers": baselines.equal_layers(graph, num_partitions),
@@ -239,17 +268,13 @@ def compare(name: str, graph: CoarseGraph, num_partitions: int, ideals: int) -> 
     }
     cases = []
     for optimize, contiguous in RULES:
-        rules: dict[str, Any] = {"optimize": optimize, "contiguous": contiguous}
+        settings = replace(SETTINGS, optimize=optimize, contiguous=contiguous)
         started = time.process_time()
-        placed = partition_units(graph, num_partitions, MACHINE, MICROBATCHES, **rules)
+        placed = partition_units(graph, num_partitions, settings)
         seconds = time.process_time() - started
         best = None
         with contextlib.suppress(LatticeError):
-            best = predict(
-                optimal_units(
-                    graph, num_partitions, MACHINE, MICROBATCHES, most_ideals=ideals, **rules
-                )
-            )
+            best = predict(optimal_units(graph, num_partitions, settings, most_ideals=ideals))
         others = {
             other: predict(placed)
             for other, placed in heuristics.items()
@@ -369,28 +394,42 @@ def main() -> int:
     parser.add_argument("--models", nargs="*", help="names of the models")
     parser.add_argument("--ideals", type=int, default=None, help="most ideals to search")
     parser.add_argument("--markdown", type=Path, help="file to write a table to")
+    parser.add_argument(
+        "--ablate",
+        nargs="*",
+        metavar="WORD",
+        help="take away each part of the partitioner, or those whose names have one of the words",
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="processes of --ablate")
+    parser.add_argument("--seconds", type=float, default=400, help="time after which it stops")
     options = parser.parse_args()
     known = models()
     own = [name for name in known if not hasattr(keras.applications, name)]
     chosen = QUICK if options.quick else tuple(known) if options.all else (*FAMILIES, *own)
     names = options.models or [name for name in chosen if name in known]
-    if unknown := [name for name in names if name not in known]:
+    if options.ablate is not None:
+        names = options.models or list(ABLATED)
+    if unknown := [name for name in names if name.removesuffix(", coarser") not in known]:
         parser.error(f"unknown models {unknown}; there are {', '.join(known)}")
+    if options.ablate is not None:
+        graphs = graphs_to_ablate(names, known)
+        print(ablation.table(ablation.run(graphs, options)))
+        return 0
     ideals = options.ideals or (500 if options.quick else 1500)
     if baselines.pymetis is None:
         print("pymetis is not installed: no comparison with METIS.")
     print(LEGEND, HEADER, sep="\n")
-    cases, units = [], {}
+    cases, sizes = [], {}
     for name in names:
         for part, graph in graphs_of(name, known[name], ideals).items():
-            units[part] = len(graph)
+            sizes[part] = len(graph)
             for num_partitions in (2, 4) if options.quick else (2, 4, 8):
                 for case in compare(part, graph, num_partitions, ideals):
                     cases.append(case)
                     print(row(case, len(graph)), flush=True)
         keras.backend.clear_session()
     if options.markdown:
-        options.markdown.write_text(table(cases, units), encoding="utf-8")
+        options.markdown.write_text(table(cases, sizes), encoding="utf-8")
     return 0 if summary(cases) else 1
 
 

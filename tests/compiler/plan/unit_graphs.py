@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from opensmp.compiler.plan.partitioner.problem import Problem, price
+from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 
 Edge = tuple[int, Sequence[int], int]
@@ -111,13 +112,16 @@ MACHINES = st.builds(
 )
 
 
+def made_for(machine: Machine, microbatches: int = 4, **rules: Any) -> PlanSettings:
+    """Settings for a machine; `rules` are the others of `PlanSettings`."""
+    return PlanSettings(microbatches, machine=machine, **rules)
+
+
 def problem_of(
     graph: CoarseGraph, num_partitions: int, machine: Machine | None = None, microbatches: int = 4
 ) -> Problem:
     """The problem as `partition_units` states it, for the default schedule."""
-    held = min(microbatches, num_partitions + 2)
-    used = min(num_partitions, len(graph))
-    return price(graph, used, machine or Machine(), microbatches, held)
+    return price(graph, num_partitions, made_for(machine or Machine(), microbatches))
 
 
 def all_plans(graph: CoarseGraph, num_partitions: int) -> Iterator[NDArray[np.int64]]:

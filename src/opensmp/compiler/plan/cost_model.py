@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 from opensmp.errors import PlanError
 
 _MOST_LISTED = 5
@@ -55,11 +56,8 @@ def evaluate(
     graph: CoarseGraph,
     assignment: ArrayLike,
     num_partitions: int,
-    machine: Machine,
-    microbatches: int,
+    settings: PlanSettings,
     *,
-    pipeline: str = DEFAULT_PIPELINE,
-    active_microbatches: int | None = None,
     monotone: bool = True,
 ) -> Prediction:
     """Predicts time and memory of an assignment of units to partitions.
@@ -84,11 +82,7 @@ def evaluate(
         assignment: Integers of shape (len(graph),): the partition of each unit. Tensors may stay in
             a partition or go to a higher one.
         num_partitions: Number of partitions, >= 1; some may be empty.
-        machine: Speed of the devices.
-        microbatches: Microbatches per step, >= 1.
-        pipeline: Name of the schedule, which tells whether all microbatches are in flight or at
-            most `active_microbatches`.
-        active_microbatches: None means `num_partitions + 2`.
+        settings: Speed of the devices, and microbatches per step and in flight.
         monotone: False allows tensors to go back to lower partitions, as in manual plans; the time
             of a partition is then that of all its stages.
 
@@ -108,42 +102,32 @@ def evaluate(
         ...     tensors=(CutTensor(0, (1,), forward_bytes=10, backward_bytes=10),),
         ... )
         >>> machine = Machine(transfer_seconds=0.5, transfer_bytes_per_second=20.0)
-        >>> prediction = evaluate(graph, [0, 1], 2, machine, microbatches=4)
+        >>> prediction = evaluate(graph, [0, 1], 2, PlanSettings(microbatches=4, machine=machine))
         >>> prediction.stage_seconds, prediction.step_seconds
         ((4.0, 4.0), 20.0)
     """
     placed = checked_assignment(graph, assignment, num_partitions, monotone)
-    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
+    held = settings.microbatches_in_flight(num_partitions)
     forward = np.bincount(placed, graph.forward_seconds, num_partitions)
     backward = np.bincount(placed, graph.backward_seconds, num_partitions)
-    kept = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
     peak = np.zeros(num_partitions, dtype=np.int64)
-    np.add.at(peak, placed, kept)
+    np.add.at(peak, placed, bytes_of_units(graph, held))
     transfer = np.zeros(num_partitions)
     cut_bytes = 0
-    for tensor in graph.tensors:
-        home = placed[tensor.producer]
-        readers = sorted({int(placed[unit]) for unit in tensor.consumers} - {int(home)})
+    for link in links_of(graph, held):
+        home = int(placed[link.home])
+        readers = sorted({int(placed[unit]) for unit in link.readers} - {home})
         if not readers:
             continue
-        transfer[readers] += seconds_to_move(machine, tensor.forward_bytes)
-        peak[readers] += held * tensor.forward_bytes
-        peak[home] += held * tensor.forward_bytes
-        if tensor.backward_bytes:
-            transfer[home] += len(readers) * seconds_to_move(machine, tensor.backward_bytes)
-        cut_bytes += len(readers) * (tensor.forward_bytes + tensor.backward_bytes)
-    for variable in graph.shared:
-        home = placed[variable.units[0]]
-        readers = sorted({int(placed[unit]) for unit in variable.units} - {int(home)})
-        size = variable.parameter_bytes + variable.gradient_bytes
-        peak[[int(home), *readers]] += size
-        transfer[readers] += seconds_to_move(machine, variable.parameter_bytes)
-        if variable.gradient_bytes:
-            transfer[home] += len(readers) * seconds_to_move(machine, variable.gradient_bytes)
-        cut_bytes += len(readers) * size
+        transfer[readers] += link.forward_seconds(settings.machine)
+        transfer[home] += len(readers) * link.backward_seconds(settings.machine)
+        peak[readers] += link.received_bytes
+        peak[home] += link.sent_bytes
+        cut_bytes += len(readers) * (link.forward_bytes + link.backward_bytes)
     stage = forward + backward + transfer
     total, slowest = float(stage.sum()), float(stage.max())
-    step = total + (microbatches - 1) * slowest
+    step = total + (settings.microbatches - 1) * slowest
+    busy = settings.microbatches * total
     return Prediction(
         stage_seconds=tuple(stage.tolist()),
         forward_seconds=tuple(forward.tolist()),
@@ -152,25 +136,65 @@ def evaluate(
         peak_bytes=tuple(peak.tolist()),
         cut_bytes=cut_bytes,
         step_seconds=step,
-        bubble=max(0.0, 1 - microbatches * total / (num_partitions * step)) if step else 0.0,
+        bubble=max(0.0, 1 - busy / (num_partitions * step)) if step else 0.0,
         balance=slowest * num_partitions / total if total else 1.0,
         num_units=tuple(np.bincount(placed, minlength=num_partitions).tolist()),
     )
 
 
+class Link(NamedTuple):
+    """A tensor, or a variable of several units: what other partitions that read it pay for.
+
+    Attributes:
+        home: Unit that produces it, or the first that reads the variable.
+        readers: Units that read it.
+        forward_bytes: Size of the value that each other partition receives.
+        backward_bytes: Size of the gradient that it sends back; 0 if there is none.
+        received_bytes: Memory that it takes in each other partition that reads it.
+        sent_bytes: Memory that it takes at its home if any other partition reads it.
+        ordered: Whether readers come after the home; false for variables.
+    """
+
+    home: int
+    readers: tuple[int, ...]
+    forward_bytes: int
+    backward_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    ordered: bool
+
+    def forward_seconds(self, machine: Machine) -> float:
+        """Returns the time to receive the value."""
+        return seconds_to_move(machine, self.forward_bytes)
+
+    def backward_seconds(self, machine: Machine) -> float:
+        """Returns the time to receive the gradient, 0 if there is none."""
+        return seconds_to_move(machine, self.backward_bytes) if self.backward_bytes else 0.0
+
+
+def links_of(graph: CoarseGraph, held: int) -> Iterator[Link]:
+    """Yields the tensors and the shared variables, for `held` microbatches in flight."""
+    for tensor in graph.tensors:
+        producer, consumers, forward, backward, _ = tensor
+        size = held * forward
+        yield Link(producer, consumers, forward, backward, size, size, ordered=True)
+    for variable in graph.shared:
+        units, value, gradient, _ = variable
+        yield Link(units[0], units, value, gradient, value + gradient, 0, ordered=False)
+
+
+def bytes_of_units(graph: CoarseGraph, held: int) -> NDArray[np.int64]:
+    """Returns the peak memory of each unit; a shared variable counts for its home only."""
+    kept = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
+    kept = kept.astype(np.int64)
+    for variable in graph.shared:
+        kept[variable.units[0]] += variable.parameter_bytes + variable.gradient_bytes
+    return kept
+
+
 def seconds_to_move(machine: Machine, num_bytes: int) -> float:
     """Returns the time to receive `num_bytes` from another device: latency plus transfer."""
     return machine.transfer_seconds + num_bytes / machine.transfer_bytes_per_second
-
-
-def microbatches_in_flight(
-    num_partitions: int, microbatches: int, pipeline: str, active_microbatches: int | None
-) -> int:
-    """Returns the maximum number of microbatches whose residuals a device holds at once."""
-    if PIPELINES[pipeline].holds_all:
-        return microbatches
-    active = num_partitions + 2 if active_microbatches is None else active_microbatches
-    return min(microbatches, active)
 
 
 def checked_assignment(

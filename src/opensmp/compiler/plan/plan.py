@@ -137,17 +137,7 @@ class Plan:
         """
         from opensmp.compiler.plan.cost_model import evaluate
 
-        settings = self.settings
-        return evaluate(
-            self.costs,
-            assignment,
-            self.num_partitions,
-            settings.machine,
-            settings.microbatches,
-            pipeline=settings.pipeline,
-            active_microbatches=settings.active_microbatches,
-            monotone=False,
-        )
+        return evaluate(self.costs, assignment, self.num_partitions, self.settings, monotone=False)
 
     @cached_property
     def costs(self) -> CoarseGraph:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
-from opensmp.config.pipelines import DEFAULT_PIPELINE
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,13 @@ class PlanSettings:
     Attributes:
         microbatches: Microbatches per step.
         pipeline: Name of the schedule, a key of `opensmp.config.pipelines.PIPELINES`.
-        active_microbatches: Maximum number of microbatches in flight; None for the default.
-        optimize: Primary objective, `"memory"` or `"speed"`.
-        contiguous: Whether each partition must be connected.
-        machine: The devices.
+        active_microbatches: Maximum number of microbatches in flight, unless the schedule
+            keeps all; None for the number of partitions + 2.
+        optimize: `"speed"` minimizes the step time. `"memory"` minimizes the peak of the fullest
+            device and, among plans within 2 % of that, the step time.
+        contiguous: Whether each partition must be connected (within each component, if the graph
+            itself is not connected). Dropped if no such plan is found that fits the memory.
+        machine: The devices; no partition exceeds their memory.
         pieces: Pieces (interleaved stages) per partition, assigned round-robin.
 
     Example:
@@ -34,6 +37,15 @@ class PlanSettings:
     contiguous: bool = True
     machine: Machine = field(default_factory=Machine)
     pieces: int = 1
+
+    def microbatches_in_flight(self, num_partitions: int) -> int:
+        """Returns the maximum number of microbatches whose residuals a device holds at once."""
+        if PIPELINES[self.pipeline].holds_all:
+            return self.microbatches
+        active = (
+            num_partitions + 2 if self.active_microbatches is None else self.active_microbatches
+        )
+        return min(self.microbatches, active)
 
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:

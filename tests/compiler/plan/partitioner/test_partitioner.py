@@ -10,10 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from compiler.plan.exact import optimal_units
 from compiler.plan.unit_graphs import (
     MACHINES,
     all_plans,
     chain,
+    made_for,
     problem_of,
     random_chain,
     random_dag,
@@ -27,7 +29,6 @@ from turns import in_turn
 from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.baselines import simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
-from opensmp.compiler.plan.partitioner.exact import optimal_units
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine, SharedVariable
 from opensmp.errors import PlanError
@@ -47,11 +48,11 @@ def baselines() -> ModuleType:
 
 
 def plan(graph: CoarseGraph, num_partitions: int, **rules: object) -> list[int]:
-    return partition_units(graph, num_partitions, MACHINE, 4, **rules).tolist()  # type: ignore[arg-type]
+    return partition_units(graph, num_partitions, made_for(MACHINE, 4, **rules)).tolist()  # type: ignore[arg-type]
 
 
 def predict(graph: CoarseGraph, placed: object, num_partitions: int) -> Prediction:
-    return evaluate(graph, placed, num_partitions, MACHINE, 4)  # type: ignore[arg-type]
+    return evaluate(graph, placed, num_partitions, made_for(MACHINE, 4))  # type: ignore[arg-type]
 
 
 @given(unit_graphs(), MACHINES, st.integers(1, 5), st.sampled_from(OPTIMIZE), st.booleans())
@@ -60,10 +61,12 @@ def test_every_plan_is_one_that_a_pipeline_can_run(
     graph: CoarseGraph, machine: Machine, num_partitions: int, optimize: str, contiguous: bool
 ) -> None:
     placed = partition_units(
-        graph, num_partitions, machine, 4, optimize=optimize, contiguous=contiguous
+        graph, num_partitions, made_for(machine, 4, optimize=optimize, contiguous=contiguous)
     )
     assert placed.dtype == np.int64
-    prediction = evaluate(graph, placed, num_partitions, machine, 4)  # refuses tensors going back
+    prediction = evaluate(
+        graph, placed, num_partitions, made_for(machine, 4)
+    )  # refuses tensors going back
     used = min(num_partitions, len(graph))
     assert prediction.empty_partitions == tuple(range(used, num_partitions))
     if contiguous:
@@ -99,7 +102,7 @@ def test_plans_of_graphs_like_models_are_within_2_percent_of_the_optimum(
         best = predict(
             graph,
             optimal_units(
-                graph, num_partitions, MACHINE, 4, optimize="speed", contiguous=contiguous
+                graph, num_partitions, made_for(MACHINE, 4, optimize="speed", contiguous=contiguous)
             ),
             num_partitions,
         )
@@ -113,10 +116,12 @@ def test_plans_of_graphs_like_models_are_within_2_percent_of_the_optimum(
 def test_chains_are_cut_at_the_best_places(optimize: str, num_partitions: int) -> None:
     for seed in range(3):
         graph = random_chain(60, seed)
-        ours = partition_units(graph, num_partitions, MACHINE, 8, optimize=optimize)
-        best = optimal_units(graph, num_partitions, MACHINE, 8, optimize=optimize)
-        assert evaluate(graph, ours, num_partitions, MACHINE, 8).step_seconds == pytest.approx(
-            evaluate(graph, best, num_partitions, MACHINE, 8).step_seconds
+        ours = partition_units(graph, num_partitions, made_for(MACHINE, 8, optimize=optimize))
+        best = optimal_units(graph, num_partitions, made_for(MACHINE, 8, optimize=optimize))
+        assert evaluate(
+            graph, ours, num_partitions, made_for(MACHINE, 8)
+        ).step_seconds == pytest.approx(
+            evaluate(graph, best, num_partitions, made_for(MACHINE, 8)).step_seconds
         )
 
 
@@ -150,7 +155,7 @@ def test_no_plan_is_worse_than_runs_of_units(
 ) -> None:
     problem = problem_of(graph, num_partitions, machine)
     runs = [
-        evaluate(graph, placed, num_partitions, machine, 4)
+        evaluate(graph, placed, num_partitions, made_for(machine, 4))
         for placed in simple_runs(problem)
         if not contiguous or not excess_pieces(problem, placed)
     ]
@@ -160,9 +165,9 @@ def test_no_plan_is_worse_than_runs_of_units(
     cap = sorted(max(run.peak_bytes) for run in runs)[min(tightness, len(runs) - 1)]
     machine = replace(machine, memory_bytes=cap)
     placed = partition_units(
-        graph, num_partitions, machine, 4, optimize="speed", contiguous=contiguous
+        graph, num_partitions, made_for(machine, 4, optimize="speed", contiguous=contiguous)
     )
-    ours = evaluate(graph, placed, num_partitions, machine, 4)
+    ours = evaluate(graph, placed, num_partitions, made_for(machine, 4))
     assert max(ours.peak_bytes) <= cap
     fitting = [run.step_seconds for run in runs if max(run.peak_bytes) <= cap]
     assert ours.step_seconds <= min(fitting) * (1 + 1e-9)
@@ -197,8 +202,8 @@ def test_plan_keeps_to_the_memory_although_it_costs_time() -> None:
         [3.0, 1.0, 1.0, 1.0], [(i, (i + 1,), 1) for i in range(3)], residual_bytes=[0, 0, 0, 1000]
     )
     machine = replace(MACHINE, memory_bytes=4400)
-    placed = partition_units(graph, 2, machine, 4, optimize="speed")
-    assert max(evaluate(graph, placed, 2, machine, 4).peak_bytes) <= 4400
+    placed = partition_units(graph, 2, made_for(machine, 4, optimize="speed"))
+    assert max(evaluate(graph, placed, 2, made_for(machine, 4)).peak_bytes) <= 4400
     assert placed.tolist() == [0, 0, 0, 1]
 
 
@@ -252,8 +257,8 @@ def test_contiguity_is_given_up_if_nothing_else_fits_the_memory() -> None:
     # A unit that reads four others, of which any one fits beside it, but not two.
     graph = unit_graph([1.0] * 5, [(i, (4,), 0) for i in range(4)], residual_bytes=0)
     machine = replace(MACHINE, memory_bytes=900)
-    placed = partition_units(graph, 2, machine, 1)
-    assert max(evaluate(graph, placed, 2, machine, 1).peak_bytes) <= 900
+    placed = partition_units(graph, 2, made_for(machine, 1))
+    assert max(evaluate(graph, placed, 2, made_for(machine, 1)).peak_bytes) <= 900
     assert excess_pieces(problem_of(graph, 2), placed) > 0
 
 
@@ -265,7 +270,7 @@ def test_encoder_is_not_sent_to_more_partitions_than_need_be() -> None:
     graph = unit_graph([1.0] * size, edges)
     for num_partitions in (2, 3, 4):
         ours = predict(graph, plan(graph, num_partitions, optimize="speed"), num_partitions)
-        best = optimal_units(graph, num_partitions, MACHINE, 4, optimize="speed")
+        best = optimal_units(graph, num_partitions, made_for(MACHINE, 4, optimize="speed"))
         least = predict(graph, best, num_partitions).step_seconds
         assert ours.step_seconds <= 1.02 * least
 
@@ -282,12 +287,12 @@ def test_units_with_a_large_tied_embedding_come_together_if_that_is_faster() -> 
 def test_plan_does_not_depend_on_the_process_or_its_hash_seed(optimize: str) -> None:
     program = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "from compiler.plan.unit_graphs import random_dag\n"
+        "from compiler.plan.unit_graphs import made_for, random_dag\n"
         "from opensmp.compiler.plan.unit_graph import Machine\n"
         "from opensmp.compiler.plan.partitioner.partitioner import partition_units\n"
+        f"settings = made_for(Machine(), 8, optimize={optimize!r})\n"
         "for seed in range(3):\n"
-        f"    print(partition_units(random_dag(50, seed), 4, Machine(), 8, optimize={optimize!r})"
-        ".tolist())\n"
+        "    print(partition_units(random_dag(50, seed), 4, settings).tolist())\n"
     )
     outputs = {
         subprocess.run(
@@ -300,7 +305,7 @@ def test_plan_does_not_depend_on_the_process_or_its_hash_seed(optimize: str) -> 
         for seed in ("0", "1")
     }
     here = [
-        partition_units(random_dag(50, seed), 4, Machine(), 8, optimize=optimize).tolist()
+        partition_units(random_dag(50, seed), 4, made_for(Machine(), 8, optimize=optimize)).tolist()
         for seed in range(3)
     ]
     assert outputs == {"".join(f"{placed}\n" for placed in here)}
@@ -308,14 +313,14 @@ def test_plan_does_not_depend_on_the_process_or_its_hash_seed(optimize: str) -> 
 
 def test_large_graph_takes_no_more_than_a_few_seconds() -> None:
     graph = random_chain(20_000, seed=0)
-    placed = partition_units(graph, 8, MACHINE, 8, optimize="speed")
-    assert evaluate(graph, placed, 8, MACHINE, 8).balance < 1.01
+    placed = partition_units(graph, 8, made_for(MACHINE, 8, optimize="speed"))
+    assert evaluate(graph, placed, 8, made_for(MACHINE, 8)).balance < 1.01
 
 
 def test_memory_that_no_plan_meets_says_how_much_is_missing_and_what_helps() -> None:
     graph = chain([1.0] * 8, residual_bytes=1000)
     with pytest.raises(PlanError) as failure:
-        partition_units(graph, 2, replace(MACHINE, memory_bytes=6 * 1024), 4)
+        partition_units(graph, 2, made_for(replace(MACHINE, memory_bytes=6 * 1024), 4))
     message = str(failure.value)
     # Half of the units: 1,200 B of variables, 16,000 B kept, 400 B at the boundary.
     assert "fits into 6 KiB per device. The best one needs 17.19 KiB in partition 0" in message
@@ -329,12 +334,12 @@ def test_memory_that_no_plan_meets_says_how_much_is_missing_and_what_helps() -> 
 
 def test_unit_that_is_too_large_by_itself_is_not_helped_by_more_partitions() -> None:
     with pytest.raises(PlanError, match="more partitions, though not even 16 are enough alone"):
-        partition_units(chain([1.0] * 4), 2, replace(MACHINE, memory_bytes=200), 4)
+        partition_units(chain([1.0] * 4), 2, made_for(replace(MACHINE, memory_bytes=200), 4))
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
     with pytest.raises(PlanError) as failure:
-        partition_units(chain([1.0]), 0, MACHINE, 0, optimize="fast")
+        partition_units(chain([1.0]), 0, made_for(MACHINE, 0, optimize="fast"))
     message = str(failure.value)
     assert "num_partitions is an integer >= 1, received 0" in message
     assert "microbatches is an integer >= 1, received 0" in message

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
 from opensmp.compiler.plan.methods.build import make_plan
 from opensmp.compiler.plan.methods.pinned import kept_units, partition_around, tell_of_kept
-from opensmp.compiler.plan.partitioner.partitioner import partition_for
+from opensmp.compiler.plan.partitioner.partitioner import partition_units
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
@@ -98,7 +98,7 @@ def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[n
     if machine.memory_bytes is not None:
         machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
     try:
-        return partition_for(graph, count, replace(settings, machine=machine))
+        return partition_units(graph, count, replace(settings, machine=machine))
     except PlanError as error:
         if settings.pieces == 1:
             raise

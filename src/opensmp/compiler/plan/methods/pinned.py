@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import microbatches_in_flight
 from opensmp.compiler.plan.partitioner.local_search import refine
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE
 from opensmp.compiler.plan.partitioner.problem import Problem, Score, price
@@ -76,10 +75,8 @@ def partition_around(
     Returns:
         The partition of each unit, of shape (len(graph),).
     """
-    held = microbatches_in_flight(
-        num_partitions, settings.microbatches, settings.pipeline, settings.active_microbatches
-    )
-    problem = price(graph, num_partitions, settings.machine, settings.microbatches, held)
+    # More partitions than units are possible: some stay empty.
+    problem = replace(price(graph, num_partitions, settings), num_partitions=num_partitions)
     starts = list(_starts(graph, kept, num_partitions, free))
     if settings.optimize == "memory":
         least = _best(replace(problem, minimise_bytes=True), kept, starts)

@@ -69,8 +69,7 @@ class Neighbourhood:
         self._variables: list[list[int]] = [[] for _ in range(size)]
         self._units: dict[int, list[int]] = {}
         for link in np.flatnonzero(~problem.ordered).tolist():
-            first, last = np.searchsorted(problem.links, [link, link + 1])
-            units = [int(problem.homes[link]), *problem.readers[first:last].tolist()]
+            units = [int(problem.homes[link]), *problem.readers_of(link).tolist()]
             self._units[link] = units
             for unit in units:
                 self._variables[unit].append(link)
@@ -261,8 +260,7 @@ def _order_edges(problem: Problem, where: NDArray[np.int64]) -> list[Pair]:
     homes = where[problem.homes[problem.links[tensors]]].tolist()
     pairs = list(zip(homes, where[problem.readers[tensors]].tolist(), strict=True))
     for link in np.flatnonzero(~problem.ordered).tolist():
-        first, last = np.searchsorted(problem.links, [link, link + 1])
-        units = [problem.homes[link], *problem.readers[first:last]]
+        units = [problem.homes[link], *problem.readers_of(link)]
         at = sorted(where[units].tolist())
         pairs.extend(pairwise(at))
     return pairs

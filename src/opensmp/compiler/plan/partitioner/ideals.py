@@ -13,7 +13,7 @@ from operator import or_
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.partitioner.connectivity import part_of_graph
+from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood
 from opensmp.compiler.plan.partitioner.dynamic_programming import (
     Steps,
     best_chains,
@@ -170,13 +170,9 @@ def steps_between(
 
 def _connected(problem: Problem, member: NDArray[np.bool_], steps: Steps) -> NDArray[np.bool_]:
     """Returns whether the units of each step are connected, within each component of the graph."""
-    part = part_of_graph(problem)
-    pairs = [(unit, other) for unit, near in enumerate(problem.predecessors) for other in near]
-    for link in np.flatnonzero(~problem.ordered).tolist():
-        first, last = np.searchsorted(problem.links, [link, link + 1])
-        units = sorted({int(problem.homes[link]), *problem.readers[first:last].tolist()})
-        pairs.extend((a, b) for a in units for b in units if b < a)
-    pairs.sort()
+    near = Neighbourhood(problem)
+    part = np.array(near.part)
+    pairs = sorted({(a, b) for a in range(len(problem)) for b in near.of(a) if b < a})
     results = []
     for begin in range(0, len(steps.start), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
@@ -210,8 +206,7 @@ def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[n
     """
     columns, link_of = [], []
     for link in range(len(problem.homes)):
-        first, last = np.searchsorted(problem.links, [link, link + 1])
-        inside = member[:, problem.readers[first:last]]
+        inside = member[:, problem.readers_of(link)]
         kinds, which = np.unique(inside, axis=0, return_inverse=True)
         columns.append(np.eye(len(kinds))[which.reshape(-1)])
         link_of.extend([link] * len(kinds))

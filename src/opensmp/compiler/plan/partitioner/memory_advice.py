@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import evaluate, microbatches_in_flight
+from opensmp.compiler.plan.cost_model import evaluate
 from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
 from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 
 _NUM_ORDERS = 3
 _MORE_PARTITIONS = (1.25, 1.5, 2, 3, 4, 6, 8)
@@ -23,36 +24,19 @@ def describe_shortage(
     graph: CoarseGraph,
     assignment: NDArray[np.int64],
     num_partitions: int,
-    machine: Machine,
-    microbatches: int,
-    pipeline: str,
-    active_microbatches: int | None,
+    settings: PlanSettings,
 ) -> str:
     """Describes by how much the best plan found exceeds the memory, and which remedies work.
-
-    Each remedy is tried on a few orders before it is proposed.
 
     Args:
         graph: The graph that does not fit.
         assignment: The plan with the smallest peak.
         num_partitions: Requested number of partitions.
-        machine: The devices; `memory_bytes` is not None.
-        microbatches: Microbatches per step.
-        pipeline: See `evaluate`.
-        active_microbatches: See `evaluate`.
+        settings: The settings to cut it for; the memory of its machine is not None.
     """
-    cap = machine.memory_bytes
+    cap = settings.machine.memory_bytes
     assert cap is not None
-    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
-    peaks = evaluate(
-        graph,
-        assignment,
-        num_partitions,
-        machine,
-        microbatches,
-        pipeline=pipeline,
-        active_microbatches=active_microbatches,
-    ).peak_bytes
+    peaks = evaluate(graph, assignment, num_partitions, settings).peak_bytes
     fullest = int(np.argmax(peaks))
     need = peaks[fullest]
     inside = assignment == fullest
@@ -62,49 +46,8 @@ def describe_shortage(
         for variable in graph.shared
         if inside[list(variable.units)].any()
     )
-
-    def least(graph: CoarseGraph, num_partitions: int, microbatches: int) -> int:
-        held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
-        problem = price(
-            graph,
-            min(num_partitions, len(graph)),
-            machine,
-            microbatches,
-            held,
-            minimise_bytes=True,
-        )
-        plans = [
-            placed
-            for order in topological_orders(problem, _NUM_ORDERS)
-            for placed in cut_order(problem, order, Score(0, 2**62, 0), contiguous=False)
-        ]
-        return min(problem.score(placed).cost for placed in plans)
-
-    remedies = [
-        _first_that_fits(
-            sorted({int(np.ceil(num_partitions * factor)) for factor in _MORE_PARTITIONS}),
-            cap,
-            lambda count: least(graph, count, microbatches),
-            "{} partitions",
-            "more partitions, though not even {} are enough alone",
-        ),
-        _first_that_fits(
-            [microbatches * factor for factor in _SMALLER_MICROBATCHES],
-            cap,
-            lambda count: least(_shrunk(graph, count // microbatches), num_partitions, count),
-            "a smaller microbatch: {} microbatches of the same batch",
-            "a smaller microbatch, though not even {} microbatches are enough alone",
-        ),
-    ]
-    if graph.residual_bytes.any():
-        kept_nothing = replace(graph, residual_bytes=np.zeros_like(graph.residual_bytes))
-        without = least(kept_nothing, num_partitions, microbatches)
-        enough = "" if without <= cap else ", which is not enough alone"
-        remedies.append(
-            "recomputing in the backward pass what the forward pass now keeps: "
-            f"at least {_size(without)} per device{enough}"
-        )
-    remedies.append(f"devices of {_size(need)}")
+    held = settings.microbatches_in_flight(num_partitions)
+    remedies = [*_remedies(graph, num_partitions, settings, cap), f"devices of {_size(need)}"]
     cut = "one partition" if num_partitions == 1 else f"{num_partitions} partitions"
     return (
         f"Plan: no cut into {cut} was found that fits into {_size(cap)} per device. "
@@ -113,6 +56,50 @@ def describe_shortage(
         f"{_size(need - lasting)} for what {held} microbatches in flight keep and exchange. "
         f"What would help: {'; or '.join(remedies)}."
     )
+
+
+def _remedies(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
+) -> Iterator[str]:
+    """Yields what else could be changed; each remedy is tried before it is proposed."""
+
+    def with_microbatches(count: int) -> int:
+        smaller = _shrunk(graph, count // settings.microbatches)
+        return _least_bytes(smaller, num_partitions, replace(settings, microbatches=count))
+
+    yield _first_that_fits(
+        sorted({int(np.ceil(num_partitions * factor)) for factor in _MORE_PARTITIONS}),
+        cap,
+        lambda count: _least_bytes(graph, count, settings),
+        "{} partitions",
+        "more partitions, though not even {} are enough alone",
+    )
+    yield _first_that_fits(
+        [settings.microbatches * factor for factor in _SMALLER_MICROBATCHES],
+        cap,
+        with_microbatches,
+        "a smaller microbatch: {} microbatches of the same batch",
+        "a smaller microbatch, though not even {} microbatches are enough alone",
+    )
+    if graph.residual_bytes.any():
+        kept_nothing = replace(graph, residual_bytes=np.zeros_like(graph.residual_bytes))
+        without = _least_bytes(kept_nothing, num_partitions, settings)
+        enough = "" if without <= cap else ", which is not enough alone"
+        yield (
+            "recomputing in the backward pass what the forward pass now keeps: "
+            f"at least {_size(without)} per device{enough}"
+        )
+
+
+def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> int:
+    """Returns the peak of the fullest device in the best of the plans that a few orders give."""
+    problem = replace(price(graph, num_partitions, settings), minimise_bytes=True)
+    plans = [
+        placed
+        for order in topological_orders(problem, _NUM_ORDERS)
+        for placed in cut_order(problem, order, Score(0, 2**62, 0), contiguous=False)
+    ]
+    return min(problem.score(placed).cost for placed in plans)
 
 
 def _first_that_fits(

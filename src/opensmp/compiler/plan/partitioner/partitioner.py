@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import microbatches_in_flight
 from opensmp.compiler.plan.partitioner.baselines import simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood, excess_pieces, join_pieces
 from opensmp.compiler.plan.partitioner.ideals import (
@@ -23,8 +22,7 @@ from opensmp.compiler.plan.partitioner.memory_advice import describe_shortage
 from opensmp.compiler.plan.partitioner.problem import Problem, Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import Order, follow, topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
-from opensmp.config.pipelines import DEFAULT_PIPELINE
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
@@ -41,17 +39,7 @@ _NUM_ELITES, _NUM_ELITES_OF_MANY = 6, 2
 _MOST_ROUNDS, _MOST_ROUNDS_OF_MANY = 6, 3
 
 
-def partition_units(
-    graph: CoarseGraph,
-    num_partitions: int,
-    machine: Machine,
-    microbatches: int,
-    *,
-    optimize: str = "memory",
-    contiguous: bool = True,
-    pipeline: str = DEFAULT_PIPELINE,
-    active_microbatches: int | None = None,
-) -> Assignment:
+def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Assignment:
     """Assigns units to partitions, minimizing the step time or the peak memory.
 
     Several topological orders are cut optimally by dynamic programming; the best results are
@@ -65,14 +53,7 @@ def partition_units(
         num_partitions: Number of partitions, >= 1. No partition stays empty, unless there are fewer
             units than partitions: then each unit has its own partition and the last partitions are
             empty (`Prediction.empty_partitions`).
-        machine: Speed and memory of the devices. No partition exceeds the memory.
-        microbatches: Microbatches per step, >= 1.
-        optimize: `"speed"` minimizes the step time. `"memory"` minimizes the peak of the fullest
-            device and, among plans within 2 % of that, the step time.
-        contiguous: Whether every partition must be connected (within each component, if the graph
-            itself is not connected). Dropped if no such plan is found that fits the memory.
-        pipeline: See `evaluate`.
-        active_microbatches: See `evaluate`.
+        settings: What to optimize, and for which machine.
 
     Returns:
         The partition of each unit, of shape (len(graph),), identical on every machine and in every
@@ -83,56 +64,32 @@ def partition_units(
             possible remedies. Also if an argument is invalid.
 
     Example:
-        >>> placed = partition_units(graph, 4, Machine(), microbatches=8, optimize="speed")
-        >>> evaluate(graph, placed, 4, Machine(), microbatches=8).step_seconds
+        >>> settings = PlanSettings(microbatches=8, optimize="speed")
+        >>> placed = partition_units(graph, 4, settings)
+        >>> evaluate(graph, placed, 4, settings).step_seconds
     """
+    optimize, contiguous = settings.optimize, settings.contiguous
     faults = [
         f"{name} is an integer >= 1, received {value!r}"
-        for name, value in (("num_partitions", num_partitions), ("microbatches", microbatches))
+        for name, value in (
+            ("num_partitions", num_partitions),
+            ("microbatches", settings.microbatches),
+        )
         if value < 1
     ]
     if optimize not in ("memory", "speed"):
         faults.append(f"optimize is 'memory' or 'speed', received {optimize!r}")
     if faults:
         raise PlanError(f"Plan: {'; '.join(faults)}.")
-    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
-    used = min(num_partitions, len(graph))
-    if not used:
+    if not len(graph):
         return np.zeros(0, dtype=np.int64)
-    problem = price(graph, used, machine, microbatches, held)
+    problem = price(graph, num_partitions, settings)
     placed = _solve(problem, optimize, contiguous)
     if contiguous and _excess(problem, placed):
         placed = _solve(problem, optimize, contiguous=False)
     if _excess(problem, placed):
-        raise PlanError(
-            describe_shortage(
-                graph, placed, num_partitions, machine, microbatches, pipeline, active_microbatches
-            )
-        )
+        raise PlanError(describe_shortage(graph, placed, num_partitions, settings))
     return placed
-
-
-def partition_for(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Assignment:
-    """Calls `partition_units` with the settings of a plan.
-
-    Args:
-        graph: The graph to cut.
-        num_partitions: Number of partitions, >= 1.
-        settings: The settings to cut it for.
-
-    Raises:
-        PlanError: As `partition_units` does.
-    """
-    return partition_units(
-        graph,
-        num_partitions,
-        settings.machine,
-        settings.microbatches,
-        optimize=settings.optimize,
-        contiguous=settings.contiguous,
-        pipeline=settings.pipeline,
-        active_microbatches=settings.active_microbatches,
-    )
 
 
 def _excess(problem: Problem, placed: Assignment) -> int:

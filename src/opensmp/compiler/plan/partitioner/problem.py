@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import seconds_to_move
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.plan.cost_model import bytes_of_units, links_of
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 
 # Sums up to this number of ticks, including products with microbatches, are exact in float64.
 _MOST_TICKS = 2.0**50
@@ -97,6 +98,11 @@ class Problem:
         flat = pairs[:, 1].tolist()
         return [flat[a:b] for a, b in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
 
+    def readers_of(self, link: int) -> NDArray[np.int64]:
+        """Returns the units that read a link."""
+        first, last = np.searchsorted(self.links, [link, link + 1])
+        return self.readers[first:last]
+
     def loads(self, placed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns ticks and bytes of each partition."""
         count = self.num_partitions
@@ -135,66 +141,39 @@ class Problem:
         return Score(sum(max(0, size - cap) for size in held), step, fullest)
 
 
-def price(
-    graph: CoarseGraph,
-    num_partitions: int,
-    machine: Machine,
-    microbatches: int,
-    held: int,
-    *,
-    minimise_bytes: bool = False,
-) -> Problem:
-    """Formulates the problem of cutting a graph, in integers.
+def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Problem:
+    """Formulates the problem of minimizing the step time of a graph, in integers.
 
     Args:
         graph: The graph to cut.
-        num_partitions: Number of partitions, none of which may be empty.
-        machine: Speed and memory of the devices.
-        microbatches: Microbatches per step.
-        held: Microbatches in flight.
-        minimise_bytes: Whether the cost is the fullest device instead of the step time.
+        num_partitions: Number of partitions; if there are fewer units, each has its own.
+        settings: The settings to cut it for.
     """
-
-    def cost_to_move(num_bytes: int) -> float:
-        return seconds_to_move(machine, num_bytes) if num_bytes else 0.0
-
-    homes: list[int] = []
-    readers: list[list[int]] = []
-    costs: list[tuple[float, float, int, int, bool]] = []
-    for tensor in graph.tensors:
-        homes.append(tensor.producer)
-        readers.append(sorted(set(tensor.consumers) - {tensor.producer}))
-        forward = seconds_to_move(machine, tensor.forward_bytes)
-        size = held * tensor.forward_bytes
-        costs.append((forward, cost_to_move(tensor.backward_bytes), size, size, True))
-    sizes = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
-    sizes = sizes.astype(np.int64)
-    for variable in graph.shared:
-        homes.append(variable.units[0])
-        readers.append(sorted(set(variable.units) - {variable.units[0]}))
-        size = variable.parameter_bytes + variable.gradient_bytes
-        sizes[variable.units[0]] += size
-        forward = seconds_to_move(machine, variable.parameter_bytes)
-        costs.append((forward, cost_to_move(variable.gradient_bytes), size, 0, False))
+    machine, microbatches = settings.machine, settings.microbatches
+    held = settings.microbatches_in_flight(num_partitions)
+    links = list(links_of(graph, held))
+    forward = [link.forward_seconds(machine) for link in links]
+    backward = [link.backward_seconds(machine) for link in links]
+    readers = [sorted(set(link.readers) - {link.home}) for link in links]
     seconds = (graph.forward_seconds + graph.backward_seconds).tolist()
-    transfers = [(c[0] + c[1]) * len(r) for c, r in zip(costs, readers, strict=True)]
+    transfers = [(f + b) * len(r) for f, b, r in zip(forward, backward, readers, strict=True)]
     most = math.fsum(seconds + transfers) * max(microbatches, 1)
     scale = 2.0 ** math.floor(math.log2(_MOST_TICKS / most)) if most > 0 else 1.0
     return Problem(
-        num_partitions=num_partitions,
+        num_partitions=min(num_partitions, len(graph)),
         microbatches=microbatches,
         ticks=_whole(seconds, scale),
-        bytes=sizes,
-        homes=np.array(homes, dtype=np.int64),
-        forward_ticks=_whole([cost[0] for cost in costs], scale),
-        backward_ticks=_whole([cost[1] for cost in costs], scale),
-        received_bytes=np.array([cost[2] for cost in costs], dtype=np.int64),
-        sent_bytes=np.array([cost[3] for cost in costs], dtype=np.int64),
-        ordered=np.array([cost[4] for cost in costs], dtype=np.bool_),
-        links=np.repeat(np.arange(len(homes)), [len(r) for r in readers]).astype(np.int64),
+        bytes=bytes_of_units(graph, held),
+        homes=np.array([link.home for link in links], dtype=np.int64),
+        forward_ticks=_whole(forward, scale),
+        backward_ticks=_whole(backward, scale),
+        received_bytes=np.array([link.received_bytes for link in links], dtype=np.int64),
+        sent_bytes=np.array([link.sent_bytes for link in links], dtype=np.int64),
+        ordered=np.array([link.ordered for link in links], dtype=np.bool_),
+        links=np.repeat(np.arange(len(links)), [len(r) for r in readers]).astype(np.int64),
         readers=np.array([unit for units in readers for unit in units], dtype=np.int64),
         memory_bytes=machine.memory_bytes,
-        minimise_bytes=minimise_bytes,
+        minimise_bytes=False,
         seconds_per_tick=1 / scale,
     )
 

@@ -13,7 +13,7 @@ from opensmp.compiler.plan.partitioner.problem import Problem
 Order = NDArray[np.int64]
 
 
-def topological_orders(problem: Problem, most: int = 8) -> list[Order]:
+def topological_orders(problem: Problem, most: int = 6) -> list[Order]:
     """Returns up to `most` distinct topological orders that differ in their traversal.
 
     The order of the graph itself comes first; then depth-first orders that finish a branch before
@@ -22,15 +22,11 @@ def topological_orders(problem: Problem, most: int = 8) -> list[Order]:
     """
     size = len(problem)
     before, after = problem.predecessors, problem.successors
-    ascending = range(size)
-    descending = range(size - 1, -1, -1)
     makers: tuple[Callable[[], Order], ...] = (
         lambda: np.arange(size, dtype=np.int64),
-        lambda: _post_order(before, descending),
-        lambda: _post_order(after, ascending)[::-1],
+        lambda: _post_order(before, range(size - 1, -1, -1)),
+        lambda: _post_order(after, range(size))[::-1],
         lambda: _least_alive(problem),
-        lambda: _post_order(before, ascending, reverse=True),
-        lambda: _post_order(after, descending, reverse=True)[::-1],
         lambda: _by_depth(before),
         lambda: size - 1 - _by_depth([[size - 1 - u for u in s] for s in after[::-1]])[::-1],
     )
@@ -46,15 +42,12 @@ def follow(placed: NDArray[np.int64], order: Order) -> Order:
     return order[np.argsort(placed[order], kind="stable")]
 
 
-def _post_order(
-    needs: Sequence[Sequence[int]], roots: Sequence[int], *, reverse: bool = False
-) -> Order:
+def _post_order(needs: Sequence[Sequence[int]], roots: Sequence[int]) -> Order:
     """Returns a depth-first post-order of the units.
 
     Args:
         needs: Predecessors of each unit, ascending.
         roots: The units, in the order of their traversal.
-        reverse: Whether to visit the last predecessor of a unit first.
     """
     order: list[int] = []
     state = [0] * len(needs)  # 0 new, 1 waiting for its predecessors, 2 done
@@ -64,8 +57,7 @@ def _post_order(
             unit = stack[-1]
             if state[unit] == 0:
                 state[unit] = 1
-                new = [need for need in needs[unit] if state[need] == 0]
-                stack.extend(new if reverse else reversed(new))
+                stack.extend(need for need in reversed(needs[unit]) if state[need] == 0)
             else:
                 stack.pop()
                 if state[unit] == 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import microbatches_in_flight, seconds_to_move
+from opensmp.compiler.plan.cost_model import seconds_to_move
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
@@ -46,14 +46,8 @@ def timetable(plan: Plan) -> Timetable:
         ```
     """
     tasks = _tasks(plan)
-    settings = plan.settings
-    active = microbatches_in_flight(
-        plan.num_partitions,
-        settings.microbatches,
-        settings.pipeline,
-        settings.active_microbatches,
-    )
-    schedule = build(settings.pipeline, tasks, active)
+    active = plan.settings.microbatches_in_flight(plan.num_partitions)
+    schedule = build(plan.settings.pipeline, tasks, active)
     return Timetable(tasks, schedule, simulate(schedule, tasks))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.cost_model import Prediction, evaluate
-from opensmp.compiler.plan.partitioner.partitioner import partition_for
+from opensmp.compiler.plan.partitioner.partitioner import partition_units
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.config.pipelines import PIPELINES
@@ -113,24 +113,15 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
     from dataclasses import replace
 
     fits = True
-    machine = settings.machine
     try:
-        assignment = partition_for(graph, num_partitions, settings)
+        assignment = partition_units(graph, num_partitions, settings)
     except PlanError:
         fits = False
-        unlimited = replace(machine, memory_bytes=None)
+        unlimited = replace(settings.machine, memory_bytes=None)
         # Minimize memory regardless of `optimize`, to find the smallest shortfall.
         closest = replace(settings, optimize="memory", machine=unlimited)
-        assignment = partition_for(graph, num_partitions, closest)
-    prediction = evaluate(
-        graph,
-        assignment,
-        num_partitions,
-        machine,
-        settings.microbatches,
-        pipeline=settings.pipeline,
-        active_microbatches=settings.active_microbatches,
-    )
+        assignment = partition_units(graph, num_partitions, closest)
+    prediction = evaluate(graph, assignment, num_partitions, settings)
     return Candidate(num_partitions, settings, assignment, prediction, fits)
 
 

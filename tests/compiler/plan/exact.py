@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.cost_model import microbatches_in_flight
 from opensmp.compiler.plan.partitioner.connectivity import excess_pieces
 from opensmp.compiler.plan.partitioner.dynamic_programming import Steps
 from opensmp.compiler.plan.partitioner.ideals import (
@@ -20,8 +19,8 @@ from opensmp.compiler.plan.partitioner.ideals import (
 )
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE, partition_units
 from opensmp.compiler.plan.partitioner.problem import Problem, price
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
-from opensmp.config.pipelines import DEFAULT_PIPELINE
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
@@ -33,13 +32,8 @@ _MOST_NODES = 200_000
 def optimal_units(
     graph: CoarseGraph,
     num_partitions: int,
-    machine: Machine,
-    microbatches: int,
+    settings: PlanSettings,
     *,
-    optimize: str = "memory",
-    contiguous: bool = True,
-    pipeline: str = DEFAULT_PIPELINE,
-    active_microbatches: int | None = None,
     most_ideals: int = 3000,
 ) -> Assignment:
     """Returns an optimal assignment of units to partitions under the partitioner's rules.
@@ -50,13 +44,8 @@ def optimal_units(
 
     Args:
         graph: The graph to cut.
-        num_partitions: See `partition_units`, as for the remaining arguments.
-        machine: Speed and memory of the devices.
-        microbatches: Microbatches per step, >= 1.
-        optimize: `"speed"` or `"memory"`.
-        contiguous: Whether partitions must be connected.
-        pipeline: See `evaluate`.
-        active_microbatches: See `evaluate`.
+        num_partitions: See `partition_units`.
+        settings: See `partition_units`.
         most_ideals: Maximum number of ideals; time and memory grow with its square.
 
     Raises:
@@ -64,33 +53,23 @@ def optimal_units(
         PlanError: If no plan fits the memory.
 
     Example:
-        >>> best = optimal_units(graph, 2, Machine(), microbatches=8, optimize="speed")
+        >>> best = optimal_units(graph, 2, PlanSettings(microbatches=8, optimize="speed"))
     """
     start: Assignment | None = None
     failure: PlanError | None = None
     try:
-        start = partition_units(
-            graph,
-            num_partitions,
-            machine,
-            microbatches,
-            optimize=optimize,
-            contiguous=contiguous,
-            pipeline=pipeline,
-            active_microbatches=active_microbatches,
-        )
+        start = partition_units(graph, num_partitions, settings)
     except PlanError as error:
         failure = error
-    if not len(graph) or (failure and machine.memory_bytes is None):
+    if not len(graph) or (failure and settings.machine.memory_bytes is None):
         return _result(start, failure)
-    held = microbatches_in_flight(num_partitions, microbatches, pipeline, active_microbatches)
-    problem = price(graph, min(num_partitions, len(graph)), machine, microbatches, held)
+    problem = price(graph, num_partitions, settings)
     lattice = all_ideals(problem, most_ideals)
-    for connected in (True, False) if contiguous else (False,):
+    for connected in (True, False) if settings.contiguous else (False,):
         known = start
         if known is not None and connected and excess_pieces(problem, known):
             known = None
-        best = _best(problem, lattice, optimize, connected, known)
+        best = _best(problem, lattice, settings.optimize, connected, known)
         if best is not None:
             return best
     return _result(None, failure)
