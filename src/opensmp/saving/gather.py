@@ -133,13 +133,6 @@ def together(what: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-@contextlib.contextmanager
-def assigning_own() -> Iterator[None]:
-    """Context in which assignments to variables that other processes own are ignored."""
-    with _private.assignments_elsewhere_ignored():
-        yield
-
-
 def _is_here(variable: Variable) -> bool:
     if not _private.is_kept_here(variable):
         return False

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.errors import CheckpointError, SavingError
 from opensmp.saving.checkpoint.manager import CheckpointManager
-from opensmp.saving.gather import assigning_own
 from opensmp.saving.models import weight_check
 from opensmp.saving.models.formats import Format, checkpoint_prefix, named
 from opensmp.saving.models.inspection.damage import explained
@@ -96,7 +96,7 @@ def _saved_model(model: Model, path: PathLike, what: str, state: bool) -> None:
     mine = [(variable.path, tuple(variable.shape)) for variable in model.variables]
     theirs = [(variable.name, tuple(variable.shape)) for variable in variables]
     weight_check.check(weight_check.in_order(mine, theirs), path, what)
-    with assigning_own():
+    with _private.assignments_elsewhere_ignored():
         for variable, value in zip(model.variables, variables, strict=True):
             variable.assign(np.asarray(value))
 
