@@ -149,9 +149,7 @@ class DistributedModel(Trainer, keras.Model):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model: pipelined inside a step, as one forward pass outside of one."""
-        if is_inside_keras(args, kwargs):
-            return super().__call__(*args, **kwargs)
-        if current_mode() == "plain":
+        if is_inside_keras(args, kwargs) or current_mode() == "plain":
             return super().__call__(*args, **kwargs)
         here = world.current(f"calling the DistributedModel '{self.name}'")
         runner = current_runner()
@@ -202,8 +200,7 @@ class DistributedModel(Trainer, keras.Model):
     def _smp_plan(self) -> Plan | PartPlans:
         plan = self._smp_partitions.plan
         if plan is None:
-            parts = plans_of_parts(self)
-            if parts:
+            if parts := plans_of_parts(self):
                 return PartPlans(self.name, parts)
             raise _NoPlanYet(
                 f"model.plan: model '{self.name}' has no plan yet. It is made when the model is "
