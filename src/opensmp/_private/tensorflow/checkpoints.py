@@ -44,12 +44,10 @@ class CheckpointNode(NamedTuple):
     Attributes:
         children: Name to node number of the objects it refers to.
         keys: Name of each of its own values to its key in the files.
-        has_registered_saver: Whether its values are in files of another format.
     """
 
     children: dict[str, int]
     keys: dict[str, str]
-    has_registered_saver: bool
 
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -97,7 +95,6 @@ def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
         CheckpointNode(
             {child.local_name: child.node_id for child in node.children},
             {value.name: value.checkpoint_key for value in node.attributes},
-            bool(node.registered_saver.name),
         )
         for node in graph.nodes
     ]

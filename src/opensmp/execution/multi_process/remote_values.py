@@ -281,8 +281,8 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
             results.append(_placeholders(fetches, key, value))
         elif isinstance(value, tf.IndexedSlices):
             indices = fetches.own((*key, "indices"), me, value.indices)
-            values = fetches.own((*key, "values"), me, value.values)
-            results.append(_with_rows(value, values, indices))
+            rows = fetches.own((*key, "values"), me, value.values)
+            results.append(_with_rows(value, rows, indices))
         elif isinstance(value, tf.Tensor):
             results.append(fetches.own(key, me, value))
         else:
