@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Model
 from opensmp.errors import SavingError
 
-_local = threading.local()
+_plain = ThreadValue(False)
 _INPUTS = "_smp_inputs"
 
 
-@contextlib.contextmanager
-def plain_calls() -> Iterator[None]:
+def plain_calls() -> AbstractContextManager[None]:
     """Context in which distributed models run as plain Keras models.
 
     Traces made inside contain no pipeline, no device placement and no partition tags.
     """
-    outer, _local.plain = calls_are_plain(), True
-    try:
-        yield
-    finally:
-        _local.plain = outer
+    return _plain.set_to(True)
 
 
 def calls_are_plain() -> bool:
     """Whether models run as plain Keras models on this thread."""
-    return bool(getattr(_local, "plain", False))
+    return _plain.get()
 
 
 def plain_class(model: Model) -> Any | None:
