@@ -152,6 +152,7 @@ from opensmp._private.tensorflow.function_graphs import (
     follow_traces,
     function_graphs,
     functions_of,
+    graphs_around,
     has_custom_gradient,
     is_of_function,
     is_stateful,

@@ -121,12 +121,8 @@ def fetches_of(graph: Any) -> Fetches:
 
 def _around() -> tuple[Any, list[Any]]:
     """The outermost function graph being traced, and the graphs within it, innermost first."""
-    graph = tf.compat.v1.get_default_graph()
-    inside = []
-    while isinstance(getattr(graph, "outer_graph", None), tf.__internal__.FuncGraph):
-        inside.append(graph)
-        graph = graph.outer_graph
-    return graph, inside
+    *inside, outermost = _private.graphs_around() or [tf.compat.v1.get_default_graph()]
+    return outermost, inside
 
 
 def _is_spread() -> bool:
