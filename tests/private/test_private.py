@@ -16,6 +16,7 @@ from opensmp import _private
 HERE = Path(__file__).parent
 # What one file of the package has for another.
 AMONG_THEMSELVES = {
+    "give_memory",
     "know_slot",
     "make_unreadable",
     "outside_of_functions",
