@@ -18,7 +18,6 @@ from opensmp._private.keras.layers import (
     get_mask,
     in_stateless_scope,
     in_symbolic_scope,
-    is_keras_tensor,
     is_variable_creation_error,
     keep_losses,
     layer_calls,

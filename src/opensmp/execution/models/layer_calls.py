@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from opensmp import _private
@@ -64,4 +65,4 @@ def is_inside_keras(args: tuple[Any, ...], kwargs: Any) -> bool:
         or calls_are_plain()
     ):
         return True
-    return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))
+    return any(isinstance(leaf, keras.KerasTensor) for leaf in tf.nest.flatten((args, kwargs)))

@@ -62,9 +62,8 @@ def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -
             return _of_archive(path, what, whole)
         if kind is Format.KERAS_DIRECTORY:
             if whole:
-                _check_configuration(
-                    Path(path, archives.CONFIG).read_bytes(), archives.CONFIG, path, what
-                )
+                text = Path(path, archives.CONFIG).read_bytes()
+                configuration_of(text, f"{archives.CONFIG} in {os.fspath(path)}", what)
             return _of_hdf5(Path(path, archives.WEIGHTS), what)
         return _of_hdf5(path, what) if kind in _HDF5 else None
 
@@ -107,7 +106,7 @@ def _of_archive(path: PathLike, what: str, whole: bool) -> Sizes:
     names = archives.check_archive(path, what)
     if whole:
         text = archives.read_member(path, archives.CONFIG, what)
-        _check_configuration(text, archives.CONFIG, path, what)
+        configuration_of(text, f"{archives.CONFIG} in {os.fspath(path)}", what)
     if archives.WEIGHTS not in names:
         return Sizes(0, 0)
     with (
@@ -115,10 +114,6 @@ def _of_archive(path: PathLike, what: str, whole: bool) -> Sizes:
         opened(member, path, what) as file,
     ):
         return _sizes(file.shapes().values())
-
-
-def _check_configuration(text: bytes, part: str, path: PathLike, what: str) -> None:
-    configuration_of(text, f"{part} in {os.fspath(path)}", what)
 
 
 def _of_hdf5(path: PathLike, what: str) -> Sizes:
