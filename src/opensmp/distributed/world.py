@@ -217,11 +217,6 @@ class World:
     sums_early: bool = False
 
     @property
-    def replica_ranks(self) -> tuple[int, ...]:
-        """Ranks that hold this replica of the model, by their position in it."""
-        return self.mp_group
-
-    @property
     def my_partitions(self) -> tuple[int, ...]:
         """The partitions that this process owns, ascending."""
         return self.partitions_of(self.mp_group.index(self.rank))

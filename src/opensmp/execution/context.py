@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
+from opensmp.base.thread_values import ThreadValue
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import TracedGraph
 
@@ -27,8 +27,6 @@ class Prepared(NamedTuple):
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]
 
-_local = threading.local()
-
 
 class Runner(Protocol):
     """Runs the model calls of a step."""
@@ -43,16 +41,14 @@ class Runner(Protocol):
         """Runs one call; returns the output and the losses that layers added."""
 
 
+_runner: ThreadValue[Runner | None] = ThreadValue(None)
+
+
 def current_runner() -> Runner | None:
     """The runner of the step that is being traced on this thread; None outside of steps."""
-    return getattr(_local, "runner", None)
+    return _runner.get()
 
 
-@contextlib.contextmanager
-def as_current(runner: Runner) -> Iterator[None]:
+def as_current(runner: Runner) -> AbstractContextManager[None]:
     """Makes `runner` the current runner within the context."""
-    outer, _local.runner = current_runner(), runner
-    try:
-        yield
-    finally:
-        _local.runner = outer
+    return _runner.set_to(runner)

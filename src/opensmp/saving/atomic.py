@@ -33,7 +33,8 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
     """Context that yields a temporary name to write to, and renames the file to `path` on exit.
 
     Args:
-        path: The file to create or replace; missing parent directories are created.
+        path: The file to create or replace; missing parent directories are created. Remote ones, of
+            this and of the contexts below, are written in place.
 
     Raises:
         SavingError: It cannot be written; the previous file is intact.
@@ -44,6 +45,9 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
             model.save(name)
         ```
     """
+    if is_remote(os.fspath(path)):
+        yield os.fspath(path)
+        return
     target = Path(path)
     with explained(target), _parents_of(target):
         if target.is_dir():
@@ -67,6 +71,9 @@ def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
         prefix: Prefix of the file names.
         last: Suffix of the file that readers look for first; it is renamed last.
     """
+    if is_remote(os.fspath(prefix)):
+        yield os.fspath(prefix)
+        return
     target = Path(prefix)
     with explained(target), _parents_of(target):
         begin = f"{_PREFIX}{secrets.token_hex(4)}-{target.name}"
@@ -102,6 +109,9 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
         path: The directory.
         entry: Name of the file in it without which it cannot be read, such as `saved_model.pb`.
     """
+    if is_remote(os.fspath(path)):
+        yield os.fspath(path)
+        return
     target = Path(path)
     with explained(target), _parents_of(target):
         if target.exists() and not target.is_dir():
@@ -135,6 +145,9 @@ def new_files(folder: str | os.PathLike[str], entry: str) -> Iterator[str]:
     Yields:
         A directory to write the files in, under their final names.
     """
+    if is_remote(os.fspath(folder)):
+        yield os.fspath(folder)
+        return
     target = Path(folder)
     with explained(target / entry), _parents_of(target / entry):
         if (target / entry).is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,14 @@ def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
     of_files = isinstance(error, tf.errors.OpError) and not isinstance(error, _NO_DAMAGE)
     damaged = of_files or isinstance(error, DamagedError)
     return Outcome(error=text, kind=DAMAGED if damaged else OTHER)
+
+
+def attempt(work: Callable[[], Any], directory: str | None = None) -> Outcome:
+    """The outcome of `work`; even a warning raised as an error is one, since other ranks wait."""
+    try:
+        return Outcome(work())
+    except Exception as error:
+        return outcome_of(error, directory)
 
 
 def _advice(error: Exception, directory: Path) -> str:

@@ -16,7 +16,8 @@ from opensmp.compiler.trace.variables import is_keras, tf_dtype, tf_variable
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
-from opensmp.saving import collective_errors
+from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
+from opensmp.saving.collective_errors import gathered as outcomes_of_all
 
 WRITER = 0
 
@@ -120,24 +121,13 @@ def together(what: str, work: Callable[[], Any]) -> Any:
         result = work()
     except Exception as error:
         failure = error
-    outcome = (
-        collective_errors.Outcome() if failure is None else collective_errors.outcome_of(failure)
-    )
-    text = collective_errors.first_error(
-        collective_errors.gathered(outcome, range(here.size), what)
-    )
+    outcome = Outcome() if failure is None else outcome_of(failure)
+    text = first_error(outcomes_of_all(outcome, range(here.size), what))
     if failure is not None:
         raise failure
     if text is not None:
         raise SavingError(f"{what} failed: {text}")
     return result
-
-
-@contextlib.contextmanager
-def assigning_own() -> Iterator[None]:
-    """Context in which assignments to variables that other processes own are ignored."""
-    with _private.assignments_elsewhere_ignored():
-        yield
 
 
 def _is_here(variable: Variable) -> bool:

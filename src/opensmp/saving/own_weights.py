@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from opensmp import _private
+from opensmp.base.thread_values import ThreadValue
 from opensmp.compiler.trace.variables import tf_dtype, tf_variable
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 
-_local = threading.local()
+_own = ThreadValue(False)
 
 
-@contextlib.contextmanager
-def own_weights() -> Iterator[None]:
+def own_weights() -> AbstractContextManager[None]:
     """Context in which `get_weights` returns only this process's weights, without communication.
 
     Zeros that take no memory stand for the other weights.
     """
-    outer, _local.own = getattr(_local, "own", False), True
-    try:
-        yield
-    finally:
-        _local.own = outer
+    return _own.set_to(True)
 
 
 def values_of(model: Any) -> list[Any]:
@@ -39,7 +33,7 @@ def values_of(model: Any) -> list[Any]:
     variables = list(model.weights)
     here = [not _private.is_elsewhere(variable) for variable in variables]
     members = world.current("model.get_weights").mp_group if world.is_initialized() else (0,)
-    alone = getattr(_local, "own", False) or len(members) == 1
+    alone = _own.get() or len(members) == 1
     if alone:
         return [
             tf_variable(v).numpy() if is_here else _nothing_like(v)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Literal
+
+from opensmp.base.thread_values import ThreadValue
 
 Mode = Literal["whole", "plain"]
 
-_local = threading.local()
+_mode: ThreadValue[Mode | None] = ThreadValue(None)
 
 
 def current_mode() -> Mode | None:
@@ -17,14 +17,9 @@ def current_mode() -> Mode | None:
 
     None outside of `fit`, `evaluate` and `predict`.
     """
-    return getattr(_local, "mode", None)
+    return _mode.get()
 
 
-@contextlib.contextmanager
-def calls_are(mode: Mode | None) -> Iterator[None]:
+def calls_are(mode: Mode | None) -> AbstractContextManager[None]:
     """Context in which model calls on this thread have this mode."""
-    outer, _local.mode = current_mode(), mode
-    try:
-        yield
-    finally:
-        _local.mode = outer
+    return _mode.set_to(mode)

@@ -16,7 +16,6 @@ from opensmp.distributed import world
 from opensmp.distributed.watchdog import recovery
 from opensmp.errors import StepError
 from opensmp.saving import own_weights
-from opensmp.saving.gather import assigning_own
 from opensmp.training.batch.batch_split import num_rows
 from opensmp.training.batch.loss_reduction import Kind
 from opensmp.training.batch.microbatched_loss import NotSeparable, kind_of_model, loss_and_gradients
@@ -75,7 +74,7 @@ class Trainer:
     @everywhere
     def set_weights(self, weights: Any) -> None:
         """Like `keras.Model.set_weights`; each process assigns those of its partitions."""
-        with assigning_own():
+        with _private.assignments_elsewhere_ignored():
             super().set_weights(weights)  # type: ignore[misc]
 
     quantize = Quantize()

@@ -32,11 +32,6 @@ def test_in_symbolic_scope():
     assert seen == [True, False]
 
 
-def test_is_keras_tensor():
-    assert _private.is_keras_tensor(keras.Input([2]))
-    assert not _private.is_keras_tensor(tf.ones([2]))
-
-
 def test_forget_compiled_functions():
     inner = keras.Sequential([keras.layers.Dense(1)])
     model = keras.Sequential([inner])

@@ -29,7 +29,6 @@ def test_checkpoint_nodes():
     nodes = _private.checkpoint_nodes(graph)
     number = nodes[nodes[0].children["number"]]
     assert list(number.keys.values()) == ["number/.ATTRIBUTES/VARIABLE_VALUE"]
-    assert not number.has_registered_saver
 
 
 def test_checkpoint_root():

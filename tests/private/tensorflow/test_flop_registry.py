@@ -15,8 +15,3 @@ def test_registered_flops():
         other = tf.reshape(x, [-1]).op
     assert _private.registered_flops(product, [[2, 3], [3, 4]], [[2, 4]]) == 2 * 2 * 3 * 4
     assert _private.registered_flops(other, [[2, 3], [1]], [[6]]) in (None, 0.0)
-
-
-def test_has_registered_flops():
-    assert _private.has_registered_flops("MatMul")
-    assert not _private.has_registered_flops("NoSuchOperation")

@@ -206,6 +206,21 @@ def test_has_custom_gradient():
     assert not _private.has_custom_gradient(plain.op)
 
 
+def test_graphs_around():
+    found = []
+
+    @tf.function
+    def function(x):
+        found.append([graph.name for graph in _private.graphs_around()])
+        return tf.cond(x > 0.0, lambda: found.append(_private.graphs_around()) or x, lambda: x)
+
+    function(tf.constant(1.0))
+    names, (branch, outermost) = found[:2]
+    assert names == [outermost.name]
+    assert branch.outer_graph is outermost
+    assert _private.graphs_around() == []
+
+
 def test_captured_from_outside():
     variable, other = tf.Variable(1.0), tf.Variable(2.0)
     found = []

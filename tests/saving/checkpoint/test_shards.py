@@ -14,7 +14,6 @@ from opensmp.saving.checkpoint.shards import (
     divided,
     merge_parts,
     read_tensors,
-    run_all,
     write_part,
 )
 
@@ -42,26 +41,6 @@ def test_parts_that_are_merged_are_one_checkpoint_of_tensorflow(tmp_path, monkey
     assert found[0].numpy() == b"text"
     np.testing.assert_array_equal(found[1], np.full(4, ord("b"), np.float32))
     assert int(found[2]) == 7
-
-
-def test_all_calls_run_at_the_same_time_and_the_first_error_is_raised():
-    barrier = threading.Barrier(3, timeout=10)
-
-    def together(number):
-        barrier.wait()
-        return 2 * number
-
-    assert run_all(together, [(1,), (2,), (3,)]) == [2, 4, 6]
-    ended = []
-
-    def fails(number):
-        ended.append(number)
-        if number:
-            raise ValueError(f"number {number}")
-
-    with pytest.raises(ValueError, match="number 1"):
-        run_all(fails, [(0,), (1,), (2,)])
-    assert sorted(ended) == [0, 1, 2]
 
 
 def test_low_priority_is_that_of_one_thread_and_results_and_errors_come_through():

@@ -23,11 +23,6 @@ def in_stateless_scope() -> bool:
     return bool(keras_backend.in_stateless_scope())
 
 
-def is_keras_tensor(value: Any) -> bool:
-    """Whether a value is a symbolic Keras tensor."""
-    return isinstance(value, keras.KerasTensor)
-
-
 def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model and its nested models retrace.
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
-
-from opensmp._private.keras.variables import _LENT, _slots, outside_of_functions
+from opensmp._private.keras.variables import _LENT, _slots, give_memory
 from opensmp._private.tensorflow.variable_placement import ELSEWHERE, readable_kind
 
 
@@ -27,16 +25,7 @@ def take_in(variable: Any, value: Any, device: str) -> None:
         device: Device of the new memory.
     """
     stored = getattr(variable, "_value", variable)
-    with tf.init_scope(), tf.device(device), outside_of_functions():
-        memory = tf.Variable(
-            value,
-            trainable=stored.trainable,
-            dtype=stored.dtype,
-            aggregation=stored.aggregation,
-            synchronization=stored.synchronization,
-            shape=stored.shape,
-        )
-    stored._handle, stored._handle_name = memory._handle, memory._handle_name
+    give_memory(stored, lambda: value, device)
     if hasattr(stored, ELSEWHERE):
         delattr(stored, ELSEWHERE)
         stored.__class__ = readable_kind(stored)

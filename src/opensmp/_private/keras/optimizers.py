@@ -17,6 +17,7 @@ from keras.src.optimizers import base_optimizer
 from tensorflow.python.distribute import distribute_lib
 
 from opensmp._private.keras.variables import is_elsewhere, know_slot, outside_of_functions
+from opensmp._private.tensorflow.function_graphs import graphs_around
 from opensmp._private.tensorflow.variable_placement import not_followed, note_assigned
 from opensmp.base import versions
 from opensmp.base.types import Tensor
@@ -161,22 +162,13 @@ _SCALES_LOSS = "_smp_scales_loss"
 
 
 def _note_scaling() -> None:
-    for graph in _graphs_around():
+    for graph in graphs_around():
         setattr(graph, _SCALES_LOSS, True)
 
 
 def scales_loss() -> bool:
     """Whether a LossScaleOptimizer has scaled a loss in the function being traced."""
-    return any(getattr(graph, _SCALES_LOSS, False) for graph in _graphs_around())
-
-
-def _graphs_around() -> Iterator[Any]:
-    """The function graph being traced and its outer function graphs, innermost first."""
-    graph = tf.compat.v1.get_default_graph()
-    # The outermost graph, of eager execution, is not a FuncGraph.
-    while isinstance(graph, tf.__internal__.FuncGraph):
-        yield graph
-        graph = graph.outer_graph
+    return any(getattr(graph, _SCALES_LOSS, False) for graph in graphs_around())
 
 
 _agree_on_finite: Any = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from tensorflow.python.eager import context
 
 from opensmp._private.keras.layers import get_logits, get_mask, set_logits, set_mask
 from opensmp._private.patching import replaced
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Tensor
 
 _GLOBAL_SEED_GENERATOR = "global_seed_generator"  # Keras before 3.14 has no name for it
@@ -81,7 +81,7 @@ def track_loss(model: Any, loss: Tensor, rows: Any) -> None:
     model._loss_tracker.update_state(loss, sample_weight=rows)
 
 
-_counts_rows = threading.local()
+_counts_rows = ThreadValue(True)
 
 
 @contextlib.contextmanager
@@ -92,8 +92,6 @@ def rows_count(known: bool) -> Iterator[None]:
     where the batch size is static in the trace, which it is not for a dataset whose last batch may
     be smaller.
     """
-    outer = getattr(_counts_rows, "known", True)
-    _counts_rows.known = known
 
     def make(original: Any) -> Any:
         def call(self: Any, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -105,11 +103,8 @@ def rows_count(known: bool) -> Iterator[None]:
 
         return call
 
-    try:
-        with replaced(compile_utils.CompileLoss, "call", make):
-            yield
-    finally:
-        _counts_rows.known = outer
+    with _counts_rows.set_to(known), replaced(compile_utils.CompileLoss, "call", make):
+        yield
 
 
 def _of_unknown_rows(tensor: Tensor) -> Tensor:
@@ -126,8 +121,7 @@ def _of_unknown_rows(tensor: Tensor) -> Tensor:
 
 def track(metric: Any, value: Tensor, rows: int) -> None:
     """Updates the metric for the loss of one of several outputs as Keras does; see `rows_count`."""
-    known = getattr(_counts_rows, "known", True)
-    metric.update_state(value, sample_weight=rows if known else None)
+    metric.update_state(value, sample_weight=rows if _counts_rows.get() else None)
 
 
 @contextlib.contextmanager

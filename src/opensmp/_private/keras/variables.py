@@ -94,19 +94,24 @@ def move_to(variable: Any, device: str) -> None:
     """
     for slot in _slots(variable):
         move_to(slot, device)
-    old = variable._value
+    give_memory(variable._value, variable._value.read_value, device, variable.name)
+
+
+def give_memory(
+    stored: Any, value: Callable[[], Any], device: str, name: str | None = None
+) -> None:
+    """Gives a `tf.Variable` new memory with the result of `value`, which is called on `device`."""
     with tf.init_scope(), tf.device(device), outside_of_functions():
-        new = tf.Variable(
-            old.read_value(),
-            trainable=old.trainable,
-            name=variable.name,
-            dtype=old.dtype,
-            aggregation=old.aggregation,
-            synchronization=old.synchronization,
-            shape=old.shape,
+        memory = tf.Variable(
+            value(),
+            trainable=stored.trainable,
+            name=name,
+            dtype=stored.dtype,
+            aggregation=stored.aggregation,
+            synchronization=stored.synchronization,
+            shape=stored.shape,
         )
-    old._handle = new._handle
-    old._handle_name = new._handle_name
+    stored._handle, stored._handle_name = memory._handle, memory._handle_name
 
 
 def give_up(variable: Any, name: str) -> None:
@@ -239,10 +244,9 @@ def lend(variable: Any, value: Any) -> None:
     The variable is changed in place, so that all references to it can read it meanwhile.
     """
     given_up = variable._value if isinstance(variable, keras.Variable) else variable
-    with tf.init_scope(), tf.device("CPU:0"), outside_of_functions():
-        memory = tf.Variable(value, dtype=given_up.dtype, shape=given_up.shape)
-    setattr(given_up, _LENT, (given_up._handle, given_up._handle_name, type(given_up)))
-    given_up._handle, given_up._handle_name = memory._handle, memory._handle_name
+    kept = given_up._handle, given_up._handle_name, type(given_up)
+    give_memory(given_up, lambda: value, "CPU:0")
+    setattr(given_up, _LENT, kept)
     if is_elsewhere(given_up):
         given_up.__class__ = readable_kind(given_up)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from tensorflow.python.training.saving import saveable_object_util
 
 from opensmp._private.keras.variables import is_elsewhere
 from opensmp._private.patching import replaced
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
 
@@ -44,12 +44,10 @@ class CheckpointNode(NamedTuple):
     Attributes:
         children: Name to node number of the objects it refers to.
         keys: Name of each of its own values to its key in the files.
-        has_registered_saver: Whether its values are in files of another format.
     """
 
     children: dict[str, int]
     keys: dict[str, str]
-    has_registered_saver: bool
 
 
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -97,7 +95,6 @@ def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
         CheckpointNode(
             {child.local_name: child.node_id for child in node.children},
             {value.name: value.checkpoint_key for value in node.attributes},
-            bool(node.registered_saver.name),
         )
         for node in graph.nodes
     ]
@@ -284,12 +281,9 @@ def track_all_variables(kind: Any) -> None:
             return children
         kept = _other_variables.setdefault(self, _OtherVariables(self))
         # Avoids recursion: the search for other variables calls this method as well.
-        if not getattr(_looking, "now", False):
-            _looking.now = True
-            try:
+        if not _looking.get():
+            with _looking.set_to(True):
                 others = kept._trackable_children()
-            finally:
-                _looking.now = False
             if others:
                 children = {**children, _OTHER_VARIABLES: kept}
         return children
@@ -300,7 +294,7 @@ def track_all_variables(kind: Any) -> None:
 _other_variables: weakref.WeakKeyDictionary[Any, _OtherVariables] = weakref.WeakKeyDictionary()
 
 
-_looking = threading.local()
+_looking = ThreadValue(False)
 
 
 def checkpoint_root(checkpoint: Any) -> tuple[Any, dict[str, Any]]:

@@ -49,8 +49,3 @@ def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> f
             return float(statistics(_Shapes(shapes.__getitem__), op.node_def).value)
     except ValueError:  # "Only NHWC format is supported in flops computations"
         return None
-
-
-def has_registered_flops(op_type: str) -> bool:
-    """Whether TensorFlow's profiler has FLOP statistics for a type of operation."""
-    return f"{op_type},flops" in ops._stats_registry.list()

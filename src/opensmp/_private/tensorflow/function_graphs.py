@@ -37,14 +37,20 @@ def captures(graph: Any) -> list[tuple[Tensor, Tensor]]:
     return list(graph.captures)
 
 
+def graphs_around() -> list[Any]:
+    """The function graph being traced and its outer function graphs, innermost first."""
+    graph: Any = tf.compat.v1.get_default_graph()
+    found = []
+    # The outermost graph, of eager execution, is not a FuncGraph.
+    while isinstance(graph, tf.__internal__.FuncGraph):
+        found.append(graph)
+        graph = graph.outer_graph
+    return found
+
+
 def captured_from_outside() -> set[int]:
     """Ids of the outer tensors that the current function graph and its outer graphs captured."""
-    graph: Any = tf.compat.v1.get_default_graph()
-    found: set[int] = set()
-    while graph is not None and hasattr(graph, "captures"):
-        found.update(id(outside) for outside, _ in graph.captures)
-        graph = getattr(graph, "outer_graph", None)
-    return found
+    return {id(outside) for graph in graphs_around() for outside, _ in graph.captures}
 
 
 def is_stateful(op: Op) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp._private.tensorflow.function_graphs import graphs_around
 from opensmp.base.types import Tensor
 
 _KEPT = "_smp_host_functions"
@@ -32,13 +33,10 @@ def host_call(
         As `tf.numpy_function`.
     """
     result = tf.numpy_function(function, list(inputs), dtype, stateful=stateful)
-    outermost = tf.compat.v1.get_default_graph()
-    around: list[Any] = []
-    while isinstance(outermost, tf.__internal__.FuncGraph):
-        around.append(outermost)
-        outermost = outermost.outer_graph
+    around = graphs_around()
+    outermost = around[-1].outer_graph if around else None
     kept: list[Any] = getattr(outermost, _KEPT_BY_TENSORFLOW, [])
-    for place in reversed(range(len(kept) if around else 0)):
+    for place in reversed(range(len(kept))):
         if function in (kept[place], getattr(kept[place], "__wrapped__", None)):
             registered = kept.pop(place)
             for graph in around:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
@@ -14,6 +13,7 @@ from tensorflow.python.eager import record, tape
 from tensorflow.python.ops import gen_resource_variable_ops, handle_data_util
 from tensorflow.python.trackable import base as tf_trackable
 
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Tensor, Variable
 from opensmp.errors import ElsewhereError
 
@@ -115,28 +115,34 @@ def _followed(kind: Any) -> Any:
             follower.has_read(self, value)
         return value
 
-    # Gathers from the whole value, as processes do that do not own the variable.
-
-    def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
-        if _follower_now() is None:
-            return kind.sparse_read(self, indices, name)
-        return tf.gather(self._read_variable_op(), indices)
-
-    def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
-        if _follower_now() is None:
-            return kind.gather_nd(self, indices, name)
-        return tf.gather_nd(self._read_variable_op(), indices)
-
     body: dict[str, Any] = {
         "_read_variable_op": _read_variable_op,
-        "sparse_read": sparse_read,
-        "gather_nd": gather_nd,
+        # From the whole value, as in processes that do not own the variable.
+        **_gathers(kind, lambda: _follower_now() is None),
+        _KIND: kind,
+        "__module__": kind.__module__,
     }
-    body |= {_KIND: kind, "__module__": kind.__module__}
     for name in _ASSIGNMENTS:
         if hasattr(kind, name):
             body[name] = _followed_assignment(kind, name)
     return type(kind.__name__, (kind,), body)
+
+
+def _gathers(kind: Any, is_plain: Callable[[], bool]) -> dict[str, Any]:
+    """Methods that read rows of a variable from its whole value, unless `is_plain`."""
+
+    def gathering(method: str, gather: Any) -> Any:
+        def read(self: Any, indices: Any, name: Any = None) -> Any:
+            if is_plain():
+                return getattr(kind, method)(self, indices, name)
+            return gather(self._read_variable_op(), indices)
+
+        return read
+
+    return {
+        "sparse_read": gathering("sparse_read", tf.gather),
+        "gather_nd": gathering("gather_nd", tf.gather_nd),
+    }
 
 
 def _followed_assignment(kind: Any, name: str) -> Any:
@@ -213,16 +219,6 @@ def _unreadable(kind: Any) -> Any:
             return kind._read_variable_op(self, *args, **kwargs)
         return _value_of(self)
 
-    def sparse_read(self: Any, indices: Any, name: Any = None) -> Any:
-        if _is_left_to_tensorflow():
-            return kind.sparse_read(self, indices, name)
-        return tf.gather(_value_of(self), indices)
-
-    def gather_nd(self: Any, indices: Any, name: Any = None) -> Any:
-        if _is_left_to_tensorflow():
-            return kind.gather_nd(self, indices, name)
-        return tf.gather_nd(_value_of(self), indices)
-
     def _serialize_to_tensors(self: Any) -> Any:
         def read() -> Any:
             raise ElsewhereError(
@@ -236,8 +232,7 @@ def _unreadable(kind: Any) -> Any:
 
     body: dict[str, Any] = {
         "_read_variable_op": _read_variable_op,
-        "sparse_read": sparse_read,
-        "gather_nd": gather_nd,
+        **_gathers(kind, _is_left_to_tensorflow),
         "_serialize_to_tensors": _serialize_to_tensors,
         "handle": property(lambda self: getattr(self, _HANDLE)),
         _KIND: kind,
@@ -282,7 +277,7 @@ def _value_of(stored: Variable) -> Tensor:
 
 def _is_left_to_tensorflow() -> bool:
     """Whether a step is being traced, or `variable_access` is active: no hooks apply."""
-    if getattr(_local, "redirected", 0):
+    if _redirected.get():
         return True
     if tf.executing_eagerly():
         return False
@@ -295,17 +290,12 @@ def _follower_now() -> Follower | None:
     return _follower
 
 
-_local = threading.local()
+_redirected, _alone = ThreadValue(False), ThreadValue(False)
 
 
-@contextlib.contextmanager
-def redirected() -> Iterator[None]:
+def redirected() -> AbstractContextManager[None]:
     """Context of `variable_access`, which handles reads itself."""
-    _local.redirected = getattr(_local, "redirected", 0) + 1
-    try:
-        yield
-    finally:
-        _local.redirected -= 1
+    return _redirected.set_to(True)
 
 
 def note_assigned(variable: Variable) -> None:
@@ -314,19 +304,14 @@ def note_assigned(variable: Variable) -> None:
         _follower.assigns(getattr(variable, "_value", variable))
 
 
-@contextlib.contextmanager
-def not_followed() -> Iterator[None]:
+def not_followed() -> AbstractContextManager[None]:
     """Context in which this process reads its variables without the others doing the same."""
-    before, _local.alone = getattr(_local, "alone", False), True
-    try:
-        yield
-    finally:
-        _local.alone = before
+    return _alone.set_to(True)
 
 
 def is_followed() -> bool:
     """Whether reads come from the user's program, which is the same in all processes."""
-    return not getattr(_local, "alone", False)
+    return not _alone.get()
 
 
 def record_read(variable: Variable, value: Tensor) -> None:

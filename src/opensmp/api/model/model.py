@@ -29,7 +29,6 @@ from opensmp.execution.models.nested_models import PartPlans, plans_by_layer, pl
 from opensmp.execution.models.plain_model import calls_are_plain, note_inputs
 from opensmp.execution.multi_process.remote_values import note_step
 from opensmp.execution.partitioning import Partitioning
-from opensmp.saving.gather import assigning_own
 from opensmp.saving.models import save as export
 from opensmp.saving.models.inspection.inspection import check_weights
 from opensmp.saving.models.to_keras import to_keras
@@ -392,7 +391,7 @@ class DistributedModel(Trainer, keras.Model):
             SavingError: The file is damaged, or refers to values in other files.
         """
         check_weights(filepath, "model.load_weights")
-        with assigning_own():
+        with _private.assignments_elsewhere_ignored():
             super().load_weights(filepath, skip_mismatch=skip_mismatch, **kwargs)
 
     @everywhere

@@ -57,7 +57,9 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
     packed = tf.stack([*squares, *map(tf.constant, map(tf.float64.as_numpy_dtype, copies))])
     (total,) = sum_over([packed], ranks, name="smp.clip_by_global_norm")
     sums, counts = tf.split(total, [own.num_all, own.num_all])
-    return tf.sqrt(_in_order(tf.math.divide_no_nan(sums, counts), _dtype(own)))
+    found = own.others_are_double or any(map(is_double, own.gradients))
+    in_order = tf.cast(tf.math.divide_no_nan(sums, counts), tf.float64 if found else tf.float32)
+    return tf.sqrt(tf.reduce_sum(in_order))
 
 
 def clip(own: Own, clip_norm: Any, norm: Tensor) -> list[Gradient]:
@@ -100,15 +102,6 @@ def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | No
         return tf.equal(count, 0.0)
 
     return agree
-
-
-def _in_order(sums: Tensor, dtype: Any) -> Tensor:
-    return tf.reduce_sum(tf.cast(sums, dtype))
-
-
-def _dtype(own: Own) -> Any:
-    found = own.others_are_double or any(map(is_double, own.gradients))
-    return tf.float64 if found else tf.float32
 
 
 def is_double(gradient: Gradient) -> bool:

@@ -107,11 +107,6 @@ registry = KeyRegistry()
 """The key registry of this process."""
 
 
-def group_key(ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
-    """Shorthand for `registry.group`."""
-    return registry.group(ranks, devices)
-
-
 def instance_of_shape(shape: Any) -> Any:
     """An instance key for a shape that is known only when the graph runs.
 

@@ -149,7 +149,7 @@ def meet(ranks: Ranks, name: str = "meet") -> None:
     if len(members) == 1:
         return
     here = cluster.needed(name, members)
-    group = keys.group_key(members)
+    group = keys.registry.group(members)
     with tf.init_scope(), recovery.entered(name, members), tf.device(here.host):
         tf.raw_ops.CollectiveReduceV2(
             input=tf.zeros([1], tf.int32),
@@ -263,7 +263,7 @@ def _transfer(
 
 
 def _keys(members: tuple[int, ...], kind: str, words: int, root: int | None) -> dict[str, Any]:
-    group = keys.group_key(members)
+    group = keys.registry.group(members)
     instance = keys.registry.instance(group, ("object", kind, words, root))
     return {
         "group_size": _number(len(members)),

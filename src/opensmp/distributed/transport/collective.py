@@ -6,7 +6,7 @@ Uses TensorFlow's point-to-point collectives: a broadcast in a group of two.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -26,7 +26,7 @@ _BITS = {
 }
 
 
-class Transport(Protocol):
+class Transport:
     """Inserts send and receive operations into a graph."""
 
     def send(self, transfer: Transfer, number: int) -> Sent:
@@ -36,9 +36,11 @@ class Transport(Protocol):
             transfer: The transfer. Without a tensor it only signals that `transfer.op` is done.
             number: Number of the transfer, the same in both processes.
         """
+        raise NotImplementedError
 
     def receive(self, transfer: Transfer, number: int) -> Received:
         """Inserts the receive operation."""
+        raise NotImplementedError
 
     def begin_run(self, number: int) -> None:
         """Must be called in each run of the step, before anything is sent.
@@ -88,8 +90,10 @@ class Received(NamedTuple):
     early: bool = True
 
 
-class CollectiveTransport:
+class CollectiveTransport(Transport):
     """Transfers over TensorFlow's collective runtime (gRPC).
+
+    A run needs nothing else: all collectives of the process are interrupted at once.
 
     Args:
         ranks: Rank in the world of each process of this replica.
@@ -175,18 +179,6 @@ class CollectiveTransport:
                 value.set_shape(packed.shape)
                 ops = [shape.op]
             return Received(_unpack(value, sent), ops)
-
-    def begin_run(self, number: int) -> None:
-        """See `Transport`; does nothing."""
-
-    def end_run(self) -> None:
-        """See `Transport`; does nothing."""
-
-    def interrupt(self) -> None:
-        """See `Transport`; does nothing: all collectives of the process are interrupted at once."""
-
-    def restart(self, number: int) -> None:
-        """See `Transport`; does nothing."""
 
     # --- keys ---------------------------------------------------------------------------
 

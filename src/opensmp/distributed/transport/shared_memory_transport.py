@@ -24,7 +24,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.distributed.collectives.scalars import scalar
-from opensmp.distributed.transport.collective import Received, Sent, Transport
+from opensmp.distributed.transport.collective import CollectiveTransport, Received, Sent, Transport
 from opensmp.distributed.transport.shared_memory import PLACES, Array, Memory, Pair, Room, Slot
 from opensmp.distributed.transport.thread_priority import sleep_precisely, wake_promptly
 from opensmp.distributed.transport.transfer import Transfer
@@ -264,7 +264,7 @@ class Inbox:
             tf.raw_ops.QueueEnqueueV2(handle=queue, components=[run])
 
 
-class SharedMemoryTransport:
+class SharedMemoryTransport(Transport):
     """Transfers over shared memory where possible, else over another transport.
 
     Serves one graph, and lives as long as the graph does.
@@ -281,7 +281,7 @@ class SharedMemoryTransport:
 
     def __init__(
         self,
-        rest: Transport,
+        rest: CollectiveTransport,
         all_rooms: Mapping[Pair, Room],
         memories: Mapping[Pair, Memory],
         process: int,
@@ -325,13 +325,11 @@ class SharedMemoryTransport:
         """See `Transport`."""
         for outbox in self._outboxes.values():
             outbox.wait_for_room(number)
-        self._rest.begin_run(number)
 
     def end_run(self) -> None:
         """See `Transport`."""
         for inbox in self._inboxes.values():
             inbox.end_run()
-        self._rest.end_run()
 
     def interrupt(self) -> None:
         """See `Transport`."""
@@ -339,7 +337,6 @@ class SharedMemoryTransport:
             outbox.interrupt()
         for inbox in self._inboxes.values():
             inbox.interrupt()
-        self._rest.interrupt()
 
     def restart(self, number: int) -> None:
         """See `Transport`."""
@@ -347,4 +344,3 @@ class SharedMemoryTransport:
             outbox.restart()
         for inbox in self._inboxes.values():
             inbox.restart(number)
-        self._rest.restart(number)

@@ -265,5 +265,3 @@ def _used_by_others() -> tuple[float, int]:
 
 waits = CallLog()
 """The call log of this process."""
-
-enter, leave, entered = waits.enter, waits.leave, waits.entered

@@ -98,8 +98,6 @@ class Watch:
         rank: This process.
         channels: Connections by rank: rank 0 has one to each other rank, which have one to rank 0.
         record: The call log of this process.
-        answers: Whether the process of a rank answers within some seconds; None while it cannot be
-            probed.
         leave: Ends this process with an exit code.
         idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
             limit. Rank 0's value counts.
@@ -116,7 +114,6 @@ class Watch:
         rank: int,
         channels: Mapping[int, Channel],
         record: CallLog,
-        answers: Callable[[int, float], bool] | None = None,
         leave: Callable[[int], None] = os._exit,
         idle_seconds: float = DEFAULT_SECONDS,
     ) -> None:
@@ -138,7 +135,8 @@ class Watch:
         self._in_round = threading.Lock()
         self.hear: Callable[[Message], None] = lambda message: None
         self._process = os.getpid()
-        self.answers = answers
+        # Whether the process of a rank answers within some seconds; None while it cannot be probed.
+        self.answers: Callable[[int, float], bool] | None = None
         # Handles messages that are not about failures.
         self.hears: Callable[[int, Message], None] | None = None
 
@@ -425,8 +423,3 @@ def fail(message: str) -> None:
     if _watch is not None:
         print(f"opensmp: this rank fails: {message}", file=sys.stderr, flush=True)
         _watch.fail(message)
-
-
-def progress() -> None:
-    """Logs the end of a training step."""
-    waits.progress()

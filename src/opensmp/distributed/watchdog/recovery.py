@@ -19,13 +19,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from opensmp.distributed.channel.channel import Message
 from opensmp.distributed.watchdog.call_log import CallLog, waits
 from opensmp.distributed.watchdog.rank_error import RankError, from_rank
 from opensmp.errors import CommunicationError
-
-Message = dict[str, Any]
 
 GENERATION_BITS = 32
 """After an error, runs of a step are numbered from `generation << GENERATION_BITS`."""
@@ -136,10 +135,7 @@ class Recovery:
             self._raise_if_halted()
             yield
         except Exception as error:
-            raised = self._failed(error)
-            if raised is error:
-                raise
-            raise raised from error
+            self._fail(error)
         finally:
             self._counts.pop()
 
@@ -161,10 +157,7 @@ class Recovery:
                 self.touch()
             if not here.is_touched:
                 raise
-            raised = self._failed(error)
-            if raised is error:
-                raise
-            raise raised from error
+            self._fail(error)
         finally:
             self._function = None
 
@@ -194,8 +187,7 @@ class Recovery:
             self._settle_if_raised()
         self.touch()
         try:
-            if self._cause is not None:
-                raise CommunicationError(_interrupted(self._cause))
+            self._raise_if_halted()
             yield
         except Exception as error:
             if not is_main or self._function is not None:
@@ -204,17 +196,14 @@ class Recovery:
                 raise  # all ranks raise it
             if len(self._counts) == 1 and not self._has_raised:
                 self._counts[-1] += 0.5  # neither guarded nor inside a guarded call
-            raised = self._failed(error)
-            if raised is error:
-                raise
-            raise raised from error
+            self._fail(error)
 
     # ---------------------------------------------------------------------------- an error
 
-    def _failed(self, error: Exception) -> Exception:
-        """Reports an error to the other ranks, and returns the one to raise."""
+    def _fail(self, error: Exception) -> NoReturn:
+        """Reports an error to the other ranks, and raises the one that all raise."""
         if self._has_raised:
-            return error  # already reported by an inner call
+            raise error  # already reported by an inner call
         self._record.forget_runs()
         halted = self._cause is not None
         message = self._message(
@@ -227,8 +216,8 @@ class Recovery:
         self._has_raised = True
         cause, own = self._cause, RankError.of(self._rank, error)
         if cause is None or cause._replace(rank=self._rank) == own:
-            return error
-        return from_rank(cause.as_exception(), cause.rank)
+            raise error
+        raise from_rank(cause.as_exception(), cause.rank) from error
 
     def _raise_if_halted(self) -> None:
         if self._cause is not None:

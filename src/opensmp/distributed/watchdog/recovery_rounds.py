@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from opensmp.distributed.channel.channel import Message
 from opensmp.distributed.watchdog.rank_error import RankError
-
-Message = dict[str, Any]
 
 _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 

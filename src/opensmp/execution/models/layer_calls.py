@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.thread_values import ThreadValue
 from opensmp.compiler.trace import partition_tags
 from opensmp.execution.models.plain_model import calls_are_plain
 
@@ -18,7 +19,7 @@ Taker = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any
 """Handles a call: takes a layer, its plain call and the arguments; returns the outputs."""
 
 _takers: list[Taker] = []
-_local = threading.local()
+_is_taking = ThreadValue(False)
 
 
 def take_by(taker: Taker) -> None:
@@ -33,29 +34,20 @@ def calls_taken() -> Iterator[None]:
     Calls inside a model that is being traced, symbolic calls and calls of other threads are
     excluded.
     """
-    if getattr(_local, "is_taking", False):
+    if _is_taking.get():
         yield
         return
-    _local.is_taking = True
-    try:
-        with _private.layer_calls_by(_call):
-            yield
-    finally:
-        _local.is_taking = False
-
-
-@contextlib.contextmanager
-def calls_left() -> Iterator[None]:
-    """Context for inspecting a model: layer calls are not intercepted."""
-    outer, _local.is_taking = getattr(_local, "is_taking", False), False
-    try:
+    with _is_taking.set_to(True), _private.layer_calls_by(_call):
         yield
-    finally:
-        _local.is_taking = outer
+
+
+def calls_left() -> contextlib.AbstractContextManager[None]:
+    """Context for inspecting a model: layer calls are not intercepted."""
+    return _is_taking.set_to(False)
 
 
 def _call(layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-    if not getattr(_local, "is_taking", False) or not _takers or is_inside(args, kwargs):
+    if not _is_taking.get() or not _takers or is_inside(args, kwargs):
         return call(layer, *args, **kwargs)
     return _takers[0](layer, functools.partial(call, layer), args, kwargs)
 
@@ -73,4 +65,4 @@ def is_inside_keras(args: tuple[Any, ...], kwargs: Any) -> bool:
         or calls_are_plain()
     ):
         return True
-    return any(_private.is_keras_tensor(leaf) for leaf in tf.nest.flatten((args, kwargs)))
+    return any(isinstance(leaf, keras.KerasTensor) for leaf in tf.nest.flatten((args, kwargs)))

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Model
 from opensmp.errors import SavingError
 
-_local = threading.local()
+_plain = ThreadValue(False)
 _INPUTS = "_smp_inputs"
 
 
-@contextlib.contextmanager
-def plain_calls() -> Iterator[None]:
+def plain_calls() -> AbstractContextManager[None]:
     """Context in which distributed models run as plain Keras models.
 
     Traces made inside contain no pipeline, no device placement and no partition tags.
     """
-    outer, _local.plain = calls_are_plain(), True
-    try:
-        yield
-    finally:
-        _local.plain = outer
+    return _plain.set_to(True)
 
 
 def calls_are_plain() -> bool:
     """Whether models run as plain Keras models on this thread."""
-    return bool(getattr(_local, "plain", False))
+    return _plain.get()
 
 
 def plain_class(model: Model) -> Any | None:
@@ -68,24 +63,22 @@ def as_functional(model: Model) -> Any:
     Raises:
         SavingError: `call` cannot be expressed as a graph of Keras layers and `keras.ops`.
     """
-    inputs = _inputs(model)
+    inputs, kind = _inputs(model), type(model).__name__
     try:
         with plain_calls():
             outputs = _call(model, inputs, None)
             functional = keras.Model(_structure(inputs), outputs, name=model.name)
             modes = [_operations(inputs, _call(model, inputs, mode)) for mode in (False, True)]
     except Exception as error:
-        raise SavingError(_REFUSAL.format(name=_name(model), why=f" ({_first_line(error)})")) from (
-            error
-        )
+        raise SavingError(_REFUSAL.format(name=kind, why=f" ({_first_line(error)})")) from (error)
     if modes[0] != modes[1] and _takes_training(model):
         why = ": it does other things in training than in inference, outside of its layers"
-        raise SavingError(_REFUSAL.format(name=_name(model), why=why))
+        raise SavingError(_REFUSAL.format(name=kind, why=why))
     there = {id(v) for v in functional.weights}
     lost = [v.path for v in model.weights if id(v) not in there]
     if lost:
         why = f": it uses weights outside of any layer, such as {lost[0]}"
-        raise SavingError(_REFUSAL.format(name=_name(model), why=why))
+        raise SavingError(_REFUSAL.format(name=kind, why=why))
     if model.compiled:
         compiled = keras.saving.deserialize_keras_object(model.get_compile_config())
         functional.compile(**{**compiled, "optimizer": model.optimizer})
@@ -174,10 +167,6 @@ def _operations(inputs: tuple[Any, ...], outputs: Any) -> list[str]:
         for operation in functional.operations
         if not isinstance(operation, keras.layers.InputLayer)
     ]
-
-
-def _name(model: Model) -> str:
-    return type(model).__name__
 
 
 def _first_line(error: Exception) -> str:

@@ -60,7 +60,8 @@ def _refusing(method: Any, doing: str) -> Any:
 
 
 def _check(model: Any, doing: str) -> None:
-    elsewhere = [v for layer in _plain_layers(model) for v in _own(layer) if _is_missing(v)]
+    own = (v for layer in _plain_layers(model) for v in _private.own_variables(layer))
+    elsewhere = [variable for variable in own if _is_missing(variable)]
     if not elsewhere:
         return
     first = _private.storage(elsewhere[0])
@@ -79,10 +80,6 @@ def _plain_layers(layer: Any) -> Iterator[Any]:
     yield layer
     for inner in _private.layers_inside(layer):
         yield from _plain_layers(inner)
-
-
-def _own(layer: Any) -> list[Any]:
-    return _private.own_variables(layer)
 
 
 def _is_missing(variable: Any) -> bool:

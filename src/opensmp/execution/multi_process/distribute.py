@@ -21,7 +21,7 @@ from opensmp.distributed.transport.collective import CollectiveTransport, Transp
 from opensmp.distributed.transport.shared_memory import rooms, share
 from opensmp.distributed.transport.shared_memory_transport import SharedMemoryTransport
 from opensmp.distributed.transport.transfer import Transfer
-from opensmp.distributed.watchdog import monitor, recovery
+from opensmp.distributed.watchdog import recovery
 from opensmp.distributed.watchdog.call_log import Wait, waits
 from opensmp.distributed.watchdog.traced_calls import not_constant
 from opensmp.distributed.world import MP_GROUP, World
@@ -92,15 +92,8 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     Raises:
         StepError: The processes have traced different steps, or a tensor cannot be sent.
     """
-    members = set(traced.live)
     me = world.rank_in(MP_GROUP)
-    owner = {
-        op: world.owner(task.partition)
-        for task in traced.tasks.values()
-        for op in task.ops
-        if op in members
-    }
-    owner |= {op: world.owner(p) for op, p in traced.placed.items() if op in members}
+    owner = _owners(traced, world)
     home_of = {
         id(variable): world.owner(traced.homes[id(variable)])
         for variable, _ in (*traced.reads, *traced.state)
@@ -120,19 +113,13 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     ]
     wanted += [(value, home_of.get(id(variable))) for variable, value in traced.state]
     wanted += [(tensor, None) for tensor in traced.everywhere]
-    tasks = traced.tasks
-    orders = [
-        (tasks[before].last, tasks[after].first)
-        for before, after in traced.schedule.releases
-        if world.owner(tasks[before].partition) != world.owner(tasks[after].partition)
-    ]
     layout = place_operations(
         traced.live,
         num_processes=len(world.mp_group),
         owner=owner,
         handles=handles,
         wanted=wanted,
-        orders=orders,
+        orders=_orders(traced, world),
         saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
     )
     number = agree(world.mp_group, name, _description(traced, layout))
@@ -144,7 +131,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         traced.live,
         me,
         transport,
-        tasks,
+        traced.tasks,
         _sequence(traced.schedule),
         sends_first=world.one_core_each,
     )
@@ -171,6 +158,24 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     everywhere = [received.get(id(tensor), tensor) for tensor in traced.everywhere]
     saved = [(received.get(id(tensor), tensor), partition) for tensor, partition in traced.saved]
     return Kept(results, state, must_run, everywhere, saved)
+
+
+def _owners(traced: Traced, world: World) -> dict[Op, int]:
+    """Maps the live operations that run in a partition to its process."""
+    members = set(traced.live)
+    calls = ((op, task.partition) for task in traced.tasks.values() for op in task.ops)
+    pairs = (*calls, *traced.placed.items())
+    return {op: world.owner(partition) for op, partition in pairs if op in members}
+
+
+def _orders(traced: Traced, world: World) -> list[tuple[Op, Op]]:
+    """Pairs of operations of different processes that the schedule runs one after the other."""
+    tasks = traced.tasks
+    return [
+        (tasks[before].last, tasks[after].first)
+        for before, after in traced.schedule.releases
+        if world.owner(tasks[before].partition) != world.owner(tasks[after].partition)
+    ]
 
 
 def transport_of(
@@ -272,7 +277,7 @@ class Runs:
         if self._transport is not None:
             self._transport.end_run()
         waits.leave(self._entered.pop())
-        monitor.progress()
+        waits.progress()
 
 
 def _handles(graph: Any) -> dict[int, int]:

@@ -121,12 +121,8 @@ def fetches_of(graph: Any) -> Fetches:
 
 def _around() -> tuple[Any, list[Any]]:
     """The outermost function graph being traced, and the graphs within it, innermost first."""
-    graph = tf.compat.v1.get_default_graph()
-    inside = []
-    while isinstance(getattr(graph, "outer_graph", None), tf.__internal__.FuncGraph):
-        inside.append(graph)
-        graph = graph.outer_graph
-    return graph, inside
+    *inside, outermost = _private.graphs_around() or [tf.compat.v1.get_default_graph()]
+    return outermost, inside
 
 
 def _is_spread() -> bool:
@@ -281,8 +277,8 @@ def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
             results.append(_placeholders(fetches, key, value))
         elif isinstance(value, tf.IndexedSlices):
             indices = fetches.own((*key, "indices"), me, value.indices)
-            values = fetches.own((*key, "values"), me, value.values)
-            results.append(_with_rows(value, values, indices))
+            rows = fetches.own((*key, "values"), me, value.values)
+            results.append(_with_rows(value, rows, indices))
         elif isinstance(value, tf.Tensor):
             results.append(fetches.own(key, me, value))
         else:

@@ -7,14 +7,14 @@ same trace moves the variable, the trace reads and assigns the old memory.
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from opensmp import _private
+from opensmp.base.thread_values import ThreadValue
 from opensmp.compiler.trace.variables import is_keras, tf_variable, variable_name
 
-_local = threading.local()
+_names: ThreadValue[list[str] | None] = ThreadValue(None)
 
 
 class ReadEarly(Exception):
@@ -28,13 +28,11 @@ def noticed() -> Iterator[None]:
     Raises:
         ReadEarly: A variable was read before it was placed.
     """
-    outer, _local.names = getattr(_local, "names", None), []
-    try:
+    names: list[str] = []
+    with _names.set_to(names):
         yield
-        if _local.names:
-            raise ReadEarly(", ".join(_local.names))
-    finally:
-        _local.names = outer
+        if names:
+            raise ReadEarly(", ".join(names))
 
 
 def note_placing(variables: Iterable[Any]) -> None:
@@ -42,7 +40,7 @@ def note_placing(variables: Iterable[Any]) -> None:
 
     All processes get the same result, whichever of the variables they own.
     """
-    names = getattr(_local, "names", None)
+    names = _names.get()
     if names is None:
         return
     held = _private.captured_from_outside()

@@ -18,7 +18,7 @@ def place(
     default_partition: int,
     elsewhere: Mapping[int, int] | None = None,
     owner: Callable[[int], int] | None = None,
-) -> bool:
+) -> None:
     """Allocates or moves Keras variables to the device of their partition.
 
     An uninitialized variable that nothing reads is placed in the default partition. A plain
@@ -33,18 +33,13 @@ def place(
             here for their variables.
         owner: Maps a partition to the position in the replica of its process; None with one
             process.
-
-    Returns:
-        Whether a variable moved that already had memory.
     """
-    moved = False
     for variable in variables:
         if not is_keras(variable):
             continue
         partition = home.get(id(variable))
         if elsewhere and partition is not None and partition in elsewhere:
             if not _private.is_elsewhere(variable):
-                moved |= _private.is_initialized(variable)
                 _private.give_up(variable, f"{variable.path} of rank {elsewhere[partition]}")
             _note_home(variable, partition, elsewhere, owner)
             continue
@@ -61,9 +56,7 @@ def place(
             _private.initialize_on(variable, device)
         elif not tf_variable(variable).device.endswith(device) and id(variable) in home:
             _private.move_to(variable, device)
-            moved = True
         _note_home(variable, partition, elsewhere, owner)
-    return moved
 
 
 _numbers = itertools.count()

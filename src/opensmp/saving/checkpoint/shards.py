@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -87,7 +88,7 @@ def read_tensors(
     """
     groups = divided(list(range(len(names))), sizes, threads)
 
-    def read(*indices: int) -> list[Tensor]:
+    def read(indices: Sequence[int]) -> list[Tensor]:
         with tf.device(_HOST):
             tensors: list[Tensor] = tf.raw_ops.RestoreV2(
                 prefix=prefix,
@@ -97,7 +98,8 @@ def read_tensors(
             )
         return tensors
 
-    found = run_all(read, groups)
+    with ThreadPoolExecutor(max(1, len(groups))) as pool:
+        found = list(pool.map(read, groups))
     tensors = dict(
         pair
         for group, values in zip(groups, found, strict=True)
@@ -135,64 +137,24 @@ def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[li
     return [group for group in groups if group]
 
 
-def run_all(function: Callable[..., Any], arguments: Sequence[Sequence[Any]]) -> list[Any]:
-    """Calls a function with each set of positional arguments, each on its own thread.
-
-    Returns:
-        The results, in the order of `arguments`.
-
-    Raises:
-        Exception: The first failed call's exception, after all calls have ended.
-    """
-    if len(arguments) < 2:
-        return [function(*each) for each in arguments]
-    results: list[Any] = [None] * len(arguments)
-    errors: list[BaseException | None] = [None] * len(arguments)
-
-    def run(number: int) -> None:
-        try:
-            results[number] = function(*arguments[number])
-        except BaseException as error:
-            errors[number] = error
-
-    threads = [threading.Thread(target=run, args=[n]) for n in range(1, len(arguments))]
-    for thread in threads:
-        thread.start()
-    run(0)
-    for thread in threads:
-        thread.join()
-    for error in errors:
-        if error is not None:
-            raise error
-    return results
-
-
 def at_low_priority(function: Callable[[], Any]) -> Any:
     """Runs a function on a thread of lowest priority; returns its result or raises its exception.
 
     The function must not start threads, nor call code that might: they would inherit the priority
     and remain slow.
     """
-    result: list[Any] = []
-    errors: list[BaseException] = []
 
-    def run() -> None:
+    def run() -> Any:
         with contextlib.suppress(OSError):  # not permitted on some systems
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
-        try:
-            result.append(function())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="opensmp-low-priority")
-    try:
-        thread.start()
-    except RuntimeError:  # the program is ending, so no other work competes
         return function()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return result[0]
+
+    with ThreadPoolExecutor(1, "opensmp-low-priority") as pool:
+        try:
+            done = pool.submit(run)
+        except RuntimeError:  # the program is ending, so no other work competes
+            return function()
+        return done.result()
 
 
 def on_host(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from opensmp.saving.checkpoint.shards import (
     on_host,
     write_part,
 )
-from opensmp.saving.collective_errors import Outcome, first_error, gathered, outcome_of
+from opensmp.saving.collective_errors import Outcome, attempt, first_error, gathered, outcome_of
 
 _WHAT = "smp.CheckpointManager.save"
 
@@ -45,27 +45,25 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
     Raises:
         CheckpointError: The objects cannot be saved or read, or differ between the processes.
     """
-    contents: Contents | None = None
-    try:
-        contents = Contents(checkpoint, place_of(world))
-        outcome = Outcome(contents.facts)
-    except Exception as error:
-        outcome = outcome_of(error)
-    outcomes = gathered(outcome, range(world.size), _WHAT)
+    found = attempt(lambda: Contents(checkpoint, place_of(world)))
+    contents: Contents | None = found.value
+    facts = found._replace(value=contents and contents.facts)
+    outcomes = gathered(facts, range(world.size), _WHAT)
     raise_errors(outcomes)
     assert contents is not None
     share = contents.share([o.value for o in outcomes])
-    values: list[Named] = []
-    try:
-        for value in share:
-            tensor = value.read()
-            if tensor is not None:
-                tensor = on_host(tensor) if to_host else tensor
-                values.append(Named(value.name, value.slice_spec, tensor))
-        outcome = Outcome()
-    except Exception as error:
-        outcome = outcome_of(error)
-    raise_errors(gathered(outcome, range(world.size), _WHAT))
+
+    def read() -> list[Named]:
+        tensors = ((value, value.read()) for value in share)
+        return [
+            Named(value.name, value.slice_spec, on_host(tensor) if to_host else tensor)
+            for value, tensor in tensors
+            if tensor is not None
+        ]
+
+    found = attempt(read)
+    raise_errors(gathered(found._replace(value=None), range(world.size), _WHAT))
+    values: list[Named] = found.value
     return values
 
 
@@ -83,16 +81,17 @@ def own_part(
     """
     prefix = os.path.join(shelf.staging, f"part-{world.rank}")
     large = f"{prefix}-large"
-    try:
+
+    def write() -> list[str]:
         entries = staging.take(values) if staging is not None else []
         prefixes = write_part(prefix, values)
         if staging is not None and entries:
             shelf.take_spare(world.rank, data_path(large))
             at_low_priority(functools.partial(write_bundle, large, staging.memory, entries))
             prefixes.append(large)
-        return Outcome(prefixes)
-    except Exception as error:
-        return outcome_of(error, shelf.directory)
+        return prefixes
+
+    return attempt(write, shelf.directory)
 
 
 def whole(

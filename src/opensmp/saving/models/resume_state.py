@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 
 from opensmp.base.types import Model
+from opensmp.saving.atomic import is_remote
 
 _NAME = "smp_fit"
 _SOURCE = "_smp_beside_weights"
@@ -42,7 +43,7 @@ def write(model: Model, path: str, temporary: str) -> None:
         temporary: Its current path.
     """
     make = model.__dict__.get(_SOURCE, {}).get(os.path.abspath(path))
-    if make is not None:
+    if make is not None and not is_remote(path):
         with h5py.File(temporary, "a") as file:
             file.create_dataset(_NAME, data=np.frombuffer(make(), np.uint8))
 

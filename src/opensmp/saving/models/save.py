@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,22 +75,15 @@ def write_saved_model(
     Raises:
         SavingError: It cannot be written.
     """
-    name = os.fspath(path)
 
     def work(plain: Any) -> None:
-        if atomic.is_remote(name):
-            write_one(plain, name)
-            return
-        with atomic.new_directory(name, _ENTRY) as temporary:
-            write_one(plain, temporary)
-
-    def write_one(plain: Any, target: str) -> None:
-        plain.export(
-            target,
-            format="tf_saved_model",
-            input_signature=input_signature or _signature(model),
-            **{"verbose": False, **kwargs},
-        )
+        with atomic.new_directory(path, _ENTRY) as place:
+            plain.export(
+                place,
+                format="tf_saved_model",
+                input_signature=input_signature or _signature(model),
+                **{"verbose": False, **kwargs},
+            )
 
     write(model, what, work)
 
@@ -102,18 +96,10 @@ def save(
     check_overwrite(what, name, overwrite)
 
     def work(plain: Any) -> None:
-        with _private.compilation_kept(plain):
-            write_one(plain)
-
-    def write_one(plain: Any) -> None:
-        if atomic.is_remote(name):
-            plain.save(name, zipped=zipped, **kwargs)
-        elif zipped is False:
-            with atomic.new_directory(name, "config.json") as temporary:
-                plain.save(temporary, zipped=False, **kwargs)
-        else:
-            with atomic.new_file(name) as temporary:
-                plain.save(temporary, zipped=zipped, **kwargs)
+        is_directory = zipped is False
+        new = atomic.new_directory(name, "config.json") if is_directory else atomic.new_file(name)
+        with _private.compilation_kept(plain), new as place:
+            plain.save(place, zipped=zipped, **kwargs)
 
     write(model, what, work)
 
@@ -136,18 +122,13 @@ def save_weights(
         )
 
     def work(plain: Any) -> None:
-        if atomic.is_remote(name):
-            plain.save_weights(name, max_shard_size=max_shard_size, **kwargs)
-        elif max_shard_size is None:
-            with atomic.new_file(name) as temporary:
-                plain.save_weights(temporary, **kwargs)
-                resume_state.write(model, name, temporary)
+        if max_shard_size is None:
+            with atomic.new_file(name) as place:
+                plain.save_weights(place, **kwargs)
+                resume_state.write(model, name, place)
         else:  # several shards, and an index file that lists their names
-            target = Path(name)
-            with atomic.new_files(target.parent, target.name) as folder:
-                plain.save_weights(
-                    os.path.join(folder, target.name), max_shard_size=max_shard_size, **kwargs
-                )
+            with _with_others(name) as place:
+                plain.save_weights(place, max_shard_size=max_shard_size, **kwargs)
 
     write(model, what, work)
 
@@ -164,12 +145,11 @@ def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> No
     Raises:
         SavingError: They cannot be written.
     """
-    target = Path(path)
 
     def work(plain: Any) -> None:
-        with atomic.new_files(target.parent, target.name) as folder:
-            plain.save_weights(os.path.join(folder, Path(weights).name))
-            Path(folder, target.name).write_text(plain.to_json(indent=1), encoding="utf-8")
+        with _with_others(path) as place:
+            plain.save_weights(os.path.join(os.path.dirname(place), os.path.basename(weights)))
+            Path(place).write_text(plain.to_json(indent=1), encoding="utf-8")
 
     write(model, what, work)
 
@@ -185,16 +165,12 @@ def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
     Raises:
         SavingError: It cannot be written.
     """
-    name = os.fspath(path)
 
     def work(plain: Any) -> None:
         objects = {"model": plain}
         if getattr(plain, "optimizer", None) is not None:
             objects["optimizer"] = plain.optimizer
-        if atomic.is_remote(name):
-            tf.train.Checkpoint(**objects).write(name)
-            return
-        with atomic.new_prefix(name, ".index") as prefix:
+        with atomic.new_prefix(path, ".index") as prefix:
             tf.train.Checkpoint(**objects).write(prefix)
 
     write(model, what, work)
@@ -202,25 +178,25 @@ def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
 
 def export(model: Model, path: PathLike, format: str, input_signature: Any, **kwargs: Any) -> None:
     """Like `keras.Model.export`; see `write`."""
-    name = os.fspath(path)
     if format == "tf_saved_model":
-        write_saved_model(model, name, input_signature, "model.export", **kwargs)
+        write_saved_model(model, path, input_signature, "model.export", **kwargs)
         return
 
     def work(plain: Any) -> None:
-        if atomic.is_remote(name):
-            write_one(plain, name)
-            return
-        target = Path(name)
-        with atomic.new_files(target.parent, target.name) as folder:
-            write_one(plain, os.path.join(folder, target.name))
-
-    def write_one(plain: Any, place: str) -> None:
         signature = input_signature or _signature(model)
         given = {"verbose": False, **kwargs}
-        plain.export(place, format=format, input_signature=signature, **given)
+        with _with_others(path) as place:
+            plain.export(place, format=format, input_signature=signature, **given)
 
     write(model, "model.export", work)
+
+
+@contextlib.contextmanager
+def _with_others(path: PathLike) -> Iterator[str]:
+    """`atomic.new_files` for a file and those that are written beside it; yields its place."""
+    folder, name = os.path.split(os.fspath(path))
+    with atomic.new_files(folder, name) as place:
+        yield os.path.join(place, name)
 
 
 def _signature(model: Model) -> Any:

@@ -337,14 +337,13 @@ def _cut(
     return Signature(kept, inputs, outputs, reads, tuple(variables))
 
 
-def saved_model_as_keras(path: str | os.PathLike[str], signature: str = "serving_default") -> Any:
+def saved_model_as_keras(path: str | os.PathLike[str]) -> Any:
     """Wraps a SavedModel in a Functional Keras model.
 
     Args:
         path: The directory.
-        signature: Name of the signature.
     """
-    layer = SavedModelLayer(path, signature)
+    layer = SavedModelLayer(path)
     inputs = {
         name: keras.Input(batch_shape=tuple(spec.shape), dtype=spec.dtype.name, name=name)
         for name, spec in layer.input_specs.items()

@@ -72,29 +72,7 @@ def _kind_of_leaf(leaf: Any) -> Kind | None:
             return None
     if isinstance(leaf, keras.losses.Loss):
         return kind_of(leaf)
-    own = (getattr(keras.losses, name, None) for name in _FUNCTIONS)
-    return "mean" if any(leaf is function for function in own) else None
-
-
-_FUNCTIONS = (
-    "binary_crossentropy",
-    "binary_focal_crossentropy",
-    "categorical_crossentropy",
-    "categorical_focal_crossentropy",
-    "categorical_hinge",
-    "cosine_similarity",
-    "hinge",
-    "huber",
-    "kl_divergence",
-    "log_cosh",
-    "mean_absolute_error",
-    "mean_absolute_percentage_error",
-    "mean_squared_error",
-    "mean_squared_logarithmic_error",
-    "poisson",
-    "sparse_categorical_crossentropy",
-    "squared_hinge",
-)
+    return "mean" if any(leaf is kind().fn for kind in ROW_BY_ROW) else None
 
 
 def outputs_allow_it(outputs: Any) -> bool:

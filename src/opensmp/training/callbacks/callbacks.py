@@ -265,8 +265,8 @@ def shared_call(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[
             seed = agree_on_chance(settings)
             if seed is not None:
                 shuffling.enter_context(_private.arrays_shuffled_by(_shuffle(seed)))
-        wrapped = [_wrapped(each) for each in _flat(callbacks) if _is_wanted(each)]
-        each_batch = any(map(_decides_in_batches, _flat(callbacks)))
+        wrapped = [_wrapped(each) for each in flat(callbacks) if _is_wanted(each)]
+        each_batch = any(map(_decides_in_batches, flat(callbacks)))
         ready = shuffling.close
         yield {**arguments, "callbacks": [_First(ready), *wrapped, _Last(each_batch)]}
     meet(f"end {name}")
@@ -281,7 +281,8 @@ def _check_list(name: str, callbacks: Any) -> None:
         )
 
 
-def _flat(callbacks: Any) -> list[Any]:
+def flat(callbacks: Any) -> list[Any]:
+    """The callbacks that a method of the trainer was given: one, a nest, or none."""
     return tf.nest.flatten(callbacks) if callbacks else []
 
 

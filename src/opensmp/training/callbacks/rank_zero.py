@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import pickle
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from opensmp import _private
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
@@ -26,7 +26,8 @@ from opensmp.saving.gather import WRITER, gathered, state_of, together
 
 _NAME = "a callback of rank 0"
 
-_local = threading.local()
+_leading: ThreadValue[tuple[bool, Model]] = ThreadValue((False, None))
+"""Whether this thread runs a callback in rank 0 alone, and the model of that callback."""
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -40,11 +41,12 @@ def everywhere(method: Method) -> Method:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not getattr(_local, "leads", False) or calls_are_plain():
+        leads, model = _leading.get()
+        if not leads or calls_are_plain():
             return method(self, *args, **kwargs)
-        index = _index_in(_local.model, self, method.__name__)
+        index = _index_in(model, self, method.__name__)
         _tell(("call", method.__name__, args, kwargs, _is_optimizer_built(self), index))
-        with _leading(False):
+        with _leading.set_to((False, None)):
             what = f"model.{method.__name__}"
             return together(what, lambda: method(self, *args, **kwargs))
 
@@ -82,7 +84,7 @@ def _lead(model: Model, work: Callable[[], Any], weights: bool) -> None:
             if weights:
                 stack.enter_context(gathered(state_of(model)))
                 stack.enter_context(plain_calls())
-            stack.enter_context(_leading(True, model))
+            stack.enter_context(_leading.set_to((True, model)))
             work()
         failure = None
     except Exception as error:
@@ -129,16 +131,6 @@ def _tell(request: tuple[Any, ...]) -> None:
             "be pickled, such as the path of a file."
         ) from error
     objects.broadcast_object(request, _all(), WRITER, _NAME)
-
-
-@contextlib.contextmanager
-def _leading(leads: bool, model: Model = None) -> Iterator[None]:
-    outer = getattr(_local, "leads", False), getattr(_local, "model", None)
-    _local.leads, _local.model = leads, model
-    try:
-        yield
-    finally:
-        _local.leads, _local.model = outer
 
 
 def _index_in(model: Model, called: Model, method: str) -> int:

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.types import Model
 from opensmp.saving.models import resume_state
+from opensmp.training.callbacks.callbacks import flat
 from opensmp.training.resume.preemption import CheckpointOnPreemption
 from opensmp.training.resume.progress import Progress, noted, seeds_of
 from opensmp.training.sync.sync import is_shared, meet
@@ -60,7 +60,7 @@ def is_resumable(arguments: Any) -> bool:
     """Whether the arguments of a `fit` call contain a callback that resumes training."""
     return any(
         isinstance(each, (_BACKUP, CheckpointOnPreemption))
-        for each in _flat(arguments.get("callbacks"))
+        for each in flat(arguments.get("callbacks"))
     )
 
 
@@ -76,11 +76,11 @@ def resumable(model: Model, given: Any, arguments: dict[str, Any]) -> Iterator[d
     Yields:
         The arguments to pass to Keras.
     """
-    known = _flat(given.get("callbacks"))
+    known = flat(given.get("callbacks"))
     first, last = given.get("initial_epoch", 0), given.get("epochs", 1)
     progress = Progress(model, known, int(first), int(last))
     paths = [_private.backup_path(each) for each in known if isinstance(each, _BACKUP)]
-    callbacks = _flat(arguments.get("callbacks"))
+    callbacks = flat(arguments.get("callbacks"))
     ends = [each for each in callbacks if isinstance(each, CheckpointOnPreemption)]
     rest = [each for each in callbacks if not isinstance(each, CheckpointOnPreemption)]
     ordered = [_Before(progress), *rest, _After(progress, paths), *ends]
@@ -96,7 +96,3 @@ def _best_weights(callbacks: Sequence[Any]) -> list[Any] | None:
     """The weights that an EarlyStopping keeps; None with several processes, which have parts."""
     kept = [getattr(each, "best_weights", None) for each in callbacks]
     return None if is_shared() else next((w for w in kept if w is not None), None)
-
-
-def _flat(callbacks: Any) -> list[Any]:
-    return tf.nest.flatten(callbacks) if callbacks else []

@@ -7,15 +7,15 @@ labels that do not belong together. Therefore the processes compare what they ar
 
 from __future__ import annotations
 
-import contextlib
 import random
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.thread_values import ThreadValue
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import StepError
@@ -29,7 +29,7 @@ _BEGIN = f"begin a call of {_NAME}"
 
 _DOING = {"train": "train", "test": "evaluate", "predict": "predict"}
 
-_local = threading.local()
+_in_call = ThreadValue(False)
 
 
 def is_shared() -> bool:
@@ -78,19 +78,14 @@ def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
     return [each for _, each in found]
 
 
-@contextlib.contextmanager
-def in_call() -> Iterator[None]:
+def in_call() -> AbstractContextManager[None]:
     """Context of `fit`, `evaluate` or `predict`, which compare the settings for all batches."""
-    outer, _local.in_call = is_in_call(), True
-    try:
-        yield
-    finally:
-        _local.in_call = outer
+    return _in_call.set_to(True)
 
 
 def is_in_call() -> bool:
     """Whether this thread is in a call of `fit`, `evaluate` or `predict`."""
-    return getattr(_local, "in_call", False)
+    return _in_call.get()
 
 
 def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> None:

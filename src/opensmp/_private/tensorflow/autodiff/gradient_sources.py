@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Tensor
 
 _REFUSAL = "_smp_no_source"
 _CHECKS = "_smp_checks_sources"
 _JACOBIANS = ("jacobian", "batch_jacobian")
-
-_asked = threading.local()
 
 
 def note_source(tensor: Tensor, error: Exception) -> None:
@@ -50,6 +48,9 @@ class _Jacobian:
         self.error: Exception | None = None
 
 
+_asked: ThreadValue[_Jacobian | None] = ThreadValue(None)
+
+
 def refuse_jacobian(refusal: Callable[[str], Exception]) -> None:
     """Raises an error if a tape is computing a Jacobian. Needs `check_sources` first.
 
@@ -59,7 +60,7 @@ def refuse_jacobian(refusal: Callable[[str], Exception]) -> None:
     Args:
         refusal: Takes "jacobian" or "batch_jacobian" and returns the error.
     """
-    asked: _Jacobian | None = getattr(_asked, "jacobian", None)
+    asked = _asked.get()
     if asked is not None:
         asked.error = refusal(asked.name)
         raise asked.error
@@ -75,15 +76,13 @@ def _looking(original: Any) -> Any:
                 raise error
         if original.__name__ not in _JACOBIANS:
             return original(self, target, *args, **kwargs)
-        before = getattr(_asked, "jacobian", None)
-        asked = _asked.jacobian = _Jacobian(original.__name__)
+        asked = _Jacobian(original.__name__)
         try:
-            return original(self, target, *args, **kwargs)
+            with _asked.set_to(asked):
+                return original(self, target, *args, **kwargs)
         except ValueError:  # TensorFlow wraps any error in a ValueError
             if asked.error is None:
                 raise
             raise asked.error from None
-        finally:
-            _asked.jacobian = before
 
     return ask

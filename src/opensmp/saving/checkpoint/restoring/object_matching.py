@@ -122,7 +122,6 @@ def match(
     nodes = _private.checkpoint_nodes(object_graph)
     root, attached = _private.checkpoint_root(checkpoint)
     owner_of: dict[int, Any] = {0: root}
-    path_of: dict[int, str] = {0: ""}
     objects: dict[int, _Found] = {id(root): _Found("", root)}
     # Nodes below unbuilt objects, by role.
     unbuilt: dict[_Role, set[int]] = {role: set() for role in _Role}
@@ -148,7 +147,7 @@ def match(
             if is_new:
                 objects[id(child)] = _Found(child_path, child, of_fresh)
             if child_number is not None and child_number not in owner_of:
-                owner_of[child_number], path_of[child_number] = child, child_path
+                owner_of[child_number] = child
                 queue.append((child_number, child, child_path, *below))
             elif is_new:
                 queue.append((None, child, child_path, *below))

@@ -22,9 +22,9 @@ from opensmp.saving.collective_errors import (
     DAMAGED,
     DamagedError,
     Outcome,
+    attempt,
     first_error,
     gathered,
-    outcome_of,
 )
 
 _WHAT = "smp.CheckpointManager.restore"
@@ -67,14 +67,9 @@ def restore_from(
         CheckpointError: The checkpoint does not match the objects, or cannot be read.
     """
     ranks = range(world.size)
-    read: _Read | None = None
-    try:
-        read = _read(prefix, checkpoint, world, place, partial)
-        outcome = Outcome()
-    except Exception as failure:
-        outcome = outcome_of(failure)
-    _raise_first(gathered(outcome, ranks, _WHAT), prefix)
-    assert read is not None
+    found = attempt(lambda: _read(prefix, checkpoint, world, place, partial))
+    _raise_first(gathered(found._replace(value=None), ranks, _WHAT), prefix)
+    read: _Read = found.value
     # Only iterators can refuse their values, which cannot be checked in advance.
     outcome = read.iterators.restore(read.states)
     try:

@@ -7,8 +7,8 @@ import os
 import numpy as np
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.base.types import Model
-from opensmp.saving.gather import assigning_own
 from opensmp.saving.models import save, weight_check
 from opensmp.saving.models.formats.file_format import FileFormat, Loading
 from opensmp.saving.models.saved_model_layer import saved_model_as_keras
@@ -22,7 +22,7 @@ def _saved_model(model: Model, path: PathLike, what: str, state: bool) -> None:
     mine = [(variable.path, tuple(variable.shape)) for variable in model.variables]
     theirs = [(variable.name, tuple(variable.shape)) for variable in variables]
     weight_check.check(weight_check.in_order(mine, theirs), path, what)
-    with assigning_own():
+    with _private.assignments_elsewhere_ignored():
         for variable, value in zip(model.variables, variables, strict=True):
             variable.assign(np.asarray(value))
 

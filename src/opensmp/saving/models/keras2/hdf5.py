@@ -16,8 +16,8 @@ import h5py
 import keras
 import numpy as np
 
+from opensmp import _private
 from opensmp.base.types import Model
-from opensmp.saving.gather import assigning_own
 from opensmp.saving.models.formats.paths import named
 from opensmp.saving.models.inspection.safe_hdf5 import Hdf5, opened
 from opensmp.saving.models.keras2.layer_configs import upgraded
@@ -94,7 +94,7 @@ def restore_optimizer(model: Model, path: str | os.PathLike[str], what: str) -> 
             stacklevel=2,
         )
         return
-    with assigning_own():
+    with _private.assignments_elsewhere_ignored():
         for variable, value in zip(variables, values, strict=True):
             if value is not None:
                 variable.assign(value)

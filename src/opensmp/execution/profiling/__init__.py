@@ -1,1 +1,0 @@
-"""Measures times on the available devices."""
