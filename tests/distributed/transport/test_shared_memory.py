@@ -80,3 +80,22 @@ def test_memory_of_another_process_is_not_taken_for_ours():
     nonce = here[0, 1].nonce
     assert len(nonce) == 16
     assert shared_memory._opened(room, 1, 0, nonce) is None
+
+
+def test_transfers_use_the_buffers_of_those_that_have_been_read():
+    listed = [transfer(LARGE), transfer(LARGE), transfer([9]), transfer(LARGE), transfer(LARGE)]
+    read_before = [0, 0, 0b1, 0b1, 0b1011]
+    (room,) = rooms(listed, HERE, read_before).values()
+    offsets = [room.slots[number].offset for number in range(5)]
+    assert offsets[3] == offsets[0] != offsets[1]
+    assert offsets[2] not in offsets[:2]  # another size
+    assert offsets[4] in (offsets[1], offsets[3])
+    assert sorted(slot.position for slot in room.slots.values()) == [0, 1, 2, 3, 4]
+    assert room.size < 5 * PLACES * 80_000
+
+
+def test_a_buffer_is_not_used_by_two_that_may_meet():
+    listed = [transfer(LARGE) for _ in range(4)]
+    (room,) = rooms(listed, HERE, [0, 0b1, 0b1, 0b1]).values()  # three follow one
+    offsets = [room.slots[number].offset for number in range(4)]
+    assert len(set(offsets)) == 3

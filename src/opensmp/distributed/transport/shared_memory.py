@@ -1,7 +1,8 @@
 """Memory shared by two processes of one machine, and its layout.
 
 Each transfer of a step has a slot: two buffers for the tensor, used alternately from run to run,
-and a counter with the number of the last run whose tensor was written. The only other shared number
+and a counter with the number of the last run whose tensor was written. Transfers share buffers if
+one is read in every run before the other is sent. The only other shared number
 is that of the runs that the receiver has ended. Each number has one writer, which changes it after
 the data it refers to; a reader that reads the number first and the data afterwards sees complete
 data. x86 processors guarantee this order; on others no memory is shared.
@@ -48,7 +49,8 @@ class Slot(NamedTuple):
 
     Attributes:
         position: Index among the slots of the pair.
-        offset: First byte of the first of its buffers, which are contiguous.
+        offset: First byte of the first of its buffers, which are contiguous; the same for slots
+            that use them one after the other.
         num_bytes: Size of the tensor; 0 if the transfer has no tensor.
     """
 
@@ -74,12 +76,16 @@ class Room(NamedTuple):
     size: int
 
 
-def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, Room]:
+def rooms(
+    transfers: Sequence[Transfer], machines: Sequence[str], read_before: Sequence[int] = ()
+) -> dict[Pair, Room]:
     """Chooses the transfers that use shared memory, and lays out the memory.
 
     Args:
         transfers: All transfers of a step.
         machines: Machine of each process of the replica.
+        read_before: For each transfer a bit set of those that are read in every run before it is
+            sent, whose buffers it may use; empty if that is not known.
 
     Returns:
         Layout by pair of source and target; the same in all processes.
@@ -91,12 +97,23 @@ def rooms(transfers: Sequence[Transfer], machines: Sequence[str]) -> dict[Pair, 
     found = {}
     for pair, listed in chosen.items():
         slots: dict[int, Slot] = {}
+        last: list[int] = []  # the transfer that uses each buffer last
         offset = _aligned(_COUNTERS + 8 * len(listed))
-        for number, transfer in listed:
-            slot = Slot(len(slots), offset, _num_bytes(transfer.tensor))
-            if slot.end <= MOST_BYTES:
-                slots[number] = slot
-                offset = slot.end
+        earlier = read_before or [0] * len(transfers)
+        # A transfer that another one may follow has a smaller set.
+        for number, transfer in sorted(listed, key=lambda each: earlier[each[0]].bit_count()):
+            num_bytes = _num_bytes(transfer.tensor)
+            for i, other in enumerate(last):
+                if earlier[number] >> other & 1 and slots[other].num_bytes == num_bytes:
+                    slots[number] = Slot(len(slots), slots[other].offset, num_bytes)
+                    last[i] = number
+                    break
+            else:
+                slot = Slot(len(slots), offset, num_bytes)
+                if slot.end <= MOST_BYTES:
+                    slots[number] = slot
+                    offset = slot.end
+                    last.append(number)
         if slots:
             found[pair] = Room(slots, offset)
     return found

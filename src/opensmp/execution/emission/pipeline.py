@@ -398,6 +398,7 @@ class Pipeline:
                 Traced(
                     live=live,
                     tasks=self._emitted.tasks,
+                    is_open=self._emitted.is_open,
                     schedule=self.schedule,
                     results=results,
                     state=state,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from opensmp.distributed.watchdog.traced_calls import not_constant
 from opensmp.distributed.world import MP_GROUP, World
 from opensmp.errors import CommunicationError
 from opensmp.execution.emission.task_graph import Task
+from opensmp.execution.multi_process.buffer_reuse import read_before
 from opensmp.execution.multi_process.placer import ANYWHERE, Layout, place_operations
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import insert_send_recv
@@ -41,6 +42,7 @@ class Traced:
     Attributes:
         live: Live operations in topological order.
         tasks: The emitted calls.
+        is_open: Whether an action's call may return a result before it has read all arguments.
         schedule: The schedule; its `graph` is not None.
         results: Tensors to return.
         state: Pairs of a variable and its value after the step.
@@ -54,6 +56,7 @@ class Traced:
 
     live: Sequence[Op]
     tasks: Mapping[Action, Task]
+    is_open: Callable[[Action], bool]
     schedule: Schedule
     results: Sequence[Tensor]
     state: Sequence[tuple[Any, Tensor]]
@@ -125,14 +128,23 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     number = agree(world.mp_group, name, _description(traced, layout))
     runs = Runs(name, world.mp_group)
     run = runs.begin()
-    transport = transport_of(layout.transfers, world, number, run)
+    sequence = _sequence(traced.schedule)
+    earlier = read_before(
+        layout.transfers,
+        traced.tasks,
+        traced.schedule,
+        sequence,
+        layout.runs,
+        [action for action in sequence if traced.is_open(action)],
+    )
+    transport = transport_of(layout.transfers, world, number, run, earlier)
     received, must_run = insert_send_recv(
         layout,
         traced.live,
         me,
         transport,
         traced.tasks,
-        _sequence(traced.schedule),
+        sequence,
         sends_first=world.one_core_each,
     )
     runs.end(run, must_run, transport)
@@ -179,7 +191,11 @@ def _orders(traced: Traced, world: World) -> list[tuple[Op, Op]]:
 
 
 def transport_of(
-    transfers: Sequence[Transfer], world: World, number: int, run: Tensor
+    transfers: Sequence[Transfer],
+    world: World,
+    number: int,
+    run: Tensor,
+    earlier: Sequence[int] = (),
 ) -> Transport:
     """Creates the transport: shared memory within a machine, collectives otherwise.
 
@@ -188,12 +204,13 @@ def transport_of(
         world: The process' configuration, devices and ranks.
         number: Number of the trace, the same in all of these processes.
         run: The result of `Runs.begin`.
+        earlier: The result of `read_before`, if that is known.
     """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
         return collective
     peers = needed("A step of several processes", world.mp_group).meeting.peers
-    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group])
+    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group], earlier)
     me = world.rank_in(MP_GROUP)
     with tf.init_scope():
         memories = share(
