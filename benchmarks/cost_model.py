@@ -32,13 +32,14 @@ import numpy as np
 import tensorflow as tf
 
 import models
-from calibration import calibrate, segment_seconds
 from opensmp.compiler.costs.graph_costs import trainable_placeholders
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.coarsening.coarsen import coarsen, place
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.compiler.trace.trace import trace
+from opensmp.execution.profiling.calibration import calibrate
+from opensmp.execution.profiling.timing import segment_seconds
 
 LEAST_CORRELATION = 0.8
 
@@ -137,7 +138,7 @@ def main() -> int:
             workload(models.mlp(8, 1024, 64)),
             workload(models.transformer(4, 256, 64, 1000, 8)),
         ]
-    machine = calibrate()
+    machine = calibrate("CPU:0", refresh=not arguments.quick)
     print(
         f"{platform.processor() or platform.machine()}, 1 thread, TensorFlow {tf.__version__}, "
         f"Keras {keras.__version__}: {machine.flops_per_second / 1e9:.0f} GFLOP/s, "

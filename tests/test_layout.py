@@ -23,12 +23,12 @@ RANKS = {
     "compiler": 4,
     "distributed": 5,
     "execution": 6,
-    "cli": 6,
-    "saving": 7,
-    "training": 8,
-    "api": 9,
-    "compat": 10,
-    "": 11,  # opensmp itself, and `python -m opensmp`
+    "cli": 7,
+    "saving": 8,
+    "training": 9,
+    "api": 10,
+    "compat": 11,
+    "": 12,  # opensmp itself, and `python -m opensmp`
 }
 
 # Python asks for these three at the root, beside the rooms.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 import textwrap
+from pathlib import Path
 
 import keras
 import pytest
@@ -292,6 +293,26 @@ def test_model_of_100_gb_is_planned_in_little_memory():
     assert sum(row.parameter_bytes for row in plan.rows) == 64 * (20_000**2 + 20_000) * 4
     assert max(plan.prediction.peak_bytes) < 80 * 2**30
     assert int(out.rsplit("grown by ", 1)[1].split()[0]) < 300
+
+
+def test_measured_times_take_the_place_of_predicted_ones_and_are_kept(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    line = "plan cli_models:mlp --partitions 2 --batch 8 --microbatches 2 --output plan.json"
+    assert run(line)[0] == 0
+    estimated = json.loads(Path("plan.json").read_text())
+    status, out, _ = run(f"{line} --measure --device-bandwidth 5GB")
+    assert status == 0
+    assert "measured: " in out
+    assert "5e+09 bytes" in out
+    measured = json.loads(Path("plan.json").read_text())
+    assert measured["settings"]["machine"] != estimated["settings"]["machine"]
+    assert measured["costs"]["forward_seconds"] != estimated["costs"]["forward_seconds"]
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json") if "opensmp" in path.parts}
+    assert len(kept) == 2  # the machine, and the pieces of the model
+    assert run(f"{line} --measure --device-bandwidth 5GB")[0] == 0
+    assert json.loads(Path("plan.json").read_text())["costs"] == measured["costs"]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert run(f"{line} --measure --recommend")[0] == 0
 
 
 def test_plan_is_the_same_in_every_process(tmp_path):

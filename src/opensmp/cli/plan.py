@@ -41,6 +41,7 @@ from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config
 from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
+from opensmp.execution.profiling.calibration import a_device, calibrate, measure
 
 _PICTURES = (".svg", ".png", ".pdf")
 _NUM_SHOWN = 12
@@ -84,12 +85,14 @@ class Request(NamedTuple):
     Attributes:
         config: The configuration of the plan.
         settings: The settings of the plan.
+        machine: The numbers of the machine that were given.
         inputs: The shapes given for inputs.
         arguments: The arguments of the factory.
     """
 
     config: Config
     settings: PlanSettings
+    machine: Mapping[str, Any]
     inputs: list[Any]
     arguments: dict[str, Any]
 
@@ -98,12 +101,16 @@ class Request(NamedTuple):
 def plan(options: PlanOptions) -> None:
     """Cuts a model into partitions and predicts time and memory of a training step.
 
-    Nothing is run and nothing is allocated: a model that no machine at hand could hold is
-    planned as well.
+    Nothing is run and nothing is allocated, unless --measure is given: a model that no machine
+    at hand could hold is planned as well.
     """
     request = _checked(options)
-    _hide_gpus()
+    if not options.measure:
+        _hide_gpus()
     _enter_world(request.config)
+    console = Console(soft_wrap=False)
+    if options.measure:
+        request = _measured(console, request)
     model = _model(options.target, request.arguments, options.allocate)
     symbolic = symbolic_inputs(model)
 
@@ -111,13 +118,25 @@ def plan(options: PlanOptions) -> None:
         specs = input_specs(symbolic, request.inputs, options.batch // count)
         return dry_trace(model, specs, training=True)
 
-    console = Console(soft_wrap=False)
+    def graph_of(traced: TracedGraph) -> CoarseGraph:
+        graph = coarsen(traced, request.settings.machine)
+        if not options.measure:
+            return graph
+        with console.status(f"running the {len(graph)} pieces of the model one by one"):
+            return measure(traced, graph, device=a_device())
+
     partitions, settings = request.config.partitions, request.settings
     if options.recommend:
-        best = _recommended(console, traced_for, options.batch, partitions, settings)
+        best = _recommended(
+            console,
+            lambda count: graph_of(traced_for(count)),
+            options.batch,
+            partitions,
+            settings,
+        )
         partitions, settings = best.num_partitions, best.settings
     traced = traced_for(settings.microbatches)
-    result = plan_units(traced, coarsen(traced, settings.machine), partitions, settings)
+    result = plan_units(traced, graph_of(traced), partitions, settings)
     warn_of_empty(result)
     _print_and_write(console, result, options)
 
@@ -138,10 +157,10 @@ def _checked(options: PlanOptions) -> Request:
     if faults or config is None:
         raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
     settings = replace(
-        PlanSettings.of(config, machine),
+        PlanSettings.of(config, Machine(**machine)),
         active_microbatches=options.flags.get("active_microbatches"),
     )
-    return Request(config, settings, given, arguments)
+    return Request(config, settings, machine, given, arguments)
 
 
 def _check_batch(options: PlanOptions, faults: list[str]) -> None:
@@ -188,7 +207,7 @@ def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | No
         return None
 
 
-def _machine(options: PlanOptions, faults: list[str]) -> Machine:
+def _machine(options: PlanOptions, faults: list[str]) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for key, option, text in (
         ("memory_bytes", "--device-memory", options.device_memory),
@@ -206,7 +225,19 @@ def _machine(options: PlanOptions, faults: list[str]) -> Machine:
             faults.append(
                 f"--device-flops: received {flops:g}; give a number from 1 to {_MOST_FLOPS:g}"
             )
-    return Machine(**given)
+    return given
+
+
+def _measured(console: Console, request: Request) -> Request:
+    """The request with the measured speed of this machine, but for the numbers given."""
+    with console.status("measuring the speed of this machine"):
+        machine = replace(calibrate(), **request.machine)
+    console.print(
+        f"measured: {machine.flops_per_second:.2g} FLOPs, {machine.bytes_per_second:.2g} bytes and "
+        f"{machine.transfer_bytes_per_second:.2g} transferred bytes per second",
+        highlight=False,
+    )
+    return request._replace(settings=replace(request.settings, machine=machine))
 
 
 def _hide_gpus() -> None:
@@ -239,16 +270,12 @@ def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Mode
 
 def _recommended(
     console: Console,
-    traced_for: Callable[[int], TracedGraph],
+    graph_for: Callable[[int], CoarseGraph],
     batch: int,
     num_devices: int,
     settings: PlanSettings,
 ) -> Candidate:
     """Ranks configurations, prints the table and returns the best one that fits."""
-
-    def graph_for(count: int) -> CoarseGraph:
-        return coarsen(traced_for(count), settings.machine)
-
     powers = [2**i for i in range(num_devices.bit_length())]
     tried = range(1, num_devices + 1) if num_devices <= 8 else [*powers, num_devices]
     candidates = rank_configurations(

@@ -42,6 +42,14 @@ class PlanOptions:
     link_bandwidth: Annotated[
         str | None, typer.Option(help="Bandwidth between devices per second: 25GB.")
     ] = None
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure the speed of this machine's device, and run each piece of the model on "
+            "it, in place of the estimates. Takes seconds to minutes, once for a model.",
+        ),
+    ] = False
     inputs: Annotated[
         list[str] | None,
         typer.Option(

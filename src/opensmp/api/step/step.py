@@ -28,12 +28,12 @@ from opensmp.errors import StepError
 from opensmp.execution.autodiff.forward_mode import refuse_forward_mode
 from opensmp.execution.context import current_runner
 from opensmp.execution.emission.pipeline import Pipeline
-from opensmp.execution.emission.timestamps import Stamps, has_listeners
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.models.layer_calls import calls_taken
 from opensmp.execution.models.registry import some_wait_for_partitions
 from opensmp.execution.multi_process.remote_gradient import pack
 from opensmp.execution.multi_process.remote_values import note_step
+from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
 
 

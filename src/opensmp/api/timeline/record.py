@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from opensmp.api.timeline.timeline import Event, StepTimeline, Timeline
 from opensmp.errors import StepError
-from opensmp.execution.emission.timestamps import Measurement, listening
+from opensmp.execution.profiling.timestamps import Measurement, listening
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from opensmp.distributed.watchdog.root_cause import is_careful
 from opensmp.distributed.world import World
 from opensmp.execution.emission.emit_call import emit_call
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.emission.timestamps import Stamps
 from opensmp.execution.emission.weight_gradient_batching import WeightGradientPass
+from opensmp.execution.profiling.timestamps import Stamps
 
 
 class EmittedCalls:

@@ -54,7 +54,6 @@ from opensmp.execution.emission.task_graph import (
     live_operations,
     task_graph,
 )
-from opensmp.execution.emission.timestamps import Stamps
 from opensmp.execution.emission.weight_gradient_batching import (
     Joined,
     Sums,
@@ -65,6 +64,7 @@ from opensmp.execution.emission.weight_gradient_batching import (
 from opensmp.execution.multi_process.distribute import Traced, spread
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
+from opensmp.execution.profiling.timestamps import Stamps
 
 
 class Pipeline:

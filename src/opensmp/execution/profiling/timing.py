@@ -1,22 +1,18 @@
-"""Measures the speed of this machine, and the times of a segment's passes, for `cost_model.py`."""
+"""Times functions on a real device, under the conditions of a step."""
 
 from __future__ import annotations
 
-import functools
-import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from opensmp.base.types import ConcreteFunction, Tensor
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
-from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.execution.emission.emit_call import emit_call
 
@@ -26,8 +22,6 @@ Clock = Callable[[], float]
 _REPEATS = 5
 _MOST_CALLS = 32
 _LONG_SECONDS = 0.02
-_CHAIN = 300
-_ROUNDS = 12
 
 
 def seconds_of(
@@ -162,53 +156,3 @@ def _sample(tensor: Tensor, random: np.random.Generator, unknown_size: int) -> T
         values = random.random(shape, dtype=np.float32) * np.float32(0.9) + np.float32(0.1)
         return tf.cast(values, tensor.dtype)
     return tf.ones(shape, tf.bool) if tensor.dtype == tf.bool else tf.zeros(shape, tensor.dtype)
-
-
-def calibrate() -> Machine:
-    """The speed of a CPU device, which takes some seconds to measure; transfers are not measured.
-
-    Times the product of two matrices and a grouped convolution for arithmetic, a row times a matrix
-    that exceeds all caches for memory, and a chain of tiny operations for the launch overhead.
-    """
-    side, rows = 512, 4096
-    matrix, small = tf.ones([side, side]), tf.ones([16, 16])
-    large, row = tf.ones([rows, rows]), tf.ones([1, rows])
-
-    def chain(x: Tensor) -> Tensor:
-        for _ in range(_CHAIN // 3):
-            x = tf.nn.softmax(tf.linalg.matmul(x, small) + small)
-        return x
-
-    # A convolution as Keras emits it, with one channel per group.
-    image, kernel = tf.ones([8, 16, 16, 64]), tf.ones([3, 3, 1, 64])
-
-    call, launches, product, passing, grouped = _least(
-        (lambda x: tf.linalg.matmul(x, small), small),
-        (chain, small),
-        (lambda x: tf.linalg.matmul(x, matrix)[:1, :1], matrix),
-        (lambda x: tf.linalg.matmul(x, large), row),
-        (lambda x: keras.ops.conv(x, kernel, padding="same"), image),
-    )
-    return Machine(
-        flops_per_second=2.0 * side**3 / max(product - call, 1e-6),
-        narrow_flops_per_second=2.0 * 9 * math.prod(image.shape) / max(grouped - call, 1e-6),
-        bytes_per_second=4.0 * rows**2 / max(passing - call, 1e-6),
-        operation_seconds=max((launches - call) / _CHAIN, 1e-8),
-    )
-
-
-def _least(*cases: tuple[Any, Tensor]) -> list[float]:
-    """Minimum time of many calls of each function, which estimates its time on an idle machine.
-
-    The functions alternate, so that a temporary load slows down all of them.
-    """
-    compiled = [
-        (tf.function(function, autograph=False).get_concrete_function(x), x)
-        for function, x in cases
-    ]
-    least = [float("inf")] * len(cases)
-    for _ in range(_ROUNDS):
-        for k, (function, x) in enumerate(compiled):
-            run = functools.partial(function, x)
-            least[k] = min(least[k], seconds_of(run, repeats=3, pick=min))
-    return least

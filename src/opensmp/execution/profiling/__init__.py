@@ -1,0 +1,1 @@
+"""Measures times on the available devices."""
