@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
+import tensorflow as tf
 from processes import check_ranks
+
+from opensmp.distributed.transport import collective
 
 ROUND_TRIP = """
 import opensmp as smp
@@ -96,3 +101,21 @@ print("ENDED")
 def test_what_a_process_does_not_read_holds_up_nobody():
     results = check_ranks(UNUSED, 2)
     assert [result.lines[-1] for result in results] == ["ENDED", "ENDED"]
+
+
+@pytest.mark.parametrize("name", ["float8_e5m2", "float8_e4m3fn", "int8", "uint8", "int4", "uint4"])
+def test_small_numbers_travel_exactly(name):
+    dtype = tf.dtypes.as_dtype(name)
+    if dtype.is_floating:
+        codes = np.arange(256, dtype=np.uint8).view(dtype.as_numpy_dtype)
+    else:
+        low, high = (-8, 7) if name == "int4" else (0, 15) if name == "uint4" else dtype.limits
+        codes = np.arange(low, high + 1).astype(dtype.as_numpy_dtype)
+    tensor = tf.constant(codes)
+    packed = collective._pack(tensor)
+    spec = tf.TensorSpec(tensor.shape, dtype)
+    assert packed.dtype == collective._packed(spec).dtype
+    back = collective._unpack(packed, spec)
+    assert back.dtype == dtype
+    wide = tf.float32 if dtype.is_floating else tf.int32
+    np.testing.assert_array_equal(tf.cast(back, wide), codes.astype(wide.as_numpy_dtype))

@@ -241,7 +241,8 @@ def _packed(spec: Any) -> Any:
         return tf.TensorSpec(spec.shape, spec.dtype)
     if spec.dtype == tf.complex128:
         return tf.TensorSpec(tf.TensorShape([2]).concatenate(spec.shape), tf.float64)
-    return tf.TensorSpec(spec.shape, _BITS.get(spec.dtype, tf.int32))
+    small = tf.float16 if spec.dtype.is_floating else tf.int32
+    return tf.TensorSpec(spec.shape, _BITS.get(spec.dtype, small))
 
 
 def _pack(tensor: Tensor) -> Tensor:
@@ -253,7 +254,8 @@ def _pack(tensor: Tensor) -> Tensor:
         return tf.bitcast(tensor, _BITS[tensor.dtype])
     if tensor.dtype == tf.complex128:
         return tf.stack([tf.math.real(tensor), tf.math.imag(tensor)])
-    return tf.cast(tensor, tf.int32)
+    # Numbers of 8 bits and fewer, which these hold exactly.
+    return tf.cast(tensor, tf.float16 if tensor.dtype.is_floating else tf.int32)
 
 
 def _unpack(tensor: Tensor, spec: Any) -> Tensor:
