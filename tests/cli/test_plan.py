@@ -198,6 +198,10 @@ MISUSES = [
     ),
     ("cli_models:mlp --batch 8 --device-memory 16G", ["--device-memory", "16GiB", "16GB"]),
     ("cli_models:mlp --batch 8 --device-flops -1", ["--device-flops", "from 1 to 1e+24"]),
+    (
+        "cli_models:mlp --batch 8 --measure --device-flops 1e9",
+        ["--measure takes measured times", "leave out these, or --measure"],
+    ),
     ("cli_models:mlp --batch 8 --pipeline simpel", ["pipeline", "did you mean 'simple'?"]),
     ("cli_models:mlp --batch 8 --optimize size", ["optimize", "'memory' or 'speed'"]),
     (
@@ -300,20 +304,28 @@ def test_measured_times_take_the_place_of_predicted_ones_and_are_kept(run, tmp_p
     line = "plan cli_models:mlp --partitions 2 --batch 8 --microbatches 2 --output plan.json"
     assert run(line)[0] == 0
     estimated = json.loads(Path("plan.json").read_text())
-    status, out, _ = run(f"{line} --measure --device-bandwidth 5GB")
+    status, out, _ = run(f"{line} --measure --link-bandwidth 1GB")
     assert status == 0
     assert "measured: " in out
-    assert "5e+09 bytes" in out
     measured = json.loads(Path("plan.json").read_text())
     assert measured["settings"]["machine"] != estimated["settings"]["machine"]
     assert measured["costs"]["forward_seconds"] != estimated["costs"]["forward_seconds"]
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*.json") if "opensmp" in path.parts}
     assert len(kept) == 2  # the machine, and the pieces of the model
-    assert run(f"{line} --measure --device-bandwidth 5GB")[0] == 0
+    assert run(f"{line} --measure --link-bandwidth 2GB")[0] == 0
     again = json.loads(Path("plan.json").read_text())
     assert again["costs"]["forward_seconds"] == measured["costs"]["forward_seconds"]
     assert {path: path.read_bytes() for path in kept} == kept
+    assert measured["settings"]["machine"]["transfer_bytes_per_second"] == 1e9
     assert run(f"{line} --measure --recommend")[0] == 0
+
+
+def test_measured_times_that_cannot_be_kept_are_used(run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    line = "plan cli_models:mlp --partitions 2 --batch 8 --measure"
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert run(line)[0] == 0
 
 
 def test_plan_is_the_same_in_every_process(tmp_path):

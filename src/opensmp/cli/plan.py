@@ -218,6 +218,11 @@ def _machine(options: PlanOptions, faults: list[str]) -> dict[str, Any]:
         if size is not None:
             given[key] = size
     flops = options.device_flops
+    if options.measure and (flops is not None or options.device_bandwidth is not None):
+        faults.append(
+            "--measure takes measured times in place of those that --device-flops and "
+            "--device-bandwidth predict; leave out these, or --measure"
+        )
     if flops is not None:
         if 1 <= flops <= _MOST_FLOPS:
             given["flops_per_second"] = flops
@@ -229,12 +234,12 @@ def _machine(options: PlanOptions, faults: list[str]) -> dict[str, Any]:
 
 
 def _measured(console: Console, request: Request) -> Request:
-    """The request with the measured speed of this machine, but for the numbers given."""
+    """The request with the measured speed of this machine, but for what was given."""
     with console.status("measuring the speed of this machine"):
         machine = replace(calibrate(), **request.machine)
     console.print(
-        f"measured: {machine.flops_per_second:.2g} FLOPs, {machine.bytes_per_second:.2g} bytes and "
-        f"{machine.transfer_bytes_per_second:.2g} transferred bytes per second",
+        f"measured: {machine.flops_per_second:.2g} FLOPs and {machine.bytes_per_second:.2g} bytes "
+        "of memory per second",
         highlight=False,
     )
     return request._replace(settings=replace(request.settings, machine=machine))

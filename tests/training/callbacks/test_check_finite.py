@@ -85,3 +85,14 @@ def test_a_plain_model_is_refused():
     net.compile("sgd", "mse")
     with pytest.raises(smp.StepError, match=r"which is no DistributedModel"):
         net.fit(X, Y, verbose=0, callbacks=[smp.CheckFinite()])
+
+
+@pytest.mark.parametrize("kind", [smp.DistributedModel, OwnStep])
+def test_what_ran_has_a_name_that_the_user_knows(kind):
+    net = model(kind)
+    with pytest.raises(smp.NonFiniteError, match=r"in run 1 of '(train_step|model_call)', "):
+        net.fit(-X, Y, batch_size=4, verbose=0, callbacks=[smp.CheckFinite()])
+    smp.shutdown()
+    smp.init({**TWO_BY_TWO, "check_finite": True})
+    with pytest.raises(smp.NonFiniteError, match="in run 1 of 'model_call', "):
+        model(kind)(-X)

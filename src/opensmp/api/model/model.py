@@ -240,10 +240,10 @@ class DistributedModel(Trainer, keras.Model):
         function = next((each for known, each in functions if known == made_for), None)
         if function is None:
 
-            def forward(args: Any, kwargs: Any) -> Any:
+            def model_call(args: Any, kwargs: Any) -> Any:  # errors have this name
                 return self._smp_forward(here, args, kwargs)
 
-            function = tf.function(forward, autograph=False, reduce_retracing=True)
+            function = tf.function(model_call, autograph=False, reduce_retracing=True)
         traces = function.experimental_get_tracing_count()
         outputs, losses = function(args, kwargs)
         if function.experimental_get_tracing_count() != traces:  # read again: attributes may differ

@@ -232,7 +232,9 @@ class FiniteChecks:
         order = sorted(
             range(len(places)), key=lambda i: (start[places[i].action], places[i].order, i)
         )
-        runs, name = 0, step.removeprefix("smp_step_")
+        runs, name = 0, f"'{step}'"
+        if step.startswith("smp_step_"):
+            name = f"step '{step.removeprefix('smp_step_')}'"
 
         def raise_if_bad(each: Any) -> Any:
             nonlocal runs
@@ -289,7 +291,7 @@ def _message(bad: Sequence[Place], step: str, run: int) -> str:
         rest.append(f"{len(bad) - _NUM_SHOWN - 1} more")
     more = f" After it: {'; '.join(rest)}." if rest else ""
     return (
-        f"check_finite: in run {run} of step '{step}', the first value that is not finite (nan or "
+        f"check_finite: in run {run} of {step}, the first value that is not finite (nan or "
         f"infinite) is {bad[0]}.{more} Expected: finite activations and gradients. The variables "
         "of the model are as before this run. Usual causes are wrong data, a learning rate that "
         "is too high, a division by zero, and the logarithm or the gradient of a square root of "

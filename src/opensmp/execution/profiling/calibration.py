@@ -10,6 +10,7 @@ import math
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -313,11 +314,18 @@ def _are_seconds(value: Any) -> bool:
 
 
 def _write(path: Path, devices: dict[str, Any]) -> None:
-    """Replaces the file atomically, so that other processes never read part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replaces the file atomically, so that others never read part of it; warns if it cannot."""
     text = json.dumps({"format": _FORMAT, "devices": devices}, indent=1, sort_keys=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
-    ) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8"
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(
+            "What was measured cannot be kept, and is measured again the next time: writing "
+            f"{path} failed ({error}). Set XDG_CACHE_HOME to a directory that can be written.",
+            stacklevel=3,
+        )

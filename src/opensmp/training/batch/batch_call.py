@@ -88,7 +88,7 @@ class _WholeCall:
         self._places: list[tuple[str, int]] = []
 
     def run(self) -> BatchCallResult:
-        function = tf.function(self._forward, autograph=False)
+        function = tf.function(self.model_call, autograph=False)
         with _private.stop_recording():
             found, saved = function(self._tensors, self._masks)
             found = self._gathered(found)
@@ -104,7 +104,7 @@ class _WholeCall:
         packed = tf.nest.pack_sequence_as(self._template, outputs)
         return BatchCallResult(packed, found["losses"])
 
-    def _forward(
+    def model_call(  # errors have this name
         self, tensors: list[Tensor], masks: list[Tensor | None]
     ) -> tuple[dict[str, Any], list[Tensor]]:
         wants = self._wants if self._taped else None

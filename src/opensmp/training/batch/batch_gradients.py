@@ -140,14 +140,14 @@ class Gradients:
         kinds += ["rows"] * len(called.inputs)
         kinds += [kind for each in upstreams[:-1] for kind in each.kinds]
 
-        def run(tensors: Any, masks: Any, saved: Any, given: Any) -> Any:
+        def model_gradients(tensors: Any, masks: Any, saved: Any, given: Any) -> Any:
             own = [
                 _Upstream(each.numbers, values, each.kinds)
                 for each, values in zip(upstreams, given, strict=True)
             ]
             return _Backward(called, self._variables, saved, own, again).run(tensors, masks, kinds)
 
-        function = tf.function(run, autograph=False)
+        function = tf.function(model_gradients, autograph=False)
         with _private.stop_recording():
             values = [each.gradients for each in upstreams]
             results = self._gathered(function(*called.given, called.saved, values), kinds)

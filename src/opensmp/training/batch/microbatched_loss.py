@@ -86,7 +86,7 @@ class _Separate:
         weights = list(self._model.trainable_weights)
         if not weights:
             raise NotSeparable
-        inner = tf.function(self._trace, autograph=False)
+        inner = tf.function(self.train_step, autograph=False)
         loss, trackers, outputs, gradients = inner(x, y, sample_weight)
         split = self._split
         if len(split.replicas) > 1:
@@ -126,7 +126,7 @@ class _Separate:
                     model.optimizer.build(model.trainable_weights)
                 model.optimizer.built = True
 
-    def _trace(self, x: Any, y: Any, sample_weight: Any) -> Any:
+    def train_step(self, x: Any, y: Any, sample_weight: Any) -> Any:  # errors have this name
         model, split = self._model, self._split
         pipeline = Pipeline(self._world, len(split.parts), joins=True)
         accumulator = Accumulator(model.trainable_weights)
