@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import gc
 import types
+import weakref
 from typing import Any
 
 import keras
@@ -17,6 +17,7 @@ from processes import check_ranks
 from small import TWO_BY_TWO
 
 import opensmp as smp
+from opensmp.execution.models import registry
 from opensmp.execution.models.attributes import attributes
 
 X = tf.constant(np.arange(-8, 8, dtype="float32").reshape(4, 4) / 4)
@@ -294,8 +295,9 @@ def test_states_that_come_back_are_not_traced_again(smp_init):
 
 
 @pytest.mark.parametrize("microbatches", [2, 4])
-def test_two_calls_of_a_step_have_attributes_of_their_own(smp_init, microbatches):
-    gc.collect()  # a model of an earlier test, not called since smp.init, would be waited for
+def test_two_calls_of_a_step_have_attributes_of_their_own(smp_init, microbatches, monkeypatch):
+    # For a model of an earlier test, not called since smp.init, the step would be traced twice.
+    monkeypatch.setattr(registry, "_models", weakref.WeakSet())
     smp_init({**TWO_BY_TWO, "microbatches": microbatches})
     plain, split = tempered(False), tempered(True)
 
