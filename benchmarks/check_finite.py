@@ -20,9 +20,10 @@ So less is read since: tensors from which sums and products lead to another chec
 not read, and gradients of kernels are bounded by the norms of their factors where these are
 smaller (`opensmp.compiler.lowering.finite_cover`). A Transformer of two blocks reads 8 of the 36 MB
 of its activations, an MLP of 1024 units with 64 rows a microbatch an eighth of its gradients'.
-Predicted: at most 1.01. Found, on a busy machine: MLP 1.015 and 1.011 (one and four
-microbatches), Transformer of 256 1.028 and 1.025, where reading each tensor took 1.048 and 1.036
-in the same run.
+Predicted: at most 1.01. Found on two quiet cores: MLP 1.018 and 1.011 (one and four microbatches),
+Transformer of 256 1.05 to 1.065 and 1.016, of 768 with one 1.012. In one run of the Transformer of
+256 with one microbatch: 1.053, with each tensor read 1.065, without the outputs of layers that a
+forward pass keeps for naming them 1.025. So for that one it is still not below 1.02.
 """
 
 from __future__ import annotations
