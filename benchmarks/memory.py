@@ -54,6 +54,7 @@ def serve_growth(pipeline: str, microbatches: int) -> None:
     import keras
     import tensorflow as tf
 
+    import models
     import opensmp as smp
 
     smp.init({"microbatches": microbatches, "pipeline": pipeline, "devices": "cpu"})
@@ -62,22 +63,7 @@ def serve_growth(pipeline: str, microbatches: int) -> None:
     for _ in range(8):
         x = keras.layers.Dense(1024, activation="tanh")(x)
     model = smp.DistributedModel.from_keras(keras.Model(inputs, keras.layers.Dense(4)(x)))
-    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.SGD(0.01)
-
-    @smp.step
-    def forward_backward(x, y):
-        with tf.GradientTape() as tape:
-            loss = loss_of(y, model(x, training=True))
-        return tape.gradient(loss, model.trainable_variables), loss
-
-    @tf.function
-    def train_step(x, y):
-        gradients, loss = forward_backward(x, y)
-        gradients = [gradient.accumulate() for gradient in gradients]
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss.reduce_mean()
-
+    train_step = models.split_step(model, keras.optimizers.SGD(0.01))
     x, y = tf.zeros([1024 * microbatches, 1024]), tf.zeros([1024 * microbatches], tf.int32)
     train_step.get_concrete_function(x, y)
     before = status("VmRSS")

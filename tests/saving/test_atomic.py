@@ -221,4 +221,4 @@ def test_errors_that_are_none_of_writing_pass(tmp_path):
 
 def test_paths_of_other_file_systems_are_told_apart():
     assert is_remote("gs://bucket/model.keras")
-    assert not is_remote("/tmp/model.keras")
+    assert not is_remote("/folder/model.keras")

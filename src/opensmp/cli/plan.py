@@ -108,11 +108,11 @@ def plan(options: PlanOptions) -> None:
     if not options.measure:
         _hide_gpus()
     _enter_world(request.config)
+    model = _model(options.target, request.arguments, options.allocate)
+    symbolic = symbolic_inputs(model)
     console = Console(soft_wrap=False)
     if options.measure:
         request = _measured(console, request)
-    model = _model(options.target, request.arguments, options.allocate)
-    symbolic = symbolic_inputs(model)
 
     def traced_for(count: int) -> TracedGraph:
         specs = input_specs(symbolic, request.inputs, options.batch // count)

@@ -27,7 +27,10 @@ _BITS = {
 
 
 class Transport:
-    """Inserts send and receive operations into a graph."""
+    """Inserts send and receive operations into a graph.
+
+    Each transport has `send` and `receive` of its own; the other methods do nothing by default.
+    """
 
     def send(self, transfer: Transfer, number: int) -> Sent:
         """Inserts the send operation.
@@ -241,6 +244,7 @@ def _packed(spec: Any) -> Any:
         return tf.TensorSpec(spec.shape, spec.dtype)
     if spec.dtype == tf.complex128:
         return tf.TensorSpec(tf.TensorShape([2]).concatenate(spec.shape), tf.float64)
+    # Numbers of 8 bits and fewer, which these hold exactly.
     small = tf.float16 if spec.dtype.is_floating else tf.int32
     return tf.TensorSpec(spec.shape, _BITS.get(spec.dtype, small))
 
@@ -254,8 +258,7 @@ def _pack(tensor: Tensor) -> Tensor:
         return tf.bitcast(tensor, _BITS[tensor.dtype])
     if tensor.dtype == tf.complex128:
         return tf.stack([tf.math.real(tensor), tf.math.imag(tensor)])
-    # Numbers of 8 bits and fewer, which these hold exactly.
-    return tf.cast(tensor, tf.float16 if tensor.dtype.is_floating else tf.int32)
+    return tf.cast(tensor, _packed(tensor).dtype)
 
 
 def _unpack(tensor: Tensor, spec: Any) -> Tensor:

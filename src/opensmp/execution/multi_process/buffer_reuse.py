@@ -8,7 +8,7 @@ so that the number of buffers grows with that bound and not with the number of m
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action, Schedule
@@ -52,12 +52,12 @@ def read_before(
         ]
         # What other processes compute too does not show that the target has read the tensor.
         only_there = [op for op in readers if sum(op in run for run in runs) == 1]
-        calls = _calls_after(only_there, action_of) - set(is_open)
+        calls = _nearest(only_there, action_of, _readers) - set(is_open)
         starts.append(sum(1 << number[action] for action in calls))
     found = []
     for transfer in transfers:
         past = 0
-        for action in _calls_behind([transfer.op], action_of) - set(is_open):
+        for action in _nearest([transfer.op], action_of, _producers) - set(is_open):
             past |= before[action] | 1 << number[action]
         found.append(sum(1 << i for i, reads in enumerate(starts) if reads & past))
     return found
@@ -88,15 +88,18 @@ def _before(
     before: dict[Action, int] = {}
     for action in sequence:
         before[action] = 0
-        arguments = [t.op for op in tasks[action].ops for t in op.inputs]
-        for earlier in waits_for[action] | _calls_behind(arguments, action_of) - {action}:
+        arguments = [producer for op in tasks[action].ops for producer in _producers(op)]
+        producers = _nearest(arguments, action_of, _producers) - {action}
+        for earlier in waits_for[action] | producers:
             if earlier not in is_open and earlier in before:
                 before[action] |= before[earlier] | 1 << number[earlier]
     return before
 
 
-def _calls_after(ops: Iterable[Op], action_of: Mapping[Op, Action]) -> set[Action]:
-    """The calls that operations are, or to which they pass their result on or add it to others."""
+def _nearest(
+    ops: Iterable[Op], action_of: Mapping[Op, Action], step: Callable[[Op], Iterable[Op]]
+) -> set[Action]:
+    """The calls among operations, or to which `step` leads from them through sums alone."""
     found: set[Action] = set()
     stack, seen = list(ops), set()
     while stack:
@@ -105,19 +108,13 @@ def _calls_after(ops: Iterable[Op], action_of: Mapping[Op, Action]) -> set[Actio
             found.add(action_of[op])
         elif op.type in _SUMS and op not in seen:
             seen.add(op)
-            stack.extend(reader for t in op.outputs for reader in t.consumers())
+            stack.extend(step(op))
     return found
 
 
-def _calls_behind(ops: Iterable[Op], action_of: Mapping[Op, Action]) -> set[Action]:
-    """The calls that operations are, or whose results they add up or pass on."""
-    found: set[Action] = set()
-    stack, seen = list(ops), set()
-    while stack:
-        op = stack.pop()
-        if op in action_of:
-            found.add(action_of[op])
-        elif op.type in _SUMS and op not in seen:
-            seen.add(op)
-            stack.extend(t.op for t in op.inputs)
-    return found
+def _readers(op: Op) -> list[Op]:
+    return [reader for t in op.outputs for reader in t.consumers()]
+
+
+def _producers(op: Op) -> list[Op]:
+    return [t.op for t in op.inputs]

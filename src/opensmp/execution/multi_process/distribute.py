@@ -129,14 +129,13 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
     runs = Runs(name, world.mp_group)
     run = runs.begin()
     sequence = _sequence(traced.schedule)
-    earlier = read_before(
-        layout.transfers,
-        traced.tasks,
-        traced.schedule,
-        sequence,
-        layout.runs,
-        [action for action in sequence if traced.is_open(action)],
-    )
+
+    def earlier() -> list[int]:
+        is_open = [action for action in sequence if traced.is_open(action)]
+        return read_before(
+            layout.transfers, traced.tasks, traced.schedule, sequence, layout.runs, is_open
+        )
+
     transport = transport_of(layout.transfers, world, number, run, earlier)
     received, must_run = insert_send_recv(
         layout,
@@ -195,7 +194,7 @@ def transport_of(
     world: World,
     number: int,
     run: Tensor,
-    earlier: Sequence[int] = (),
+    earlier: Callable[[], Sequence[int]] = tuple,
 ) -> Transport:
     """Creates the transport: shared memory within a machine, collectives otherwise.
 
@@ -204,13 +203,14 @@ def transport_of(
         world: The process' configuration, devices and ranks.
         number: Number of the trace, the same in all of these processes.
         run: The result of `Runs.begin`.
-        earlier: The result of `read_before`, if that is known.
+        earlier: Computes `read_before`, which shared memory alone needs; by default nothing is
+            known.
     """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
         return collective
     peers = needed("A step of several processes", world.mp_group).meeting.peers
-    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group], earlier)
+    all_rooms = rooms(transfers, [peers[rank].machine for rank in world.mp_group], earlier())
     me = world.rank_in(MP_GROUP)
     with tf.init_scope():
         memories = share(
