@@ -25,7 +25,6 @@ from opensmp.compiler.trace.variables import (
     is_keras,
     is_trainable,
     read_after_assignment,
-    tf_variable,
 )
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, Emit, Saved, fails_when_run
@@ -209,7 +208,7 @@ class BackwardPasses(_Passes):
         value = self._value(index)
         if not is_trainable(variable):
             return value
-        read = tf.convert_to_tensor(tf_variable(variable))
+        read = self._variable_reads.value(variable)
         self._reads[id(variable)] = variable, read
         return read_after_assignment(value, read)
 

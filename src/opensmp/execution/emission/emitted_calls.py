@@ -79,8 +79,7 @@ class EmittedCalls:
     ) -> list[Tensor]:
         """Emits a call on the partition's device and records it as the task of `action`."""
         with tf.device(self.device(partition)):
-            one_thread = self._world.one_core_each and not self.is_open(action)
-            one_thread = one_thread or is_careful()
+            one_thread = self.in_one_thread(action)
             emit = functools.partial(emit_call, function, args, f"smp_{action.text}", one_thread)
             if self._stamps is None:
                 call, results = emit()
@@ -90,6 +89,14 @@ class EmittedCalls:
         ops = tuple(dict.fromkeys((first, call, last, *(t.op for t in results))))
         self.tasks[action] = Task(action, partition, first, last, ops, microbatches)
         return results
+
+    def in_one_thread(self, action: Action) -> bool:
+        """Whether a call runs in a single thread, see `emit_call`."""
+        return (self._world.one_core_each and not self.is_open(action)) or is_careful()
+
+    def emit_again(self, action: Action, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
+        """Emits a call that replaces the task of `action`, and returns its results."""
+        return self.emit(action, self.tasks.pop(action).partition, function, args)
 
     def emit_joined(self, group: Sequence[WeightGradientPass]) -> list[Tensor]:
         """Emits a group's weight-gradient passes as one call and returns its results.

@@ -35,6 +35,7 @@ from opensmp.execution.autodiff.segment_gradients import (
 from opensmp.execution.context import Prepare, as_current
 from opensmp.execution.emission.emitted_calls import EmittedCalls
 from opensmp.execution.emission.finite_checks import FiniteChecks, is_wanted
+from opensmp.execution.emission.gradient_sums import GradientSums
 from opensmp.execution.emission.late_gradients import (
     compute_late_gradients,
     in_place,
@@ -54,12 +55,11 @@ from opensmp.execution.emission.task_graph import (
     live_operations,
     task_graph,
 )
+from opensmp.execution.emission.variable_reads import VariableReads
 from opensmp.execution.emission.weight_gradient_batching import (
-    Joined,
     Sums,
     WeightGradientPass,
     group_size,
-    joinable,
 )
 from opensmp.execution.multi_process.distribute import Traced, spread
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
@@ -74,8 +74,8 @@ class Pipeline:
         world: The process' configuration and devices.
         num_microbatches: Number of microbatches.
         stamps: Records the start and end of calls; None records nothing.
-        joins: Whether one call may compute the weight gradients of several microbatches; see
-            `terms`.
+        joins: Whether calls may compute sums of weight gradients over microbatches; see `terms`.
+        traces: Traces of the models' calls that already exist.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Pipeline:
         num_microbatches: int,
         stamps: Stamps | None = None,
         joins: bool = False,
+        traces: ModelTraces | None = None,
     ) -> None:
         self._world = world
         if len(world.mp_group) > 1:
@@ -91,16 +92,18 @@ class Pipeline:
         self._num_microbatches = num_microbatches
         self._emitted = EmittedCalls(world, num_microbatches, stamps)
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
+        self._sums = joins and num_microbatches > 1
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
-        self._second_halves: dict[Action, WeightGradientPass] = {}
+        self._weight_passes: dict[Action, WeightGradientPass] = {}
         self._graph = tf.compat.v1.get_default_graph()
         self._microbatch = 0
         self._calls = 0
-        self._traces = ModelTraces()
+        self._traces = traces or ModelTraces()
         self._numbers: dict[tuple[int, int], int] = {}
         self._state: dict[int, tuple[Any, Tensor]] = {}
         self._late: list[LateGradient] = []
         self._reads: dict[int, tuple[Any, Tensor]] = {}
+        self._variable_reads = VariableReads()
         self._homes: dict[int, int] = {}
         self._variables: dict[int, Any] = {}
         self._gradients: list[tuple[Any, Any]] = []
@@ -184,7 +187,7 @@ class Pipeline:
             self._variables[id(leaf.placeholder)] = leaf.variable
             state = self._state.get(id(leaf.variable))
             if state is None or is_trainable(leaf.variable):
-                value = tf.convert_to_tensor(tf_variable(leaf.variable))
+                value = self._variable_reads.value(leaf.variable)
                 self._reads[id(leaf.variable)] = leaf.variable, value
                 if state is not None:
                     value = read_after_assignment(state[1], value)
@@ -248,18 +251,15 @@ class Pipeline:
             if isinstance(what, Backward) and self._emitted.is_open(action):
                 function = program.open(what)
             results = self._emitted.emit(action, segment.partition, function, args)
-            note(
-                self._emitted.tasks[action].last.name,
-                Place(kind, segment.partition, microbatch, program.layers(segment)),
-            )
+            place = Place(kind, segment.partition, microbatch, program.layers(segment))
+            note(self._emitted.tasks[action].last.name, place)
             if kind == "F" and segment.side_effects:
                 self._done.append((segment.partition, results.pop()))
             if self._checks is not None:
                 self._checks.note(action, program, what, results)
-            if kind == "W":
-                assert isinstance(what, Backward)
-                self._second_halves[action] = WeightGradientPass(
-                    action, program, what, args, results
+            if kind in ("B", "W") and isinstance(what, Backward) and what.weights is None:
+                self._weight_passes[action] = WeightGradientPass(
+                    action, program, what, args, results, place
                 )
             return results
 
@@ -316,39 +316,25 @@ class Pipeline:
     def terms(
         self, rows: Sequence[Sequence[Gradient]], others: Sequence[Tensor] = ()
     ) -> list[list[Gradient] | None]:
-        """Replaces the terms of sums over microbatches by joint gradients of several microbatches.
+        """Replaces the terms of sums over microbatches by sums that calls compute themselves.
 
-        Gradients of single microbatches that were joined leave the schedule. If something reads
-        them all the same, they are computed separately.
+        Gradients of single microbatches in such a sum leave the schedule. If something reads them
+        all the same, they are computed separately.
 
         Args:
             rows: The terms of each sum.
             others: Further tensors that the step reads.
 
         Returns:
-            For each sum the new terms, which add up to the same; None for sums without a joint
-            gradient.
+            For each sum the new terms, which add up to the same; None for sums that keep theirs.
         """
-        if self._group_size == 1 or not self._second_halves:
+        if not self._sums or not self._weight_passes:
             return [None] * len(rows)
         others = [*others, *(value for _, value in self._state.values())]
         effects = self._side_effects + side_effects_of(self._graph)
-        sums = Sums(rows, self._second_halves.values(), others, effects)
-        groups = joinable(self._second_halves, sums, self._group_size)
-        joined = [self._join(group) for group in groups]
-        return sums.terms(joined)
-
-    def _join(self, group: Sequence[WeightGradientPass]) -> Joined:
-        first, last = group[0], group[-1]
-        results = self._emitted.emit_joined(group)
-        gradients = first.weights.gradient.pack(results)
-        for feed, gradient in zip(first.weights.gradient.wrt, gradients, strict=True):
-            if gradient is not None:
-                self._note_gradient(feed, gradient)
-        if self._checks is not None:
-            microbatches = tuple(half.action.microbatch for half in group)
-            self._checks.join(last.action, first.program, first.weights, results, microbatches)
-        return Joined(tuple(group), tuple(gradients))
+        sums = Sums(rows, self._weight_passes.values(), others, effects)
+        replaced = GradientSums(self._emitted, self._checks, self._note_gradient)
+        return replaced.replace(self._weight_passes, sums, self._group_size)
 
     # --- finishing -------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""Selects weight-gradient passes of several microbatches to merge into one call.
+"""Selects the passes whose calls compute sums over microbatches.
 
-A step needs the sum of a gradient over microbatches. Where weight-gradient passes (the second
-halves of backward passes) have no other use, those of a group of microbatches become one call that
-computes the sum directly and faster (see `opensmp.compiler.lowering.weight_gradient_fusion`).
+A step needs the sum of a gradient over microbatches. Where the passes that compute weight gradients
+have no other use, those of a group of microbatches become one call that computes the sum directly
+and faster (see `opensmp.compiler.lowering.weight_gradient_fusion`), or each of them adds its
+gradients to the sums of the microbatches before (see `running_sums`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from opensmp.compiler.lowering.passes import Backward
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.schedule.actions import Action
 from opensmp.config import Config
+from opensmp.distributed.watchdog.root_cause import Place
 from opensmp.execution.emission.task_graph import live_operations
 
 _LARGEST_GROUP = 4
@@ -38,7 +40,7 @@ def group_size(num_microbatches: int, config: Config) -> int:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradientPass:
-    """An emitted weight-gradient pass, the second half of a backward pass.
+    """An emitted pass that computes weight gradients: the second half of a backward pass, or all.
 
     Attributes:
         action: The action that it performs.
@@ -46,6 +48,7 @@ class WeightGradientPass:
         weights: The pass.
         args: Its arguments.
         results: Its results.
+        place: Where its call runs.
     """
 
     action: Action
@@ -53,6 +56,7 @@ class WeightGradientPass:
     weights: Backward
     args: Sequence[Tensor]
     results: Sequence[Tensor]
+    place: Place
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,14 @@ class Joined:
 
     group: tuple[WeightGradientPass, ...]
     gradients: tuple[Gradient | None, ...]
+
+    @property
+    def instead(self) -> dict[int, list[Gradient]]:
+        """The terms that replace the gradients of each pass, by the ids of `keys`."""
+        first, *rest = map(keys, self.group)
+        gradients = [gradient for gradient in self.gradients if gradient is not None]
+        found = {key: [g] for key, g in zip(first, gradients, strict=True)}
+        return found | {key: [] for each in rest for key in each}
 
 
 class Sums:
@@ -87,6 +99,7 @@ class Sums:
     ) -> None:
         self._results = {id(t) for half in halves for t in half.results}
         self._passed: set[Op] = set()  # operations that only add or forward the terms
+        self._added: set[int] = set()  # ids of tensors that are added before they become a term
         self._bases = [[t for term in row for t in self._behind(term)] for row in rows]
         self._found: dict[int, Counter[int]] = {}  # tensor to sum number to number of occurrences
         for number, bases in enumerate(self._bases):
@@ -107,7 +120,10 @@ class Sums:
             return [term]
         self._passed.add(op)
         inputs = op.inputs if op.type == "AddN" else [op.inputs[term.value_index]]
-        return [t for tensor in inputs for t in self._behind(tensor)]
+        found = [t for tensor in inputs for t in self._behind(tensor)]
+        if len(inputs) > 1:
+            self._added.update(id(_key(t)) for t in found)
+        return found
 
     def is_computed(self, half: WeightGradientPass) -> bool:
         """Whether the step needs a weight-gradient pass: the operation of a result is live."""
@@ -134,20 +150,25 @@ class Sums:
 
     def cover(self, group: Sequence[WeightGradientPass]) -> bool:
         """Whether each sum contains all or none of a group's gradients, each at most once."""
-        for keys in zip(*map(_keys, group), strict=True):
-            first, *rest = (self._found.get(key, Counter()) for key in keys)
+        for alike in zip(*map(keys, group), strict=True):
+            first, *rest = (self._found.get(key, Counter()) for key in alike)
             if any(other != first for other in rest) or any(n > 1 for n in first.values()):
                 return False
         return True
 
-    def terms(self, joined: Iterable[Joined]) -> list[list[Gradient] | None]:
-        """The terms of each sum after joining; None for sums without a joint gradient."""
-        instead: dict[int, list[Gradient]] = {}
-        for each in joined:
-            first, *rest = map(_keys, each.group)
-            gradients = [gradient for gradient in each.gradients if gradient is not None]
-            instead |= {key: [g] for key, g in zip(first, gradients, strict=True)}
-            instead |= {key: [] for keys in rest for key in keys}
+    def are_terms(self, half: WeightGradientPass) -> bool:
+        """Whether no result is added to another gradient of its microbatch first.
+
+        Such a sum, over microbatches first, would be rounded otherwise.
+        """
+        return not any(key in self._added for key in keys(half))
+
+    def terms(self, instead: Mapping[int, list[Gradient]]) -> list[list[Gradient] | None]:
+        """The terms of each sum with some of them replaced; None for sums with none of these.
+
+        Args:
+            instead: Maps ids of `keys` to the terms that replace a gradient.
+        """
         found: list[list[Gradient] | None] = []
         for bases in self._bases:
             terms = [t for base in bases for t in instead.get(id(_key(base)), [base])]
@@ -159,13 +180,13 @@ def joinable(
     halves: Mapping[Action, WeightGradientPass], sums: Sums, size: int
 ) -> list[list[WeightGradientPass]]:
     """Groups of at most `size` weight-gradient passes that can be joined."""
-    alike: dict[tuple[int, int, Backward], list[WeightGradientPass]] = {}
-    for action, half in sorted(halves.items(), key=lambda pair: pair[0].microbatch):
-        if sums.is_computed(half):
-            alike.setdefault((action.segment, action.call, half.weights), []).append(half)
+    if size == 1:
+        return []
     groups = []
-    for (_, _, weights), present in alike.items():
-        if not present[0].program.is_worth_joining(weights):
+    for present in _alike(halves, sums):
+        if present[0].action.kind != "W":
+            continue
+        if not present[0].program.is_worth_joining(present[0].weights):
             continue
         if not all(map(sums.alone_read, present)):
             continue
@@ -175,11 +196,42 @@ def joinable(
     return groups
 
 
-def _key(gradient: Gradient) -> Tensor:
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+def summable(
+    halves: Mapping[Action, WeightGradientPass], sums: Sums
+) -> list[list[WeightGradientPass]]:
+    """Runs of passes, from the first microbatch on, that can each add to the sums of the last."""
+    runs = []
+    for present in _alike(halves, sums):
+        run = [half for i, half in enumerate(present) if half.action.microbatch == i]
+        if len(run) < 2 or not all(sums.alone_read(half) and sums.are_terms(half) for half in run):
+            continue
+        if any(map(is_dense, run[0].weights.gradient.gradients)) and sums.cover(run):
+            runs.append(run)
+    return runs
 
 
-def _keys(half: WeightGradientPass) -> list[int]:
+def is_dense(gradient: Gradient | None) -> bool:
+    """Whether a gradient is a tensor, which can be added to another one of its shape."""
+    return gradient is not None and not isinstance(gradient, tf.IndexedSlices)
+
+
+def keys(half: WeightGradientPass) -> list[int]:
     """Ids that identify the gradients which a weight-gradient pass returns."""
     gradients = half.weights.gradient.pack(half.results)
     return [id(_key(gradient)) for gradient in gradients if gradient is not None]
+
+
+def _alike(
+    halves: Mapping[Action, WeightGradientPass], sums: Sums
+) -> list[list[WeightGradientPass]]:
+    """The passes that the step needs, by what they compute, each sorted by microbatch."""
+    alike: dict[tuple[str, int, int, Backward], list[WeightGradientPass]] = {}
+    for action, half in sorted(halves.items(), key=lambda pair: pair[0].microbatch):
+        if sums.is_computed(half):
+            key = action.kind, action.segment, action.call, half.weights
+            alike.setdefault(key, []).append(half)
+    return list(alike.values())
+
+
+def _key(gradient: Gradient) -> Tensor:
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
