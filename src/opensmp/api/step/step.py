@@ -255,11 +255,12 @@ class Step:
         """Traces the function once per microbatch and emits the pipelined calls."""
         num_microbatches = here.config.microbatches
         batches = self._split(num_microbatches, args, kwargs)
+        traces = None
         if some_wait_for_partitions(here):
-            with warming_up(num_microbatches), calls_taken():
+            with warming_up(num_microbatches) as traces, calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
-        pipeline = Pipeline(here, num_microbatches, stamps, joins)
+        pipeline = Pipeline(here, num_microbatches, stamps, joins, traces)
         results = []
         with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):

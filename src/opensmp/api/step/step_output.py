@@ -86,6 +86,7 @@ class StepOutput(Unreduced):
             "mean, such as a loss, `merge()` where it has the rows of the batch"
         )
 
+    @tf.autograph.experimental.do_not_convert
     def reduce_mean(self) -> Tensor:
         """Computes the elementwise mean over microbatches; same shape as one output.
 
@@ -98,6 +99,7 @@ class StepOutput(Unreduced):
         with self._on_device():
             return _known(_divide(self._sum(_running_sum), len(self._outputs)))
 
+    @tf.autograph.experimental.do_not_convert
     def reduce_sum(self) -> Tensor:
         """Computes the elementwise sum over microbatches; same shape and dtype as one output.
 
@@ -108,6 +110,7 @@ class StepOutput(Unreduced):
         with self._on_device():
             return _known(self._sum(_running_sum))
 
+    @tf.autograph.experimental.do_not_convert
     def concat(self, axis: int = 0) -> Tensor:
         """Concatenates the outputs along `axis`; scalars are stacked into a vector."""
         first = self._outputs[0]
@@ -119,10 +122,12 @@ class StepOutput(Unreduced):
                 return tf.stack(dense)
             return tf.concat(dense, axis)
 
+    @tf.autograph.experimental.do_not_convert
     def merge(self) -> Tensor:
         """Concatenates the outputs along the batch axis (axis 0), giving the whole batch."""
         return self.concat(0)
 
+    @tf.autograph.experimental.do_not_convert
     def stack(self) -> Tensor:
         """Stacks the outputs along a new first axis of length `microbatches`.
 
@@ -133,6 +138,7 @@ class StepOutput(Unreduced):
         with self._on_device():
             return tf.stack([_dense(t) for t in self.outputs])
 
+    @tf.autograph.experimental.do_not_convert
     def accumulate(self, method: str = "variable", var: Any | None = None) -> Tensor:
         """Computes the mean over microbatches without keeping all outputs in memory.
 

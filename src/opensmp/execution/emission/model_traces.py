@@ -45,6 +45,10 @@ class ModelTraces:
             self._attributes[id(model)].append((attributes(model), key[-1]))
         return self._prepared[key]
 
+    def forget(self, key: tuple[Any, ...]) -> None:
+        """Drops the trace for a key."""
+        del self._prepared[key]
+
     def program(
         self,
         key: tuple[Any, ...],

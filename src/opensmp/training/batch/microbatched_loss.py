@@ -17,6 +17,7 @@ from opensmp import _private
 from opensmp.base.types import Tensor
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed.world import World
+from opensmp.execution.emission.model_traces import ModelTraces
 from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.multi_process.remote_values import known
@@ -80,6 +81,7 @@ class _Separate:
             or type(model).compute_metrics is not keras.Model.compute_metrics
         )
         self._template: Any = None
+        self._traces: ModelTraces | None = None
 
     def run(self, x: Any, y: Any, sample_weight: Any) -> Separate:
         self._make_ready(x, y, sample_weight)
@@ -112,7 +114,7 @@ class _Separate:
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
         if ready and (self._loss is None or self._loss.built):
             return
-        with warming_up(len(self._split.parts)):
+        with warming_up(len(self._split.parts)) as self._traces:
             first = self._split.take((x, y, sample_weight))[0]
             outputs = _private.call_in_training(model, first[0])
             if not outputs_allow_it(outputs):
@@ -128,7 +130,8 @@ class _Separate:
 
     def train_step(self, x: Any, y: Any, sample_weight: Any) -> Any:  # errors have this name
         model, split = self._model, self._split
-        pipeline = Pipeline(self._world, len(split.parts), joins=True)
+        traces, self._traces = self._traces, None
+        pipeline = Pipeline(self._world, len(split.parts), joins=True, traces=traces)
         accumulator = Accumulator(model.trainable_weights)
         sources = [tf_variable(weight) for weight in model.trainable_weights]
         losses, trackers, outputs = [], [], []
