@@ -91,4 +91,4 @@ def test_a_dropped_model_leaves_nothing_behind_in_two_ranks():
             assert left == [], (way, left)
         smp.barrier()
     """
-    check_ranks(textwrap.dedent(script), 2, seconds=280)
+    check_ranks(textwrap.dedent(script), 2, seconds=280, fresh=True)

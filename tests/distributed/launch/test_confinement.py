@@ -115,7 +115,7 @@ smp.barrier()
 
 
 def test_nothing_of_a_run_of_one_machine_listens_for_other_machines():
-    for result in check_ranks(LISTENING, 2, seconds=110):
+    for result in check_ranks(LISTENING, 2, seconds=110, fresh=True):
         assert result.lines == ["b'lo'", "[0, 1]"]
 
 

@@ -199,7 +199,7 @@ print("done", flush=True)
 )
 def test_survivor_ends_within_15_seconds_and_names_rank_and_cause(row, victim, code, cause):
     lost = {victim} if row == "freeze" else ()
-    results = run_ranks(ROWS, 2, args=[row, victim], lost=lost, seconds=90)
+    results = run_ranks(ROWS, 2, args=[row, victim], lost=lost, seconds=90, fresh=True)
     began = next(float(line[3:]) for line in results[victim].lines if line.startswith("AT "))
     survivor = results[1 - victim]
     assert survivor.code == ENDED_BY_PEER, survivor.output
@@ -223,7 +223,7 @@ def test_absent_rank_is_named():
     import opensmp as smp
     smp.init()
     """
-    results = run_ranks(script, 3, lost={1}, join_seconds=5, seconds=60)
+    results = run_ranks(script, 3, lost={1}, join_seconds=5, seconds=60, fresh=True)
     for rank in (0, 2):
         assert results[rank].code == 1
         assert "rank 1 of 3 did not call smp.init within 5 s" in results[rank].output
@@ -258,7 +258,7 @@ smp.init()
     ],
 )
 def test_failure_of_a_rank_while_tensorflow_starts_ends_the_others(how, victim, cause):
-    results = run_ranks(FAILS_AS_IT_STARTS, 3, args=[how, victim], seconds=90)
+    results = run_ranks(FAILS_AS_IT_STARTS, 3, args=[how, victim], seconds=90, fresh=True)
     began = next(float(line[3:]) for line in results[victim].lines if line.startswith("AT "))
     assert results[victim].code == (-9 if how == "kill" else 1)
     for survivor in results[:victim] + results[victim + 1 :]:

@@ -318,7 +318,7 @@ custom(True, True)
 
 def test_an_error_that_nothing_catches_ends_all_ranks_with_the_cause():
     config = {"partitions": 2, "microbatches": 2}
-    results = run_ranks(UNCAUGHT, 2, config=config, seconds=200)
+    results = run_ranks(UNCAUGHT, 2, config=config, seconds=200, fresh=True)
     assert results[0].code == 1
     assert results[1].code == ENDED_BY_PEER
     assert "rank 1 ends: rank 0 failed: InvalidArgumentError" in results[1].output

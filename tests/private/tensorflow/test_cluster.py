@@ -62,7 +62,9 @@ def two_servers(tmp_path_factory: Any) -> Any:
         held = [reserve_port() for _ in range(2)]
         for reservation, _ in held:
             stack.callback(reservation.close)
-        results = check_ranks(TWO_SERVERS, 2, args=[folder, *(port for _, port in held)])
+        results = check_ranks(
+            TWO_SERVERS, 2, args=[folder, *(port for _, port in held)], fresh=True
+        )
     return [result.lines[-1] for result in results]
 
 
@@ -143,7 +145,7 @@ INTERRUPTED = """
 
 @pytest.fixture(scope="module")
 def interrupted():
-    return [result.lines for result in check_ranks(INTERRUPTED, 2)]
+    return [result.lines for result in check_ranks(INTERRUPTED, 2, fresh=True)]
 
 
 def test_interrupt_collectives(interrupted):
