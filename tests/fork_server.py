@@ -24,7 +24,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 MOST_BYTES = 1 << 17  # of a message
-LONGEST_SECONDS = 20.0  # until the kernel has given a rank its parent
+LONGEST_SECONDS = 120.0  # until the kernel has given a rank its parent
 
 
 def check_unstarted() -> None:

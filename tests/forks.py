@@ -30,7 +30,7 @@ SERVERS = 4
 
 _SCRIPT = Path(__file__).with_name("fork_server.py")
 _READ_LATE = ("OPENSMP_", "PYTEST_")
-_START_SECONDS = 120.0
+_START_SECONDS = 400.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 

@@ -26,6 +26,9 @@ from opensmp.cli.run import environment
 from opensmp.distributed.launch.rendezvous import reserve_port
 
 ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 500.0
+"""Less than pytest gives a test, and so much that a machine may have much else to do."""
+
 NOISE = ("WARNING: All log messages before absl", "oneDNN custom operations are on")
 
 
@@ -84,9 +87,9 @@ def run_ranks(
     args: Sequence[Any] = (),
     environ: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     own_variables: bool = True,
-    join_seconds: float = 60.0,
+    join_seconds: float = 240.0,
     lost: Collection[int] = (),
-    seconds: float = 120.0,
+    seconds: float = LIMIT_SECONDS,
     fresh: bool = False,
 ) -> list[RankResult]:
     """Runs a script in n ranks without the launcher, so that nobody but they end them.
@@ -161,7 +164,7 @@ def launch(
     args: Sequence[Any] = (),
     environ: Mapping[str, Any] | None = None,
     command: Sequence[Any] = (sys.executable, "-m", "opensmp", "run"),
-    seconds: float = 120.0,
+    seconds: float = LIMIT_SECONDS,
     meanwhile: Callable[[subprocess.Popen[str]], None] | None = None,
 ) -> LaunchResult:
     """Runs a script under a launcher: `opensmp run`, or another command.

@@ -36,7 +36,7 @@ TWO_SERVERS = """
         [f"127.0.0.1:{port}" for port in ports],
         nccl=False,
         heartbeat_seconds=20,
-        join_seconds=60,
+        join_seconds=240,
     )
     with tf.device(f"/job:worker/replica:0/task:{rank}/device:CPU:0"):
         total = tf.raw_ops.CollectiveReduceV2(
