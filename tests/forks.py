@@ -29,7 +29,8 @@ SERVERS = 4
 """Servers of a process: as many ranks of a run are forked, the others are started."""
 
 _SCRIPT = Path(__file__).with_name("fork_server.py")
-_READ_LATE = ("OPENSMP_", "PYTEST_")
+# TensorFlow reads the numbers of its threads as it starts its runtime.
+_READ_LATE = ("OPENSMP_", "PYTEST_", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 _START_SECONDS = 400.0
 _PR_SET_CHILD_SUBREAPER = 36
 

@@ -142,6 +142,25 @@ def test_what_an_import_may_have_read_is_a_reason_to_start_a_process(name):
     assert result.lines == ["False 1"]
 
 
+def test_numbers_of_threads_are_read_after_the_fork():
+    script = """
+    import os
+    import tensorflow as tf
+    before = len(os.listdir("/proc/self/task"))
+    tf.zeros([2]) + 1.0
+    print(len(os.listdir("/proc/self/task")) - before)
+    """
+    names = ("TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
+
+    def threads(number, fresh=False):
+        (result,) = check_ranks(script, 1, environ=dict.fromkeys(names, number), fresh=fresh)
+        return int(result.lines[-1])
+
+    few, many = threads(3), threads(30)
+    assert many - few >= 27
+    assert many == threads(30, fresh=True)
+
+
 def test_of_many_ranks_the_last_ones_are_started():
     script = "import sys; print('tensorflow' in sys.modules)\n"
     lines = [result.lines for result in check_ranks(script, forks.SERVERS + 1)]
