@@ -37,16 +37,17 @@ def run_twice(command: Sequence[str], passed_alone: Path) -> int:
     """
     passed_alone.parent.mkdir(parents=True, exist_ok=True)
     passed_alone.write_text("", encoding="utf-8")
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "failures.txt"
-        code = subprocess.run(command, env=os.environ | {VARIABLE: str(file)}, check=False)
+        code = subprocess.run(command, env=environ | {VARIABLE: str(file)}, check=False)
         if code.returncode != _SOME_FAILED or not file.exists():
             return code.returncode
         failed = file.read_text(encoding="utf-8").splitlines()
     if not 0 < len(failed) <= MOST:
         return code.returncode
     print(f"\n==> once more, alone: {len(failed)} that failed", flush=True)
-    again = subprocess.run([*command, "-n", "0", *failed], check=False)
+    again = subprocess.run([*command, "-n", "0", *failed], env=environ, check=False)
     if again.returncode == 0:
         passed_alone.write_text("".join(f"{each}\n" for each in failed), encoding="utf-8")
     return again.returncode
