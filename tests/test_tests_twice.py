@@ -57,7 +57,9 @@ def run(twice, tmp_path, monkeypatch):
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "test_some.py").write_text(f"TIMES = {times}\n{text}")
         monkeypatch.chdir(tmp_path)
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup"]
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        command = [sys.executable, "-m", "pytest", "-p", "xdist.plugin", "-q"]
+        command += ["-n", "1", "--dist", "loadgroup"]
         code = twice.run_twice(command, tmp_path / "out" / "alone.txt")
         starts = [len(file.read_text()) for file in sorted(tmp_path.glob("count_*"))]
         return code, (tmp_path / "out" / "alone.txt").read_text().splitlines(), starts
