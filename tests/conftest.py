@@ -24,6 +24,7 @@ from opensmp import _private  # noqa: E402
 from opensmp.api import init as bootstrap  # noqa: E402
 from opensmp.distributed import world  # noqa: E402
 
+from failures import keep_failures  # noqa: E402  # isort: skip
 from longest import is_long  # noqa: E402  # isort: skip
 
 NUM_DEVICES = 4
@@ -83,6 +84,11 @@ def smp_init() -> Callable[[Mapping[str, Any] | None], world.World]:
         return world.current()
 
     return init
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the names of failed tests where `scripts/tests_twice.py` asks for them."""
+    keep_failures(config)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups, and -m for marks

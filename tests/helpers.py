@@ -11,7 +11,7 @@ SOURCE = Path(__file__).resolve().parent.parent / "src"
 
 
 def run_python(
-    code: str, env: dict[str, str] | None = None, timeout: float = 120
+    code: str, env: dict[str, str] | None = None, timeout: float = 400
 ) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter, where TensorFlow is not initialised.
 
@@ -45,7 +45,7 @@ def run_python(
     )
 
 
-def output_of(code: str, env: dict[str, str] | None = None, timeout: float = 120) -> str:
+def output_of(code: str, env: dict[str, str] | None = None, timeout: float = 400) -> str:
     """What the program printed; the test fails with its traceback if it did not end well."""
     done = run_python(code, env, timeout)
     assert done.returncode == 0, done.stderr

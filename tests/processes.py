@@ -7,6 +7,7 @@ assert [r.code for r in results] == [0, 0]
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import secrets
 import signal
@@ -17,12 +18,17 @@ import textwrap
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
+
+from forks import Forked, prepare, start_rank
 
 from opensmp.cli.run import environment
 from opensmp.distributed.launch.rendezvous import reserve_port
 
 ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 500.0
+"""Less than pytest gives a test, and so much that a machine may have much else to do."""
+
 NOISE = ("WARNING: All log messages before absl", "oneDNN custom operations are on")
 
 
@@ -81,9 +87,10 @@ def run_ranks(
     args: Sequence[Any] = (),
     environ: Mapping[str, Any] | Callable[[int], Mapping[str, Any]] | None = None,
     own_variables: bool = True,
-    join_seconds: float = 60.0,
+    join_seconds: float = 240.0,
     lost: Collection[int] = (),
-    seconds: float = 120.0,
+    seconds: float = LIMIT_SECONDS,
+    fresh: bool = False,
 ) -> list[RankResult]:
     """Runs a script in n ranks without the launcher, so that nobody but they end them.
 
@@ -97,41 +104,33 @@ def run_ranks(
         join_seconds: How long ranks wait for each other.
         lost: Ranks that never end by themselves, and are killed when all others have ended.
         seconds: After this the test fails, and all are killed.
+        fresh: Whether each rank is an interpreter that was started for it, as tests of what
+            happens at the start or the end of a process need. Else ranks may be forked from a
+            process that has imported TensorFlow and Keras, see `forks`.
     """
     token = secrets.token_hex(8)
     reservation, port = reserve_port("127.0.0.1")
     with tempfile.TemporaryDirectory() as folder, reservation:
         path = _as_file(script, folder)
-        processes: list[subprocess.Popen[bytes]] = []
+        processes: list[subprocess.Popen[bytes] | Forked] = []
         files = []
+        variables_of = functools.partial(
+            _environ_of, n=n, config=config, port=port, token=token, join_seconds=join_seconds
+        )
+        extra = environ if callable(environ) else lambda rank: environ
+        environs = [
+            variables_of(rank, extra=extra(rank), own_variables=own_variables) for rank in range(n)
+        ]
+        if not fresh:
+            prepare(variables_of(0, extra=None, own_variables=True), environs)
         began = time.monotonic()
         try:
-            for rank in range(n):
-                more = environ(rank) if callable(environ) else (environ or {})
-                variables = environ_of_tests(more)
-                if own_variables:
-                    variables = environment(
-                        variables,
-                        rank=rank,
-                        size=n,
-                        port=port,
-                        token=token,
-                        flags=dict(config or {}),
-                        join_seconds=join_seconds,
-                    )
+            for rank, variables in enumerate(environs):
                 file = open(Path(folder) / f"rank-{rank}.log", "w+b")  # noqa: SIM115
                 files.append(file)
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, path, *map(str, args)],
-                        env=variables,
-                        stdin=subprocess.DEVNULL,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                        cwd=folder,
-                    )
-                )
+                command = [path, *map(str, args)]
+                forked = None if fresh else start_rank(rank, command, variables, folder, file)
+                processes.append(forked or _start(command, variables, folder, file))
             ends = _wait(processes, lost, began + seconds)
         finally:
             _reap(processes)
@@ -165,7 +164,7 @@ def launch(
     args: Sequence[Any] = (),
     environ: Mapping[str, Any] | None = None,
     command: Sequence[Any] = (sys.executable, "-m", "opensmp", "run"),
-    seconds: float = 120.0,
+    seconds: float = LIMIT_SECONDS,
     meanwhile: Callable[[subprocess.Popen[str]], None] | None = None,
 ) -> LaunchResult:
     """Runs a script under a launcher: `opensmp run`, or another command.
@@ -230,8 +229,32 @@ def _as_file(script: str, folder: str) -> str:
     return str(path)
 
 
+def _environ_of(
+    rank: int, *, extra: Mapping[str, Any] | None, own_variables: bool, **run: Any
+) -> dict[str, str]:
+    variables = environ_of_tests(extra)
+    if not own_variables:
+        return variables
+    size, flags = run.pop("n"), dict(run.pop("config") or {})
+    return environment(variables, rank=rank, size=size, flags=flags, **run)
+
+
+def _start(
+    command: Sequence[str], variables: Mapping[str, str], folder: str, output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        cwd=folder,
+    )
+
+
 def _wait(
-    processes: Sequence[subprocess.Popen[bytes]], lost: Collection[int], deadline: float
+    processes: Sequence[subprocess.Popen[bytes] | Forked], lost: Collection[int], deadline: float
 ) -> list[float | None]:
     ends: list[float | None] = [None] * len(processes)
     while time.monotonic() < deadline:
@@ -244,7 +267,7 @@ def _wait(
     return ends
 
 
-def _reap(processes: Sequence[subprocess.Popen[Any]]) -> None:
+def _reap(processes: Sequence[subprocess.Popen[Any] | Forked]) -> None:
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

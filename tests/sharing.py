@@ -39,7 +39,7 @@ def share_in_two_threads(
         def gather(value: Any) -> list[Any]:
             key = next(count)
             box[key, process] = value
-            barrier.wait(10)
+            barrier.wait(60)
             return [box[key, 0], box[key, 1]]
 
         results[process] = share(all_rooms, process, gather)

@@ -73,7 +73,7 @@ for name, repeat in CALLS.items():
 @pytest.mark.timeout(1000)
 @pytest.mark.parametrize("transport", in_turn(["auto", "collective"], 2))
 def test_what_is_called_at_each_step_leaves_nothing_behind(transport):
-    for result in check_ranks(SCRIPT, 2, args=[transport], seconds=900):
+    for result in check_ranks(SCRIPT, 2, args=[transport], seconds=900, fresh=True):
         lines = [line.split()[1:] for line in result.lines if line.startswith("LEFT")]
         assert len(lines) == 7
         for name, left, threads, files in lines:

@@ -100,11 +100,14 @@ def test_number_of_ranks_is_bounded():
 # Without smp: the launcher alone is tested, and fast.
 PLAIN = """
 import os, signal, subprocess, sys, time
-rank = os.environ["OPENSMP_RUN_RANK"]
+rank, size = os.environ["OPENSMP_RUN_RANK"], int(os.environ["OPENSMP_RUN_SIZE"])
 row = sys.argv[1]
-print("rank", rank, "of", os.environ["OPENSMP_RUN_SIZE"], sys.argv[2:], flush=True)
+print("rank", rank, "of", size, sys.argv[2:], flush=True)
 child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+open(f"started {rank}", "w").close()
 if rank == "1":
+    while len([name for name in os.listdir() if "started" in name]) < size:
+        time.sleep(0.02)
     time.sleep(0.5)
     if row == "seven":
         print("the reason", file=sys.stderr)
@@ -200,7 +203,7 @@ def test_all_that_ranks_have_started_ends_with_a_launcher_that_is_killed(tmp_pat
     guardians: list[int] = []
 
     def kill(process: subprocess.Popen[str]) -> None:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 240
         while len(list(tmp_path.iterdir())) < count and time.monotonic() < end:
             time.sleep(0.05)
         guardians[:] = descendants(process.pid)
@@ -209,7 +212,7 @@ def test_all_that_ranks_have_started_ends_with_a_launcher_that_is_killed(tmp_pat
     launch(FAMILY, ["-n", "2"], args=[tmp_path], meanwhile=kill)
     family = [int(path.name) for path in tmp_path.iterdir()]
     assert len(family) == count
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while any(map(alive, [*family, *guardians])) and time.monotonic() < end:
         time.sleep(0.05)
     assert [process for process in [*family, *guardians] if alive(process)] == []
@@ -371,14 +374,15 @@ def test_errors_are_shown_as_python_shows_them():
     [
         ("if rank: raise SystemExit(3)\nsmp.barrier()", 3),
         ("if rank: exit(3)\nsmp.barrier()", 3),
-        ("try:\n    sys.exit(3)\nexcept SystemExit:\n    print('caught')", 0),
+        # Neither one that was caught nor one of a thread is the program's.
         (
-            "import threading\nthreading.Thread(target=sys.exit, args=[3]).start()",
+            "try:\n    sys.exit(3)\nexcept SystemExit:\n    print('caught')\n"
+            "import threading\nthreading.Thread(target=sys.exit, args=[4]).start()",
             0,
         ),
         ("sys.excepthook = lambda *_: None\nif rank: 1 / 0\nsmp.barrier()", 1),
     ],
-    ids=["SystemExit", "exit", "caught", "in a thread", "other hook"],
+    ids=["SystemExit", "exit", "caught or in a thread", "other hook"],
 )
 def test_exit_code_is_that_of_the_program(ending, code):
     result = launch(INITIALISED + ending, ["-n", "2"])
@@ -409,7 +413,7 @@ for end in ("exit", "signal"):
 time.sleep(2.5)
 """
     )
-    result = launch(script, ["-n", "2"], seconds=250)
+    result = launch(script, ["-n", "2"])
     assert result.code == 0, result.stderr
     assert result.stdout.splitlines() == ["[0] exit 0", "[0] signal 4"]
 
@@ -455,7 +459,7 @@ def test_ignored_hangups_stay_ignored():
 
 def test_processes_of_others_are_left_alone():
     """A shell that becomes the launcher leaves it its children."""
-    sleeping = 'setsid sleep 60 >/dev/null 2>&1 & echo $!; exec "$@"'
+    sleeping = 'setsid sleep 600 >/dev/null 2>&1 & echo $!; exec "$@"'
     shell = ["sh", "-c", sleeping, "sh", sys.executable, "-m", "opensmp"]
     result = launch("print('hi')\n", ["run", "-n", "1"], command=shell)
     sleeper, line = result.stdout.splitlines()
@@ -503,7 +507,7 @@ def test_what_no_rank_could_begin_with_is_said_before(arguments, part, tmp_path,
 def test_join_seconds_may_come_from_the_environment():
     script = "import os, time\nif os.environ['OPENSMP_RUN_RANK'] == '1': time.sleep(600)\n"
     script += "import opensmp as smp\nsmp.init()\n"
-    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"}, seconds=110)
+    result = launch(script, ["-n", "2"], environ={"OPENSMP_RUN_JOIN_SECONDS": "2"})
     assert result.code == 1
     assert "within 2 s of rank 0" in result.stderr
     assert "more time with --join-seconds" in result.stderr
@@ -528,7 +532,7 @@ def test_nobody_waits_for_a_rank_that_ended_before_smp_init(absent, late, tmp_pa
         time.sleep(30)
     smp.init()
     """
-    result = launch(script, ["-n", "3", "-a"], seconds=110)
+    result = launch(script, ["-n", "3", "-a"])
     assert result.code == 1, result.stderr
     told = f"LaunchError: opensmp run: rank {absent} of 3 ended, with exit code 0, before it called"
     # Two seconds after one rank has failed the launcher ends the others. One that reaches smp.init

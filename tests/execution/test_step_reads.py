@@ -13,4 +13,4 @@ PROGRAMS = Path(__file__).with_name("step_reads.py")
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_programs_give_the_numbers_of_keras(n):
     config = {"partitions": 2, "microbatches": 2}
-    check_ranks(str(PROGRAMS), n, config, seconds=400.0, join_seconds=120.0)
+    check_ranks(str(PROGRAMS), n, config)

@@ -124,7 +124,7 @@ def test_two_ranks_with_a_partition_each(name):
 
 @pytest.mark.parametrize("name", in_turn(["vae", "contrastive", "gan"], 3))
 def test_two_replicas_of_two_ranks(name):
-    for result in check_ranks(SCRIPT, 4, CONFIG, args=[name], seconds=240):
+    for result in check_ranks(SCRIPT, 4, CONFIG, args=[name]):
         assert f"equal {name}" in result.output
 
 

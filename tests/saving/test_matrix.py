@@ -114,6 +114,5 @@ def test_it_loads_in_processes_of_their_own(source, setup, folder, smp_init):
         matrix.PROCESSES[setup],
         args=["load", folder, setup, *names],
         environ=_BUSY,
-        seconds=250,
     )
     check(json.loads((folder / f"{setup}.results.json").read_text()))

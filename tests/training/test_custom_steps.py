@@ -61,7 +61,7 @@ def test_ranks_and_replicas_give_the_same(ranks):
     for name in custom_steps.PENALISED:
         plain[name] = custom_steps.trained(name, lambda model: model)
     plain["one row"] = [72.0, 48.0]
-    for result in check_ranks(SCRIPT, ranks, seconds=300):
+    for result in check_ranks(SCRIPT, ranks):
         (line,) = [line for line in result.lines if line.startswith("FOUND")]
         found = json.loads(line.removeprefix("FOUND"))
         assert set(found) == set(plain)

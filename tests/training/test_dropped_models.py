@@ -65,7 +65,7 @@ def left_behind(train) -> list[str]:
     before = weakref.WeakSet(each for each in gc.get_objects() if isinstance(each, KINDS))
     train(x, y)
     gc.collect()
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while any(t.name == "opensmp-inbox" for t in threading.enumerate()):
         assert time.monotonic() < limit, threading.enumerate()
         time.sleep(0.05)  # until the threads know that their graph is gone
@@ -91,4 +91,4 @@ def test_a_dropped_model_leaves_nothing_behind_in_two_ranks():
             assert left == [], (way, left)
         smp.barrier()
     """
-    check_ranks(textwrap.dedent(script), 2, seconds=280)
+    check_ranks(textwrap.dedent(script), 2, fresh=True)

@@ -47,7 +47,7 @@ def test_the_history_of_a_split_model_is_that_of_plain_keras(smp_init, partition
 def test_the_history_of_replicas_is_that_of_plain_keras(world, tmp_path):
     num_processes, partitions = WORLDS[world]
     config = {"partitions": partitions, "microbatches": MICROBATCHES}
-    check_ranks(histories.__file__, num_processes, config, args=[tmp_path], seconds=300)
+    check_ranks(histories.__file__, num_processes, config, args=[tmp_path])
     for rank in range(num_processes):
         found = pickle.loads((tmp_path / f"{rank}.pickle").read_bytes())
         for name in histories.TRAININGS:

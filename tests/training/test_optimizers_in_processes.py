@@ -124,7 +124,6 @@ def test_what_looks_at_all_variables_is_equal_to_plain_keras():
         SCRIPT.replace("OPTIMIZERS", repr(names)) + LORA + OVERFLOW,
         2,
         {"partitions": 2, "microbatches": 2},
-        seconds=280,
     )
     for result in results:
         equal = [line.removeprefix("equal ") for line in result.lines if "equal" in line]

@@ -37,6 +37,6 @@ def test_one_process(microbatches, smp_init):
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_and_replicas(ranks):
     right = plain()
-    for result in check_ranks(SCRIPT, ranks, seconds=200):
+    for result in check_ranks(SCRIPT, ranks):
         (line,) = [line for line in result.lines if line.startswith("FOUND")]
         np.testing.assert_allclose(json.loads(line.removeprefix("FOUND")), right, rtol=2e-5)

@@ -216,7 +216,6 @@ for table, clip, accumulation in ((False, "tf", None), (True, "smp", None), (Fal
 """,
         4,
         {"partitions": 2, "microbatches": 2},
-        seconds=200,
     )
 
 

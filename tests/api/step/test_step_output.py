@@ -322,6 +322,6 @@ print([float(train(x, False)) for _ in range(12)] == losses, filled, flush=True)
 
 
 def test_gradients_of_other_ranks_are_left_out_of_variables():
-    first, second = check_ranks(ACCUMULATED, 2, seconds=200)
+    first, second = check_ranks(ACCUMULATED, 2)
     assert first.lines[-1] == "True [True, True, False, False]", first.output
     assert second.lines[-1] == "True [False, False, True, True]", second.output

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from patience import patient
 from processes import check_ranks
 from small import STEP_OF_TWO, TWO_BY_FOUR, Net, batch
 
@@ -252,7 +253,10 @@ def test_in_several_processes_each_measures_its_own_partitions():
 
 
 SLOW_FIRST = """
+import sys
 import time
+
+SECONDS = float(sys.argv[1])
 
 import opensmp as smp
 
@@ -263,7 +267,7 @@ import tensorflow as tf
 class Slow(keras.layers.Layer):
     def call(self, x):
         def slowly(value):
-            time.sleep(0.2)
+            time.sleep(SECONDS)
             return value
         y = tf.numpy_function(slowly, [x], tf.float32)
         y.set_shape(x.shape)
@@ -285,12 +289,13 @@ with smp.record_timeline() as timeline:
     for _ in range(2):
         step(tf.ones([6, 4]))
 last = timeline.steps[-1]
-print(last.makespan_seconds > 0.4, last.bubble > 0.5, max(e.seconds for e in last.events) > 0.2)
+slowest = max(event.seconds for event in last.events)
+print(last.makespan_seconds > 2 * SECONDS, last.bubble > 0.5, slowest > SECONDS)
 """
 
 
 def test_a_process_that_waits_for_another_is_idle():
-    # The first partition takes 0.2 s for each of three microbatches, the second next to nothing.
-    first, second = check_ranks(SLOW_FIRST, 2)
+    # The first partition takes long for each of three microbatches, the second next to nothing.
+    first, second = check_ranks(SLOW_FIRST, 2, args=[patient(0.2)])
     assert first.lines[-1] == "True False True"
     assert second.lines[-1] == "True True False"

@@ -55,7 +55,7 @@ def visited_by(listener: socket.socket, user: int) -> int | None:
         with connection:
             found = owner(connection)
             connection.send(b"x")
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     return found
 
 

@@ -254,7 +254,7 @@ print(in_time)
 def test_gradients_travel_while_those_of_the_layers_before_are_computed(way):
     config = {"microbatches": 2}
     threads = {"TF_NUM_INTEROP_THREADS": 2}  # one of them waits
-    results = check_ranks(TRAVELLING, 2, config, args=[way, "machines", 20], environ=threads)
+    results = check_ranks(TRAVELLING, 2, config, args=[way, "machines", 200], environ=threads)
     assert [result.lines[-1] for result in results] == ["[False, True]"] * 2
 
 

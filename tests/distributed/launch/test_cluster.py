@@ -38,7 +38,7 @@ def test_program_that_a_rank_starts_is_told_at_once_that_it_is_no_rank():
             print(done.returncode, (done.stdout or done.stderr).strip().splitlines()[-1])
     smp.barrier()
     """
-    refused, alone = check_ranks(script, 2, seconds=50, join_seconds=60)[1].lines
+    refused, alone = check_ranks(script, 2, seconds=500, join_seconds=2000, fresh=True)[1].lines
     assert refused.startswith("1 opensmp.errors.LaunchError: smp.init: process ")
     assert "is rank 1 of this run already" in refused
     assert alone == "0 1"

@@ -115,7 +115,7 @@ smp.barrier()
 
 
 def test_nothing_of_a_run_of_one_machine_listens_for_other_machines():
-    for result in check_ranks(LISTENING, 2, seconds=110):
+    for result in check_ranks(LISTENING, 2, fresh=True):
         assert result.lines == ["b'lo'", "[0, 1]"]
 
 
@@ -135,7 +135,7 @@ def test_given_addresses_of_one_machine_may_be_any_of_it():
         return {"TF_CONFIG": json.dumps({"cluster": {"worker": workers}, "task": task})}
 
     try:
-        results = check_ranks(LISTENING, 2, environ=variables, own_variables=False, seconds=110)
+        results = check_ranks(LISTENING, 2, environ=variables, own_variables=False)
     finally:
         for reservation, _ in held:
             reservation.close()

@@ -104,7 +104,7 @@ def test_who_comes_early_waits_until_it_is_there():
         thread.join(0.2)
         assert thread.is_alive()
         ends.send(run, np.full(LARGE, run, "float32"))
-        thread.join(10)
+        thread.join(60)
         ((received,),) = results
         assert (received.numpy() == run).all()
         ends.end_run()
@@ -116,7 +116,7 @@ def test_no_python_runs_for_what_is_there_already():
     ends.send(1, np.ones(LARGE, "float32"))
     with inbox._changed:  # whoever asked would wait for ever
         thread, results = in_thread(ends.receive, 1)
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
     assert (results[0][0].numpy() == 1).all()
 
@@ -130,7 +130,7 @@ def test_memory_that_is_still_needed_is_not_written_over():
     assert third.is_alive()
     assert [ends.receive(run)[0].numpy().max() for run in (1, 2)] == [1.0, 2.0]
     ends.end_run()
-    third.join(10)
+    third.join(60)
     assert not third.is_alive()
     assert ends.receive(3)[0].numpy().min() == 3.0
 
@@ -154,7 +154,7 @@ def test_who_waits_long_uses_hardly_any_processor_time():
     time.sleep(2.0)
     used = time.process_time() - used
     ends.send(1, np.ones(LARGE, "float32"))
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     assert used < 0.1
 
@@ -183,7 +183,7 @@ def test_the_thread_of_an_inbox_ends_with_its_graph():
     assert thread.is_alive()
     del ends
     gc.collect()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
 
 
@@ -314,7 +314,7 @@ def test_words_about_the_order_are_sent_in_each_step():
     # the first partition that the second one has ended with a microbatch.
     # TensorFlow may send a constant while it optimises the graph, and never again: the second run
     # would wait for ever.
-    first, second = check_ranks(BOUNDED, 2, seconds=120)
+    first, second = check_ranks(BOUNDED, 2)
     # A tensor and its number for each microbatch; four times nothing but a number.
     assert first.lines[-2:] == ["64.0", "16"]
     assert second.lines[-2:] == ["64.0", "20"]
@@ -331,7 +331,7 @@ def test_an_interrupted_run_fails_and_the_next_one_after_a_restart_gets_its_own_
     thread, failed = in_thread(fails)
     time.sleep(0.3)
     ends.transports[1].interrupt()
-    thread.join(30)
+    thread.join(60)
     assert failed == [True]
     with pytest.raises(tf.errors.OpError):  # also what begins to wait later
         ends.receive(1)
@@ -341,7 +341,7 @@ def test_an_interrupted_run_fails_and_the_next_one_after_a_restart_gets_its_own_
         value = np.full([2, 3], run, np.float32)
         thread, received = in_thread(ends.receive, (1 << 32) + run)
         ends.send((1 << 32) + run, value)
-        thread.join(30)
+        thread.join(60)
         np.testing.assert_array_equal(received[0][0], value)
         ends.end_run()
 
@@ -358,7 +358,7 @@ def test_a_sender_that_waits_for_room_is_interrupted():
     thread, failed = in_thread(waits)
     time.sleep(0.2)
     sender.interrupt()
-    thread.join(30)
+    thread.join(60)
     assert failed == [True]
     sender.restart(1 << 32)
     ends.transports[1].restart(1 << 32)

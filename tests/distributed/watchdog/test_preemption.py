@@ -141,7 +141,7 @@ preemption.end()
 
 def test_a_signal_to_a_child_that_was_forked_is_none_of_its_parents():
     done = subprocess.run(
-        [sys.executable, "-c", FORKS], env=environ_of_tests(), timeout=120, capture_output=True
+        [sys.executable, "-c", FORKS], env=environ_of_tests(), timeout=500, capture_output=True
     )
     assert (done.returncode, done.stderr.decode()) == (PREEMPTED, "")
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from patience import patient
 from processes import check_ranks, run_ranks
 
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER
@@ -230,13 +231,13 @@ def check_search(ranks: Sequence[Any], expected: dict[str, Any]) -> None:
         # cancelled, and not what has cancelled it. All raise that one, and go on.
         is_hidden = all(each[0] == "CancelledError" for each in found)
         assert is_hidden or all(kind in (None, e[0]) and text in e[1] for e in found), rows
-        assert max(seconds) < 60, rows  # of a busy machine; it was minutes
+        assert max(seconds) < patient(60), rows  # of a busy machine; it was minutes
 
 
 @pytest.mark.parametrize("script", [STEPS, FITS], ids=["steps", "fits"])
 def test_a_search_over_parameters_survives_errors_of_single_ranks(script):
     config = {"partitions": 2, "microbatches": 2}
-    ranks = check_ranks(script, 2, config=config, seconds=280)
+    ranks = check_ranks(script, 2, config=config)
     good = {"good": plain_losses(0.1, 2), "fit good": plain_losses(0.01), "gather": [0, 1]}
     check_search(ranks, good)
 
@@ -257,7 +258,7 @@ tell("good", lambda: custom(False, False))
 @pytest.mark.parametrize(("ranks", "partitions"), [(2, 1), (4, 2)])
 def test_replicas_survive_errors_of_one_of_them(ranks, partitions):
     config = {"partitions": partitions, "microbatches": 2}
-    found = check_ranks(REPLICAS, ranks, config=config, seconds=280)
+    found = check_ranks(REPLICAS, ranks, config=config)
     check_search(found, {"good": plain_losses(0.1, 4)})
 
 
@@ -298,7 +299,7 @@ smp.barrier()
 
 def test_ranks_that_are_no_longer_at_the_same_call_end_with_the_cause():
     config = {"partitions": 2, "microbatches": 2}
-    results = run_ranks(LATE, 2, config=config, seconds=200)
+    results = run_ranks(LATE, 2, config=config)
     assert all(result.code == ENDED_BY_PEER for result in results), results
     for result in results:
         assert "rank 0 failed: InvalidArgumentError" in result.output
@@ -318,8 +319,8 @@ custom(True, True)
 
 def test_an_error_that_nothing_catches_ends_all_ranks_with_the_cause():
     config = {"partitions": 2, "microbatches": 2}
-    results = run_ranks(UNCAUGHT, 2, config=config, seconds=200)
+    results = run_ranks(UNCAUGHT, 2, config=config, fresh=True)
     assert results[0].code == 1
     assert results[1].code == ENDED_BY_PEER
     assert "rank 1 ends: rank 0 failed: InvalidArgumentError" in results[1].output
-    assert abs(results[1].at - results[0].at) < 15
+    assert abs(results[1].at - results[0].at) < patient(15)

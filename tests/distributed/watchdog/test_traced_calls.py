@@ -133,7 +133,7 @@ else:
     ],
 )
 def test_functions_that_do_not_match_end_the_run(kind, told):
-    for result in run_ranks(TWO, 2, args=[kind], seconds=100):
+    for result in run_ranks(TWO, 2, args=[kind]):
         assert result.code != 0
         assert "the programs do not match" in result.output
         assert told in result.output

@@ -513,7 +513,7 @@ def test_a_second_program_is_refused_by_name_and_goes_on_when_the_first_was_kill
             best = Run(tmp_path, checkpoint_name="best")
             best.save(7)  # another name is no conflict
             program.send_signal(signal.SIGKILL)
-            program.wait(60)
+            program.wait(240)
             assert run.save(2) == str(tmp_path / "ckpt-2")
         finally:
             program.kill()
@@ -540,7 +540,7 @@ def test_what_another_program_is_about_to_move_is_left_to_it(tmp_path):
             assert program.stdout.readline().strip() == "held"
             with pytest.warns(UserWarning, match="not there any more"):
                 assert run.manager.restore() is None
-            program.communicate("", timeout=60)
+            program.communicate("", timeout=240)
         finally:
             program.kill()
     assert run.restored() == (str(tmp_path / "ckpt-1"), 1.0)

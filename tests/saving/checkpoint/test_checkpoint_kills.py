@@ -22,7 +22,7 @@ def check(folder, programs, seed=None):
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=500,
     )
     assert done.returncode == 0, f"seed {seed}\n{done.stdout}\n{done.stderr}"
     assert done.stdout.count("program ") == len(programs) + 1

@@ -297,5 +297,5 @@ print("as TensorFlow does")
 
 def test_two_processes_keep_what_tensorflow_keeps(tmp_path):
     saves = SAVES if has_turn(2, of=3) else 10
-    for result in check_ranks(TWO, 2, {"partitions": 2}, args=[tmp_path, saves], seconds=280):
+    for result in check_ranks(TWO, 2, {"partitions": 2}, args=[tmp_path, saves]):
         assert "as TensorFlow does" in result.output

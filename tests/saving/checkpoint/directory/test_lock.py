@@ -53,7 +53,7 @@ def program():
     yield start
     for process in started:
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=240)
 
 
 def taken_here(path):
@@ -73,7 +73,7 @@ def test_a_second_program_is_refused_until_the_first_is_killed(tmp_path, program
     other, _ = program(str(tmp_path / ".best.lock"))  # another name is another lock
     assert other.poll() is None
     holder.send_signal(signal.SIGKILL)
-    holder.wait(60)
+    holder.wait(240)
     assert (tmp_path / ".ckpt.lock").exists()  # it is left over, and in nobody's way
     lock = taken_here(path)
     assert lock.is_held()
@@ -83,7 +83,7 @@ def test_a_program_that_ends_leaves_nothing(tmp_path, program):
     path = str(tmp_path / ".ckpt.lock")
     holder, said = program(path)
     assert said == "held"
-    holder.communicate("", timeout=60)
+    holder.communicate("", timeout=240)
     assert os.listdir(tmp_path) == []
 
 
