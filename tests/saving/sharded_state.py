@@ -4,11 +4,14 @@
     opensmp run -n 4 sharded_state.py read FOLDER 2
 
 `write` trains, saves by all ways, trains on, and leaves what is expected of whoever reads that.
-`read` restores each file, with the key and without it.
+`read` restores each file, with the key and without it. `go on` trains with checkpoints until all
+batches are done, and kills a rank once.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,13 +83,18 @@ def write(folder: Path, partitions: int) -> None:
             assert same[0].keys() == same[1].keys()
             for key, value in same[0].items():
                 np.testing.assert_array_equal(value, same[1][key], err_msg=key)
-        files = [tf.train.load_checkpoint(str(folder / f"{kind}-False")) for kind in KINDS]
-        keys = [file.get_variable_to_shape_map() for file in files]
-        assert keys[0] == keys[1]
-        for key in keys[0]:
-            if "OBJECT_GRAPH" not in key:
-                first, second = (file.get_tensor(key) for file in files)
-                np.testing.assert_array_equal(first, second, err_msg=key)
+        files = [
+            tf.train.load_checkpoint(str(folder / f"{kind}-{background}"))
+            for kind in KINDS
+            for background in KINDS
+        ]
+        shapes = files[0].get_variable_to_shape_map()
+        for file in files[1:]:
+            assert file.get_variable_to_shape_map() == shapes
+            for key in shapes:
+                if "OBJECT_GRAPH" not in key:
+                    first, second = files[0].get_tensor(key), file.get_tensor(key)
+                    np.testing.assert_array_equal(first, second, err_msg=key)
     print("written", flush=True)
 
 
@@ -99,7 +107,7 @@ def read(folder: Path, partitions: int) -> None:
     is_alike = (folder / f"size-{smp.size()}").exists()
     for sharded in KINDS:
         for source in KINDS:
-            for ready in ("new", "partitioned", "built", "trained"):
+            for ready in ("new", "built") if sharded == source else ("partitioned", "trained"):
                 model, made = prepared(partitions, sharded), optimizer()
                 model.compile(made, loss_function())
                 if ready != "new":
@@ -138,10 +146,30 @@ def read(folder: Path, partitions: int) -> None:
                 print(what, flush=True)
 
 
+def go_on(folder: Path, partitions: int) -> None:
+    """Trains from the newest checkpoint on; in the first run, a rank is killed on the way."""
+    import opensmp as smp
+
+    model, made = prepared(partitions, sharded=True), optimizer()
+    checkpoint = tf.train.Checkpoint(model=model, optimizer=made)
+    manager = smp.CheckpointManager(checkpoint, folder / "killed", max_to_keep=2)
+    if manager.restore():
+        model(share(batches(1)[0])[0])
+        made.build(model.trainable_variables)
+    is_first = int(made.iterations) == 0
+    for step in range(int(made.iterations), LATE):
+        train(model, made, step, step + 1)
+        manager.save()
+        if is_first and step == EARLY and smp.rank() == smp.size() - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+    check(state(model, made), folder / "late-False.npz", "what was killed")
+    print(f"went on{' in one run' * is_first}", flush=True)
+
+
 def main(what: str, folder: Path, partitions: int) -> None:
     import opensmp as smp
 
-    {"write": write, "read": read}[what](folder, partitions)
+    {"write": write, "read": read, "go on": go_on}[what](folder, partitions)
     if what == "write" and smp.rank() == 0:
         (folder / f"size-{smp.size()}").touch()
 
