@@ -37,7 +37,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from memory import status
 
 BATCH = 64
-STEPS = 8
+STEPS = 6
 MEBI = 1 << 20
 
 

@@ -64,9 +64,9 @@ def write(folder: Path, partitions: int) -> None:
         model.compile(made, loss_function())
         train(model, made, 0, EARLY)
         values = merged(state(model, made))
-        checkpoint = tf.train.Checkpoint(model=model, optimizer=made)
         for background in KINDS:
             kind = f"{sharded}-{background}"
+            checkpoint = tf.train.Checkpoint(model=model, optimizer=made)  # counts its saves
             manager = smp.CheckpointManager(checkpoint, folder / kind, background=background)
             manager.save()
             manager.wait()
