@@ -37,7 +37,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from memory import status
 
 BATCH = 64
-STEPS = 6
+STEPS = 5
 MEBI = 1 << 20
 
 
@@ -108,7 +108,7 @@ def run(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--units", type=int, default=2048)
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -136,7 +136,8 @@ def main() -> int:
         variables, peak, data[sharded], step, processor = map(statistics.median, most)
         print(
             f"| {sharded} | {variables / MEBI:.0f} MiB | {peak / MEBI:.0f} MiB | "
-            f"{data[sharded] / MEBI:.0f} MiB | {1e3 * step:.0f} ms | {1e3 * processor:.0f} ms |"
+            f"{data[sharded] / MEBI:.0f} MiB | {1e3 * step:.0f} ms | {1e3 * processor:.0f} ms |",
+            flush=True,
         )
     limit = int(data[False] + data[True]) // 2
     codes = {sharded: run(*model, sharded, limit)[0] for sharded in found}
