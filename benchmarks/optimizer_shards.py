@@ -19,8 +19,8 @@ gathers hold two rounds of weights (2 x 2 x 16 MiB), mostly where gradients were
 take 5 to 15 % longer, since 64 MiB leave each rank beside the 128 MiB of the gradients, while each
 rank does half of Adam's work.
 
-Found: the slots as predicted, and no lower peak (1974 instead of 1946 MiB): two rounds in flight
-are half of such a model, and overlap with the sums of gradients. With 24 layers the peak falls by
+Found: the slots as predicted, and no lower peak (1974 instead of 1946 MiB); two rounds in flight
+are half of such a model. With 24 layers the peak falls by
 143 of 384 MiB, and the data by 1 %, so that the limit shows no gain: the program ends with 1.
 """
 
