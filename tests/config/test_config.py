@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_api():
         "transport": "auto",
         "pieces_per_partition": 1,
         "check_finite": False,
+        "shard_optimizer_state": False,
     }
 
 
@@ -89,6 +90,7 @@ def test_every_key_of_the_dict_arrives():
         "transport": "collective",
         "pieces_per_partition": 2,
         "check_finite": True,
+        "shard_optimizer_state": True,
     }
     assert Config.resolve(keys).to_dict() == keys
 

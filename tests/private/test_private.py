@@ -16,12 +16,20 @@ from opensmp import _private
 HERE = Path(__file__).parent
 # What one file of the package has for another.
 AMONG_THEMSELVES = {
+    "average_what_is_here",
     "give_memory",
+    "is_slot",
     "know_slot",
     "make_unreadable",
+    "mark_slot",
     "outside_of_functions",
+    "overwrite_what_is_here",
     "readable_kind",
     "redirected",
+    "shards_now",
+    "share_averages",
+    "share_updates",
+    "shed_slot",
 }
 
 

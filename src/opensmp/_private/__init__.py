@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from keras.src.models.functional import Functional
 
+from opensmp._private.keras.averages import averages_of_own
 from opensmp._private.keras.layers import (
     BOOKKEEPING,
     all_layers,
@@ -35,7 +36,6 @@ from opensmp._private.keras.layers import (
 from opensmp._private.keras.moved_variables import is_lent, place_of, take_in, with_slots
 from opensmp._private.keras.optimizers import (
     agree_on_finite_with,
-    averages_of_own,
     before_updates,
     check_gradients_with,
     clip_with,
@@ -50,6 +50,15 @@ from opensmp._private.keras.saving import (
     operation_modules,
     silence_deprecations,
     weights_layout,
+)
+from opensmp._private.keras.shards import (
+    Shards,
+    is_left_to_another,
+    is_shard,
+    set_shard,
+    set_updater,
+    shard_with,
+    updater_of,
 )
 from opensmp._private.keras.trainer import (
     arrays_shuffled_by,
@@ -85,6 +94,7 @@ from opensmp._private.keras.variables import (
     move_to,
     own_pending_variables,
     set_copy,
+    shed_slots,
     storage,
     take_back,
     take_pending_variables,

@@ -19,6 +19,7 @@ from opensmp.config import LAUNCHER_PREFIX, Config
 from opensmp.distributed import devices, world
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.objects import allgather_objects
+from opensmp.distributed.collectives.updates import updates_of
 from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers, rendezvous
 from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.watchdog import (
@@ -103,6 +104,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         horovod_finder.install()
     _private.clip_with(clipping.clipping(made.mp_group))
     _private.agree_on_finite_with(clipping.agreement_on_finite(made.mp_group))
+    _private.shard_with(updates_of(made))
     world.set_current(made)
     _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
 

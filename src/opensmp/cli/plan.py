@@ -74,6 +74,7 @@ NO_OPTIONS: Mapping[str, str] = {
     "processes_per_replica": _OF_A_RUN,
     "transport": _OF_A_RUN,
     "check_finite": _OF_A_RUN,
+    "shard_optimizer_state": _OF_A_RUN,
     "horovod": _OF_A_RUN,
 }
 """The other keys, and why they are no options of this command."""

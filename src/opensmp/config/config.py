@@ -57,6 +57,9 @@ class Config:
             more transfers.
         check_finite: Whether each step checks activations and gradients for NaN and infinity, and
             raises `opensmp.NonFiniteError`, which names the first such tensor.
+        shard_optimizer_state: Whether each replica keeps the optimizer's slots of a part of the
+            weights only, updates these and sends them to the other replicas (stage 1 of ZeRO). It
+            has no effect with one replica.
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -85,6 +88,7 @@ class Config:
     transport: str = "auto"
     pieces_per_partition: int = 1
     check_finite: bool = False
+    shard_optimizer_state: bool = False
 
     def __post_init__(self) -> None:
         source = "Config"

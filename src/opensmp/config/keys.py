@@ -115,6 +115,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Whether each step checks activations and gradients for values that are nan or "
             "infinite.",
         ),
+        "shard_optimizer_state": Key(
+            BooleanKind(),
+            "Whether each replica of the model keeps only a part of the optimizer's state, updates "
+            "the weights of that part, and sends them to the others.",
+        ),
     }
 )
 """All keys, in the order of the fields of `Config`."""

@@ -41,9 +41,10 @@ def state_of(model: Any) -> list[Variable]:
 def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
     """Context in which rank 0 can read all variables of its replica.
 
-    Variables that other ranks of the replica own, and those whose copy on rank 0 is not kept up to
-    date by training, are sent to its host memory one at a time, and are freed on exit. Collective
-    over all ranks; with one process it does nothing.
+    Variables that other ranks own, such as the slots of an optimizer that only another replica has,
+    and those whose copy on rank 0 is not kept up to date by training, are sent to its host memory
+    one at a time, and are freed on exit. Collective over all ranks; with one process it does
+    nothing.
 
     Args:
         variables: The variables of a model, in the same order on all ranks.
@@ -56,10 +57,12 @@ def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
         yield True
         return
     members = here.mp_group
+    if any(map(_private.is_shard, variables)):
+        members = tuple(range(here.size))
     lent: list[Variable] = []
     try:
         if WRITER in members and len(members) > 1:
-            _collect(variables, members, here.rank, lent)
+            _collect(variables, members, here, lent)
         yield here.rank == WRITER
     finally:
         for variable in lent:
@@ -67,11 +70,16 @@ def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
 
 
 def _collect(
-    variables: Sequence[Variable], members: Sequence[int], rank: int, lent: list[Variable]
+    variables: Sequence[Variable], members: Sequence[int], here: world.World, lent: list[Variable]
 ) -> None:
-    """Sends variables that rank 0 lacks to it; appends those it receives to `lent`."""
-    own = [(_layout(v), _is_here(v)) for v in variables]
-    tables = objects.allgather_objects(own, members, "gathering a model")
+    """Sends variables that rank 0 lacks to it; appends those it receives to `lent`.
+
+    The values are those of its replica, except of variables that only another replica has.
+    """
+    rank = here.rank
+    own = (here.mp_group, [(_layout(v), _is_here(v)) for v in variables])
+    found = objects.allgather_objects(own, members, "gathering a model")
+    first, tables = found[0][0], [table for _, table in found]
     layouts = [[layout for layout, _ in table] for table in tables]
     for member, layout in zip(members, layouts, strict=True):
         if layout != layouts[0]:
@@ -85,6 +93,7 @@ def _collect(
         owners = [m for m, table in zip(members, tables, strict=True) if table[index][1]]
         if WRITER in owners or not owners:
             continue
+        owners.sort(key=lambda member: member not in first)
         if rank == owners[0]:
             objects.send_object(np.asarray(tf_variable(variable)), [WRITER])
         elif rank == WRITER:

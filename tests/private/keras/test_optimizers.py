@@ -8,7 +8,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from canaries import elsewhere
 
 from opensmp import _private
 from opensmp._private.keras import optimizers
@@ -174,18 +173,6 @@ def test_agree_on_finite_with():
     assert seen == [True, True]
     assert float(variable) == 1.0
     assert float(optimizer.dynamic_scale) == 1.0
-
-
-def test_averages_of_own():
-    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
-    kernel, here = elsewhere(), keras.Variable([1.0])
-    optimizer.build([kernel, here])
-    before = list(vars(optimizer)["_model_variables_moving_average"])
-    with _private.averages_of_own(keras.optimizers.LossScaleOptimizer(optimizer)):
-        (average,) = vars(optimizer)["_model_variables_moving_average"]
-        assert vars(optimizer)["_trainable_variables"] == [here]
-        assert average is before[1]
-    assert list(vars(optimizer)["_model_variables_moving_average"]) == before
 
 
 def test_scales_loss():

@@ -192,3 +192,13 @@ def test_assignments_elsewhere_ignored():
     assert here.numpy().tolist() == [2.0]
     with pytest.raises(ElsewhereError):
         kernel.numpy()
+
+
+def test_shed_slots():
+    _private.place_updates_with_variables()
+    variable = keras.Variable([1.0])
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build([variable])
+    _private.shed_slots(variable)  # all replicas update it
+    assert not any(map(_private.is_elsewhere, optimizer.variables))
+    _private.move_to(variable, "CPU:1")

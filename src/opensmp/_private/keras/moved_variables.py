@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from opensmp._private.keras.shards import set_shard
 from opensmp._private.keras.variables import _LENT, _slots, give_memory
 from opensmp._private.tensorflow.variable_placement import ELSEWHERE, readable_kind
 
@@ -26,6 +27,7 @@ def take_in(variable: Any, value: Any, device: str) -> None:
     """
     stored = getattr(variable, "_value", variable)
     give_memory(stored, lambda: value, device)
+    set_shard(stored, False)
     if hasattr(stored, ELSEWHERE):
         delattr(stored, ELSEWHERE)
         stored.__class__ = readable_kind(stored)

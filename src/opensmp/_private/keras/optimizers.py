@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import threading
 import types
 import weakref
@@ -16,6 +14,9 @@ from keras.src.backend.tensorflow import optimizer as keras_tf_optimizer
 from keras.src.optimizers import base_optimizer
 from tensorflow.python.distribute import distribute_lib
 
+from opensmp._private.keras.averages import average_what_is_here, overwrite_what_is_here
+from opensmp._private.keras.sharded_optimizers import share_updates
+from opensmp._private.keras.shards import is_left_to_another, shards_now
 from opensmp._private.keras.variables import is_elsewhere, know_slot, outside_of_functions
 from opensmp._private.tensorflow.function_graphs import graphs_around
 from opensmp._private.tensorflow.variable_placement import not_followed, note_assigned
@@ -47,12 +48,13 @@ def place_updates_with_variables() -> None:
     _place_averages_and_clipping()
     _know_slots()
     _know_factors()
-    _average_what_is_here()
+    average_what_is_here()
     _leave_out_what_is_elsewhere()
     _update_on_their_own()
     _scale_by_a_variable()
     _check_finite_together()
     _reduce_only_over_replicas()
+    share_updates()
 
 
 def _know_slots() -> None:
@@ -103,28 +105,6 @@ def _know_factors() -> None:
         return slot
 
     owner.build, owner.add_variable = build_followed, add_variable
-
-
-def _average_what_is_here() -> None:
-    """Makes ScheduleFreeAdamW (Keras 3.14 on) copy the weights of this process only, not all."""
-    owner = getattr(keras.optimizers, "ScheduleFreeAdamW", None)
-    if owner is None:
-        return
-    build = owner.build
-
-    def build_here(self: Any, var_list: Any) -> None:
-        if self.built or not any(map(is_elsewhere, var_list)):
-            build(self, var_list)
-            return
-        base_optimizer.BaseOptimizer.build(self, var_list)
-        self._momentums, self._velocities = self.add_optimizer_variables(
-            var_list, ["momentum", "velocity"]
-        )
-        for momentum, variable in zip(self._momentums, var_list, strict=True):
-            if momentum is not None and not is_elsewhere(variable):
-                self.assign(momentum, keras.ops.copy(variable))
-
-    owner.build = build_here
 
 
 def _scale_by_a_variable() -> None:
@@ -266,7 +246,7 @@ def _leave_out_what_is_elsewhere() -> None:
 
     owner._filter_empty_gradients = _filter_empty_gradients
     for base in (owner, keras_tf_optimizer.TFOptimizer):
-        _overwrite_what_is_here(base)
+        overwrite_what_is_here(base)
 
 
 def _update_on_their_own() -> None:
@@ -302,25 +282,6 @@ def _reduce_only_over_replicas() -> None:
     owner._all_reduce_sum_gradients = _all_reduce_sum_gradients
 
 
-def _overwrite_what_is_here(owner: Any) -> None:
-    overwrite = owner._overwrite_model_variables_with_average_value
-
-    def _overwrite_model_variables_with_average_value(self: Any, trainable_variables: Any) -> Any:
-        averages = self._model_variables_moving_average
-        here = [i for i, v in enumerate(trainable_variables) if not is_elsewhere(v)]
-        if len(here) == len(trainable_variables):
-            return overwrite(self, trainable_variables)
-        self._model_variables_moving_average = [averages[i] for i in here]
-        try:
-            return overwrite(self, [trainable_variables[i] for i in here])
-        finally:
-            self._model_variables_moving_average = averages
-
-    owner._overwrite_model_variables_with_average_value = (
-        _overwrite_model_variables_with_average_value
-    )
-
-
 def _place_averages_and_clipping() -> None:
     """Places moving averages and clipping with the variables; Keras bypasses the strategy here."""
     owner = base_optimizer.BaseOptimizer
@@ -331,7 +292,7 @@ def _place_averages_and_clipping() -> None:
             return
         averages = self._model_variables_moving_average
         for variable, moving in zip(trainable_variables, averages, strict=True):
-            if is_elsewhere(variable):
+            if is_elsewhere(variable) or is_elsewhere(moving):
                 continue
             one = types.SimpleNamespace(
                 use_ema=True,
@@ -344,7 +305,7 @@ def _place_averages_and_clipping() -> None:
 
     def _clip_gradients(self: Any, grads: Any) -> Any:
         if _clips_together(self):
-            return _clip_together(list(grads), *_places[self], self.global_clipnorm)
+            return _clipper(self)(list(grads), *_places[self], self.global_clipnorm)
         if not self.clipnorm and not self.clipvalue:  # none, or by the global norm
             return clip(self, grads)
         clipped = []
@@ -378,7 +339,15 @@ def clip_with(clip: Callable[[list[Any], list[int], int, Any], list[Any]] | None
 
 def _clips_together(optimizer: Any) -> bool:
     wanted = optimizer.global_clipnorm and optimizer.global_clipnorm > 0
-    return bool(_clip_together is not None and wanted and not optimizer.clipnorm)
+    return bool(_clipper(optimizer) is not None and wanted and not optimizer.clipnorm)
+
+
+def _clipper(optimizer: Any) -> Any:
+    """The function that clips by the norm of gradients of several processes; None if of one."""
+    shards = shards_now()
+    if shards is not None and optimizer.gradient_accumulation_steps:
+        return shards.clip  # each replica has the sums of its share only
+    return _clip_together
 
 
 def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
@@ -388,7 +357,12 @@ def _note_places(optimizer: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
         for gradient, variable in pairs
         if gradient is not None and not getattr(variable, "overwrite_with_gradient", False)
     ]
-    places = [i for i, variable in enumerate(all_of_them) if not is_elsewhere(variable)]
+    is_sum = bool(optimizer.gradient_accumulation_steps)
+    places = [
+        i
+        for i, variable in enumerate(all_of_them)
+        if not is_elsewhere(variable) and not (is_sum and is_left_to_another(variable))
+    ]
     _places[optimizer] = places, len(all_of_them)
 
 
@@ -402,7 +376,7 @@ def _update_nothing(optimizer: Any) -> None:
 
     def take_part() -> None:
         if clips:
-            _clip_together([], *_places[optimizer], optimizer.global_clipnorm)
+            _clipper(optimizer)([], *_places[optimizer], optimizer.global_clipnorm)
         optimizer._backend_update_step([], [], optimizer.learning_rate)
 
     steps = optimizer.gradient_accumulation_steps
@@ -414,27 +388,3 @@ def _update_nothing(optimizer: Any) -> None:
         keras.ops.cond(is_update_step, take_part, lambda: None)
     if versions.release(keras.__version__) == (3, 9):
         optimizer._iterations.assign_add(1)  # later versions also count calls without gradients
-
-
-@contextlib.contextmanager
-def averages_of_own(optimizer: Any) -> Iterator[None]:
-    """Context in which an optimizer lists only the weights and averages of this process.
-
-    Keras' SwapEMAWeights reads each variable of both lists.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    names = ("_trainable_variables", "_model_variables_moving_average")
-    kept: list[tuple[Any, str, Any]] = []
-    for each in getattr(inner, "optimizers", [inner]):
-        lists = [vars(each).get(name) for name in names]
-        if None in lists:
-            continue
-        here = [not is_elsewhere(variable) for variable in lists[0]]
-        for name, variables in zip(names, lists, strict=True):
-            kept.append((each, name, variables))
-            vars(each)[name] = list(itertools.compress(variables, here))
-    try:
-        yield
-    finally:
-        for each, name, variables in kept:
-            vars(each)[name] = variables

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from tensorflow.python.ops import resource_variable_ops
 
+from opensmp._private.keras.shards import is_left_to_another, mark_slot, set_shard, updater_of
 from opensmp._private.patching import replaced
 from opensmp._private.tensorflow.variable_placement import (
     ELSEWHERE,
@@ -93,7 +94,8 @@ def move_to(variable: Any, device: str) -> None:
     checkpoints refer to the object. Functions traced before keep the old memory.
     """
     for slot in _slots(variable):
-        move_to(slot, device)
+        if not is_elsewhere(slot):
+            move_to(slot, device)
     give_memory(variable._value, variable._value.read_value, device, variable.name)
 
 
@@ -234,8 +236,26 @@ def know_slot(reference_variable: Any, slot: Any) -> None:
     if home is not None:
         number = (*home.number, len(getattr(value, SLOTS)))
         set_home(slot, home._replace(number=number, name=f"{slot.path}, slot of {home.name}"))
+    mark_slot(slot)
     if is_elsewhere(reference_variable):
         give_up(slot, getattr(value, ELSEWHERE))
+    shed_slot(reference_variable, slot)
+
+
+def shed_slots(variable: Any) -> None:
+    """Gives up the slots of a variable that another replica updates."""
+    for slot in _slots(variable):
+        shed_slot(variable, slot)
+
+
+def shed_slot(variable: Any, slot: Any) -> None:
+    """Marks a slot of a variable that one replica updates, and gives it up in the others."""
+    updater = updater_of(variable)
+    if updater is None:
+        return
+    set_shard(slot, True)
+    if is_left_to_another(variable) and not is_elsewhere(slot):
+        give_up(slot, f"{slot.path} of replica {updater}, by shard_optimizer_state")
 
 
 def lend(variable: Any, value: Any) -> None:

@@ -13,6 +13,7 @@ from tensorflow.python.eager import record, tape
 from tensorflow.python.ops import gen_resource_variable_ops, handle_data_util
 from tensorflow.python.trackable import base as tf_trackable
 
+from opensmp._private.keras.shards import is_shard
 from opensmp.base.thread_values import ThreadValue
 from opensmp.base.types import Tensor, Variable
 from opensmp.errors import ElsewhereError
@@ -215,6 +216,8 @@ def _unreadable(kind: Any) -> Any:
     """Subclass for variables of other processes: all reads go through the `Follower`."""
 
     def _read_variable_op(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_shard(self):
+            raise ElsewhereError(_of_another_replica(getattr(self, ELSEWHERE)))
         if _is_left_to_tensorflow():
             return kind._read_variable_op(self, *args, **kwargs)
         return _value_of(self)
@@ -251,6 +254,8 @@ def readable_kind(stored: Variable) -> Any:
 
 def _dropped_assignment(kind: Any, name: str) -> Any:
     def assign(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_shard(self):
+            return self
         if _is_left_to_tensorflow():
             return getattr(kind, name)(self, *args, **kwargs)
         if _follower is not None and not tf.executing_eagerly():
@@ -258,6 +263,15 @@ def _dropped_assignment(kind: Any, name: str) -> Any:
         return self  # the owner performs the same assignment
 
     return functools.wraps(getattr(kind, name))(assign)
+
+
+def _of_another_replica(name: str) -> str:
+    return (
+        f"Variable {name} was read in a process that does not have it. With shard_optimizer_state "
+        "each replica has the optimizer's state of the variables that it updates only. Expected: "
+        "reads of what lies here, such as `for v in smp.local_variables(optimizer.variables)`; or "
+        "a checkpoint of smp.CheckpointManager, which has all values."
+    )
 
 
 def _value_of(stored: Variable) -> Tensor:

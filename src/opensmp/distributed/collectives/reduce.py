@@ -134,10 +134,10 @@ def replace_by(
     if len(members) == 1:
         return list(tensors)
     is_root = cluster.needed(name, members).rank == root
-    bits = [_bits(tensor) for tensor in tensors]
+    bits = [bits_of(tensor) for tensor in tensors]
     given = [t if is_root else tf.zeros_like(t) for t in bits]
     sums = sum_over(given, members, name=f"{name} from rank {root}")
-    return [_from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
+    return [from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
 
 
 class _Call(NamedTuple):
@@ -328,7 +328,7 @@ def _divided(total: Tensor, count: int | None) -> Tensor:
     return total if count == 1 else total / tf.cast(count, total.dtype)
 
 
-def _bits(tensor: Tensor) -> Tensor:
+def bits_of(tensor: Tensor) -> Tensor:
     """The bits of a tensor as int32 or int64."""
     size = tensor.dtype.size
     if tensor.dtype in (tf.int32, tf.int64):
@@ -347,7 +347,8 @@ def _bits(tensor: Tensor) -> Tensor:
     )
 
 
-def _from_bits(bits: Tensor, like: Tensor) -> Tensor:
+def from_bits(bits: Tensor, like: Any) -> Tensor:
+    """Undoes `bits_of`, for a tensor of the dtype of `like`."""
     dtype = like.dtype
     if bits.dtype == dtype:
         return bits

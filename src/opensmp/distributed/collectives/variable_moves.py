@@ -56,6 +56,7 @@ def move_between_ranks(
             "the same program in all ranks."
         )
     for index, (variable, partition) in enumerate(found):
+        _private.set_shard(variable, False)  # until an optimizer divides its slots again
         have = [rank for rank in ranks if tables[rank][1][index][1]]
         position = world.owner(partition)
         need = {group[position] for group, _ in tables} - set(have)
@@ -80,7 +81,8 @@ def copy_variables(
 
     Args:
         variables: Keras variables or `tf.Variable`s, in the same order in all of `members`. Those
-            of other processes, and those without a value, are skipped.
+            of other processes, those without a value, and slots of an optimizer that only one
+            replica has, are skipped.
         members: Ranks of the world.
         root: The rank whose values are copied.
         name: The call, for errors.
@@ -89,6 +91,7 @@ def copy_variables(
         tf_variable(variable)
         for variable in variables
         if not _private.is_elsewhere(variable)
+        and not _private.is_shard(variable)
         and (not is_keras(variable) or _private.is_initialized(variable))
     ]
     if len(members) == 1 or not here:

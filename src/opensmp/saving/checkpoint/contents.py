@@ -85,9 +85,10 @@ class Contents:
     def share(self, all_facts: Sequence[Facts]) -> list[Value]:
         """The values that this process must write.
 
-        If several processes have a value, the first of them writes it. Only the first replica
-        writes variables, since all replicas have the same ones; of other replicas, the first
-        process writes the states of dataset iterators, because replicas read different data.
+        If several processes have a value, the first of them writes it. The first replica writes
+        all variables that it has, since all replicas have the same ones, and others write the
+        optimizer's slots that only they have. The first process of another replica also writes the
+        states of dataset iterators, because replicas read different data.
 
         Args:
             all_facts: Facts of all processes, in the order of ranks.
@@ -96,23 +97,22 @@ class Contents:
             CheckpointError: The processes have different objects, or no process has some value.
         """
         _check(all_facts)
-        replica, member = self.facts.place
-        if replica:
-            if member:
-                return []
-            return [
-                Value(of_replica(value.key, replica), value.slice_spec, value.read)
-                for value in self._values
-                if isinstance(value.owner, tf.data.Iterator)
-            ]
-        before = [f for f in all_facts if f.place.replica == 0 and f.place.member < member]
-        taken = _not_elsewhere(before)
+        place = self.facts.place
+        taken = _not_elsewhere([facts for facts in all_facts if facts.place < place])
         share = [
             Value(value.key, value.slice_spec, value.read)
             for value in self._values
             if value.key not in self.facts.elsewhere and value.key not in taken
         ]
-        if member == 0:
+        if place.replica:
+            if place.member == 0:
+                share += [
+                    Value(of_replica(value.key, place.replica), value.slice_spec, value.read)
+                    for value in self._values
+                    if isinstance(value.owner, tf.data.Iterator)
+                ]
+            return share
+        if place.member == 0:
             graph = self._object_graph
             share.append(Value(OBJECT_GRAPH, "", lambda: tf.constant(graph, tf.string)))
         return share
@@ -145,7 +145,7 @@ def _check(all_facts: Sequence[Facts]) -> None:
                 + "\n".join(only)
                 + "\nGive tf.train.Checkpoint the same objects in all processes."
             )
-    homeless = set(first.keys) - _not_elsewhere([f for f in all_facts if f.place.replica == 0])
+    homeless = set(first.keys) - _not_elsewhere(all_facts)
     if homeless:
         raise CheckpointError(
             f"No process has a value for {', '.join(sorted(homeless)[:5])}. The variables have "

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.base.types import Model
 from opensmp.distributed import world
 from opensmp.errors import CheckpointError, SavingError
@@ -35,7 +36,7 @@ def _checkpoint(model: Model, path: PathLike, what: str, state: bool) -> None:
         # With existing slots, no value in the file is deferred until slots are created.
         build_optimizer(model)
         variables = getattr(getattr(model, "optimizer", None), "variables", ())
-        kept = [(variable, np.asarray(variable)) for variable in variables]
+        kept = [(v, np.asarray(v)) for v in variables if not _private.is_elsewhere(v)]
         _restore(model, prefix, keys, None, what)
         for variable, value in kept:
             variable.assign(value)

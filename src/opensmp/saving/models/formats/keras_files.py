@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from opensmp import _private
 from opensmp.base.types import Model
 from opensmp.errors import SavingError
 from opensmp.saving.models import save, weight_check
@@ -52,7 +53,8 @@ def _weights_file(model: Model, path: PathLike, what: str, state: bool) -> None:
     if state and weight_check.has_optimizer(path, what):
         build_optimizer(model)
     optimizer = None if state else getattr(model, "optimizer", None)
-    kept = [] if optimizer is None else [(v, np.asarray(v)) for v in optimizer.variables]
+    here = () if optimizer is None else optimizer.variables
+    kept = [(v, np.asarray(v)) for v in here if not _private.is_elsewhere(v)]
     ending = ".keras" if zipfile.is_zipfile(path) else ".weights.h5"
     with named(path, ending) as name, warnings.catch_warnings():
         if not state:
