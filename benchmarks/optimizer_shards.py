@@ -21,7 +21,7 @@ rank does half of Adam's work.
 
 Found: the slots as predicted, and no lower peak (1974 instead of 1946 MiB); two rounds in flight
 are half of such a model. With 24 layers the peak falls by
-143 of 384 MiB, and the data by 1 %, so that the limit shows no gain: the program ends with 1.
+143 of 384 MiB, and the data by 1 %, so that the limit shows no gain.
 """
 
 from __future__ import annotations
