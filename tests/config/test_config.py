@@ -48,6 +48,7 @@ def test_defaults_are_those_of_the_api():
         "transport": "auto",
         "pieces_per_partition": 1,
         "check_finite": False,
+        "recompute": "none",
     }
 
 
@@ -89,6 +90,7 @@ def test_every_key_of_the_dict_arrives():
         "transport": "collective",
         "pieces_per_partition": 2,
         "check_finite": True,
+        "recompute": {"default": "none", "partitions": {"0": "full"}, "layers": {"a_*": "full"}},
     }
     assert Config.resolve(keys).to_dict() == keys
 

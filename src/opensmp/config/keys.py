@@ -18,6 +18,7 @@ from opensmp.config.kinds import (
     PlanKind,
 )
 from opensmp.config.pipelines import PIPELINES
+from opensmp.config.recompute import RecomputeKind
 
 
 class Key(NamedTuple):
@@ -114,6 +115,12 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             BooleanKind(),
             "Whether each step checks activations and gradients for values that are nan or "
             "infinite.",
+        ),
+        "recompute": Key(
+            RecomputeKind(),
+            "Which activations the backward pass computes again instead of keeping them: none; "
+            "selective, those that are large and cheap; full, all but the inputs of a partition; "
+            "auto, as many as the memory limit of the plan asks for.",
         ),
     }
 )

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.types import Gradient, Op, Tensor
-from opensmp.compiler.lowering.passes import Backward, Pass
+from opensmp.compiler.lowering.passes import Backward, Forward, Pass
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
@@ -42,6 +42,7 @@ from opensmp.execution.emission.late_gradients import (
     without_bridge,
 )
 from opensmp.execution.emission.model_traces import ModelTraces, wanted_leaves
+from opensmp.execution.emission.recompute_choice import RecomputeChoice
 from opensmp.execution.emission.refusals import (
     called_in_another_graph,
     finished,
@@ -91,6 +92,7 @@ class Pipeline:
         self._num_microbatches = num_microbatches
         self._emitted = EmittedCalls(world, num_microbatches, stamps)
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
+        self._recompute = RecomputeChoice(world.config)
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
         self._second_halves: dict[Action, WeightGradientPass] = {}
         self._graph = tf.compat.v1.get_default_graph()
@@ -223,9 +225,11 @@ class Pipeline:
                 split_backward=self._wants_halves,
                 joins=self._group_size > 1,
                 checks_finite=self._checks is not None,
+                recompute=policy,
             )
 
-        return self._traces.program(key, required, optional, make)
+        policy = self._recompute.policy(plan, self._microbatch)
+        return self._recompute.noted(self._traces.program((key, policy), required, optional, make))
 
     # --- emitting ------------------------------------------------------------------
 
@@ -248,6 +252,8 @@ class Pipeline:
             if isinstance(what, Backward) and self._emitted.is_open(action):
                 function = program.open(what)
             results = self._emitted.emit(action, segment.partition, function, args)
+            if isinstance(what, Forward):
+                results = what.kept(results)
             note(
                 self._emitted.tasks[action].last.name,
                 Place(kind, segment.partition, microbatch, program.layers(segment)),
@@ -366,6 +372,7 @@ class Pipeline:
             StepError: No result depends on a DistributedModel.
         """
         results = list(results)
+        self._recompute.check()
         side_effects = self._side_effects + side_effects_of(self._graph)
         state = list(self._state.values())
 
