@@ -135,7 +135,7 @@ def values_of(traced, x):
 def run_forward(program, values):
     for segment in program.segments:
         forward = program.forward(segment)
-        results = forward.function(*(values[id(t)] for t in forward.feeds))
+        results = forward.kept(forward.function(*(values[id(t)] for t in forward.feeds)))
         made = (*forward.outputs, *forward.residuals)
         values.update({id(t): r for t, r in zip(made, results, strict=True)})
     return values

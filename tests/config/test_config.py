@@ -49,6 +49,7 @@ def test_defaults_are_those_of_the_api():
         "pieces_per_partition": 1,
         "check_finite": False,
         "shard_optimizer_state": False,
+        "recompute": "none",
     }
 
 
@@ -91,6 +92,7 @@ def test_every_key_of_the_dict_arrives():
         "pieces_per_partition": 2,
         "check_finite": True,
         "shard_optimizer_state": True,
+        "recompute": {"default": "none", "partitions": {"0": "full"}, "layers": {"a_*": "full"}},
     }
     assert Config.resolve(keys).to_dict() == keys
 

@@ -182,6 +182,7 @@ from opensmp._private.tensorflow.tracing import (
     call_attributes,
     hand_out_results,
     trace_apart_while,
+    unspecialized,
     with_autograph,
 )
 from opensmp._private.tensorflow.variable_placement import (

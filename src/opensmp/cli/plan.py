@@ -61,6 +61,7 @@ KEY_OPTIONS = (
     key_option("optimize", show_default="memory; with --recommend, speed"),
     key_option("contiguous", default=Config.contiguous),
     key_option("pieces_per_partition", default=Config.pieces_per_partition, bounded=True),
+    key_option("recompute", show_default="none"),
 )
 """The keys of the configuration that a plan depends on."""
 

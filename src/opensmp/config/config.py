@@ -14,6 +14,7 @@ from opensmp.config.faults import (
     raise_all,
 )
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.recompute import NONE, Setting, as_dict
 from opensmp.config.sources import Given, from_dict, from_service, from_variables
 
 
@@ -60,6 +61,11 @@ class Config:
         shard_optimizer_state: Whether each replica keeps the optimizer's slots of a part of the
             weights only, updates these and sends them to the other replicas (stage 1 of ZeRO). It
             has no effect with one replica.
+        recompute: Which activations backward passes compute again instead of keeping them:
+            `"none"`, `"selective"` (those that are large and cheap), `"full"` (all but the inputs
+            of a partition), `"auto"` (as many as the memory limit of the plan asks for), or a dict
+            with the keys `"default"`, `"partitions"` (level by partition) and `"layers"` (level by
+            name or pattern of layers; it overrides the partitions, and the last match counts).
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -89,6 +95,7 @@ class Config:
     pieces_per_partition: int = 1
     check_finite: bool = False
     shard_optimizer_state: bool = False
+    recompute: Setting = NONE
 
     def __post_init__(self) -> None:
         source = "Config"
@@ -188,6 +195,7 @@ class Config:
             values["devices"] = list(self.devices)
         if isinstance(self.plan, tuple):
             values["plan"] = dict(self.plan)
+        values["recompute"] = as_dict(self.recompute)
         return values
 
     def plan_path(self, model: str) -> str | None:

@@ -9,6 +9,7 @@ from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.recompute import partitions_of
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
 
@@ -74,6 +75,14 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
             faults.append(
                 f"{devices}, which names {count} device{'s' * (count != 1)}, but partitions is "
                 f"{partitions.value}; accepted: one device per partition"
+            )
+    recompute = given.get("recompute")
+    if partitions and recompute:
+        beyond = [p for p in partitions_of(recompute.value) if p >= partitions.value]
+        if beyond:
+            faults.append(
+                f"{recompute}, which names partition {beyond[0]}, but partitions is "
+                f"{partitions.value}; accepted: partitions from 0 to {partitions.value - 1}"
             )
     processes = given.get("processes_per_replica")
     if partitions and processes and processes.value and partitions.value % processes.value:

@@ -18,6 +18,7 @@ from opensmp.config.kinds import (
     PlanKind,
 )
 from opensmp.config.pipelines import PIPELINES
+from opensmp.config.recompute import RecomputeKind
 
 
 class Key(NamedTuple):
@@ -119,6 +120,12 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             BooleanKind(),
             "Whether each replica of the model keeps only a part of the optimizer's state, updates "
             "the weights of that part, and sends them to the others.",
+        ),
+        "recompute": Key(
+            RecomputeKind(),
+            "Which activations the backward pass computes again instead of keeping them: none; "
+            "selective, those that are large and cheap; full, all but the inputs of a partition; "
+            "auto, as many as the memory limit of the plan asks for.",
         ),
     }
 )

@@ -6,6 +6,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
@@ -144,8 +145,9 @@ class Partitioning:
         if not config.auto_partition:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
         elif self._plans:
-            plan = follow(traced, self._plans, settings)
+            plan = follow(traced, self._plans, _limited_as(settings, self._plans[0]))
         elif stored := self._stored_plan(config):
+            settings = _limited_as(settings, stored)
             plan = fit(stored, traced, config.partitions, settings)
         elif self._is_leaf:
             plan = in_one_place(traced, self._loads(world), self._homes, settings)
@@ -213,6 +215,12 @@ class Partitioning:
             with _private.eager_builds():
                 build.get_concrete_function(*specs)
         return run()
+
+
+def _limited_as(settings: PlanSettings, plan: Plan) -> PlanSettings:
+    """Returns the settings with the memory limit of a plan."""
+    limit = plan.settings.machine.memory_bytes
+    return replace(settings, machine=replace(settings.machine, memory_bytes=limit))
 
 
 _twins: tuple[World | None, dict[Any, Places]] = None, {}

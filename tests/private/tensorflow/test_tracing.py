@@ -91,3 +91,15 @@ def test_results_that_are_handed_out_do_not_wait_for_effects():
     assert [float(t) for t in around(tf.constant(3.0))] == [7.0, 3.0]
     assert float(run(tf.constant(1.0))) == 2.0
     assert float(done) == 4.0
+
+
+def test_unspecialized():
+    def body(x):
+        return [x + 1.0, tf.reduce_sum(x)]
+
+    with _private.unspecialized() as attributes:
+        function = tf.function(body, experimental_attributes={"_noinline": True, **attributes})
+        concrete = function.get_concrete_function(tf.TensorSpec([2]))
+    assert concrete.function_def.attr["_nospecialize"].b
+    call = tf.function(lambda x: concrete(x)[1])
+    assert float(call(tf.ones([2]))) == 2.0

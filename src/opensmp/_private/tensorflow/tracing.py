@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,9 +10,38 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.autograph.core import ag_ctx
 from tensorflow.python.eager import context
-from tensorflow.python.eager.polymorphic_function import autograph_util, function_context
+from tensorflow.python.eager.polymorphic_function import attributes as attributes_lib
+from tensorflow.python.eager.polymorphic_function import (
+    autograph_util,
+    function_context,
+)
 
 from opensmp.base.types import Op
+
+_UNSPECIALIZED = "_nospecialize"
+_ALLOWLISTS = (
+    "POLYMORPHIC_FUNCTION_ALLOWLIST",
+    "TRACING_COMPILATION_ALLOWLIST",
+    "MONOMORPHIC_FUNCTION_ALLOWLIST",
+)
+
+
+@contextlib.contextmanager
+def unspecialized() -> Iterator[dict[str, Any]]:
+    """Context with attributes for functions whose calls compute all results, read or not.
+
+    Without them, the optimizer of function calls makes a variant of the function without the
+    results that nothing reads, and fuses the operations that made them. The attribute is known to
+    TensorFlow's runtime, but `tf.function` refuses it.
+    """
+    before = {name: getattr(attributes_lib, name) for name in _ALLOWLISTS}
+    for name, known in before.items():
+        setattr(attributes_lib, name, known | {_UNSPECIALIZED})
+    try:
+        yield {_UNSPECIALIZED: True}
+    finally:
+        for name, known in before.items():
+            setattr(attributes_lib, name, known)
 
 
 def call_attributes(one_thread: bool = False) -> dict[str, Any]:

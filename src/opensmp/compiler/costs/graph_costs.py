@@ -39,6 +39,9 @@ class Costs:
         backward: Work of each operation's share of the backward pass.
         residual_bytes: Bytes that the backward pass keeps of each operation's results; an input of
             the model counts for the first operation whose gradient reads it.
+        source_bytes: The part of `residual_bytes` that is inputs of the model.
+        kept: The tensors that the backward pass keeps, without inputs of the model.
+        active: Indices of operations that depend on activations or state.
         replicated: Indices of operations that are replicated and belong to no partition.
         defaulted: Types that neither TensorFlow's statistics nor a formula covers.
 
@@ -54,6 +57,9 @@ class Costs:
     forward: list[Work]
     backward: list[Work]
     residual_bytes: NDArray[np.int64]
+    source_bytes: NDArray[np.int64]
+    kept: tuple[Port, ...]
+    active: tuple[int, ...]
     replicated: frozenset[int]
     defaulted: tuple[str, ...]
 
@@ -122,14 +128,18 @@ def graph_costs(
         differentiated=[_port(wiring, tensor) for tensor in loss_like],
         results=results,
     )
-    for source, reader in counted.kept_sources.items():
-        counted.residual_bytes[reader] += wiring.array((source, 0)).nbytes
+    sources = np.zeros(len(wiring.operations), dtype=np.int64)
+    for source, reader in counted.keeper.sources.items():
+        sources[reader] += wiring.array((source, 0)).nbytes
     return Costs(
         wiring,
         counted.flow,
         counted.forward,
         counted.backward,
-        np.array(counted.residual_bytes, dtype=np.int64),
+        np.array(counted.keeper.residual_bytes, dtype=np.int64) + sources,
+        sources,
+        counted.keeper.kept,
+        counted.keeper.active,
         copied,
         tuple(sorted(counter.defaulted)),
     )
@@ -167,15 +177,13 @@ class _Counted:
         flow: Where gradients flow.
         forward: Work of each operation.
         backward: Work of each operation's gradient.
-        residual_bytes: Bytes that the backward pass keeps of each operation's results.
-        kept_sources: Maps a placeholder that the backward pass reads to one of its readers.
+        keeper: The tensors that the backward pass keeps.
     """
 
     flow: GradientFlow
     forward: list[Work]
     backward: list[Work]
-    residual_bytes: list[int]
-    kept_sources: dict[int, int]
+    keeper: Keeper
 
 
 class _Counter:
@@ -211,7 +219,7 @@ class _Counter:
         live = _live(wiring, results)
         keeper = Keeper(wiring, active, constant)
         forward, backward = [Work()] * size, [Work()] * size
-        counted = _Counted(flow, forward, backward, keeper.residual_bytes, keeper.sources)
+        counted = _Counted(flow, forward, backward, keeper)
         for i in range(size):
             if not live[i] or wiring.types[i] in _NOT_RUN:
                 continue
@@ -294,9 +302,9 @@ class _Counter:
                 differentiated=results,
                 results=results,
             )
-            residual = sum(body.residual_bytes)
+            residual = sum(body.keeper.residual_bytes)
             for k, argument in enumerate(arguments):
-                if argument not in body.kept_sources:
+                if argument not in body.keeper.sources:
                     continue
                 if loop and k not in invariant:
                     residual += inside.array((argument, 0)).nbytes  # kept for each iteration
@@ -305,7 +313,7 @@ class _Counter:
             backward = sum(body.backward, Work()) if wanted else Work()
             every.append((sum(body.forward, Work()), backward, residual if wanted else 0))
         kept = max(residual for *_, residual in every) * nested.trips
-        counted.residual_bytes[i] += kept
+        counted.keeper.residual_bytes[i] += kept
         counted.forward[i] = _largest([f for f, _, _ in every]) * nested.trips + Work(launches=1)
         if wanted:  # residuals of a loop are stacked and unstacked
             work = _largest([b for _, b, _ in every]) * nested.trips

@@ -42,6 +42,17 @@ class Keeper:
                 or (_private.is_stateful(op) and i not in constant)
             )
 
+    @property
+    def kept(self) -> tuple[Port, ...]:
+        """The tensors that are kept, in topological order, without placeholders."""
+        return tuple(p for p in sorted(self._kept) if self._wiring.types[p[0]] != "Placeholder")
+
+    @property
+    def active(self) -> tuple[int, ...]:
+        """Operations that depend on activations or state, without placeholders."""
+        types = self._wiring.types
+        return tuple(i for i, on in enumerate(self._active) if on and types[i] != "Placeholder")
+
     def is_active(self, port: Port) -> bool:
         """Returns whether a tensor depends on activations or state."""
         return bool(self._active[port[0]])

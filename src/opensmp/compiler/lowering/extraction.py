@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,7 @@ class Extractor:
         control: Collection[Op] = (),
         is_open: bool = False,
         looked_at: Sequence[Tensor] = (),
+        returns_all: bool = False,
     ) -> ConcreteFunction:
         """Extracts the part of the graph between `feeds` and `fetches` as a concrete function.
 
@@ -132,6 +134,7 @@ class Extractor:
             is_open: See `compiled`.
             looked_at: Tensors to check for finiteness; if there are any, their `finite_flags`
                 follow `fetches` in the results.
+            returns_all: See `compiled`.
         """
         part = self.part(feeds, (*fetches, *looked_at), must_run, control)
 
@@ -146,7 +149,7 @@ class Extractor:
                 results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
             return [*results, tf.constant(0, name="done")] if must_run else results
 
-        return self.compiled(name, body, feeds, is_open)
+        return self.compiled(name, body, feeds, is_open, returns_all)
 
     def compiled(
         self,
@@ -154,6 +157,7 @@ class Extractor:
         body: Callable[..., list[Tensor]],
         specs: Sequence[Tensor],
         is_open: bool = False,
+        returns_all: bool = False,
     ) -> ConcreteFunction:
         """Compiles a Python function into a concrete function.
 
@@ -162,11 +166,16 @@ class Extractor:
             body: Takes tensors, returns tensors.
             specs: Tensors with the shapes and dtypes of its arguments.
             is_open: Whether calls may be inlined even if the extractor's `units` is set.
+            returns_all: Whether a call computes all results even if only some of them are read.
         """
         body.__name__ = name
         attributes = {"_noinline": True} if self._units and not is_open else {}
-        function = tf.function(body, autograph=False, experimental_attributes=attributes)
-        return function.get_concrete_function(*(tf.TensorSpec(t.shape, t.dtype) for t in specs))
+        with contextlib.ExitStack() as stack:
+            if returns_all:
+                attributes |= stack.enter_context(_private.unspecialized())
+            function = tf.function(body, autograph=False, experimental_attributes=attributes)
+            arguments = [tf.TensorSpec(t.shape, t.dtype) for t in specs]
+            return function.get_concrete_function(*arguments)
 
     def part(
         self,

@@ -136,7 +136,7 @@ def residuals(
     boundary = _boundary(segment, gradient)
     again = repeated(segment, gradient)
     forward = set(segment.operations)
-    kept = _kept(traced, segment)
+    kept = active_operations(traced, segment)
     waits = {t.op for t in gradient.upstream}
     backward = needed([t.op for t in gradient.flat], boundary, lambda op: False)
     small: set[Op] = set()
@@ -187,7 +187,7 @@ def repeated(segment: Segment, gradient: SegmentGradient) -> frozenset[Op]:
     )
 
 
-def _kept(traced: TracedGraph, segment: Segment) -> frozenset[Op]:
+def active_operations(traced: TracedGraph, segment: Segment) -> frozenset[Op]:
     """Returns the segment's forward operations that depend on activations or state."""
     state = {id(variable) for variable, _ in traced.updates}
     roots = {t.op for t in segment.inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opensmp.base.types import ConcreteFunction, Tensor
@@ -14,12 +15,16 @@ class Forward:
     """The forward pass of a segment.
 
     Attributes:
-        function: Takes `feeds`; returns `outputs`, then `residuals`, then finite flags if there are
-            `activations`, then, for a segment with side effects, a zero that the caller must read.
+        function: Takes `feeds`; returns `returned`, then finite flags if there are `activations`,
+            then, for a segment with side effects, a zero that the caller must read.
         feeds: Inputs and variables of the segment.
         outputs: The segment's outputs.
         residuals: Further tensors to keep for the backward pass.
         activations: Tensors that the flags describe; empty unless checks were requested.
+        returned: The outputs, then the residuals, and among these what the backward pass computes
+            again. So the function is the same with and without recomputation: TensorFlow fuses
+            operations whose results nothing reads, and fused operations round differently. What is
+            not kept is freed when the call ends, since nothing reads it.
     """
 
     function: ConcreteFunction
@@ -27,6 +32,13 @@ class Forward:
     outputs: tuple[Tensor, ...]
     residuals: tuple[Tensor, ...]
     activations: tuple[Activation, ...] = ()
+    returned: tuple[Tensor, ...] = ()
+
+    def kept(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """Returns the results of the function in the order `outputs`, `residuals`, others."""
+        position = {id(t): i for i, t in enumerate(self.returned)}
+        kept = [results[position[id(t)]] for t in (*self.outputs, *self.residuals)]
+        return [*kept, *results[len(self.returned) :]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.base.types import ConcreteFunction, Gradient, Tensor
+from opensmp.base.types import ConcreteFunction, Gradient, Op, Tensor
 from opensmp.compiler.lowering.extraction import Extractor, needed
 from opensmp.compiler.lowering.finite_flags import activations, is_checked
 from opensmp.compiler.lowering.gradients import (
     SegmentGradient,
+    active_operations,
     differentiate,
     reached_from,
     repeated,
@@ -22,10 +24,19 @@ from opensmp.compiler.lowering.segments import Segment, cut
 from opensmp.compiler.lowering.split_backward import split
 from opensmp.compiler.lowering.weight_gradient_fusion import is_worth_joining, joint
 from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.recomputation.choice import Recomputation, has_state
+from opensmp.compiler.recomputation.policy import Policy
 from opensmp.compiler.trace.differentiable import is_differentiable, is_differentiable_number
 from opensmp.compiler.trace.intermediate_outputs import taps
+from opensmp.compiler.trace.layer_calls import operation_labels
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.errors import StepError
+
+Call = Callable[[ConcreteFunction, Sequence[Tensor]], list[Tensor]]
+
+
+def _plain_call(function: ConcreteFunction, args: Sequence[Tensor]) -> list[Tensor]:
+    return list(function(*args))
 
 
 class Program:
@@ -44,6 +55,8 @@ class Program:
         joins: Whether second halves of several microbatches may be joined, see `joint`. Then a
             segment without input gradients is split as well.
         checks_finite: Whether forward passes also return which activations are finite.
+        recompute: Which operations backward passes run again, instead of keeping their results.
+        call: Emits the call of a function by another one.
     """
 
     def __init__(
@@ -56,17 +69,24 @@ class Program:
         split_backward: bool = False,
         joins: bool = False,
         checks_finite: bool = False,
+        recompute: Policy | None = None,
+        call: Call = _plain_call,
     ) -> None:
         self.traced = traced
         self.plan = plan
         self.segments = cut(traced, plan)
         self.taps = taps(traced)
+        self._recomputation = Recomputation(traced, plan, recompute) if recompute else None
         self._required = reached_from(traced, required)
         self._optional = reached_from(traced, optional)
-        self._extractor = Extractor(traced.graph, traced.captures, units)
+        # A call that TensorFlow inlines would share the forward operations with the forward pass.
+        self._extractor = Extractor(traced.graph, traced.captures, units or bool(recompute))
         self._split_backward = split_backward
         self._joins = joins
         self._checks_finite = checks_finite
+        self._call = call
+        self._read: dict[int, tuple[Tensor, ...]] = {}  # by backward passes, kept or not
+        self._held: dict[int, tuple[Tensor, ...]] = {}
         self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
         self._layers: dict[int, tuple[str, ...]] = {}
         self._open: dict[Backward, ConcreteFunction] = {}
@@ -156,6 +176,11 @@ class Program:
             self._layers[segment.index] = tuple(dict.fromkeys(filter(None, names)))
         return self._layers[segment.index]
 
+    @property
+    def layer_labels(self) -> tuple[str, ...]:
+        """Labels of all layer calls of the model, see `opensmp.compiler.trace.layer_calls`."""
+        return operation_labels(self.traced)[0]
+
     def open(self, backward: Backward) -> ConcreteFunction:
         """Returns a variant of a backward pass or half that yields each result once it is computed.
 
@@ -216,18 +241,41 @@ class Program:
     def _build_forward(self, segment: Segment, gradient: SegmentGradient) -> Forward:
         """Extracts the forward pass, with the residuals for `gradient` as further outputs."""
         made = {id(t) for t in segment.outputs}
-        extra = [t for t in residuals(self.traced, segment, gradient) if id(t) not in made]
+        read = residuals(self.traced, segment, gradient)
+        kept = self._kept(segment, gradient, read)
+        self._read[segment.index], self._held[segment.index] = read, kept
+        returned = tuple({id(t): t for t in (*segment.outputs, *read, *kept)}.values())
         feeds = (*segment.inputs, *segment.variables)
         found = activations(self.traced, segment) if self._checks_finite else ()
         function = self._extractor.function(
             f"F{segment.index}",
             feeds,
-            (*segment.outputs, *extra),
+            returned,
             must_run=segment.side_effects,
             control=frozenset(segment.operations),
             looked_at=[each.tensor for each in found],
+            returns_all=self._recomputes(segment),
         )
-        return Forward(function, feeds, segment.outputs, tuple(extra), found)
+        extra = tuple(t for t in kept if id(t) not in made)
+        return Forward(function, feeds, segment.outputs, extra, found, returned)
+
+    def _recomputes(self, segment: Segment) -> bool:
+        """Returns whether the backward pass may run some of a segment's operations again."""
+        found = self._recomputation
+        return found is not None and found.is_any(segment.operations)
+
+    def _kept(
+        self, segment: Segment, gradient: SegmentGradient, read: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
+        """Returns what a forward pass keeps, of or for what the backward pass reads."""
+        if self._recomputation is None or not self._recomputes(segment):
+            return read
+        forward = set(segment.operations)
+        active = active_operations(self.traced, segment) & forward
+        small = [t for t in read if t.op not in forward]  # shapes, computed for the gradients
+        again = repeated(segment, gradient)
+        kept = self._recomputation.kept([t for t in read if t.op in forward], active, again)
+        return (*kept, *small)
 
     def _build_backward(self, segment: Segment, gradient: SegmentGradient) -> None:
         """Extracts and caches the backward pass for a gradient, split in two if configured."""
@@ -238,16 +286,58 @@ class Program:
         forward = self._forward[segment.index]
         again = repeated(segment, gradient)
         outputs = (t for t in forward.outputs if t.op not in again)
-        feeds = (*forward.feeds, *outputs, *forward.residuals, *gradient.upstream)
+        feeds = (*forward.feeds, *outputs, *self._read[segment.index], *gradient.upstream)
+        feeds = tuple({id(t): t for t in feeds}.values())
+        halves = None
         if self._split_backward:
             halves = split(segment, gradient, feeds, self._captured, self._joins)
-            if halves is not None:
-                weights = self._extract("W", segment, halves.second, (*feeds, *halves.handed))
-                self._backward[key] = self._extract(
-                    "B", segment, halves.first, feeds, halves.handed, weights
-                )
-                return
-        self._backward[key] = self._extract("B", segment, gradient, feeds)
+        if halves is None:
+            whole = self._extract("B", segment, gradient, feeds)
+        else:
+            weights = self._extract("W", segment, halves.second, (*feeds, *halves.handed))
+            whole = self._extract("B", segment, halves.first, feeds, halves.handed, weights)
+        if self._recomputes(segment):
+            whole = self._recomputing(segment, whole)
+        self._backward[key] = whole
+
+    def _recomputing(self, segment: Segment, backward: Backward) -> Backward:
+        """Returns a backward pass that computes what the forward pass has not kept, then runs.
+
+        Both parts are calls of their own, so that TensorFlow optimizes the pass itself as without
+        recomputation.
+        """
+        forward, held = self._forward[segment.index], self._held[segment.index]
+        there = {id(t) for t in (*forward.feeds, *held, *backward.gradient.upstream)}
+        weights = backward.weights.feeds if backward.weights is not None else ()
+        there_later = there | {id(t) for t in backward.handed}
+        now = [t for t in backward.feeds if id(t) not in there]
+        later = [t for t in weights if id(t) not in there_later]
+        wanted = tuple({id(t): t for t in (*now, *later)}.values())
+        if not wanted:
+            return backward
+        stop = {id(t) for t in (*forward.feeds, *held)} | self._captured
+        operations = needed([t.op for t in wanted], stop, lambda op: False)
+        self._refuse_other_results(segment, [op for op in operations if op in segment.operations])
+        read = {id(t) for op in operations for t in op.inputs}
+        feeds = [t for t in (*forward.feeds, *held) if id(t) in read]
+        pinned = _with_fewer_readers(segment, operations)
+        fetches = tuple({id(t): t for t in (*wanted, *pinned)}.values())
+        again = self._extractor.function(f"A{segment.index}", feeds, fetches, returns_all=True)
+        given = [t for t in backward.feeds if id(t) in there]
+        specs = tuple({id(t): t for t in (*feeds, *given)}.values())
+        size = len(backward.gradient.flat) + len(backward.handed)
+
+        def body(*args: Tensor) -> list[Tensor]:
+            values = dict(zip(map(id, specs), args, strict=True))
+            for spec, arg in zip(specs, args, strict=True):
+                _private.copy_handle_data(spec, arg)
+            computed = self._call(again, [values[id(t)] for t in feeds])
+            values.update(zip(map(id, fetches), computed, strict=True))
+            results = self._call(backward.function, [values[id(t)] for t in backward.feeds])
+            return [*results[:size], *(values[id(t)] for t in later), *results[size:]]
+
+        function = self._extractor.compiled(f"B{segment.index}", body, specs)
+        return replace(backward, function=function, feeds=specs, handed=(*backward.handed, *later))
 
     def _extract(
         self,
@@ -270,6 +360,17 @@ class Program:
             f"{kind}{segment.index}", used, fetches, looked_at=looked_at
         )
         return Backward(function, used, gradient, handed, weights, looked_at)
+
+    def _refuse_other_results(self, segment: Segment, again: Sequence[Op]) -> None:
+        """Raises if operations would be run again that could give other results then."""
+        names = [op.name for op in again if has_state(op)]
+        if names:
+            raise StepError(
+                f"recompute: the gradient of model '{self.traced.name}' in partition "
+                f"{segment.partition} would run {names} a second time, with other results. This "
+                'happens if only some outputs have a gradient. Set "recompute" to "none" for this '
+                "partition, or draw with keras.random and a seed generator."
+            )
 
     def _from_loss(self, gradient: SegmentGradient, feeds: Sequence[Tensor]) -> list[Tensor]:
         """The upstream gradients of the model's results that a pass reads."""
@@ -298,3 +399,18 @@ def _checked(gradients: Sequence[Gradient | None]) -> tuple[Tensor, ...]:
     """The tensors of gradients that may be not finite."""
     values = [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
     return tuple(t for t in values if t is not None and is_checked(t))
+
+
+def _with_fewer_readers(segment: Segment, operations: Sequence[Op]) -> list[Tensor]:
+    """Returns the results of operations that fewer of them read than of the whole segment.
+
+    TensorFlow may fuse an operation into the only one that reads it.
+    """
+    forward, here = set(segment.operations), set(operations)
+    return [
+        tensor
+        for op in operations
+        if op in forward
+        for tensor in op.outputs
+        if any(reader in forward and reader not in here for reader in tensor.consumers())
+    ]

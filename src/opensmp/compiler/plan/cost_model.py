@@ -9,6 +9,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opensmp.compiler.plan.recompute_levels import (
+    Choice,
+    Recomputed,
+    choices,
+    of_levels,
+    recomputed,
+    savings,
+)
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.errors import PlanError
@@ -33,6 +41,7 @@ class Prediction:
         bubble: Idle share of all devices' time, 0 <= bubble < 1.
         balance: Largest of `stage_seconds` divided by their mean; 1 is perfect.
         num_units: Number of units in each partition.
+        recompute: What `recompute="auto"` chooses for each partition.
     """
 
     stage_seconds: tuple[float, ...]
@@ -45,6 +54,7 @@ class Prediction:
     bubble: float
     balance: float
     num_units: tuple[int, ...]
+    recompute: tuple[Choice, ...] = ()
 
     @property
     def empty_partitions(self) -> tuple[int, ...]:
@@ -74,8 +84,9 @@ def evaluate(
     Learning", OSDI 2022, section 5).
 
     The memory of a partition is that of its variables and their state, plus, for each microbatch in
-    flight, the residuals of its units and the tensors that it sends and receives. A partition holds
-    one copy and one gradient of every shared variable that it reads.
+    flight, the residuals of its units and the tensors that it sends and receives. Residuals that
+    are recomputed exist once, while a backward pass runs, which takes as much longer. A partition
+    holds one copy and one gradient of every shared variable that it reads.
 
     Args:
         graph: Units, their costs and the tensors between them.
@@ -108,10 +119,11 @@ def evaluate(
     """
     placed = checked_assignment(graph, assignment, num_partitions, monotone)
     held = settings.microbatches_in_flight(num_partitions)
+    again = recomputed(graph, settings, placed)
     forward = np.bincount(placed, graph.forward_seconds, num_partitions)
-    backward = np.bincount(placed, graph.backward_seconds, num_partitions)
+    backward = np.bincount(placed, graph.backward_seconds + again.seconds, num_partitions)
     peak = np.zeros(num_partitions, dtype=np.int64)
-    np.add.at(peak, placed, bytes_of_units(graph, held))
+    np.add.at(peak, placed, bytes_of_units(graph, held, again))
     transfer = np.zeros(num_partitions)
     cut_bytes = 0
     for link in links_of(graph, held):
@@ -124,6 +136,14 @@ def evaluate(
         peak[readers] += link.received_bytes
         peak[home] += link.sent_bytes
         cut_bytes += len(readers) * (link.forward_bytes + link.backward_bytes)
+    chosen = choices(graph, placed, peak, held, settings)
+    for partition, choice in enumerate(chosen):
+        if choice.recomputed:
+            saved = savings(graph, placed, num_partitions, choice.level)[partition]
+            peak[partition] -= (choice.recomputed - 1) * saved
+            added = of_levels(graph, [choice.level] * len(graph)).seconds
+            share = choice.recomputed / held
+            backward[partition] += share * float(added[placed == partition].sum())
     stage = forward + backward + transfer
     total, slowest = float(stage.sum()), float(stage.max())
     step = total + (settings.microbatches - 1) * slowest
@@ -139,6 +159,7 @@ def evaluate(
         bubble=max(0.0, 1 - busy / (num_partitions * step)) if step else 0.0,
         balance=slowest * num_partitions / total if total else 1.0,
         num_units=tuple(np.bincount(placed, minlength=num_partitions).tolist()),
+        recompute=chosen,
     )
 
 
@@ -183,9 +204,10 @@ def links_of(graph: CoarseGraph, held: int) -> Iterator[Link]:
         yield Link(units[0], units, value, gradient, value + gradient, 0, ordered=False)
 
 
-def bytes_of_units(graph: CoarseGraph, held: int) -> NDArray[np.int64]:
+def bytes_of_units(graph: CoarseGraph, held: int, again: Recomputed) -> NDArray[np.int64]:
     """Returns the peak memory of each unit; a shared variable counts for its home only."""
-    kept = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
+    kept = graph.parameter_bytes + graph.state_bytes
+    kept = kept + held * again.kept_bytes + again.passing_bytes
     kept = kept.astype(np.int64)
     for variable in graph.shared:
         kept[variable.units[0]] += variable.parameter_bytes + variable.gradient_bytes

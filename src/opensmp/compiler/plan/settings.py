@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.recompute import NONE, Setting, as_dict
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class PlanSettings:
             itself is not connected). Dropped if no such plan is found that fits the memory.
         machine: The devices; no partition exceeds their memory.
         pieces: Pieces (interleaved stages) per partition, assigned round-robin.
+        recompute: What backward passes compute again, as in the configuration. `"auto"` recomputes
+            in the partitions that would not fit the memory otherwise.
 
     Example:
         >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
@@ -37,6 +40,7 @@ class PlanSettings:
     contiguous: bool = True
     machine: Machine = field(default_factory=Machine)
     pieces: int = 1
+    recompute: Setting = NONE
 
     def microbatches_in_flight(self, num_partitions: int) -> int:
         """Returns the maximum number of microbatches whose residuals a device holds at once."""
@@ -58,8 +62,10 @@ class PlanSettings:
             contiguous=config.contiguous,
             machine=machine or Machine(),
             pieces=config.pieces_per_partition,
+            recompute=config.recompute,
         )
 
     def __str__(self) -> str:
         count = "1 microbatch" if self.microbatches == 1 else f"{self.microbatches} microbatches"
-        return f"{count}, pipeline {self.pipeline!r}, optimize {self.optimize!r}"
+        again = "" if self.recompute == NONE else f", recompute {as_dict(self.recompute)!r}"
+        return f"{count}, pipeline {self.pipeline!r}, optimize {self.optimize!r}{again}"

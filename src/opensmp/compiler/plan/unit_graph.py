@@ -66,6 +66,12 @@ class CoarseGraph:
         layers: Path of the Keras layer that each unit belongs to, "" for none.
         forward_flops: Floating-point operations of the forward pass; None if not counted.
         backward_flops: Floating-point operations of the backward pass; None if not counted.
+        selective_bytes: What is kept of `residual_bytes` with selective recomputation; None if not
+            counted, which is as without.
+        full_bytes: What is kept of it with full recomputation, beside tensors between units; None
+            if not counted, which is nothing.
+        selective_seconds: Time that selective recomputation adds to the backward pass; None if not
+            counted. Full recomputation adds `forward_seconds`.
     """
 
     names: tuple[str, ...]
@@ -80,6 +86,9 @@ class CoarseGraph:
     layers: tuple[str, ...] = ()
     forward_flops: NDArray[np.float64] | None = None
     backward_flops: NDArray[np.float64] | None = None
+    selective_bytes: NDArray[np.int64] | None = None
+    full_bytes: NDArray[np.int64] | None = None
+    selective_seconds: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.names)

@@ -94,6 +94,14 @@ class EmittedCalls:
         """Whether a call runs in a single thread, see `emit_call`."""
         return (self._world.one_core_each and not self.is_open(action)) or is_careful()
 
+    def call_inside(self, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
+        """Emits a call in the body of a function that the step calls, and returns its results.
+
+        A call that runs in a single thread would wait forever for one that needs another thread.
+        """
+        one_thread = self._world.one_core_each or is_careful()
+        return emit_call(function, args, "inside", one_thread)[1]
+
     def emit_again(self, action: Action, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
         """Emits a call that replaces the task of `action`, and returns its results."""
         return self.emit(action, self.tasks.pop(action).partition, function, args)

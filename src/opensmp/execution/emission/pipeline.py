@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.types import Gradient, Op, Tensor
-from opensmp.compiler.lowering.passes import Backward, Pass
+from opensmp.compiler.lowering.passes import Backward, Forward, Pass
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
@@ -65,6 +65,7 @@ from opensmp.execution.multi_process.distribute import Traced, spread
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
+from opensmp.execution.recompute_choice import RecomputeChoice
 
 
 class Pipeline:
@@ -93,6 +94,7 @@ class Pipeline:
         self._emitted = EmittedCalls(world, num_microbatches, stamps)
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
         self._sums = joins and num_microbatches > 1
+        self._recompute = RecomputeChoice(world.config)
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
         self._weight_passes: dict[Action, WeightGradientPass] = {}
         self._graph = tf.compat.v1.get_default_graph()
@@ -226,9 +228,12 @@ class Pipeline:
                 split_backward=self._wants_halves,
                 joins=self._group_size > 1,
                 checks_finite=self._checks is not None,
+                recompute=policy,
+                call=self._emitted.call_inside,
             )
 
-        return self._traces.program(key, required, optional, make)
+        policy = self._recompute.policy(plan, self._microbatch)
+        return self._recompute.noted(self._traces.program((key, policy), required, optional, make))
 
     # --- emitting ------------------------------------------------------------------
 
@@ -251,6 +256,8 @@ class Pipeline:
             if isinstance(what, Backward) and self._emitted.is_open(action):
                 function = program.open(what)
             results = self._emitted.emit(action, segment.partition, function, args)
+            if isinstance(what, Forward):
+                results = what.kept(results)
             place = Place(kind, segment.partition, microbatch, program.layers(segment))
             note(self._emitted.tasks[action].last.name, place)
             if kind == "F" and segment.side_effects:
@@ -352,6 +359,7 @@ class Pipeline:
             StepError: No result depends on a DistributedModel.
         """
         results = list(results)
+        self._recompute.check()
         side_effects = self._side_effects + side_effects_of(self._graph)
         state = list(self._state.values())
 

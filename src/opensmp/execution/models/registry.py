@@ -18,6 +18,11 @@ def add(model: Model) -> None:
     _models.add(model)
 
 
+def layer_names() -> set[str]:
+    """Returns the names of all layers of all DistributedModels."""
+    return {layer.name for model in list(_models) for layer in _private.all_layers(model)}
+
+
 def some_wait_for_partitions(here: World) -> bool:
     """Whether some model has not been called since `smp.init`."""
     return any(not model._smp_partitions.is_done(here) for model in _models)

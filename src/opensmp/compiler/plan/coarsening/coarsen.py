@@ -21,6 +21,7 @@ from opensmp.compiler.costs.op_graph import Port
 from opensmp.compiler.costs.work import Work
 from opensmp.compiler.plan.coarsening.units import HEAVY, Units
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
+from opensmp.compiler.recomputation.selective_costs import selective_costs
 from opensmp.compiler.trace.layer_calls import MODEL
 from opensmp.compiler.trace.trace import TracedGraph
 
@@ -178,6 +179,7 @@ class _Summary:
         """Returns the units with their costs, from the seconds of operations and gradients."""
         parameters, state, shared = self._memory()
         layers = tuple(self._layer(members) for members in self._members)
+        kept, again = selective_costs(self._costs)
         operations = self._wiring.operations
         return CoarseGraph(
             names=self._names(layers),
@@ -192,6 +194,11 @@ class _Summary:
             layers=layers,
             forward_flops=self._sum([work.flops for work in self._costs.forward]),
             backward_flops=self._sum([work.flops for work in self._costs.backward]),
+            selective_bytes=self._sum(kept).astype(np.int64),
+            full_bytes=self._sum(self._costs.source_bytes).astype(np.int64),
+            selective_seconds=self._sum(
+                [cost if runs else 0.0 for cost, runs in zip(forward, again, strict=True)]
+            ),
         )
 
     def _sum(self, values: Sequence[float] | NDArray[Any]) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
+from opensmp.config.recompute import LEVELS
 
 _NUM_ORDERS = 3
 _MORE_PARTITIONS = (1.25, 1.5, 2, 3, 4, 6, 8)
@@ -81,14 +82,24 @@ def _remedies(
         "a smaller microbatch: {} microbatches of the same batch",
         "a smaller microbatch, though not even {} microbatches are enough alone",
     )
-    if graph.residual_bytes.any():
-        kept_nothing = replace(graph, residual_bytes=np.zeros_like(graph.residual_bytes))
-        without = _least_bytes(kept_nothing, num_partitions, settings)
-        enough = "" if without <= cap else ", which is not enough alone"
-        yield (
-            "recomputing in the backward pass what the forward pass now keeps: "
-            f"at least {_size(without)} per device{enough}"
-        )
+    yield from _recomputation(graph, num_partitions, settings, cap)
+
+
+def _recomputation(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
+) -> Iterator[str]:
+    """Yields the lowest level of recomputation with which a plan fits, or how far the last goes."""
+    if settings.recompute not in LEVELS or not graph.residual_bytes.any():
+        return
+    for level in LEVELS[LEVELS.index(str(settings.recompute)) + 1 :]:
+        needed = _least_bytes(graph, num_partitions, replace(settings, recompute=level))
+        if needed <= cap or level == LEVELS[-1]:
+            enough = "" if needed <= cap else ", which is not enough alone"
+            yield (
+                "recomputing in the backward pass what the forward pass now keeps, by "
+                f"recompute={level!r}: {_size(needed)} per device{enough}"
+            )
+            return
 
 
 def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> int:
@@ -116,6 +127,8 @@ def _shrunk(graph: CoarseGraph, factor: int) -> CoarseGraph:
     return replace(
         graph,
         residual_bytes=graph.residual_bytes // factor,
+        selective_bytes=_part(graph.selective_bytes, factor),
+        full_bytes=_part(graph.full_bytes, factor),
         tensors=tuple(
             tensor._replace(
                 forward_bytes=tensor.forward_bytes // factor,
@@ -124,6 +137,10 @@ def _shrunk(graph: CoarseGraph, factor: int) -> CoarseGraph:
             for tensor in graph.tensors
         ),
     )
+
+
+def _part(num_bytes: NDArray[np.int64] | None, factor: int) -> NDArray[np.int64] | None:
+    return None if num_bytes is None else num_bytes // factor
 
 
 def _size(num_bytes: float) -> str:

@@ -23,6 +23,7 @@ from opensmp.compiler.plan.partitioner.problem import Problem, Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import Order, follow, topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
+from opensmp.config.recompute import AUTO, FULL, NONE, SELECTIVE
 from opensmp.errors import PlanError
 
 Assignment = NDArray[np.int64]
@@ -83,6 +84,8 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
         raise PlanError(f"Plan: {'; '.join(faults)}.")
     if not len(graph):
         return np.zeros(0, dtype=np.int64)
+    if settings.recompute == AUTO:
+        return _with_least_recomputation(graph, num_partitions, settings)
     problem = price(graph, num_partitions, settings)
     placed = _solve(problem, optimize, contiguous)
     if contiguous and _excess(problem, placed):
@@ -90,6 +93,19 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
     if _excess(problem, placed):
         raise PlanError(describe_shortage(graph, placed, num_partitions, settings))
     return placed
+
+
+def _with_least_recomputation(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings
+) -> Assignment:
+    """Returns a plan for the lowest level with which one fits the memory."""
+    for level in (NONE, SELECTIVE):
+        try:
+            return partition_units(graph, num_partitions, replace(settings, recompute=level))
+        except PlanError:
+            if settings.machine.memory_bytes is None:
+                raise
+    return partition_units(graph, num_partitions, replace(settings, recompute=FULL))
 
 
 def _excess(problem: Problem, placed: Assignment) -> int:

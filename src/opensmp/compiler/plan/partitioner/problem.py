@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.compiler.plan.cost_model import bytes_of_units, links_of
+from opensmp.compiler.plan.recompute_levels import recomputed
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 
@@ -155,7 +156,8 @@ def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Pr
     forward = [link.forward_seconds(machine) for link in links]
     backward = [link.backward_seconds(machine) for link in links]
     readers = [sorted(set(link.readers) - {link.home}) for link in links]
-    seconds = (graph.forward_seconds + graph.backward_seconds).tolist()
+    again = recomputed(graph, settings)
+    seconds = (graph.forward_seconds + graph.backward_seconds + again.seconds).tolist()
     transfers = [(f + b) * len(r) for f, b, r in zip(forward, backward, readers, strict=True)]
     most = math.fsum(seconds + transfers) * max(microbatches, 1)
     scale = 2.0 ** math.floor(math.log2(_MOST_TICKS / most)) if most > 0 else 1.0
@@ -163,7 +165,7 @@ def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Pr
         num_partitions=min(num_partitions, len(graph)),
         microbatches=microbatches,
         ticks=_whole(seconds, scale),
-        bytes=bytes_of_units(graph, held),
+        bytes=bytes_of_units(graph, held, again),
         homes=np.array([link.home for link in links], dtype=np.int64),
         forward_ticks=_whole(forward, scale),
         backward_ticks=_whole(backward, scale),

@@ -221,6 +221,13 @@ def _text(explanation: Explanation) -> Iterable[str]:
         f"Memory: at most {format_bytes(max(prediction.peak_bytes))}, in partition {fullest}"
         + (f"; the limit is {format_bytes(cap)}." if cap else "; no limit was given.")
     )
+    for partition, choice in enumerate(prediction.recompute):
+        if choice.recomputed:
+            held = settings.microbatches_in_flight(plan.num_partitions)
+            yield (
+                f"Partition {partition} recomputes ({choice.level}) in {choice.recomputed} of the "
+                f"{held} microbatches in flight."
+            )
     first, second = ("peak memory", "step time")
     if settings.optimize != "memory":
         first, second = second, first

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.plan.cost_model import seconds_to_move
 from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.recompute_levels import recomputed
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.pipelines import build
@@ -89,7 +90,8 @@ def _tasks(plan: Plan) -> TaskGraph:
     partition = np.zeros(num_stages, dtype=np.int64)
     partition[stage] = plan.assignment
     forward = np.bincount(stage, graph.forward_seconds, num_stages)
-    backward = np.bincount(stage, graph.backward_seconds, num_stages)
+    again = recomputed(graph, plan.settings, plan.assignment).seconds
+    backward = np.bincount(stage, graph.backward_seconds + again, num_stages)
     trains = backward > 0
     needs: list[set[int]] = [set() for _ in range(num_stages)]
     returns: list[set[int]] = [set() for _ in range(num_stages)]  # stages that send gradients back

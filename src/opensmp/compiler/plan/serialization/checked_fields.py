@@ -14,10 +14,13 @@ from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 from opensmp.compiler.trace.layer_calls import LayerCall
 from opensmp.config.keys import KEYS
+from opensmp.config.recompute import NONE
 
 SECONDS = ("forward_seconds", "backward_seconds")
 BYTES = ("parameter_bytes", "state_bytes", "residual_bytes")
 FLOPS = ("forward_flops", "backward_flops")
+RECOMPUTED_BYTES = ("selective_bytes", "full_bytes")
+RECOMPUTED_SECONDS = ("selective_seconds",)
 """Arrays with one number per unit, as `SECONDS` and `BYTES`; a file may omit these."""
 
 # Sums and products of such numbers stay far below the limits of int64 and float64.
@@ -33,6 +36,7 @@ _KEY_OF = {
     "contiguous": "contiguous",
     "active_microbatches": "active_microbatches",
     "pieces": "pieces_per_partition",
+    "recompute": "recompute",
 }
 _MAY_BE_NONE = ("active_microbatches", "memory_bytes", "narrow_flops_per_second")
 _MAY_BE_NOTHING = ("operation_seconds", "transfer_seconds")
@@ -67,7 +71,8 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
     check_machine(machine, faults)
     if len(faults) > count:
         return PlanSettings()
-    return PlanSettings(**{**data, "machine": Machine(**machine)})
+    recompute = KEYS["recompute"].kind.check(data.get("recompute", NONE))
+    return PlanSettings(**{**data, "machine": Machine(**machine), "recompute": recompute})
 
 
 def check_machine(machine: Mapping[str, Any], faults: list[str]) -> None:
@@ -123,6 +128,16 @@ def read_costs(
         **{name: _array(data, name, count, _MOST_SECONDS, found) for name in SECONDS},
         **{name: _array(data, name, count, _MOST_BYTES, found, whole=True) for name in BYTES},
         **{name: _array(data, name, count, _MOST_FLOPS, found) for name in FLOPS if name in data},
+        **{
+            name: _array(data, name, count, _MOST_BYTES, found, whole=True)
+            for name in RECOMPUTED_BYTES
+            if name in data
+        },
+        **{
+            name: _array(data, name, count, _MOST_SECONDS, found)
+            for name in RECOMPUTED_SECONDS
+            if name in data
+        },
     }
     operations = _operations(data.get("operations"), calls, count, found)
     tensors = _tensors(data.get("tensors"), count, found)

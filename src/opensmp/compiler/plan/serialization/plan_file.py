@@ -31,6 +31,8 @@ from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.serialization.checked_fields import (
     BYTES,
     FLOPS,
+    RECOMPUTED_BYTES,
+    RECOMPUTED_SECONDS,
     SECONDS,
     read_costs,
     read_settings,
@@ -38,6 +40,7 @@ from opensmp.compiler.plan.serialization.checked_fields import (
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.layer_calls import MODEL, LayerCall, Piece
 from opensmp.config.keys import KEYS
+from opensmp.config.recompute import as_dict
 from opensmp.errors import PlanError
 
 FORMAT = "opensmp plan"
@@ -71,7 +74,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             label: dict(entry) if isinstance(entry, Mapping) else entry
             for label, entry in plan.layers.items()
         },
-        "settings": asdict(plan.settings),
+        "settings": {**asdict(plan.settings), "recompute": as_dict(plan.settings.recompute)},
     }
     if plan.has_costs:
         prediction = plan.prediction
@@ -118,7 +121,7 @@ def _costs_to_json(graph: CoarseGraph, calls: Iterable[LayerCall]) -> dict[str, 
         **{name: getattr(graph, name).tolist() for name in (*SECONDS, *BYTES)},
         **{
             name: getattr(graph, name).tolist()
-            for name in FLOPS
+            for name in (*FLOPS, *RECOMPUTED_BYTES, *RECOMPUTED_SECONDS)
             if getattr(graph, name) is not None
         },
         "tensors": [[t.producer, list(t.consumers), *t[2:]] for t in graph.tensors],

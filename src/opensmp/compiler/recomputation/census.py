@@ -1,0 +1,70 @@
+"""Counts what a lowered model keeps for the backward pass, by type of operation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opensmp.base.types import Tensor
+from opensmp.compiler.costs.families import ALIASES
+from opensmp.compiler.recomputation.choice import size_of
+
+if TYPE_CHECKING:
+    from opensmp.compiler.lowering.passes import Backward
+    from opensmp.compiler.lowering.program import Program
+    from opensmp.compiler.lowering.segments import Segment
+
+INPUT = "(input)"
+"""The type under which the inputs of segments are counted: they come from elsewhere."""
+
+
+def kept_bytes(program: Program, partition: int | None = None) -> dict[str, int]:
+    """Returns the bytes that one microbatch keeps from its forward to its backward pass.
+
+    Variables do not count, nor do tensors that share their memory with a counted one. Unknown
+    dimensions count as in the cost model.
+
+    Args:
+        program: A lowered model with gradients.
+        partition: Count this partition only; None counts all.
+
+    Returns:
+        Maps the type of the operation that made the tensors to their bytes, the largest first;
+        inputs of segments are `INPUT`.
+
+    Example:
+        ```python
+        sum(kept_bytes(program).values())
+        ```
+    """
+    found: dict[str, int] = {}
+    for segment in program.segments:
+        if partition not in (None, segment.partition):
+            continue
+        inputs = {id(t) for t in segment.inputs}
+        for tensor in _kept(program, segment):
+            kind = INPUT if id(tensor) in inputs else tensor.op.type
+            found[kind] = found.get(kind, 0) + size_of(tensor)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _kept(program: Program, segment: Segment) -> list[Tensor]:
+    """Returns the tensors, one of those that share their memory, that backward passes read."""
+    backward = program.backward(segment, segment.outputs)
+    inputs = {id(t) for t in segment.inputs}
+    leaves = {id(t) for t in (*segment.variables, *segment.captures)}
+    found: dict[int, Tensor] = {}
+    half: Backward | None = backward
+    handed: set[int] = set()
+    while half is not None:
+        skipped = leaves | handed | {id(t) for t in half.gradient.upstream}
+        for tensor in half.feeds:
+            if id(tensor) in skipped:
+                continue
+            root = tensor
+            while id(root) not in inputs and root.op.type in ALIASES and root.op.inputs:
+                root = root.op.inputs[root.value_index if root.op.type == "IdentityN" else 0]
+            if id(root) not in leaves:
+                found[id(root)] = root
+        handed |= {id(t) for t in half.handed}
+        half = half.weights
+    return list(found.values())

@@ -1,0 +1,107 @@
+"""The configuration's `recompute`: which activations the backward pass computes again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from opensmp.base.message_text import did_you_mean, shown
+from opensmp.base.strict_json import JsonFault, parse_json
+
+NONE, SELECTIVE, FULL, AUTO = "none", "selective", "full", "auto"
+
+LEVELS = (NONE, SELECTIVE, FULL)
+"""What can be said of one partition or one layer."""
+
+Setting = str | tuple[tuple[str, Any], ...]
+"""A level, `"auto"`, or the pairs of the dict, with the dicts in it as pairs too."""
+
+_PARTS = ("default", "partitions", "layers")
+
+
+class RecomputeKind(NamedTuple):
+    """`"none"`, `"selective"`, `"full"`, `"auto"`, or a dict of levels; a dict becomes pairs."""
+
+    accepted: str = (
+        "'none', 'selective', 'full', 'auto', or a dict of levels with the keys 'default', "
+        "'partitions' and 'layers'"
+    )
+
+    def check(self, value: Any) -> Setting:
+        """See `opensmp.config.kinds.Kind`."""
+        if isinstance(value, str):
+            return _one_of(value, (*LEVELS, AUTO))
+        if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+            value = dict(value)
+        if not isinstance(value, Mapping) or not value:
+            raise ValueError
+        for key in value:
+            if key not in _PARTS:
+                raise ValueError(f"unknown key {shown(key, 40)}; {did_you_mean(key, _PARTS)}")
+        default = _one_of(value.get("default", NONE), LEVELS)
+        partitions = {
+            _partition(key): _one_of(level, LEVELS)
+            for key, level in _pairs(value.get("partitions", ()), "partitions")
+        }
+        layers = []
+        for pattern, level in _pairs(value.get("layers", ()), "layers"):
+            if not isinstance(pattern, str) or not pattern.strip():
+                raise ValueError(f"{shown(pattern, 40)} is not the name of a layer")
+            layers.append((pattern, _one_of(level, LEVELS)))
+        return (
+            ("default", default),
+            ("partitions", tuple(sorted(partitions.items()))),
+            ("layers", tuple(layers)),
+        )
+
+    def read(self, text: str) -> Any:
+        """See `opensmp.config.kinds.Kind`."""
+        word = text.strip()
+        if not word.startswith("{"):
+            return word
+        try:
+            return parse_json(word)
+        except JsonFault as error:
+            raise ValueError(f"it is not JSON that can be used ({error})") from None
+
+
+def as_dict(setting: Setting) -> str | dict[str, Any]:
+    """Returns the setting in a form that JSON and `RecomputeKind` accept."""
+    if isinstance(setting, str):
+        return setting
+    parts = dict(setting)
+    return {
+        "default": parts["default"],
+        "partitions": {str(key): level for key, level in parts["partitions"]},
+        "layers": dict(parts["layers"]),
+    }
+
+
+def partitions_of(setting: Setting) -> tuple[int, ...]:
+    """Returns the partitions that have a level of their own."""
+    if isinstance(setting, str):
+        return ()
+    return tuple(partition for partition, _ in dict(setting)["partitions"])
+
+
+def _one_of(value: Any, choices: tuple[str, ...]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    near = did_you_mean(value, choices)
+    raise ValueError(near or f"{shown(value, 40)} is not one of {', '.join(map(repr, choices))}")
+
+
+def _pairs(value: Any, name: str) -> list[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+        return list(value)
+    raise ValueError(f"{name!r} is a dict with a level each; received {shown(value, 40)}")
+
+
+def _partition(key: Any) -> int:
+    if isinstance(key, int) and not isinstance(key, bool) and key >= 0:
+        return key
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10:
+        return int(key)  # as JSON writes it
+    raise ValueError(f"{shown(key, 40)} is not the number of a partition")
