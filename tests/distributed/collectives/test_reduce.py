@@ -50,16 +50,16 @@ def test_tensors_of_unknown_shape_travel_alone():
 @pytest.mark.parametrize("dtype", TYPES)
 def test_bits_of_any_type_come_back(dtype):
     given = tf.cast(tf.constant([[0, 1], [2, 3]]), dtype)
-    bits = reduce._bits(given)
+    bits = reduce.bits_of(given)
     assert bits.dtype in (tf.int32, tf.int64)
-    back = reduce._from_bits(bits, given)
+    back = reduce.from_bits(bits, given)
     assert back.dtype == given.dtype
     np.testing.assert_array_equal(back.numpy(), given.numpy())
 
 
 def test_bits_keep_the_sign_of_zero_and_nan():
     given = tf.constant([-0.0, float("nan"), float("-inf")])
-    back = reduce._from_bits(reduce._bits(given), given).numpy()
+    back = reduce.from_bits(reduce.bits_of(given), given).numpy()
     assert np.signbit(back[0])
     assert np.isnan(back[1])
     assert back[2] == -np.inf
