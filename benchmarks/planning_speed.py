@@ -6,8 +6,8 @@
 The first table is BERT-large (Devlin et al., 2019: 24 layers of width 1024, 16 heads, 512
 tokens) on 8 partitions with 16 microbatches: an `smp.step` with forward and backward pass is
 traced, never run, and its time divided among the arrows of the design. Nothing is allocated
-but the variables, which a step must have; that is a row of its own. "Rehearsal" is a first run of
-the user's function, which gives the variables their places; placeholders stand for results.
+but the variables, which a step must have; that is a row of its own. "Rehearsal" is the user's
+function on the plain model, which gives the variables their places before anything counts.
 
 The second table is for generated graphs of many operations in branches that meet again, with
 variables and without layers: the time to make a plan of them, in all and per operation.
