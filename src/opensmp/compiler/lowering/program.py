@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
@@ -169,15 +169,10 @@ class Program:
             )
         return self._open[backward]
 
-    def compiled(
-        self,
-        name: str,
-        body: Callable[..., list[Tensor]],
-        specs: Sequence[Tensor],
-        is_open: bool = False,
-    ) -> ConcreteFunction:
-        """Compiles a function that calls passes of this program; see `Extractor.compiled`."""
-        return self._extractor.compiled(name, body, specs, is_open)
+    @property
+    def extractor(self) -> Extractor:
+        """Compiles the functions of this program."""
+        return self._extractor
 
     def is_worth_joining(self, weights: Backward) -> bool:
         """Returns whether joining the second halves of several microbatches saves time."""

@@ -123,7 +123,7 @@ class _AddingPasses:
                     results[position] = total + results[position]
                 return results
 
-            self._made[key] = program.compiled("adding", body, specs, is_open)
+            self._made[key] = program.extractor.compiled("adding", body, specs, is_open)
         return self._made[key]
 
 
