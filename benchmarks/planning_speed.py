@@ -155,9 +155,9 @@ def traced_step(
         warming_up = step.warming_up
 
         @contextlib.contextmanager
-        def rehearsing_timed(*args: Any) -> Iterator[None]:
-            with times.named("rehearsal"), warming_up(*args):
-                yield
+        def rehearsing_timed(*args: Any) -> Iterator[Any]:
+            with times.named("rehearsal"), warming_up(*args) as traces:
+                yield traces
 
         stack.enter_context(mock.patch.object(step, "warming_up", rehearsing_timed))
         with times.named("emit"):

@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS = 500.0
 """Less than pytest gives a test, and so much that a machine may have much else to do."""
 
+FORKS = os.environ.get("TESTS_FORKS") == "1"
+"""Whether ranks are forked unless a test says otherwise."""
+
 NOISE = ("WARNING: All log messages before absl", "oneDNN custom operations are on")
 
 
@@ -90,7 +93,7 @@ def run_ranks(
     join_seconds: float = 240.0,
     lost: Collection[int] = (),
     seconds: float = LIMIT_SECONDS,
-    fresh: bool = False,
+    fresh: bool = not FORKS,
 ) -> list[RankResult]:
     """Runs a script in n ranks without the launcher, so that nobody but they end them.
 
@@ -106,7 +109,8 @@ def run_ranks(
         seconds: After this the test fails, and all are killed.
         fresh: Whether each rank is an interpreter that was started for it, as tests of what
             happens at the start or the end of a process need. Else ranks may be forked from a
-            process that has imported TensorFlow and Keras, see `forks`.
+            process that has imported TensorFlow and Keras, see `forks`; so they are by default
+            where TESTS_FORKS=1.
     """
     token = secrets.token_hex(8)
     reservation, port = reserve_port("127.0.0.1")

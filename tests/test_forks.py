@@ -61,7 +61,10 @@ def told(results, word):
 
 @pytest.fixture(scope="module")
 def forked():
-    return check_ranks(REPORT, 2, {"partitions": 2}, args=["a", 1]), check_ranks(REPORT, 2)
+    return (
+        check_ranks(REPORT, 2, {"partitions": 2}, args=["a", 1], fresh=False),
+        check_ranks(REPORT, 2, fresh=False),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_what_a_forked_rank_has_started_ends_with_it(tmp_path):
     child = subprocess.Popen(["sleep", "600"])
     pathlib.Path(sys.argv[1]).write_text(str(child.pid))
     """
-    run_ranks(script, 1, args=[tmp_path / "child"])
+    run_ranks(script, 1, args=[tmp_path / "child"], fresh=False)
     child = int((tmp_path / "child").read_text())
     end = time.monotonic() + 20
     while alive(child) and time.monotonic() < end:
@@ -130,15 +133,15 @@ def test_what_a_forked_rank_has_started_ends_with_it(tmp_path):
 
 def test_a_rank_that_hangs_is_ended():
     with pytest.raises(AssertionError, match=r"ranks \[0\] did not end within 2 s\n.*\nwords"):
-        run_ranks("import time\nprint('words', flush=True)\ntime.sleep(600)\n", 1, seconds=2)
+        run_ranks(
+            "import time\nprint('words', flush=True)\ntime.sleep(600)\n", 1, seconds=2, fresh=False
+        )
 
 
-@pytest.mark.parametrize(
-    "name", ["TF_CPP_MIN_LOG_LEVEL", "TF_NUM_INTEROP_THREADS", "PYTHONHASHSEED"]
-)
+@pytest.mark.parametrize("name", ["TF_CPP_MIN_LOG_LEVEL", "PYTHONHASHSEED"])
 def test_what_an_import_may_have_read_is_a_reason_to_start_a_process(name):
     script = f"import os, sys; print('tensorflow' in sys.modules, os.environ[{name!r}])\n"
-    (result,) = check_ranks(script, 1, environ={name: "1"})
+    (result,) = check_ranks(script, 1, environ={name: "1"}, fresh=False)
     assert result.lines == ["False 1"]
 
 
@@ -163,7 +166,7 @@ def test_numbers_of_threads_are_read_after_the_fork():
 
 def test_of_many_ranks_the_last_ones_are_started():
     script = "import sys; print('tensorflow' in sys.modules)\n"
-    lines = [result.lines for result in check_ranks(script, forks.SERVERS + 1)]
+    lines = [result.lines for result in check_ranks(script, forks.SERVERS + 1, fresh=False)]
     assert lines == [["True"]] * forks.SERVERS + [["False"]]
 
 
@@ -171,7 +174,7 @@ def test_a_server_ends_with_the_process_that_has_started_it(tmp_path):
     """However that ends."""
     script = """
     import os, pathlib, signal, sys, forks, processes
-    processes.run_ranks("pass\\n", 2)
+    processes.run_ranks("pass\\n", 2, fresh=False)
     pids = [str(server._process.pid) for server in forks._servers]
     pathlib.Path(sys.argv[1]).write_text(" ".join(pids))
     os.kill(os.getpid(), signal.SIGKILL)

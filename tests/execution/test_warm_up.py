@@ -90,3 +90,63 @@ def test_losses_that_layers_add_are_there_in_the_first_run_too(smp_init):
 
     forward(X)
     assert seen == [2, 2, 2]
+
+
+def test_sparse_gradients_are_sparse_in_the_first_run_too(smp_init):
+    """A step's function may ask for the type of a gradient, or read its rows."""
+    smp_init(TWO_BY_TWO)
+    inputs = keras.Input((3,), dtype="int32")
+    hidden = keras.layers.Embedding(7, 4)(inputs)
+    model = smp.DistributedModel(inputs, keras.layers.Dense(2)(hidden))
+
+    @smp.step
+    def backward(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(model(x, training=True))
+        gradient = tape.gradient(loss, model.trainable_variables)[0]
+        assert isinstance(gradient, tf.IndexedSlices)
+        return gradient.indices
+
+    assert backward(tf.zeros([4, 3], tf.int32)).concat().shape == (12,)
+
+
+@pytest.mark.parametrize("orders", [1, 2, 3])
+def test_gradients_of_gradients_are_there_in_the_first_run_too(smp_init, orders):
+    smp_init(TWO_BY_TWO)
+    model = Net()
+
+    @smp.step
+    def backward(x):
+        def derivative(order):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                value = tf.reduce_sum(model(x) if order == 1 else derivative(order - 1) ** 2)
+            return tape.gradient(value, x)
+
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(derivative(orders) ** 2)
+        gradient = tape.gradient(loss, model.trainable_variables[0])
+        return 2.0 * gradient, loss
+
+    gradients, _ = backward(X)
+    assert len(gradients) == 2
+
+
+def test_the_trace_that_partitions_a_model_is_used_again(smp_init):
+    smp_init(TWO_BY_TWO)
+    calls = []
+
+    class Counting(keras.layers.Dense):
+        def call(self, x):
+            calls.append(type(x).__name__)
+            return super().call(x)
+
+    model = smp.DistributedModel.from_keras(keras.Sequential([keras.Input((5,)), Counting(2)]))
+    calls.clear()
+
+    @smp.step
+    def forward(x):
+        return model(x)
+
+    forward(X)
+    assert len(calls) == 2  # the other one is the first run, of the plain model

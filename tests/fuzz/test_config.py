@@ -49,6 +49,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "transport": ("auto", "collective"),
     "pieces_per_partition": (1, 2),
     "check_finite": (True, False),
+    "shard_optimizer_state": (True, False),
 }
 NAMES = (*RIGHT, *ALIASES)
 

@@ -76,3 +76,26 @@ def test_gradients_of_a_variable_that_the_step_assigns(smp_init):
         factor -= 0.01 * expected[-1]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(float(model.factor), factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_frozen_variable_has_a_gradient_only_where_a_tape_watches_it(smp_init, watched):
+    smp_init(MANY)
+    model = Net()
+    model.hidden.trainable = False  # before it has variables, which TensorFlow then knows
+    model(batch(8))
+    found = []
+
+    @smp.step
+    def backward(x):
+        with tf.GradientTape() as tape:
+            if watched:
+                tape.watch(model.hidden.kernel.value)
+            loss = tf.reduce_sum(model(x, training=True) ** 2)
+        gradient = tape.gradient(loss, model.hidden.kernel.value)
+        found.append(gradient is not None)
+        return loss, gradient
+
+    backward(batch(8))
+    assert found == [watched] * len(found)
+    assert len(found) >= 4

@@ -330,7 +330,8 @@ def is_followed() -> bool:
 
 def record_read(variable: Variable, value: Tensor) -> None:
     """Records on tapes that a tensor is the value of a variable, as TensorFlow's read does."""
-    tape.variable_accessed(variable)
+    if variable.trainable:  # tapes watch others only if told to
+        tape.variable_accessed(variable)
     record.record_operation(
         "ReadVariableOp",
         [value],

@@ -42,6 +42,23 @@ class Forward:
 
 
 @dataclass(frozen=True, eq=False)
+class RecomputePass:
+    """What runs before a backward pass to compute what the forward pass has not kept.
+
+    It is a call of its own, so that TensorFlow optimizes the backward pass as without it.
+
+    Attributes:
+        function: Takes `feeds` and returns `fetches`.
+        feeds: The segment's inputs, variables and kept tensors that it reads.
+        fetches: Tensors of the forward pass.
+    """
+
+    function: ConcreteFunction
+    feeds: tuple[Tensor, ...]
+    fetches: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Backward:
     """A backward pass of a segment, or one half of a split one.
 
@@ -56,6 +73,8 @@ class Backward:
             computes all gradients.
         looked_at: Tensors that the flags describe: upstream gradients from the loss, and gradients;
             empty unless checks were requested.
+        recompute: Runs before, and computes tensors that this pass and `weights` read; None if the
+            forward pass has kept all of them.
     """
 
     function: ConcreteFunction
@@ -64,6 +83,7 @@ class Backward:
     handed: tuple[Tensor, ...] = ()
     weights: Backward | None = None
     looked_at: tuple[Tensor, ...] = ()
+    recompute: RecomputePass | None = None
 
 
 Pass = Forward | Backward

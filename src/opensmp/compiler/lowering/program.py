@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import tensorflow as tf
@@ -19,7 +19,7 @@ from opensmp.compiler.lowering.gradients import (
     repeated,
     residuals,
 )
-from opensmp.compiler.lowering.passes import Backward, Forward
+from opensmp.compiler.lowering.passes import Backward, Forward, RecomputePass
 from opensmp.compiler.lowering.segments import Segment, cut
 from opensmp.compiler.lowering.split_backward import split
 from opensmp.compiler.lowering.weight_gradient_fusion import is_worth_joining, joint
@@ -31,12 +31,6 @@ from opensmp.compiler.trace.intermediate_outputs import taps
 from opensmp.compiler.trace.layer_calls import operation_labels
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.errors import StepError
-
-Call = Callable[[ConcreteFunction, Sequence[Tensor]], list[Tensor]]
-
-
-def _plain_call(function: ConcreteFunction, args: Sequence[Tensor]) -> list[Tensor]:
-    return list(function(*args))
 
 
 class Program:
@@ -56,7 +50,6 @@ class Program:
             segment without input gradients is split as well.
         checks_finite: Whether forward passes also return which activations are finite.
         recompute: Which operations backward passes run again, instead of keeping their results.
-        call: Emits the call of a function by another one.
     """
 
     def __init__(
@@ -70,7 +63,6 @@ class Program:
         joins: bool = False,
         checks_finite: bool = False,
         recompute: Policy | None = None,
-        call: Call = _plain_call,
     ) -> None:
         self.traced = traced
         self.plan = plan
@@ -84,7 +76,6 @@ class Program:
         self._split_backward = split_backward
         self._joins = joins
         self._checks_finite = checks_finite
-        self._call = call
         self._read: dict[int, tuple[Tensor, ...]] = {}  # by backward passes, kept or not
         self._held: dict[int, tuple[Tensor, ...]] = {}
         self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
@@ -194,19 +185,16 @@ class Program:
             )
         return self._open[backward]
 
-    def compiled(
-        self,
-        name: str,
-        body: Callable[..., list[Tensor]],
-        specs: Sequence[Tensor],
-        is_open: bool = False,
-    ) -> ConcreteFunction:
-        """Compiles a function that calls passes of this program; see `Extractor.compiled`."""
-        return self._extractor.compiled(name, body, specs, is_open)
+    @property
+    def extractor(self) -> Extractor:
+        """Compiles the functions of this program."""
+        return self._extractor
 
     def is_worth_joining(self, weights: Backward) -> bool:
         """Returns whether joining the second halves of several microbatches saves time."""
-        return self._joins and is_worth_joining(weights, self._captured)
+        # Joined passes that recompute would hold what they computed for all microbatches at once.
+        is_alone = weights.recompute is not None
+        return self._joins and not is_alone and is_worth_joining(weights, self._captured)
 
     def joint(
         self,
@@ -301,43 +289,24 @@ class Program:
         self._backward[key] = whole
 
     def _recomputing(self, segment: Segment, backward: Backward) -> Backward:
-        """Returns a backward pass that computes what the forward pass has not kept, then runs.
-
-        Both parts are calls of their own, so that TensorFlow optimizes the pass itself as without
-        recomputation.
-        """
+        """Returns a backward pass after one that computes what the forward pass has not kept."""
         forward, held = self._forward[segment.index], self._held[segment.index]
         there = {id(t) for t in (*forward.feeds, *held, *backward.gradient.upstream)}
-        weights = backward.weights.feeds if backward.weights is not None else ()
-        there_later = there | {id(t) for t in backward.handed}
-        now = [t for t in backward.feeds if id(t) not in there]
-        later = [t for t in weights if id(t) not in there_later]
-        wanted = tuple({id(t): t for t in (*now, *later)}.values())
+        later = backward.weights.feeds if backward.weights is not None else ()
+        later = tuple(t for t in later if all(t is not handed for handed in backward.handed))
+        wanted = {id(t): t for t in (*backward.feeds, *later) if id(t) not in there}
         if not wanted:
             return backward
         stop = {id(t) for t in (*forward.feeds, *held)} | self._captured
-        operations = needed([t.op for t in wanted], stop, lambda op: False)
+        operations = needed([t.op for t in wanted.values()], stop, lambda op: False)
         self._refuse_other_results(segment, [op for op in operations if op in segment.operations])
         read = {id(t) for op in operations for t in op.inputs}
-        feeds = [t for t in (*forward.feeds, *held) if id(t) in read]
+        feeds = tuple(t for t in (*forward.feeds, *held) if id(t) in read)
         pinned = _with_fewer_readers(segment, operations)
-        fetches = tuple({id(t): t for t in (*wanted, *pinned)}.values())
-        again = self._extractor.function(f"A{segment.index}", feeds, fetches, returns_all=True)
-        given = [t for t in backward.feeds if id(t) in there]
-        specs = tuple({id(t): t for t in (*feeds, *given)}.values())
-        size = len(backward.gradient.flat) + len(backward.handed)
-
-        def body(*args: Tensor) -> list[Tensor]:
-            values = dict(zip(map(id, specs), args, strict=True))
-            for spec, arg in zip(specs, args, strict=True):
-                _private.copy_handle_data(spec, arg)
-            computed = self._call(again, [values[id(t)] for t in feeds])
-            values.update(zip(map(id, fetches), computed, strict=True))
-            results = self._call(backward.function, [values[id(t)] for t in backward.feeds])
-            return [*results[:size], *(values[id(t)] for t in later), *results[size:]]
-
-        function = self._extractor.compiled(f"B{segment.index}", body, specs)
-        return replace(backward, function=function, feeds=specs, handed=(*backward.handed, *later))
+        fetches = tuple((wanted | {id(t): t for t in pinned}).values())
+        name = f"A{segment.index}"
+        function = self._extractor.function(name, feeds, fetches, returns_all=True)
+        return replace(backward, recompute=RecomputePass(function, feeds, fetches))
 
     def _extract(
         self,

@@ -54,10 +54,12 @@ def _kept(program: Program, segment: Segment) -> list[Tensor]:
     leaves = {id(t) for t in (*segment.variables, *segment.captures)}
     found: dict[int, Tensor] = {}
     half: Backward | None = backward
-    handed: set[int] = set()
+    again = backward.recompute if backward is not None else None
+    made_later = {id(t) for t in again.fetches} if again is not None else set()
+    feeds = again.feeds if again is not None else ()
     while half is not None:
-        skipped = leaves | handed | {id(t) for t in half.gradient.upstream}
-        for tensor in half.feeds:
+        skipped = leaves | made_later | {id(t) for t in half.gradient.upstream}
+        for tensor in (*feeds, *half.feeds):
             if id(tensor) in skipped:
                 continue
             root = tensor
@@ -65,6 +67,7 @@ def _kept(program: Program, segment: Segment) -> list[Tensor]:
                 root = root.op.inputs[root.value_index if root.op.type == "IdentityN" else 0]
             if id(root) not in leaves:
                 found[id(root)] = root
-        handed |= {id(t) for t in half.handed}
+        made_later |= {id(t) for t in half.handed}
+        feeds = ()
         half = half.weights
     return list(found.values())

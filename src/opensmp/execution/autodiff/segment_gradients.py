@@ -14,14 +14,14 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.types import Tensor
-from opensmp.compiler.lowering.passes import Pass
+from opensmp.compiler.lowering.passes import Pass, RecomputePass
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.trace.differentiable import is_differentiable, is_differentiable_number
 from opensmp.errors import StepError
 from opensmp.execution.emission.emit_call import SECOND_ORDER
 
-Emit = Callable[[str, Pass, Sequence[Tensor]], list[Tensor]]
+Emit = Callable[[str, Pass | RecomputePass, Sequence[Tensor]], list[Tensor]]
 
 
 FROM_OUTSIDE = (
@@ -212,6 +212,11 @@ def _required_gradients(
     values = values | {id(p): values[_upstream(t)] for p, t in upstream}
     found: dict[int, Any] = {}
     half, kind = backward, "B"
+    if backward.recompute is not None:
+        again = backward.recompute
+        with _private.stop_recording():
+            computed = emit("A", again, [values[id(t)] for t in again.feeds])
+        values |= dict(zip(map(id, again.fetches), computed, strict=True))
     while True:
         args = [values[id(t)] for t in half.feeds]
         with _private.stop_recording():

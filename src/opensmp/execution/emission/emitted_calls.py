@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.base.types import Tensor
+from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.watchdog.root_cause import is_careful
 from opensmp.distributed.world import World
@@ -35,6 +35,7 @@ class EmittedCalls:
         self._num_microbatches = num_microbatches
         self._stamps = stamps
         self.tasks: dict[Action, Task] = {}
+        self._before: dict[Action, tuple[Op, Tensor | None]] = {}
 
     @property
     def is_ordered(self) -> bool:
@@ -81,12 +82,14 @@ class EmittedCalls:
         with tf.device(self.device(partition)):
             one_thread = self.in_one_thread(action)
             emit = functools.partial(emit_call, function, args, f"smp_{action.text}", one_thread)
+            before, start = self._before.get(action, (None, None))
             if self._stamps is None:
                 call, results = emit()
-                first = last = call
+                first, last = before or call, call
             else:
-                first, call, last, results = self._stamps.around(action, args, emit)
-        ops = tuple(dict.fromkeys((first, call, last, *(t.op for t in results))))
+                first, call, last, results = self._stamps.around(action, args, emit, start)
+        calls = (first, call, last) if before is None else (first, before, call, last)
+        ops = tuple(dict.fromkeys((*calls, *(t.op for t in results))))
         self.tasks[action] = Task(action, partition, first, last, ops, microbatches)
         return results
 
@@ -94,16 +97,23 @@ class EmittedCalls:
         """Whether a call runs in a single thread, see `emit_call`."""
         return (self._world.one_core_each and not self.is_open(action)) or is_careful()
 
-    def call_inside(self, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
-        """Emits a call in the body of a function that the step calls, and returns its results.
+    def emit_before(
+        self, action: Action, partition: int, function: Any, args: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Emits a call that becomes the first part of the task of `action`, which is emitted next.
 
-        A call that runs in a single thread would wait forever for one that needs another thread.
+        Returns its results. It does not wait for arguments that only the task's own call reads.
         """
-        one_thread = self._world.one_core_each or is_careful()
-        return emit_call(function, args, "inside", one_thread)[1]
+        with tf.device(self.device(partition)):
+            stamp = None if self._stamps is None else self._stamps.start(args)
+            with tf.control_dependencies([] if stamp is None else [stamp]):
+                one_thread = self.in_one_thread(action)
+                call, results = emit_call(function, args, f"smp_A_{action.text}", one_thread)
+        self._before[action] = call, stamp
+        return results
 
     def emit_again(self, action: Action, function: Any, args: Sequence[Tensor]) -> list[Tensor]:
-        """Emits a call that replaces the task of `action`, and returns its results."""
+        """Emits a call that replaces that of the task of `action`, and returns its results."""
         return self.emit(action, self.tasks.pop(action).partition, function, args)
 
     def emit_joined(self, group: Sequence[WeightGradientPass]) -> list[Tensor]:

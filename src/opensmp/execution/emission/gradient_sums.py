@@ -31,6 +31,24 @@ from opensmp.execution.emission.weight_gradient_batching import (
     summable,
 )
 
+# Operations whose results TensorFlow's graph optimizer does not combine with an addition.
+_NO_SUMS = frozenset(
+    (
+        "BatchMatMul",
+        "BatchMatMulV2",
+        "BiasAddGrad",
+        "Conv2DBackpropFilter",
+        "Conv3DBackpropFilterV2",
+        "DepthwiseConv2dNativeBackpropFilter",
+        "Einsum",
+        "FusedBatchNormGradV3",
+        "MatMul",
+        "Reshape",
+        "Sum",
+        "Transpose",
+    )
+)
+
 
 @dataclass(frozen=True, eq=False)
 class RunningSum:
@@ -78,8 +96,9 @@ class _AddingPasses:
     ) -> ConcreteFunction:
         """Takes the arguments of a pass, then a sum for each dense gradient; returns its results.
 
-        The dense gradients among the results are added to the sums. The pass itself stays a
-        function of its own, so that TensorFlow cannot change the order of the additions.
+        The dense gradients among the results are added to the sums. If a gradient is a sum itself,
+        the pass stays a function of its own, so that TensorFlow cannot change the order of the
+        additions; a call less takes less time otherwise.
 
         Args:
             program: The lowered model.
@@ -89,9 +108,11 @@ class _AddingPasses:
         """
         key = weights, is_open, one_thread
         if key not in self._made:
-            inner = program.open(weights) if is_open else weights.function
             positions = _dense_positions(weights)
-            specs = [*weights.feeds, *(weights.gradient.flat[i] for i in positions)]
+            gradients = [weights.gradient.flat[i] for i in positions]
+            is_apart = not all(gradient.op.type in _NO_SUMS for gradient in gradients)
+            inner = program.open(weights) if is_open or not is_apart else weights.function
+            specs = [*weights.feeds, *gradients]
 
             def body(*args: Tensor) -> list[Tensor]:
                 for spec, arg in zip(specs, args, strict=True):
@@ -102,7 +123,7 @@ class _AddingPasses:
                     results[position] = total + results[position]
                 return results
 
-            self._made[key] = program.compiled("adding", body, specs, is_open)
+            self._made[key] = program.extractor.compiled("adding", body, specs, is_open)
         return self._made[key]
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.types import Gradient, Op, Tensor
-from opensmp.compiler.lowering.passes import Backward, Forward, Pass
+from opensmp.compiler.lowering.passes import Backward, Forward, Pass, RecomputePass
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
@@ -229,7 +229,6 @@ class Pipeline:
                 joins=self._group_size > 1,
                 checks_finite=self._checks is not None,
                 recompute=policy,
-                call=self._emitted.call_inside,
             )
 
         policy = self._recompute.policy(plan, self._microbatch)
@@ -247,10 +246,17 @@ class Pipeline:
         number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
         microbatch = self._microbatch
 
-        def emit(kind: str, what: Pass, args: Sequence[Tensor]) -> list[Tensor]:
+        def emit(kind: str, what: Pass | RecomputePass, args: Sequence[Tensor]) -> list[Tensor]:
             self._refuse_when_finished()
             if len(self._world.mp_group) > 1:
                 refuse_jacobian(program.traced.name)
+            if isinstance(what, RecomputePass):
+                action = self._emitted.action("B", number, microbatch)
+                partition = segment.partition
+                results = self._emitted.emit_before(action, partition, what.function, args)
+                place = Place("B", partition, microbatch, program.layers(segment))
+                note(results[0].op.name, place)
+                return results
             action = self._emitted.action(kind, number, microbatch)
             function = what.function
             if isinstance(what, Backward) and self._emitted.is_open(action):

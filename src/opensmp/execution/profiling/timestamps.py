@@ -70,8 +70,17 @@ class Stamps:
         self._numbers = itertools.count()
         self._unknown: Tensor | None = None  # TensorFlow would fold calls of a constant
 
+    def start(self, args: Sequence[Tensor]) -> Tensor:
+        """Emits a stamp that waits for `args` on the current device."""
+        with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
+            return self._stamp()
+
     def around(
-        self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
+        self,
+        action: Action,
+        args: Sequence[Tensor],
+        emit: Callable[[], tuple[Op, list[Tensor]]],
+        start: Tensor | None = None,
     ) -> tuple[Op, Op, Op, list[Tensor]]:
         """Emits a call between two stamps on the current device.
 
@@ -79,13 +88,13 @@ class Stamps:
             action: The action that the call performs.
             args: The call's arguments; the first stamp waits for all of them.
             emit: Emits the call.
+            start: The first stamp, if another call of the same task came before.
 
         Returns:
             The first stamp's operation, which is the one to delay; the call; the second stamp's
             operation; and the call's results, which become available after the second stamp.
         """
-        with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
-            start = self._stamp()
+        start = self.start(args) if start is None else start
         with tf.control_dependencies([start]):
             call, results = emit()
         with tf.control_dependencies([call]):

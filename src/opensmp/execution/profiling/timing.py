@@ -137,8 +137,14 @@ def segment_seconds(
         if output.dtype == tf.variant:
             return None
         values[id(upstream)] = tf.ones_like(values[id(output)])
+    again, recomputing = backward.recompute, 0.0
+    if again is not None:
+        feeds = [values[id(t)] for t in again.feeds]
+        recomputing = seconds_per_call(again.function, feeds, repeats, clock, pick)
+        values.update(zip(map(id, again.fetches), again.function(*feeds), strict=True))
     feeds = [values[id(t)] for t in backward.feeds]
-    return seconds, seconds_per_call(backward.function, feeds, repeats, clock, pick)
+    alone = seconds_per_call(backward.function, feeds, repeats, clock, pick)
+    return seconds, recomputing + alone
 
 
 def _differentiated(traced: TracedGraph, segment: Segment) -> list[Tensor]:
