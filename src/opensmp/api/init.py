@@ -159,6 +159,7 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
         mp_group=mp_group,
         dp_group=dp_group,
         one_core_each=devices.have_one_core_each(own_devices),
+        nested_calls=devices.nested_calls(own_devices),
         sums_early=len(dp_group) > 1
         and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
     )
@@ -190,7 +191,8 @@ def _prepare(
 ) -> tuple[str, ...]:
     """Assigns devices to all partitions and creates those of the partitions this process owns."""
     assigned = devices.assign(config, num_gpus, own, members.local_rank, members.local_size)
-    devices.prepare([assigned[partition] for partition in own], members.local_size)
+    own_devices = [assigned[partition] for partition in own]
+    devices.prepare(own_devices, members.local_size, finite_checks.is_wanted(config))
     return assigned
 
 

@@ -89,12 +89,13 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
     )
 
 
-def prepare(devices: Sequence[str], local_size: int = 1) -> None:
+def prepare(devices: Sequence[str], local_size: int = 1, nests: bool = False) -> None:
     """Creates the devices and configures TensorFlow to use them concurrently.
 
     Args:
         devices: Logical devices of this process's partitions, from `assign`.
         local_size: Number of processes that share the cores of this machine.
+        nests: Whether calls of functions wait for functions that they call; see `nested_calls`.
 
     Raises:
         AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
@@ -103,7 +104,7 @@ def prepare(devices: Sequence[str], local_size: int = 1) -> None:
     if cpus:
         _make_cpu_devices(1 + max(_index(name) for name in cpus), len(devices))
     if len(cpus) * local_size > 1:
-        _share_threads(len(cpus), local_size)
+        _share_threads(len(cpus), local_size, nests)
     if len(cpus) < len(devices):
         _grow_gpu_memory()
     if not tf.config.get_soft_device_placement():
@@ -120,6 +121,19 @@ def have_one_core_each(devices: Sequence[str]) -> bool:
     """
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return threads == 1 and all(name.startswith("/device:CPU:") for name in devices)
+
+
+def nested_calls(devices: Sequence[str]) -> int:
+    """How deep functions may call others if each partition runs its function in one thread.
+
+    That thread waits for the function that is called, which runs in another one. Unless a thread is
+    left when all partitions wait, they wait forever.
+
+    Args:
+        devices: Logical devices of this process's partitions, after `prepare`.
+    """
+    threads = tf.config.threading.get_inter_op_parallelism_threads() or _usable_cores()
+    return max(0, (threads - 1) // len(devices))
 
 
 def _make_cpu_devices(count: int, partitions: int) -> None:
@@ -146,7 +160,7 @@ def _make_cpu_devices(count: int, partitions: int) -> None:
         ) from error
 
 
-def _share_threads(num_cpus: int, local_size: int) -> None:
+def _share_threads(num_cpus: int, local_size: int, nests: bool) -> None:
     """Sizes TensorFlow's thread pools so that partitions on CPU devices overlap.
 
     Processes of one machine divide its cores. All CPU devices of a process share one pool per kind.
@@ -162,8 +176,9 @@ def _share_threads(num_cpus: int, local_size: int) -> None:
             threading.set_intra_op_parallelism_threads(intra)
             _pool_sizes["TF_NUM_INTRAOP_THREADS"] = intra
         if _is_ours("TF_NUM_INTEROP_THREADS", inter):
-            # One more than partitions if there are sends and receives to overlap.
-            inter = num_cpus + 1 if local_size > 1 else max(2, num_cpus)
+            # One more than partitions if there are sends and receives to overlap, or functions
+            # that partitions wait for.
+            inter = num_cpus + 1 if local_size > 1 or nests else max(2, num_cpus)
             threading.set_inter_op_parallelism_threads(inter)
             _pool_sizes["TF_NUM_INTEROP_THREADS"] = inter
     except RuntimeError:

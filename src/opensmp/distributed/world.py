@@ -200,6 +200,8 @@ class World:
         mp_group: Ranks of this process's model replica.
         dp_group: Ranks that own the same partitions as this process.
         one_core_each: Whether each partition of this process has one CPU core to itself.
+        nested_calls: How deep functions may call others in a partition that has one core to itself;
+            see `opensmp.distributed.devices.nested_calls`.
         sums_early: Whether gradients are all-reduced over the replicas while the backward pass
             continues with earlier layers. Between CPUs of one machine this would only take time
             from the cores that compute.
@@ -214,6 +216,7 @@ class World:
     mp_group: tuple[int, ...] = (0,)
     dp_group: tuple[int, ...] = (0,)
     one_core_each: bool = False
+    nested_calls: int = 0
     sums_early: bool = False
 
     @property

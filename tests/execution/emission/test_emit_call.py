@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from opensmp.errors import StepError
-from opensmp.execution.emission.emit_call import emit_call, has_control_flow
+from opensmp.execution.autodiff import segment_gradients  # noqa: F401 (registers a gradient)
+from opensmp.execution.emission.emit_call import emit_call, has_control_flow, nested_calls
 
 
 @pytest.fixture
@@ -127,3 +128,19 @@ def test_a_call_with_a_loop_in_it_keeps_its_executor():
     assert has_control_flow(concrete)
     run = tf.function(lambda x: emit_call(concrete, [x], "call", True)[1][0])
     assert float(run(tf.constant(2.0))) == 16.0
+
+
+def _units(body):
+    attributes = {"_noinline": True}
+    function = tf.function(body, autograph=False, experimental_attributes=attributes)
+    return function.get_concrete_function(tf.TensorSpec([], tf.float32))
+
+
+def test_nested_calls_are_counted_to_the_deepest() -> None:
+    plain = _units(lambda x: x + 1.0)
+    calls = _units(lambda x: emit_call(plain, [x], "call")[1][0] * 2.0)
+    twice = _units(lambda x: emit_call(calls, [x], "call")[1][0] + plain(x))
+    branches = _units(lambda x: tf.cond(x > 0.0, lambda: calls(x), lambda: x))
+    loops = _units(lambda x: tf.while_loop(lambda y: y < 9.0, lambda y: [twice(y)], [x])[0])
+    found = [nested_calls(each) for each in (plain, calls, twice, branches, loops)]
+    assert found == [0, 1, 2, 3, 4]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -28,6 +29,31 @@ def has_control_flow(function: ConcreteFunction) -> bool:
             for node in (*graph.node, *nodes)
         )
     return _with_control_flow[function]
+
+
+_depths: weakref.WeakKeyDictionary[ConcreteFunction, int] = weakref.WeakKeyDictionary()
+
+
+def nested_calls(function: ConcreteFunction) -> int:
+    """How deep a function's operations call other functions: 0 if none does."""
+    if function not in _depths:
+        graph = function.graph.as_graph_def()
+        bodies = {part.signature.name: part.node_def for part in graph.library.function}
+        found: dict[str, int] = {}
+
+        def depth(nodes: Iterable[Any]) -> int:
+            values = (value for node in nodes for value in node.attr.values())
+            names = (each.name for value in values for each in (value.func, *value.list.func))
+            return max((1 + of_function(name) for name in names if name), default=0)
+
+        def of_function(name: str) -> int:
+            if name not in found:
+                found[name] = 0  # of a function that calls itself
+                found[name] = depth(bodies.get(name, ()))
+            return found[name]
+
+        _depths[function] = depth(graph.node)
+    return _depths[function]
 
 
 def emit_call(

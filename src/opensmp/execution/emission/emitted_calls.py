@@ -8,11 +8,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.base.types import Op, Tensor
+from opensmp.base.types import ConcreteFunction, Op, Tensor
 from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.watchdog.root_cause import is_careful
 from opensmp.distributed.world import World
-from opensmp.execution.emission.emit_call import emit_call
+from opensmp.execution.emission.emit_call import emit_call, nested_calls
 from opensmp.execution.emission.task_graph import Task
 from opensmp.execution.emission.weight_gradient_batching import WeightGradientPass
 from opensmp.execution.profiling.timestamps import Stamps
@@ -80,7 +80,7 @@ class EmittedCalls:
     ) -> list[Tensor]:
         """Emits a call on the partition's device and records it as the task of `action`."""
         with tf.device(self.device(partition)):
-            one_thread = self.in_one_thread(action)
+            one_thread = self.in_one_thread(action, function)
             emit = functools.partial(emit_call, function, args, f"smp_{action.text}", one_thread)
             before, start = self._before.get(action, (None, None))
             if self._stamps is None:
@@ -93,9 +93,13 @@ class EmittedCalls:
         self.tasks[action] = Task(action, partition, first, last, ops, microbatches)
         return results
 
-    def in_one_thread(self, action: Action) -> bool:
-        """Whether a call runs in a single thread, see `emit_call`."""
-        return (self._world.one_core_each and not self.is_open(action)) or is_careful()
+    def in_one_thread(self, action: Action, function: ConcreteFunction) -> bool:
+        """Whether a call runs in a single thread, see `emit_call`.
+
+        Not if that thread could wait forever for a function that the called one calls.
+        """
+        is_wanted = (self._world.one_core_each and not self.is_open(action)) or is_careful()
+        return is_wanted and nested_calls(function) <= self._world.nested_calls
 
     def emit_before(
         self, action: Action, partition: int, function: Any, args: Sequence[Tensor]
@@ -107,7 +111,7 @@ class EmittedCalls:
         with tf.device(self.device(partition)):
             stamp = None if self._stamps is None else self._stamps.start(args)
             with tf.control_dependencies([] if stamp is None else [stamp]):
-                one_thread = self.in_one_thread(action)
+                one_thread = self.in_one_thread(action, function)
                 call, results = emit_call(function, args, f"smp_A_{action.text}", one_thread)
         self._before[action] = call, stamp
         return results

@@ -104,7 +104,7 @@ class _AddingPasses:
             program: The lowered model.
             weights: The pass.
             is_open: Whether calls yield each result as soon as it is computed.
-            one_thread: Whether the pass runs in a single thread.
+            one_thread: Whether the pass runs in a single thread if it is a function of its own.
         """
         key = weights, is_open, one_thread
         if key not in self._made:
@@ -197,6 +197,7 @@ class GradientSums:
 
     def _emit_adding(self, half: WeightGradientPass, totals: Sequence[Tensor]) -> list[Tensor]:
         action = half.action
-        is_open, one_thread = self._emitted.is_open(action), self._emitted.in_one_thread(action)
+        is_open = self._emitted.is_open(action)
+        one_thread = self._emitted.in_one_thread(action, half.weights.function)
         function = self._adding.function(half.program, half.weights, is_open, one_thread)
         return self._emitted.emit_again(action, function, [*half.args, *totals])
