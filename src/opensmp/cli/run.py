@@ -17,7 +17,7 @@ import typer
 
 from opensmp.base.message_text import shown
 from opensmp.cli.options import command, key_option
-from opensmp.cli.process_group import GRACE_SECONDS, Outcome, Ranks
+from opensmp.cli.process_group import GRACE_SECONDS, Ranks, RunResult
 from opensmp.cli.restarts import Restarts, known_layout
 from opensmp.cli.run_options import RunOptions
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
@@ -63,7 +63,7 @@ def run(options: RunOptions) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> Outcome:
+def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> RunResult:
     """Starts `size` ranks and waits for their end."""
     token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
     environments = [

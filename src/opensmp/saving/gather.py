@@ -16,7 +16,7 @@ from opensmp.compiler.trace.variables import is_keras, tf_dtype, tf_variable
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
-from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
+from opensmp.saving.collective_errors import RankResult, first_error, result_of_error
 from opensmp.saving.collective_errors import gathered as outcomes_of_all
 
 WRITER = 0
@@ -130,7 +130,7 @@ def together(what: str, work: Callable[[], Any]) -> Any:
         result = work()
     except Exception as error:
         failure = error
-    outcome = Outcome() if failure is None else outcome_of(failure)
+    outcome = RankResult() if failure is None else result_of_error(failure)
     text = first_error(outcomes_of_all(outcome, range(here.size), what))
     if failure is not None:
         raise failure

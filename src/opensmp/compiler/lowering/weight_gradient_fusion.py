@@ -35,7 +35,7 @@ def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
     return 2 * sum(_size(product.gradient) for product in products.values()) > sum(sizes)
 
 
-def joint(
+def fuse_weight_gradients(
     extractor: Extractor,
     weights: Backward,
     is_shared: Sequence[bool],
@@ -43,7 +43,7 @@ def joint(
     captured: Collection[int],
     is_open: bool,
 ) -> ConcreteFunction:
-    """Builds the function for the summed gradients of several microbatches; see `Program.joint`."""
+    """Builds the function that `Program.fused_weight_gradients` returns."""
     feeds, gradient = weights.feeds, weights.gradient
     products = _products(weights, captured)
     wanted: dict[int, Tensor] = {}

@@ -58,7 +58,7 @@ class _Parcel(NamedTuple):
     unpack: Callable[[Tensor], Tensor]
 
 
-def sum_over(
+def all_reduce(
     tensors: Sequence[Tensor], ranks: Sequence[int], *, mean: bool = False, name: str = "a sum"
 ) -> list[Tensor]:
     """All-reduces each tensor over the processes of a group by sum. All of them call it.
@@ -77,7 +77,7 @@ def sum_over(
 
     Example:
         ```python
-        (total,) = sum_over([tf.constant([1.0, 2.0])], ranks=(0, 1))
+        (total,) = all_reduce([tf.constant([1.0, 2.0])], ranks=(0, 1))
         ```
     """
     members = tuple(ranks)
@@ -136,7 +136,7 @@ def replace_by(
     is_root = cluster.needed(name, members).rank == root
     bits = [bits_of(tensor) for tensor in tensors]
     given = [t if is_root else tf.zeros_like(t) for t in bits]
-    sums = sum_over(given, members, name=f"{name} from rank {root}")
+    sums = all_reduce(given, members, name=f"{name} from rank {root}")
     return [from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
 
 

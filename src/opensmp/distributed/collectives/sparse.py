@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from opensmp.base.types import Tensor
-from opensmp.distributed.collectives.reduce import gather_rows, sum_over
+from opensmp.distributed.collectives.reduce import all_reduce, gather_rows
 from opensmp.distributed.launch import cluster
 
 _GATHERED = (tf.float32, tf.float64)
@@ -40,7 +40,7 @@ def slices_of_all(
     # The numbers of slices differ: each rank pads with zeros where the others have theirs.
     me = members.index(cluster.needed(name, members).rank)
     own = tf.shape(indices)[0]
-    (counts,) = sum_over(
+    (counts,) = all_reduce(
         [own * tf.one_hot(me, len(members), dtype=tf.int32)], members, name=f"counting for {name}"
     )
     around = [tf.reduce_sum(counts[:me]), tf.reduce_sum(counts[me + 1 :])]
@@ -48,5 +48,5 @@ def slices_of_all(
     def padded(tensor: Tensor) -> Tensor:
         return tf.pad(tensor, [around] + [[0, 0]] * (tensor.shape.rank - 1))
 
-    values, indices = sum_over([padded(values), padded(indices)], members, name=name)
+    values, indices = all_reduce([padded(values), padded(indices)], members, name=name)
     return tf.IndexedSlices(values, indices, slices.dense_shape)

@@ -19,7 +19,7 @@ from opensmp.base.types import Gradient, Tensor, Variable
 from opensmp.compiler.trace.variables import tf_dtype, tf_variable
 from opensmp.distributed.collectives.chunks import CHUNK_BYTES
 from opensmp.distributed.collectives.clipping import clipping
-from opensmp.distributed.collectives.reduce import bits_of, from_bits, gather_rows, sum_over
+from opensmp.distributed.collectives.reduce import all_reduce, bits_of, from_bits, gather_rows
 from opensmp.distributed.world import DP_GROUP, World
 
 _NAME = "shard_optimizer_state"
@@ -88,7 +88,9 @@ class Updates:
         sums = [tf.zeros([], tf.float64)] * num_all
         for place, square in zip(places, squares, strict=True):
             sums[place] = tf.cast(square, tf.float64)
-        (total,) = sum_over([tf.stack(sums)], self._world.dp_group, name=f"{_NAME} global_clipnorm")
+        (total,) = all_reduce(
+            [tf.stack(sums)], self._world.dp_group, name=f"{_NAME} global_clipnorm"
+        )
         if not gradients:
             return []
         norm = tf.sqrt(tf.reduce_sum(tf.cast(total, squares[0].dtype)))

@@ -31,7 +31,7 @@ from typing import NamedTuple
 from opensmp.distributed.channel.channel import Channel, Message, readable
 from opensmp.distributed.watchdog import deadlock
 from opensmp.distributed.watchdog.call_log import FINISHED, CallLog, Report, waits
-from opensmp.distributed.watchdog.recovery_rounds import Outcome, Rounds
+from opensmp.distributed.watchdog.recovery_rounds import Reaction, Rounds
 from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
 
 ENDED_BY_PEER = 75
@@ -270,7 +270,7 @@ class Watch:
         with self._in_round:
             self._carry_out(self._rounds.take(rank, message, time.monotonic()))
 
-    def _carry_out(self, outcome: Outcome) -> None:
+    def _carry_out(self, outcome: Reaction) -> None:
         for message in outcome.tell:
             self._tell(message)
             self.hear(message)

@@ -21,7 +21,7 @@ from opensmp.distributed.watchdog.rank_error import RankError
 _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 
 
-class Outcome(NamedTuple):
+class Reaction(NamedTuple):
     """The reaction to a message.
 
     Attributes:
@@ -58,7 +58,7 @@ class Rounds:
         self._came: dict[int, list[float]] = {}
         self._ready: set[int] = set()
 
-    def take(self, rank: int, message: Message, now: float) -> Outcome:
+    def take(self, rank: int, message: Message, now: float) -> Reaction:
         """Handles a message.
 
         Args:
@@ -67,46 +67,46 @@ class Rounds:
             now: When it was received, by `time.monotonic()`.
         """
         if message["generation"] != self._generation:
-            return Outcome()
+            return Reaction()
         if message["kind"] == "fault":
             return self._fault(message, now)
         if message["kind"] == "settle":
             return self._settle(rank, message["position"])
         self._ready.add(rank)
         if len(self._ready) < self._size:
-            return Outcome()
+            return Reaction()
         told = self._message("go")
         self._generation += 1
         self._begin()
-        return Outcome((told,))
+        return Reaction((told,))
 
-    def due(self, now: float) -> Outcome:
+    def due(self, now: float) -> Reaction:
         """The reaction to the passing of time."""
         known = self._consequence
         if self._cause is None and known is not None and now - known[0] > _CAUSE_SECONDS:
             return self._halt(known[1])
-        return Outcome()
+        return Reaction()
 
-    def _fault(self, message: Message, now: float) -> Outcome:
+    def _fault(self, message: Message, now: float) -> Reaction:
         if self._cause is not None:
-            return Outcome()
+            return Reaction()
         if not message["consequence"]:
             return self._halt(message["error"])
         if self._consequence is None:
             self._consequence = (now, message["error"])
-        return Outcome()
+        return Reaction()
 
-    def _halt(self, error: Message) -> Outcome:
+    def _halt(self, error: Message) -> Reaction:
         self._cause = error
-        return Outcome((self._message("halt", error=error),))
+        return Reaction((self._message("halt", error=error),))
 
-    def _settle(self, rank: int, position: list[float]) -> Outcome:
+    def _settle(self, rank: int, position: list[float]) -> Reaction:
         self._came[rank] = position
         if len(self._came) < self._size:
-            return Outcome()
+            return Reaction()
         if len({tuple(each) for each in self._came.values()}) == 1:
-            return Outcome((self._message("renew"),))
-        return Outcome(lost=self._apart())
+            return Reaction((self._message("renew"),))
+        return Reaction(lost=self._apart())
 
     def _apart(self) -> tuple[int, str]:
         cause = RankError(**self._cause) if self._cause else RankError(0, ["an error"], "")

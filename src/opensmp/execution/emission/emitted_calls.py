@@ -107,7 +107,9 @@ class EmittedCalls:
         columns = list(zip(*(half.args for half in group), strict=True))
         is_shared = [all(t is column[0] for t in column) for column in columns]
         is_open = self.is_open(last.action)
-        function = first.program.joint(first.weights, is_shared, len(group), is_open)
+        function = first.program.fused_weight_gradients(
+            first.weights, is_shared, len(group), is_open
+        )
         args = [
             t
             for column, shared in zip(columns, is_shared, strict=True)

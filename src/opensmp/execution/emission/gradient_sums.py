@@ -22,7 +22,7 @@ from opensmp.execution.emission.emit_call import emit_call
 from opensmp.execution.emission.emitted_calls import EmittedCalls
 from opensmp.execution.emission.finite_checks import FiniteChecks
 from opensmp.execution.emission.weight_gradient_batching import (
-    Joined,
+    JointWeightGradient,
     Sums,
     WeightGradientPass,
     is_dense,
@@ -165,7 +165,7 @@ class GradientSums:
             instead |= self._add_up(run).instead
         return sums.terms(instead)
 
-    def _join(self, group: Sequence[WeightGradientPass]) -> Joined:
+    def _join(self, group: Sequence[WeightGradientPass]) -> JointWeightGradient:
         """Emits one call in place of those of a group."""
         first, last = group[0], group[-1]
         results = self._emitted.emit_joined(group)
@@ -176,7 +176,7 @@ class GradientSums:
         if self._checks is not None:
             microbatches = tuple(half.action.microbatch for half in group)
             self._checks.join(last.action, first.program, first.weights, results, microbatches)
-        return Joined(tuple(group), tuple(gradients))
+        return JointWeightGradient(tuple(group), tuple(gradients))
 
     def _add_up(self, run: Sequence[WeightGradientPass]) -> RunningSum:
         """Lets each pass but the first add its gradients to those of the passes before."""

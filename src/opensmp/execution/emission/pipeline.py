@@ -61,7 +61,7 @@ from opensmp.execution.emission.weight_gradient_batching import (
     WeightGradientPass,
     group_size,
 )
-from opensmp.execution.multi_process.distribute import Traced, spread
+from opensmp.execution.multi_process.distribute import Traced, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
@@ -380,7 +380,7 @@ class Pipeline:
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
         if spread_out:
-            kept = spread(
+            kept = partition_step(
                 Traced(
                     live=live,
                     tasks=self._emitted.tasks,

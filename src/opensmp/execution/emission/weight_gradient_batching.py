@@ -60,7 +60,7 @@ class WeightGradientPass:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class JointWeightGradient:
     """Weight-gradient passes that were merged into one call.
 
     Attributes:

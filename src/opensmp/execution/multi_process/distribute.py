@@ -89,7 +89,7 @@ class Kept:
     saved: list[tuple[Tensor, int]]
 
 
-def spread(traced: Traced, world: World, name: str) -> Kept:
+def partition_step(traced: Traced, world: World, name: str) -> Kept:
     """Divides a traced step among the processes of a replica.
 
     Raises:
@@ -126,7 +126,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    runs = Runs(name, world.mp_group)
+    runs = RunLog(name, world.mp_group)
     run = runs.begin()
     sequence = _sequence(traced.schedule)
 
@@ -202,7 +202,7 @@ def transport_of(
         transfers: All transfers, including those between other processes of the replica.
         world: The process' configuration, devices and ranks.
         number: Number of the trace, the same in all of these processes.
-        run: The result of `Runs.begin`.
+        run: The result of `RunLog.begin`.
         earlier: Computes `read_before`, which shared memory alone needs; by default nothing is
             known.
     """
@@ -221,7 +221,7 @@ def transport_of(
     return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
 
 
-class Runs:
+class RunLog:
     """Emits operations that log the start and end of a run of the step; see `call_log`.
 
     The log tells a rank that waits in a step because others do not run it from one that computes.

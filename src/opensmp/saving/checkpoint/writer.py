@@ -21,7 +21,13 @@ from opensmp.saving.checkpoint.shards import (
     on_host,
     write_part,
 )
-from opensmp.saving.collective_errors import Outcome, attempt, first_error, gathered, outcome_of
+from opensmp.saving.collective_errors import (
+    RankResult,
+    attempt,
+    first_error,
+    gathered,
+    result_of_error,
+)
 
 _WHAT = "smp.CheckpointManager.save"
 
@@ -69,7 +75,7 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
 
 def own_part(
     values: list[Named], shelf: CheckpointDirectory, world: World, staging: Staging | None = None
-) -> Outcome:
+) -> RankResult:
     """Writes the shard of this process; the value of its outcome is the list of file prefixes.
 
     Args:
@@ -95,12 +101,12 @@ def own_part(
 
 
 def whole(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RankResult],
     shelf: CheckpointDirectory,
     number: int,
     max_to_keep: int | None,
     every_n_hours: float | None = None,
-) -> list[Outcome]:
+) -> list[RankResult]:
     """Merges all shards into the checkpoint and commits it; called by rank 0 only.
 
     Args:
@@ -120,12 +126,12 @@ def whole(
             shelf.commit(number, max_to_keep, every_n_hours)
         return list(outcomes)
     except Exception as error:
-        return [outcome_of(error, shelf.directory), *outcomes[1:]]
+        return [result_of_error(error, shelf.directory), *outcomes[1:]]
     finally:
         shelf.discard()
 
 
-def raise_errors(outcomes: Sequence[Outcome], path: str = "") -> None:
+def raise_errors(outcomes: Sequence[RankResult], path: str = "") -> None:
     """Raises one `CheckpointError` for the errors of all processes; `path` is "" if unknown."""
     error = first_error(outcomes)
     if error is not None:

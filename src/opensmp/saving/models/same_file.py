@@ -10,7 +10,7 @@ from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
-from opensmp.saving.models.formats.paths import weights_beside
+from opensmp.saving.models.formats.formats import format_for
 
 PathLike = str | os.PathLike[str]
 
@@ -47,9 +47,10 @@ def digest(path: PathLike) -> str:
         files = sorted(file for file in target.rglob("*") if file.is_file())
     elif target.is_file():
         files = [target]
-        beside = Path(weights_beside(os.fspath(path)))
-        if target.suffix == ".json" and beside.is_file():
-            files.append(beside)
+        kind = format_for(os.fspath(path))
+        if kind is not None and kind.weights_of is not None:
+            beside = Path(kind.weights_of(os.fspath(path)))
+            files += [beside] if beside.is_file() else []
     else:
         files = sorted(target.parent.glob(f"{target.name}.*"))
     found = hashlib.sha256()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.base.types import Tensor
-from opensmp.distributed.collectives.reduce import sum_over
+from opensmp.distributed.collectives.reduce import all_reduce
 from opensmp.distributed.world import DP_GROUP, World
 from opensmp.errors import StepError
 
@@ -171,7 +171,7 @@ class Split:
 
     def sum(self, own: Tensor) -> Tensor:
         """All-reduces a tensor over the replicas by summation."""
-        return sum_over([own], self.replicas, name="a loss of all replicas")[0]
+        return all_reduce([own], self.replicas, name="a loss of all replicas")[0]
 
     def gather(self, own: Tensor, what: str) -> Tensor:
         """Gathers the rows of all replicas; `what` describes them in errors.
@@ -192,7 +192,7 @@ class Split:
         number = tf.cast(own, tf.int32) if own.dtype == tf.bool else own
         # Zero padding, because the replicas may have different numbers of rows.
         padded = tf.pad(number[:counted], paddings)
-        (total,) = sum_over([padded], self.replicas, name="the outputs of all replicas")
+        (total,) = all_reduce([padded], self.replicas, name="the outputs of all replicas")
         total.set_shape([self.rows, *own.shape[1:]])
         return tf.cast(total, own.dtype)
 

@@ -16,7 +16,7 @@ from opensmp.compiler.schedule.simulate import Simulation, simulate
 
 
 @dataclass(frozen=True)
-class Timetable:
+class PredictedSchedule:
     """The schedule of a plan and its simulation.
 
     Attributes:
@@ -31,7 +31,7 @@ class Timetable:
     simulation: Simulation
 
 
-def timetable(plan: Plan) -> Timetable:
+def predict_schedule(plan: Plan) -> PredictedSchedule:
     """Predicts when each action of a step runs.
 
     Args:
@@ -42,13 +42,13 @@ def timetable(plan: Plan) -> Timetable:
 
     Example:
         ```python
-        print(timetable(model.plan).schedule)
+        print(predict_schedule(model.plan).schedule)
         ```
     """
     tasks = _tasks(plan)
     active = plan.settings.microbatches_in_flight(plan.num_partitions)
     schedule = build(plan.settings.pipeline, tasks, active)
-    return Timetable(tasks, schedule, simulate(schedule, tasks))
+    return PredictedSchedule(tasks, schedule, simulate(schedule, tasks))
 
 
 def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int64]:

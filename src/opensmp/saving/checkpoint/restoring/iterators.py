@@ -14,7 +14,7 @@ from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint.contents import of_replica
 from opensmp.saving.checkpoint.restoring.object_matching import Match
-from opensmp.saving.collective_errors import Outcome, outcome_of
+from opensmp.saving.collective_errors import RankResult, result_of_error
 
 _STATE = "_STATE"  # suffix of the state keys in the files; the objects' keys lack it
 
@@ -66,7 +66,7 @@ class Iterators:
         """Keys of the states to read for this replica."""
         return tuple(self._iterators)
 
-    def restore(self, states: Mapping[str, Tensor]) -> Outcome:
+    def restore(self, states: Mapping[str, Tensor]) -> RankResult:
         """Sets the iterators to their saved states, given by the keys in `sources`."""
         for key, iterator in self._iterators.items():
             # Some datasets, such as Python generators, cannot save a state.
@@ -75,7 +75,7 @@ class Iterators:
             try:
                 _private.set_iterator_state(iterator, states[key])
             except tf.errors.OpError as error:
-                return outcome_of(
+                return result_of_error(
                     CheckpointError(
                         f"The iterator at {key.partition('/.')[0]} cannot go on where it was: "
                         f"{error.message.splitlines()[0]}\nExpected: an iterator of the same "
@@ -83,7 +83,7 @@ class Iterators:
                         "tf.train.Checkpoint."
                     )
                 )
-        return Outcome()
+        return RankResult()
 
     def undo(self) -> None:
         """Sets the iterators back to their states before `restore`."""

@@ -21,7 +21,7 @@ from opensmp.saving.checkpoint.shards import usable_threads
 from opensmp.saving.collective_errors import (
     DAMAGED,
     DamagedError,
-    Outcome,
+    RankResult,
     attempt,
     first_error,
     gathered,
@@ -162,7 +162,7 @@ def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:
     )
 
 
-def _raise_first(outcomes: Sequence[Outcome], prefix: str) -> None:
+def _raise_first(outcomes: Sequence[RankResult], prefix: str) -> None:
     error = first_error(outcomes)
     if error is not None:
         kinds = {o.kind for o in outcomes if o.error is not None}

@@ -81,6 +81,7 @@ class FileFormat:
             returns the sizes of its arrays.
         endings: Endings of names that `smp.save_model` writes this format for.
         save: Writes a model, atomically: (model, path, whether a file may be replaced).
+        weights_of: The name of the file with the weights, of formats that keep them beside.
     """
 
     title: str
@@ -90,3 +91,4 @@ class FileFormat:
     inspect: Callable[[PathLike, str, bool], Sizes] | None = None
     endings: tuple[str, ...] = ()
     save: Callable[[Model, str, bool], None] | None = None
+    weights_of: Callable[[str], str] | None = None

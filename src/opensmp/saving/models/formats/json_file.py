@@ -81,4 +81,5 @@ JSON = FileFormat(
     load_model=_load_model,
     endings=(".json",),
     save=_save,
+    weights_of=weights_beside,
 )
