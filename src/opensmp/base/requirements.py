@@ -22,11 +22,6 @@ def require_installed() -> None:
     Raises:
         ImportError: TensorFlow or Keras is missing or too old, or the environment selects another
             backend or Keras 2. The message explains the fix.
-
-    Example:
-        ```python
-        require_installed()
-        ```
     """
     # These are the values that TensorFlow itself recognizes.
     legacy = os.environ.get("TF_USE_LEGACY_KERAS")
@@ -54,12 +49,6 @@ def require_tensorflow() -> None:
     Raises:
         ImportError: As in `require_installed`; or TensorFlow cannot be imported, Keras is not Keras
             3, or it uses another backend. The message explains the fix.
-
-    Example:
-        ```python
-        require_tensorflow()
-        import tensorflow as tf
-        ```
     """
     require_installed()
     try:

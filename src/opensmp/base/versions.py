@@ -37,13 +37,7 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def release(version: str) -> tuple[int, int] | None:
-    """Returns (major, minor) of a version; None if it does not begin with two numbers.
-
-    Example:
-        ```python
-        assert release("2.19.0rc1") == (2, 19)
-        ```
-    """
+    """Returns (major, minor) of a version; None if it does not begin with two numbers."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -85,9 +79,6 @@ def too_old(found: Mapping[str, Mapping[str, str]]) -> str | None:
 
     If several distributions provide a module, the newest counts, because it is unknown which of
     them wrote the files last.
-
-    Args:
-        found: Maps a module to its distributions and their versions.
     """
     old = {
         module: versions

@@ -38,15 +38,7 @@ class GivenInput(NamedTuple):
 
 
 def parse_input(text: str) -> GivenInput:
-    """Parses `[name=]shape[/dtype]`.
-
-    Raises:
-        PlanError: If it cannot be parsed.
-
-    Example:
-        >>> parse_input("token_ids=128/int32")
-        GivenInput(name='token_ids', shape=(128,), dtype=tf.int32, text='token_ids=128/int32')
-    """
+    """Parses `[name=]shape[/dtype]`."""
     match = _INPUT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or not text.strip():
         raise PlanError(

@@ -81,15 +81,7 @@ NO_OPTIONS: Mapping[str, str] = {
 
 
 class Request(NamedTuple):
-    """What the options ask for, checked.
-
-    Attributes:
-        config: The configuration of the plan.
-        settings: The settings of the plan.
-        machine: The numbers of the machine that were given.
-        inputs: The shapes given for inputs.
-        arguments: The arguments of the factory.
-    """
+    """What the options ask for, checked."""
 
     config: Config
     settings: PlanSettings

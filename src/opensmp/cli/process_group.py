@@ -91,11 +91,6 @@ class Ranks:
         cores: CPU cores of each rank; None for no affinity.
         has_left: Called regularly with each rank that exited with 0 while other ranks run.
         grace_seconds: Time that ranks have to exit after the first forwarded signal.
-
-    Example:
-        ```python
-        outcome = Ranks([sys.executable, "train.py"], environments, shown={0}).run()
-        ```
     """
 
     def __init__(
@@ -250,11 +245,7 @@ class Ranks:
         return rank.code is not None
 
     def _end_all(self, others: set[int]) -> None:
-        """Ends all ranks that still run, and all processes that the ranks started.
-
-        Args:
-            others: Children of the launcher that ranks did not start.
-        """
+        """Ends all ranks that still run, and all processes that the ranks started."""
         for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
             running = [rank for rank in self._ranks if rank.process.poll() is None]
             for rank in running:

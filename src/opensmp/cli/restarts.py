@@ -34,13 +34,6 @@ class Restarts:
     Attributes:
         number: Index of the current run, from 0.
         size: Number of ranks of the current run.
-
-    Example:
-        ```python
-        restarts = Restarts(3, size=4, least=2, layout=Layout(2, None))
-        restarts.again(RunResult(137, 3, None, 9.0, lost=(3,)), {})  # True
-        restarts.size  # 2: two partitions
-        ```
     """
 
     def __init__(self, most: int, size: int, least: int | None, layout: Layout | None) -> None:
@@ -49,12 +42,7 @@ class Restarts:
         self.number, self.size = 0, size
 
     def again(self, outcome: RunResult, marks: Mapping[int, Layout]) -> bool:
-        """Decides whether to restart, updates `number` and `size`, and prints the decision.
-
-        Args:
-            outcome: Result of the run.
-            marks: Layouts recorded in `smp.init`, by rank; ranks that did not call it are missing.
-        """
+        """Decides whether to restart, updates `number` and `size`, and prints the decision."""
         if outcome.failed_rank is None or outcome.signal is not None or not self._most:
             return False
         if outcome.exit_code in (_USAGE, _INTERRUPTED):

@@ -109,11 +109,7 @@ def _command(options: RunOptions) -> list[str]:
 
 
 def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str]) -> None:
-    """Validates the flags before any process is started.
-
-    Raises:
-        ConfigError: A flag is invalid, or incompatible with the number of processes.
-    """
+    """Validates the flags before any process is started."""
     if not flags:
         return
     # The script may still set default_partition, so it is not required here.
@@ -242,13 +238,7 @@ def environment(
 
 
 def share_of_cores(cores: set[int], size: int) -> list[set[int]]:
-    """Cores of each rank; ranks share a core only if there are fewer cores than ranks.
-
-    Example:
-        ```python
-        share_of_cores({0, 1, 2, 3}, 2)  # [{0, 1}, {2, 3}]
-        ```
-    """
+    """Cores of each rank; ranks share a core only if there are fewer cores than ranks."""
     ordered = sorted(cores)
     each = max(1, len(ordered) // size)
     return [

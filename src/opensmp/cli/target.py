@@ -22,11 +22,6 @@ def load_target(target: str) -> Any:
 
     Raises:
         PlanError: If there is no such module or attribute, or importing it fails.
-
-    Example:
-        ```python
-        load_target("keras.applications:ResNet50")
-        ```
     """
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
@@ -105,10 +100,6 @@ def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         PlanError: If options have no valid name, a repeated name or an unusable value; lists them.
-
-    Example:
-        >>> parse_arguments(["weights=null", "input_shape=[64, 64, 3]", "name=small"])
-        {'weights': None, 'input_shape': [64, 64, 3], 'name': 'small'}
     """
     arguments: dict[str, Any] = {}
     faults = []

@@ -54,11 +54,6 @@ def assign(
 
     Raises:
         ConfigError: More GPUs are needed than there are.
-
-    Example:
-        ```python
-        assign(Config(partitions=2), num_gpus=0)  # ("/device:CPU:0", "/device:CPU:1")
-        ```
     """
     mine = range(config.partitions) if own is None else own
     if isinstance(config.devices, tuple):
@@ -92,10 +87,6 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
 def prepare(devices: Sequence[str], local_size: int = 1) -> None:
     """Creates the devices and configures TensorFlow to use them concurrently.
 
-    Args:
-        devices: Logical devices of this process's partitions, from `assign`.
-        local_size: Number of processes that share the cores of this machine.
-
     Raises:
         AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
     """
@@ -113,11 +104,7 @@ def prepare(devices: Sequence[str], local_size: int = 1) -> None:
 
 
 def have_one_core_each(devices: Sequence[str]) -> bool:
-    """Whether all partitions of this process are on CPUs and use one compute thread.
-
-    Args:
-        devices: Logical devices of this process's partitions, after `prepare`.
-    """
+    """Whether all partitions of this process are on CPUs and use one compute thread."""
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return threads == 1 and all(name.startswith("/device:CPU:") for name in devices)
 

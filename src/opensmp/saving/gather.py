@@ -46,9 +46,6 @@ def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
     one at a time, and are freed on exit. Collective over all ranks; with one process it does
     nothing.
 
-    Args:
-        variables: The variables of a model, in the same order on all ranks.
-
     Yields:
         Whether this process is the one that has all of them.
     """
@@ -110,13 +107,6 @@ def _collect(
 
 def together(what: str, work: Callable[[], Any]) -> Any:
     """Runs `work` on this rank and raises on all ranks if it failed on any.
-
-    Args:
-        what: Name of the operation for messages; the same on all ranks.
-        work: Called once, on every rank.
-
-    Returns:
-        This rank's result of `work`.
 
     Raises:
         Exception: The exception that `work` raised on this rank.

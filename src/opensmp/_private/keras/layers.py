@@ -90,13 +90,7 @@ def order_losses(layer: Any) -> list[Any]:
 
 
 def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> None:
-    """Replaces the losses stored in a layer and its nested layers, as a plain call would.
-
-    Args:
-        layer: The called layer; it and its nested layers drop the losses of earlier calls.
-        owners: The layer that added each loss.
-        losses: The losses.
-    """
+    """Replaces the losses stored in a layer and its nested layers, as a plain call would."""
     layer._clear_losses()
     for owner, loss in zip(owners, losses, strict=True):
         owner._losses.append(loss)

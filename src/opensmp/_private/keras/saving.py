@@ -102,12 +102,7 @@ def operation_modules() -> dict[str, str]:
 
 
 def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:
-    """Inlines all function calls of a graph.
-
-    Args:
-        graph_def: A `GraphDef` with its function library.
-        fetches: Names of the tensors to keep.
-    """
+    """Inlines all function calls of a graph."""
     for function in graph_def.library.function:
         # This attribute names an alternative implementation and would prevent inlining.
         function.attr.pop("api_implements", None)

@@ -244,11 +244,7 @@ def pass_over_epoch(
 
 
 def global_seed_state(make: bool = False) -> Any | None:
-    """State of the seed generator of unseeded Keras random functions; None if not made yet.
-
-    Args:
-        make: Whether to create the generator if it does not exist.
-    """
+    """State of the seed generator of unseeded Keras random functions; None if not made yet."""
     known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     if known is None and make:
         known = seed_generator.global_seed_generator()

@@ -203,10 +203,6 @@ def read_nothing(graph: Any, reads: Iterable[Op]) -> None:
 
     TensorFlow runs unused reads where its graph optimizer is off, and variables of other processes
     cannot be read.
-
-    Args:
-        graph: A function graph under construction.
-        reads: `ReadVariableOp`s whose results no operation that runs needs.
     """
     for read in reads:
         value = read.outputs[0]

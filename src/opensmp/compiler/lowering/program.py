@@ -189,12 +189,6 @@ class Program:
 
         The function takes the value of each shared feed and `num_microbatches` values of each other
         feed, and returns the tensors of `weights.gradient.flat`; sparse gradients are concatenated.
-
-        Args:
-            weights: The second half of a backward pass.
-            is_shared: For each feed, whether all microbatches have the same value.
-            num_microbatches: Number of microbatches.
-            is_open: Whether calls yield each result as soon as it is computed, see `open`.
         """
         key = (weights, tuple(is_shared), num_microbatches, is_open)
         if key not in self._fused:

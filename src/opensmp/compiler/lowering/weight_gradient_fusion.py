@@ -22,12 +22,7 @@ from opensmp.compiler.lowering.sparse_gradients import SameRows
 
 
 def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
-    """Returns whether products worth joining make up more than half of the gradients' elements.
-
-    Args:
-        weights: The second half of a backward pass.
-        captured: Ids of further tensors at which the search for products stops.
-    """
+    """Returns whether products worth joining make up more than half of the gradients' elements."""
     if any(isinstance(gradient, SameRows) for gradient in weights.gradient.gradients):
         return False  # joining concatenates sparse gradients and would duplicate rows
     products = _products(weights, captured)

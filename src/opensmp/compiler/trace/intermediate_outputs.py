@@ -16,9 +16,6 @@ def taps(traced: TracedGraph) -> dict[int, Tensor]:
     A gradient of the latter with respect to the former must pass through the very tensor that the
     caller has, so a segment has to end there.
 
-    Args:
-        traced: The traced model.
-
     Returns:
         Maps the id of the output (an identity) to the inner tensor, for differentiable tensors
             only.

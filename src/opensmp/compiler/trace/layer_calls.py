@@ -57,9 +57,6 @@ class LayerCall(NamedTuple):
 def operation_labels(traced: TracedGraph) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the labels of all layer calls, and the innermost label of each operation.
 
-    Args:
-        traced: The traced model.
-
     Returns:
         Labels in the order of the calls, the model first; and operation name to label, without
             inputs, variables and captures.
@@ -98,9 +95,6 @@ def layer_calls(
         traced: The traced model.
         groups: Pairs (name, names of operations) that become pieces. Operations in no group form
             one piece per call.
-
-    Returns:
-        All layer calls in order.
     """
     labels, label_of = operation_labels(traced)
     group_of: dict[str, tuple[int, str]] = {}
@@ -121,22 +115,12 @@ def _pieces(label: str, groups: dict[tuple[int, str], list[str]]) -> Iterable[Pi
 
 
 def stem(name: str) -> str:
-    """Strips the numbers that differ between processes from a label or operation name.
-
-    Example:
-        >>> stem("sequential_1/dense_2_1/MatMul_3"), stem("encoder/dense_4#2")
-        ('sequential/dense/MatMul', 'encoder/dense')
-    """
+    """Strips the numbers that differ between processes from a label or operation name."""
     return _NUMBERS.sub("", name[::-1])[::-1]
 
 
 def numbered_stems(operations: Iterable[str]) -> list[tuple[str, int]]:
-    """Returns each operation's stem and the number of earlier occurrences of that stem.
-
-    Example:
-        >>> numbered_stems(["dense/MatMul", "dense/Add", "dense/Add_1"])
-        [('dense/MatMul', 0), ('dense/Add', 0), ('dense/Add', 1)]
-    """
+    """Returns each operation's stem and the number of earlier occurrences of that stem."""
     counts: dict[str, int] = {}
     result = []
     for name in operations:

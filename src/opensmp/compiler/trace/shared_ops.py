@@ -15,9 +15,6 @@ def replicated(traced: TracedGraph) -> frozenset[Op]:
     They are copied into every segment that reads them, so they belong to no partition, and their
     cost is negligible.
 
-    Args:
-        traced: The traced model.
-
     Returns:
         Operations that depend on constants only, and those that also depend on integer variables
             that the model updates and that produce integer tensors of at most 1,024 elements.

@@ -29,12 +29,7 @@ class Structure:
 
     @classmethod
     def of(cls, nest: Any) -> Structure:
-        """Flattens a nest; arrays and variables become tensors.
-
-        Example:
-            >>> Structure.of({"x": tf.ones([2]), "training": True}).tensors
-            (<tf.Tensor: shape=(2,), ...>,)
-        """
+        """Flattens a nest; arrays and variables become tensors."""
         nest = tf.nest.map_structure(_as_tensor, nest)
         leaves = tuple(tf.nest.flatten(nest, expand_composites=True))
         return cls(nest, leaves, tuple(tf.is_tensor(leaf) for leaf in leaves))

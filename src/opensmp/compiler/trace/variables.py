@@ -64,10 +64,6 @@ def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
 
     As in plain TensorFlow, the gradient of such a read belongs to the variable and does not flow
     into the assigned value.
-
-    Args:
-        value: The assigned value.
-        variable: The variable as an input: its placeholder, or a read of it.
     """
     with _private.stop_recording():
         read = tf.identity(value)

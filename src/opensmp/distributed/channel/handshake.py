@@ -82,11 +82,6 @@ def has(message: Message, **types: type) -> bool:
     """Whether a message has fields of exactly these types; integers have at most 63 bits.
 
     A Boolean is not an integer here.
-
-    Example:
-        ```python
-        has({"rank": True}, rank=int)  # False
-        ```
     """
     for name, kind in types.items():
         value = message.get(name)
@@ -103,25 +98,12 @@ def introduce(
 ) -> Channel:
     """Authenticates this process and the host of a run to each other, from the guest's side.
 
-    Args:
-        connection: The connection to the host; closed if this raises.
-        secret: The token that both share.
-        rank: Rank of this process.
-        size: Number of ranks.
-        seconds: Time limit for the answer.
-
     Returns:
         The channel, on which the host expects the hello message.
 
     Raises:
         StrangerError: The host knows another token, belongs to another user, or is not a host.
         OSError: The host is gone, or did not answer.
-
-    Example:
-        ```python
-        channel = introduce(socket.create_connection(address), secret, 1, 2, 5.0)
-        channel.send({"kind": "hello", "rank": 1})
-        ```
     """
     channel = Channel(connection, secret.token, _HELLO_BYTES)
     number = secrets.token_hex(16)
@@ -155,13 +137,7 @@ def introduce(
 
 
 def difference(own: Secret, other: Message) -> str:
-    """Describes why the other side does not belong to the run.
-
-    Args:
-        own: The secret of this process.
-        other: What the other side says: whether its token is `secret`, and whether it belongs to
-            another `user`.
-    """
+    """Describes why the other side does not belong to the run."""
     mine, its = own.is_secret, other.get("secret") is True
     if other.get("user") is True:
         return f"it belongs to another user, and there is no {TOKEN_VARIABLE} that both know"
@@ -182,13 +158,6 @@ class HandshakeServer:
         secret: What guests must know.
         on_stranger: Called with the knock and the reason when a process that claims a rank of the
             run is rejected.
-
-    Example:
-        ```python
-        with contextlib.closing(HandshakeServer(listener, secret)) as reception:
-            for guest in reception.wait(0.2):
-                guest.channel.send({"kind": "welcome"})
-        ```
     """
 
     def __init__(

@@ -37,10 +37,6 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
     several processes counts once. The sums are added in the order of the gradients, as in one
     process, so that the result is the same.
 
-    Args:
-        own: The gradients of this process; `tf.IndexedSlices` contribute the squares of their rows.
-        ranks: The processes of the replica; all of them call it.
-
     Returns:
         A float32, or a float64 if any process has a gradient of double precision.
     """

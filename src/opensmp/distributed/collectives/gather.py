@@ -20,16 +20,7 @@ from opensmp.distributed.launch.cluster import task_name
 
 
 def tasks_in_order(ranks: Sequence[int]) -> tuple[int, ...]:
-    """The ranks of a group in TensorFlow's order of their processes.
-
-    Args:
-        ranks: Ranks of the world.
-
-    Example:
-        ```python
-        tasks_in_order((2, 9, 10, 100))  # (10, 100, 2, 9)
-        ```
-    """
+    """The ranks of a group in TensorFlow's order of their processes, by name: `(10, 100, 2, 9)`."""
     return tuple(sorted(ranks, key=task_name))
 
 

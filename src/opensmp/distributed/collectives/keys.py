@@ -28,15 +28,7 @@ _ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # irregular
 
 
 class KeyRegistry:
-    """Hands out keys and records their meanings. One per process; see `registry`.
-
-    Example:
-        ```python
-        keys = KeyRegistry()
-        group = keys.group((0, 1))
-        keys.instance(group, ("activation", 3, "float32", (32, 128)))
-        ```
-    """
+    """Hands out keys and records their meanings. One per process; see `registry`."""
 
     def __init__(self) -> None:
         self._groups: dict[int, object] = {}
@@ -57,12 +49,6 @@ class KeyRegistry:
         Raises:
             CommunicationError: Two groups of this process have the same hash.
             ValueError: The ranks are not ascending.
-
-        Example:
-            ```python
-            registry.group((0, 1)) == registry.group([0, 1])  # True
-            registry.group((0, 1)) == registry.group((0, 2))  # False
-            ```
         """
         members = tuple(int(rank) for rank in ranks)
         if not members or any(a >= b for a, b in itertools.pairwise(members)):
@@ -87,9 +73,6 @@ class KeyRegistry:
             group: The group key.
             meaning: All that the key fixes and that distinguishes it from other uses: direction,
                 dtype, shape, tensor, microbatch. Strings, numbers, None and tuples of them.
-
-        Raises:
-            CommunicationError: The key already has another meaning.
         """
         key = 1 + _hash(meaning, _MOST - 1)
         with self._lock:
@@ -112,9 +95,6 @@ def instance_of_shape(shape: Any) -> Any:
 
     It may equal that of any other use, so that the tensor needs a group of its own, in which such
     keys represent its shapes.
-
-    Args:
-        shape: The shape, an int32 vector of known length.
 
     Returns:
         An int32 scalar >= 1, the same in every process. Two shapes of the same length collide with

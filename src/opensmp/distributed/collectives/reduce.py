@@ -74,11 +74,6 @@ def all_reduce(
 
     Raises:
         CommunicationError: A tensor is not numeric, or has an unknown number of dimensions.
-
-    Example:
-        ```python
-        (total,) = all_reduce([tf.constant([1.0, 2.0])], ranks=(0, 1))
-        ```
     """
     members = tuple(ranks)
     if len(members) == 1 or not tensors:
@@ -123,12 +118,6 @@ def replace_by(
 
     The bits are summed as integers, to which all processes but one contribute zeros. Unlike a
     broadcast operation, TensorFlow orders sums and never removes them from a graph.
-
-    Args:
-        tensors: Numeric or Boolean tensors; dtypes and shapes are the same in all processes.
-        ranks: Participating ranks, ascending; includes this process.
-        root: The rank of the world whose tensors are sent.
-        name: The call, for messages; the same in all processes.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -366,16 +355,7 @@ def from_bits(bits: Tensor, like: Any) -> Tensor:
 
 
 def check_summable(tensors: Sequence[Tensor], name: str) -> None:
-    """Checks that tensors can be all-reduced.
-
-    Args:
-        tensors: The tensors.
-        name: The call, for errors.
-
-    Raises:
-        CommunicationError: A tensor is not numeric, or has an unknown number of dimensions; lists
-            all faults.
-    """
+    """Checks that tensors can be all-reduced."""
     known = {*_AS_THEY_ARE, *_WIDER, *_REAL, tf.uint64}
     faults = []
     for index, tensor in enumerate(tensors):

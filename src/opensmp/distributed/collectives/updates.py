@@ -27,14 +27,7 @@ _IN_FLIGHT = 2  # gathers whose tensors may be in memory at a time
 
 
 class Updates:
-    """Divides the updates of variables over the replicas of a world; see `_private.Shards`.
-
-    Args:
-        world: A world with several replicas.
-
-    Attributes:
-        position: Position of this process among the replicas.
-    """
+    """Divides the updates of variables over the replicas of a world; see `_private.Shards`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -150,10 +143,6 @@ def rounds(shares: Sequence[Sequence[Variable]], size: int) -> list[Round]:
 
     A gather has up to `CHUNK_BYTES` of each replica, or a larger variable, so that few bytes are in
     memory at a time and few travel as padding.
-
-    Args:
-        shares: The variables that each replica sends, in an order that is the same in all.
-        size: Bytes that each of their numbers travels as.
     """
     # Large ones first, so that those of the replicas fall into one round.
     waiting = [sorted(share, key=_length, reverse=True) for share in shares]

@@ -30,11 +30,6 @@ def move_between_ranks(
     theirs until they give it up. All ranks must call it with the same variables in the same order.
     No value is sent if every owner has its values.
 
-    Args:
-        variables: The variables.
-        homes: Variable id to its partition; variables without an entry stay.
-        world: Devices and configuration.
-
     Raises:
         ElsewhereError: No rank has the value of a variable, or the ranks have different variables.
     """

@@ -46,11 +46,7 @@ class Transport:
         raise NotImplementedError
 
     def begin_run(self, number: int) -> None:
-        """Must be called in each run of the step, before anything is sent.
-
-        Args:
-            number: Number of the run, from 1.
-        """
+        """Must be called in each run of the step, numbered from 1, before anything is sent."""
 
     def end_run(self) -> None:
         """Must be called in each run of the step, after everything was sent and received."""

@@ -177,11 +177,6 @@ def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[
     It belongs to no named file, so that nothing is left behind however the processes end. All
     processes of the replica call it.
 
-    Args:
-        all_rooms: The rooms of all pairs of the replica, the same in all its processes.
-        process: Position of this process in the replica.
-        gather: Gathers an object of each process of the replica.
-
     Returns:
         The memory of this process's pairs. Both processes leave a pair out if one cannot open the
         other's memory, as in different containers.

@@ -138,12 +138,6 @@ class CallLog:
 
     Any thread may enter calls. A process counts as waiting only while its main thread is in a call,
     since other threads may still do what its peers wait for.
-
-    Example:
-        ```python
-        with waits.entered("smp.barrier", ranks=(0, 1)):
-            ...  # the collective operation
-        ```
     """
 
     def __init__(self) -> None:

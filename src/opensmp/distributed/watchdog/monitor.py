@@ -50,12 +50,7 @@ _PARTING_SECONDS = 10.0
 
 
 class Verdict(NamedTuple):
-    """Why a run has failed.
-
-    Attributes:
-        rank: The rank that failed.
-        text: What happened to it.
-    """
+    """Why a run has failed: the rank that did, and what happened to it."""
 
     rank: int
     text: str
@@ -101,12 +96,6 @@ class Watch:
         leave: Ends this process with an exit code.
         idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
             limit. Rank 0's value counts.
-
-    Example:
-        ```python
-        watch = Watch(0, meeting.channels, waits)
-        watch.start()
-        ```
     """
 
     def __init__(
@@ -410,16 +399,7 @@ def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Wa
 
 
 def fail(message: str) -> None:
-    """Ends this process and all others of the run. Does nothing in a process that runs alone.
-
-    Args:
-        message: What happened; every rank prints it with the number of this one.
-
-    Example:
-        ```python
-        monitor.fail("the plan differs from that of rank 0")
-        ```
-    """
+    """Ends this process and all others of the run. Does nothing in a process that runs alone."""
     if _watch is not None:
         print(f"opensmp: this rank fails: {message}", file=sys.stderr, flush=True)
         _watch.fail(message)

@@ -34,18 +34,7 @@ class Reaction(NamedTuple):
 
 
 class Rounds:
-    """The recovery rounds of a run, as rank 0 sees them.
-
-    Args:
-        size: Number of ranks.
-
-    Example:
-        ```python
-        rounds = Rounds(2)
-        rounds.take(1, {"kind": "fault", "generation": 0, ...}, time.monotonic()).tell
-        # ({"kind": "halt", "generation": 0, "error": ...},)
-        ```
-    """
+    """The recovery rounds of a run, as rank 0 sees them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -59,13 +48,7 @@ class Rounds:
         self._ready: set[int] = set()
 
     def take(self, rank: int, message: Message, now: float) -> Reaction:
-        """Handles a message.
-
-        Args:
-            rank: The sender.
-            message: The message.
-            now: When it was received, by `time.monotonic()`.
-        """
+        """Handles a message."""
         if message["generation"] != self._generation:
             return Reaction()
         if message["kind"] == "fault":

@@ -19,16 +19,7 @@ from opensmp.execution.profiling.timestamps import Stamps
 
 
 class EmittedCalls:
-    """The calls emitted into a step's graph.
-
-    Args:
-        world: The process' configuration and devices.
-        num_microbatches: Number of microbatches.
-        stamps: Records the start and end of calls; None records nothing.
-
-    Attributes:
-        tasks: Maps each action to the call that performs it.
-    """
+    """The calls emitted into a step's graph."""
 
     def __init__(self, world: World, num_microbatches: int, stamps: Stamps | None) -> None:
         self._world = world

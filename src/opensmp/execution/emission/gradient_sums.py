@@ -99,12 +99,6 @@ class _AddingPasses:
         The dense gradients among the results are added to the sums. If a gradient is a sum itself,
         the pass stays a function of its own, so that TensorFlow cannot change the order of the
         additions; a call less takes less time otherwise.
-
-        Args:
-            program: The lowered model.
-            weights: The pass.
-            is_open: Whether calls yield each result as soon as it is computed.
-            one_thread: Whether the pass runs in a single thread.
         """
         key = weights, is_open, one_thread
         if key not in self._made:
@@ -128,13 +122,7 @@ class _AddingPasses:
 
 
 class GradientSums:
-    """Lets the calls of one step compute sums.
-
-    Args:
-        emitted: The calls emitted so far.
-        checks: Checks of finite values; None if there are none.
-        note_gradient: Called with each variable's value that a pass reads, and its gradient.
-    """
+    """Lets the calls of one step compute sums."""
 
     def __init__(
         self,
@@ -148,13 +136,7 @@ class GradientSums:
     def replace(
         self, passes: Mapping[Action, WeightGradientPass], sums: Sums, size: int
     ) -> list[list[Gradient] | None]:
-        """Replaces the calls of passes; returns the new terms of each sum, see `Sums.terms`.
-
-        Args:
-            passes: The passes that compute weight gradients.
-            sums: The sums that the step computes.
-            size: Largest number of microbatches whose passes become one call.
-        """
+        """Replaces the calls of passes; returns the new terms of each sum, see `Sums.terms`."""
         rest = dict(passes)
         instead: dict[int, list[Gradient]] = {}
         for group in joinable(passes, sums, size):

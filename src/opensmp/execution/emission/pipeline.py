@@ -321,10 +321,6 @@ class Pipeline:
         Gradients of single microbatches in such a sum leave the schedule. If something reads them
         all the same, they are computed separately.
 
-        Args:
-            rows: The terms of each sum.
-            others: Further tensors that the step reads.
-
         Returns:
             For each sum the new terms, which add up to the same; None for sums that keep theirs.
         """
@@ -340,9 +336,6 @@ class Pipeline:
 
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | OwnedBy]:
         """Completes the graph: late gradients, schedule, control edges and state assignments.
-
-        Args:
-            results: Flat tensors that the step function returns.
 
         Returns:
             The tensors to return in their place; for gradients of variables of other processes, a

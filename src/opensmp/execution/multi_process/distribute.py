@@ -227,10 +227,6 @@ class RunLog:
     The log tells a rank that waits in a step because others do not run it from one that computes.
     Steps with different names are counted separately, because several steps in one function start
     in any order.
-
-    Args:
-        name: Name of the step, for errors.
-        ranks: All ranks that run it.
     """
 
     def __init__(self, name: str, ranks: tuple[int, ...]) -> None:

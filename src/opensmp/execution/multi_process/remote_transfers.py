@@ -62,10 +62,6 @@ class _Report(NamedTuple):
 def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
     """Replaces the placeholders that a function reads by received values.
 
-    Args:
-        fetches: The values of other processes in the function, which has just been traced.
-        must_run: Operations that run even if nothing reads their results.
-
     Raises:
         ElsewhereError: It is unknown whether the other processes call the function as well.
         StepError: The programs of the processes differ.

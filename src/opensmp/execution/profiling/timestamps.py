@@ -75,11 +75,6 @@ class Stamps:
     ) -> tuple[Op, Op, Op, list[Tensor]]:
         """Emits a call between two stamps on the current device.
 
-        Args:
-            action: The action that the call performs.
-            args: The call's arguments; the first stamp waits for all of them.
-            emit: Emits the call.
-
         Returns:
             The first stamp's operation, which is the one to delay; the call; the second stamp's
             operation; and the call's results, which become available after the second stamp.

@@ -109,13 +109,6 @@ def whole(
 ) -> list[RankResult]:
     """Merges all shards into the checkpoint and commits it; called by rank 0 only.
 
-    Args:
-        outcomes: Outcomes of all shards.
-        shelf: The checkpoint directory.
-        number: Number of the checkpoint.
-        max_to_keep: Number of checkpoints to keep.
-        every_n_hours: Interval in hours at which checkpoints are preserved permanently.
-
     Returns:
         The outcomes, where that of rank 0 includes an error of the merge or commit.
     """

@@ -19,13 +19,6 @@ PathLike = str | os.PathLike[str]
 def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: bool = True) -> None:
     """Loads weights, and optimizer state if the file has it, into a model.
 
-    Args:
-        model: A built Keras model.
-        path: The file.
-        kind: Its format.
-        what: Name of the operation for messages.
-        state: Whether to restore the optimizer's state and learning rate.
-
     Raises:
         SavingError: The file is damaged, refers to values in other files, or has the weights of a
             different model; nothing was assigned.

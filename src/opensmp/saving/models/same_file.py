@@ -18,15 +18,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def check_same_file(path: PathLike, what: str) -> None:
-    """Compares checksums of the files that the processes have read. Collective.
-
-    Args:
-        path: A file, a directory, or the prefix of a checkpoint.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: The files differ; all processes raise.
-    """
+    """Compares checksums of the files that the processes have read. Collective."""
     if not world.is_initialized() or world.current(what).size == 1 or is_remote(os.fspath(path)):
         return
     ranks = range(world.current(what).size)

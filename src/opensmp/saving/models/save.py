@@ -26,17 +26,7 @@ _ENTRY = "saved_model.pb"
 
 
 def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
-    """Gathers a model, runs `work` on its plain view on rank 0, and propagates errors.
-
-    Args:
-        model: Any Keras model.
-        what: Name of the operation for messages.
-        work: Writes the model; called on rank 0 with an instance of the plain class whose variables
-            are all readable.
-
-    Raises:
-        SavingError: It cannot be written, on this rank or another.
-    """
+    """Gathers a model, runs `work` on its plain view on rank 0, and propagates errors."""
     if not model.built and not plans_of_parts(model):
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "
@@ -134,17 +124,7 @@ def save_weights(
 
 
 def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> None:
-    """Atomically writes the configuration of a model, and its weights beside it.
-
-    Args:
-        model: A built Keras model.
-        path: The configuration file.
-        weights: The weights file, `x.weights.h5` in the same directory.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: They cannot be written.
-    """
+    """Atomically writes the configuration of a model, and its weights beside it."""
 
     def work(plain: Any) -> None:
         with _with_others(path) as place:
@@ -155,16 +135,7 @@ def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> No
 
 
 def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
-    """Writes a TensorFlow checkpoint of a model and its optimizer.
-
-    Args:
-        model: A built Keras model.
-        path: Prefix of the files.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: It cannot be written.
-    """
+    """Writes a TensorFlow checkpoint of a model and its optimizer."""
 
     def work(plain: Any) -> None:
         objects = {"model": plain}

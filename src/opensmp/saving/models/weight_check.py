@@ -34,11 +34,7 @@ class Pair(NamedTuple):
 
 
 def check(pairs: Sequence[Pair], path: PathLike, what: str) -> None:
-    """Raises one error for all differences.
-
-    Raises:
-        SavingError: The weights do not match the model; the first differences are listed.
-    """
+    """Raises one error for all differences."""
     bad = [pair for pair in pairs if pair.my_shape != pair.their_shape]
     if not bad:
         return
@@ -84,13 +80,7 @@ def _shapes(source: Any, path: PathLike, what: str, everything: bool) -> dict[st
 
 
 def of_layers(model: Model, file: Hdf5, within: Any) -> list[Pair]:
-    """Pairs for HDF5 weights that are stored in the order of layers, as in Keras 2.
-
-    Args:
-        model: A built model.
-        file: The file.
-        within: The group in it that has one group per layer.
-    """
+    """Pairs for HDF5 weights that are stored in the order of layers, as in Keras 2."""
     mine = [
         (variable.path, tuple(variable.shape))
         for layer in model.layers

@@ -53,13 +53,6 @@ def call_with_batch(
 ) -> BatchCallResult:
     """Calls a model with a whole batch, within the graph of a `tf.function`.
 
-    Args:
-        model: A DistributedModel.
-        world: The processes and devices.
-        args: Positional arguments, with the rows of all replicas.
-        kwargs: Keyword arguments.
-        in_one_piece: Whether each replica runs all rows as a single microbatch.
-
     Raises:
         StepError: The batch cannot be split, or the outputs cannot be joined.
     """

@@ -68,13 +68,7 @@ class Called:
 
 @dataclass(frozen=True, eq=False)
 class _Upstream:
-    """Upstream gradients of some results of one order.
-
-    Attributes:
-        numbers: Positions of the results.
-        gradients: Their upstream gradients.
-        kinds: Their kinds.
-    """
+    """Upstream gradients of some results of one order."""
 
     numbers: list[int]
     gradients: list[Tensor]
@@ -97,14 +91,7 @@ class Gradients:
     def _connect(
         self, results: list[Tensor], upstreams: list[_Upstream], kinds: list[Kind]
     ) -> list[Tensor]:
-        """Connects the results of one order for tapes.
-
-        Args:
-            results: The results; None for missing ones.
-            upstreams: The upstream gradients of each lower order, from which the results were
-                computed in addition to variables and inputs.
-            kinds: The kind of each result.
-        """
+        """Connects the results of one order for tapes."""
         asked: set[int] = set()
         numbers = [number for number, result in enumerate(results) if result is not None]
         there = [results[number] for number in numbers]

@@ -55,14 +55,6 @@ class Split:
 
         The sizes of shares differ by at most one row, and so do those of microbatches. A share with
         fewer rows than the number of microbatches has one microbatch per row.
-
-        Raises:
-            StepError: The batch is empty.
-
-        Example:
-            ```python
-            Split.of(10, world).parts  # with 4 microbatches: 2, 3, 2 and 3 rows
-            ```
         """
         if rows < 1:
             raise StepError("A batch without rows was received. Expected: at least one example.")
@@ -121,11 +113,7 @@ class Split:
         return leaf[begin : begin + size]
 
     def concat(self, values: Sequence[Tensor], what: str) -> Tensor:
-        """Concatenates the rows of this replica's microbatches; `what` describes them in errors.
-
-        Raises:
-            NotByRows: Their first axis is not the batch axis.
-        """
+        """Concatenates the rows of this replica's microbatches; `what` describes them in errors."""
         for part, value in zip(self.parts, values, strict=True):
             shape = value.shape
             if shape.rank is None or not shape.rank or shape[0] not in (part.size, None):
@@ -140,11 +128,7 @@ class Split:
         return values[0] if len(values) == 1 else tf.concat(list(values), 0)
 
     def has_rows(self, loss: Tensor, part: Part, model: str) -> bool:
-        """Whether a loss that a layer added for a microbatch has one entry per example.
-
-        Raises:
-            StepError: The shape is unknown, and with it the answer.
-        """
+        """Whether a loss that a layer added for a microbatch has one entry per example."""
         if len(self.parts) == 1 and len(self.replicas) == 1:
             return False  # the only part: the loss is that of the batch in either case
         shape = loss.shape
@@ -174,11 +158,7 @@ class Split:
         return all_reduce([own], self.replicas, name="a loss of all replicas")[0]
 
     def gather(self, own: Tensor, what: str) -> Tensor:
-        """Gathers the rows of all replicas; `what` describes them in errors.
-
-        Raises:
-            StepError: They are not a dense numeric tensor.
-        """
+        """Gathers the rows of all replicas; `what` describes them in errors."""
         if len(self.replicas) == 1:
             return own
         if not isinstance(own, tf.Tensor) or own.dtype == tf.string or own.shape.rank is None:

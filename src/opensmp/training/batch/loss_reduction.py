@@ -41,12 +41,6 @@ def kind_of(loss: Any) -> Kind | None:
     Returns:
         `"mean"`: as their mean, weighted by the number of examples. `"sum"`: as their sum. None:
         neither, or unknown.
-
-    Example:
-        ```python
-        kind_of(keras.losses.MeanSquaredError())  # "mean"
-        kind_of(lambda y_true, y_pred: ...)  # None
-        ```
     """
     if type(loss) not in ROW_BY_ROW:
         return None

@@ -102,15 +102,7 @@ class Progress:
     # --------------------------------------------------------------------- where it goes on
 
     def resume(self, text: bytes, what: str) -> None:
-        """Makes `fit` resume from a saved position; call it when training begins.
-
-        Args:
-            text: The result of `state`.
-            what: Where it comes from, for messages.
-
-        Raises:
-            CheckpointError: Another version of opensmp wrote it.
-        """
+        """Makes `fit` resume from a saved position; call it when training begins."""
         state = json.loads(text)
         if state.get("version") != _VERSION:
             raise CheckpointError(

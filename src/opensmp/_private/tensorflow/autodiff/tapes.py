@@ -50,12 +50,6 @@ def with_gradient(
     Like `tf.custom_gradient`, which however registers each function for the life of the process and
     so never frees what the trace holds. Here the graph owns the functions.
 
-    Args:
-        results: Tensors computed from `args`.
-        args: Tensors.
-        gradient: Takes the upstream gradient of each result; returns that of each argument, or
-            None.
-
     Returns:
         The tensors to use in place of `results`.
     """
@@ -112,13 +106,6 @@ def record_call(
 
     Like `tf.custom_gradient`, but with the variables themselves as arguments. They need not be
     read, which a variable of another process does not allow.
-
-    Args:
-        results: Tensors computed while no tape recorded.
-        variables: `tf.Variable`s that they depend on.
-        inputs: Tensors that they depend on.
-        backward: Takes the upstream gradient of each result; returns that of each variable and
-            input.
     """
     for variable in variables:
         tape.variable_accessed(variable)

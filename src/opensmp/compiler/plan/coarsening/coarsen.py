@@ -46,10 +46,6 @@ def seconds(work: Work, machine: Machine) -> float:
 
     This is the launch time of its operations plus the longer of arithmetic and memory traffic, as
     in the roofline model (Williams, Waterman and Patterson, CACM 2009).
-
-    Example:
-        >>> seconds(Work(flops=1e9, bytes=1e6, launches=1), Machine(flops_per_second=1e10))
-        0.100005
     """
     busy = max(work.flops / machine.flops_per_second, work.bytes / machine.bytes_per_second)
     if machine.narrow_flops_per_second is not None:
@@ -97,12 +93,6 @@ def coarsen(
 
     Raises:
         PlanError: If the operations of the graph are not in topological order.
-
-    Example:
-        ```python
-        graph = coarsen(traced, Machine())
-        print(graph.names, graph.forward_seconds)
-        ```
     """
     wanted = trainable_placeholders(traced) if required is None else tuple(required)
     costs = graph_costs(traced, required=wanted, unknown_size=unknown_size)
@@ -123,11 +113,6 @@ def place(traced: TracedGraph, graph: CoarseGraph, assignment: ArrayLike) -> dic
     """Returns operation name to partition for all operations but inputs, variables and captures.
 
     An operation in no unit is placed in the lowest partition that reads it.
-
-    Args:
-        traced: The traced model.
-        graph: Its units.
-        assignment: Integers of shape (len(graph),): the partition of each unit.
     """
     partition_of: dict[str, int] = {}
     for operations, partition in zip(graph.operations, np.asarray(assignment), strict=True):

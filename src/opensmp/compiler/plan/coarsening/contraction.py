@@ -21,12 +21,7 @@ _MORE_NODES = 50_000
 
 
 def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
-    """Returns the graph of the groups: the predecessors of each group, without itself.
-
-    Example:
-        >>> contracted([[], [0], [1]], groups=[0, 0, 1])
-        [set(), {0}]
-    """
+    """Returns the graph of the groups: the predecessors of each group, without itself."""
     result: list[set[int]] = [set() for _ in range(max(groups, default=-1) + 1)]
     for node, producers in enumerate(needs):
         group = groups[node]
@@ -35,11 +30,7 @@ def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
 
 
 def topological_order(needs: Needs) -> list[int]:
-    """Returns the nodes in topological order; of the ready ones, the lowest number comes first.
-
-    Raises:
-        PlanError: If the graph has a cycle.
-    """
+    """Returns the nodes in topological order; of the ready ones, the lowest number comes first."""
     order, waiting = _peeled(needs)
     if len(order) < len(waiting):
         stuck = [node for node, count in enumerate(waiting) if count]
@@ -58,10 +49,6 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
     again in halves, so that a few bad pairs cost little. Refused pairs are tried once more after
     others were accepted, since these may have joined the whole cycle. The number of trials is
     bounded; pairs that are not accepted by then are refused.
-
-    Args:
-        needs: An acyclic graph.
-        pairs: Pairs of nodes to join, the most important first.
 
     Returns:
         The grouping, and the refused pairs.
@@ -136,11 +123,6 @@ def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
     within a limit, which doubles when no more joins are found. The remaining nodes, such as a dense
     web of tiny nodes, are joined as runs of a topological order. Heavy nodes thus keep their
     boundaries, where cuts are worthwhile.
-
-    Args:
-        needs: An acyclic graph.
-        weights: Weight of each node, >= 0.
-        most: Maximum number of groups.
     """
     groups = list(range(len(needs)))
     total = float(sum(weights))

@@ -36,12 +36,6 @@ _HANDLES = (tf.variant, tf.resource)
 class Units:
     """The units of a traced graph; see `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
 
-    Args:
-        traced: The traced model.
-        costs: Its costs.
-        times: Seconds of each operation, forward and backward.
-        max_units: Maximum number of units.
-
     Attributes:
         wiring: The operations by index.
         variables: Maps the index of a variable's placeholder to the variable.

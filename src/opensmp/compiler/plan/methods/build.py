@@ -71,12 +71,7 @@ def costs_later(traced: TracedGraph, settings: PlanSettings) -> Callable[[], Coa
 
 
 def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
-    """Logs which partitions of a plan are empty, and the reason.
-
-    Args:
-        plan: The plan.
-        is_shared: Whether an earlier model has placed some of the model's variables.
-    """
+    """Logs which partitions of a plan are empty, and the reason."""
     if not plan.empty:
         return
     numbers = ", ".join(map(str, plan.empty))

@@ -95,13 +95,7 @@ class Steps:
 
 
 def best_chains(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
-    """Yields chains of cuts, from first to last, that are good for the objective of a problem.
-
-    Args:
-        problem: The problem.
-        steps: The possible partitions.
-        best: Score of the best known assignment; chains that are certainly much worse are pruned.
-    """
+    """Yields chains of cuts, from first to last, that are good for the objective of a problem."""
     if problem.minimise_bytes:
         return _fewest_bytes(problem, steps)
     return _least_time(problem, steps, best)

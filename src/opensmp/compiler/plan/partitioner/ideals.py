@@ -35,11 +35,7 @@ class LatticeError(PlanError):
 
 
 def all_ideals(problem: Problem, most: int) -> list[int]:
-    """Returns all ideals as bit masks of units, by size, starting with the empty one.
-
-    Raises:
-        LatticeError: If there are more than `most`.
-    """
+    """Returns all ideals as bit masks of units, by size, starting with the empty one."""
     size = len(problem)
     needs = [sum(1 << other for other in units) for units in problem.predecessors]
     found, layer = [0], [0]
@@ -91,14 +87,7 @@ def ideals_near(
 def cut_lattice(
     problem: Problem, ideals: list[int], best: Score, *, contiguous: bool
 ) -> list[Integers]:
-    """Returns assignments whose cuts are among the given ideals, good for the problem's objective.
-
-    Args:
-        problem: The problem, including its objective.
-        ideals: See `steps_between`.
-        best: Score of the best known assignment; results that are certainly much worse are pruned.
-        contiguous: Whether to allow connected partitions only.
-    """
+    """Returns assignments whose cuts are among the given ideals, good for the objective."""
     steps = steps_between(
         problem,
         ideals,

@@ -46,22 +46,6 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     From top to bottom: the layers as bars of their time, in the band of their partition, with arcs
     for tensors between layers and labels for the tensors that cross each cut; the time and the
     memory of each partition; the predicted schedule.
-
-    Args:
-        plan: A plan with costs.
-        path: File to write, with its format by the suffix (SVG, PNG, PDF); an existing file is
-            replaced. None writes nothing.
-
-    Returns:
-        The figure.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        draw_plan(model.plan, "plan.png")
-        ```
     """
     layers = condense(plan)
     times = predict_schedule(plan)

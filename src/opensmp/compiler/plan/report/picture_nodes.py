@@ -79,13 +79,6 @@ def condense(plan: Plan, num_nodes: int = _ALL_NODES) -> LayerGraph:
 
     Adjacent units of a layer form one node. If there are still too many nodes, adjacent ones with
     the longest common name prefix are joined, those with the least time first.
-
-    Args:
-        plan: A plan with costs.
-        num_nodes: Approximate maximum number of nodes.
-
-    Raises:
-        PlanError: If the plan has no costs.
     """
     graph, assignment = plan.costs, plan.assignment
     stage = stages(graph, assignment)

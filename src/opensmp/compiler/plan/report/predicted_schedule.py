@@ -32,19 +32,7 @@ class PredictedSchedule:
 
 
 def predict_schedule(plan: Plan) -> PredictedSchedule:
-    """Predicts when each action of a step runs.
-
-    Args:
-        plan: A plan with costs.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        print(predict_schedule(model.plan).schedule)
-        ```
-    """
+    """Predicts when each action of a step runs."""
     tasks = _tasks(plan)
     active = plan.settings.microbatches_in_flight(plan.num_partitions)
     schedule = build(plan.settings.pipeline, tasks, active)
@@ -56,13 +44,6 @@ def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int6
 
     If tensors only go to higher partitions, there is one stage per used partition. A manual plan
     may return to a partition; then each visit is a separate stage.
-
-    Args:
-        graph: The units.
-        assignment: Partition of each unit.
-
-    Returns:
-        Stage of each unit, int64 of shape (len(graph),).
     """
     backwards = any(
         assignment[unit] < assignment[tensor.producer]

@@ -69,9 +69,6 @@ def check(made: Any) -> None:
     After a mismatch the model cannot be called until a matching checkpoint is restored, since it
     would continue with wrong values.
 
-    Args:
-        made: The model.
-
     Raises:
         CheckpointError: They do not match; no value was assigned.
     """
@@ -96,12 +93,6 @@ def check_optimizer(optimizer: Any) -> None:
     """Compares deferred values with an optimizer that has just created all its variables.
 
     Without this check the slots of a different optimizer would be ignored silently.
-
-    Args:
-        optimizer: The optimizer, before its first update.
-
-    Raises:
-        CheckpointError: They do not match.
     """
     for checkpoint, deferred in list(_deferred.items()):
         known = id(optimizer) in deferred.checked or deferred.partial

@@ -25,12 +25,6 @@ class Iterators:
     A state records how much an iterator has read. With a different number of replicas each replica
     reads a different shard of the data, so the states are meaningless and not restored.
 
-    Args:
-        matches: Values in the files and their objects.
-        stored: Values in the files, by key.
-        replica: Index of this process's replica.
-        replicas: Number of replicas.
-
     Attributes:
         keys: Keys of all iterators, as in the first replica.
         left_out: Reason why states are not restored; None if they are.

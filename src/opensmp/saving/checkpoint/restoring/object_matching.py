@@ -29,12 +29,7 @@ class _Role(enum.Enum):
 
 
 class Match(NamedTuple):
-    """A value in the files and the object that it belongs to.
-
-    Attributes:
-        key: Key of the value in the files.
-        owner: The object.
-    """
+    """A value in the files, by its key, and the object that it belongs to."""
 
     key: str
     owner: Any

@@ -21,10 +21,6 @@ HDF5 = b"\x89HDF\r\n\x1a\n"
 class Target:
     """A path that a format may recognise.
 
-    Args:
-        path: A file, a directory, or the prefix of a checkpoint.
-        what: Name of the operation for messages.
-
     Attributes:
         exists: Whether it is a file or a directory.
         names: Names of the entries of a directory; empty for a file.
@@ -52,14 +48,7 @@ class Target:
 
 
 class Loading(NamedTuple):
-    """How a whole model is to be loaded.
-
-    Attributes:
-        what: Name of the operation for messages.
-        compile: Whether to compile it as it was compiled.
-        custom_objects: Name to class or function.
-        safe_mode: Whether to refuse code in the file.
-    """
+    """How a whole model is to be loaded, as for `keras.saving.load_model`."""
 
     what: str
     compile: bool

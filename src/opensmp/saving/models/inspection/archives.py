@@ -30,10 +30,6 @@ def check_archive(path: PathLike, what: str) -> set[str]:
 
     Keras itself accepts weights with a wrong checksum.
 
-    Args:
-        path: The archive.
-        what: Name of the operation for messages.
-
     Raises:
         SavingError: It is damaged, expands to far more than its size, or has member names that
             point outside of the archive.

@@ -20,12 +20,7 @@ PathLike = str | os.PathLike[str]
 
 
 class Sizes(NamedTuple):
-    """Number of array elements stored in a file.
-
-    Attributes:
-        largest: Elements of the largest array.
-        total: Elements of all arrays.
-    """
+    """Number of array elements stored in a file: of the largest array, and of all."""
 
     largest: int
     total: int

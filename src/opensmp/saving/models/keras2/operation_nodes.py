@@ -19,17 +19,8 @@ def name_operations(config: Config, custom: Collection[str] = ()) -> bool:
     looks for layers of that name when it reads them. In `.keras` files, which it can read, their
     module is stored as well; everything else is equal.
 
-    Args:
-        config: `model_config` of a `.h5` file written by Keras 3.
-        custom: Names of custom objects, which are not changed.
-
     Returns:
         Whether the configuration was changed.
-
-    Example:
-        ```python
-        name_operations(json.loads(file.attrs["model_config"]))
-        ```
     """
     modules = _private.operation_modules()
     changed = False
