@@ -54,14 +54,10 @@ def oldest(module: str) -> str:
 
 
 def installed(module: str, folder: Path) -> dict[str, str]:
-    """Returns distribution name to version for the distributions in `folder` that provide `module`.
+    """Returns name to version of the distributions in `folder` that provide `module`.
 
     Nothing is imported. The result is empty if the module has no metadata there, for example
-    because it was copied.
-
-    Args:
-        module: `"tensorflow"` or `"keras"`.
-        folder: The folder that contains the module; metadata elsewhere describes another copy.
+    because it was copied; metadata elsewhere describes another copy.
     """
     found: dict[str, str] = {}
     for name in DISTRIBUTIONS[module]:

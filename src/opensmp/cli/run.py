@@ -197,19 +197,6 @@ def environment(
 
     Variables that the user has set are kept. Thread counts are left to `smp.init`, which knows the
     number of partitions per process.
-
-    Args:
-        environ: The launcher's own environment.
-        rank: The rank.
-        size: Number of ranks, all on this machine.
-        port: Port of the rendezvous at rank 0.
-        token: Secret of the run.
-        flags: Configuration keys that were given as flags.
-        restart: Number of restarts before this run.
-        join_seconds: Timeout of `smp.init` for the other ranks.
-        idle_seconds: Timeout while all ranks wait and none computes.
-        grace_seconds: Time that ranks have to exit after a signal.
-        marks: Directory in which ranks record that they have called `smp.init`.
     """
     own = {
         "RANK": rank,

@@ -14,14 +14,9 @@ from opensmp.errors import PlanError
 
 
 def load_target(target: str) -> Any:
-    """Imports a module, or a file as a module, and returns an attribute of it.
+    """Imports a module, or a file, and returns an attribute: `package.module:name`, `file.py:name`.
 
-    Args:
-        target: `package.module:name` or `path/to/file.py:name`; the name may have dots.
-            The current directory is searched as well.
-
-    Raises:
-        PlanError: If there is no such module or attribute, or importing it fails.
+    The name may have dots. The current directory is searched as well.
     """
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
@@ -96,11 +91,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Parses `name=value` options; a value that is not valid JSON is taken as a string.
-
-    Raises:
-        PlanError: If options have no valid name, a repeated name or an unusable value; lists them.
-    """
+    """Parses `name=value` options; a value that is not valid JSON is taken as a string."""
     arguments: dict[str, Any] = {}
     faults = []
     for text in texts:

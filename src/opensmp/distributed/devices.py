@@ -85,11 +85,7 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
 
 
 def prepare(devices: Sequence[str], local_size: int = 1) -> None:
-    """Creates the devices and configures TensorFlow to use them concurrently.
-
-    Raises:
-        AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
-    """
+    """Creates the devices and configures TensorFlow to use them concurrently."""
     cpus = [name for name in devices if name.startswith("/device:CPU:")]
     if cpus:
         _make_cpu_devices(1 + max(_index(name) for name in cpus), len(devices))

@@ -39,15 +39,12 @@ def state_of(model: Any) -> list[Variable]:
 
 @contextlib.contextmanager
 def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
-    """Context in which rank 0 can read all variables of its replica.
+    """Context in which rank 0 can read all variables of its replica; yields whether this is it.
 
     Variables that other ranks own, such as the slots of an optimizer that only another replica has,
     and those whose copy on rank 0 is not kept up to date by training, are sent to its host memory
     one at a time, and are freed on exit. Collective over all ranks; with one process it does
     nothing.
-
-    Yields:
-        Whether this process is the one that has all of them.
     """
     here = world.current("gathering a model") if world.is_initialized() else None
     if here is None or here.size == 1:
@@ -106,12 +103,7 @@ def _collect(
 
 
 def together(what: str, work: Callable[[], Any]) -> Any:
-    """Runs `work` on this rank and raises on all ranks if it failed on any.
-
-    Raises:
-        Exception: The exception that `work` raised on this rank.
-        SavingError: `work` failed on another rank.
-    """
+    """Runs `work` on this rank and raises on all ranks if it failed on any."""
     here = world.current(what) if world.is_initialized() else None
     if here is None or here.size == 1:
         return work()

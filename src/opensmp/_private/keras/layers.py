@@ -26,12 +26,8 @@ def in_stateless_scope() -> bool:
 def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model and its nested models retrace.
 
-    Their compiled functions hold the memory that variables had before they moved.
-
-    Args:
-        model: The model.
-        moved: Ids of the moved variables; models without any of them keep their traces. None resets
-            all models.
+    Their compiled functions hold the memory that variables had before they moved. With `moved`, ids
+    of variables, models without any of them keep their traces.
     """
     for layer in model._flatten_layers():
         if not isinstance(layer, keras.Model):

@@ -144,10 +144,9 @@ def keep_with_restore(status: Any, thing: Any) -> None:
 
 @contextlib.contextmanager
 def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
-    """Context in which restoring a checkpoint takes these values instead of reading files.
+    """Context in which restoring a checkpoint takes values, by key, from here instead of files.
 
-    Args:
-        values: Key in the files to value; None leaves the object unchanged. The dict is emptied.
+    None leaves the object unchanged. The dict is emptied.
     """
     _at_hand.update(values)
     values.clear()

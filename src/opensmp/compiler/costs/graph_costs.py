@@ -176,15 +176,10 @@ class _Counter:
         differentiated: Sequence[Port],
         results: Sequence[Port],
     ) -> _Counted:
-        """Counts one graph.
+        """Counts one graph: `leaves`, `active` and `constant` are placeholders and operations.
 
-        Args:
-            wiring: The graph.
-            leaves: Placeholders whose gradients are needed.
-            active: Placeholders whose value differs between microbatches.
-            constant: Operations whose results need not be kept.
-            differentiated: Results that gradients start from.
-            results: All results.
+        Those of `leaves` need gradients, those of `active` differ between microbatches, and the
+        results of `constant` need not be kept. Gradients start from `differentiated`.
         """
         size = len(wiring.operations)
         flow = GradientFlow.of(wiring, leaves, differentiated)

@@ -144,13 +144,9 @@ class Extractor:
         specs: Sequence[Tensor],
         is_open: bool = False,
     ) -> ConcreteFunction:
-        """Compiles a Python function into a concrete function.
+        """Compiles `body`, a function of tensors like `specs`, into a concrete function.
 
-        Args:
-            name: Name of the function.
-            body: Takes tensors, returns tensors.
-            specs: Tensors with the shapes and dtypes of its arguments.
-            is_open: Whether calls may be inlined even if the extractor's `units` is set.
+        Calls of it may be inlined if `is_open`, even if the extractor's `units` is set.
         """
         body.__name__ = name
         attributes = {"_noinline": True} if self._units and not is_open else {}

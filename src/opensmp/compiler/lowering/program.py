@@ -126,13 +126,9 @@ class Program:
     ) -> Backward | None:
         """Returns a backward pass that can be differentiated again, with dense gradients.
 
-        It computes everything from `feeds`. The result is None if no feed has a gradient.
-
-        Args:
-            segment: The segment.
-            outputs: Its outputs, or gradients that such a pass returns.
-            feeds: The tensors that they are computed from: inputs and variables of the segment, and
-                for gradients also the upstream gradients.
+        It computes the gradients of `outputs`, or of gradients that such a pass returns, from
+        `feeds` alone, which then include the upstream gradients. The result is None if no feed has
+        a gradient.
         """
         key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
         if key not in self._derivatives:

@@ -20,9 +20,6 @@ def validate(schedule: Schedule, graph: TaskGraph) -> None:
     Every action must occur exactly once, on its own device, after its dependencies on that device.
     The devices, each running its order and blocking on unmet dependencies on other devices, must
     not deadlock.
-
-    Raises:
-        ScheduleError: Listing all faults.
     """
     places = _places(schedule)
     homes = {

@@ -57,9 +57,8 @@ class LayerCall(NamedTuple):
 def operation_labels(traced: TracedGraph) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the labels of all layer calls, and the innermost label of each operation.
 
-    Returns:
-        Labels in the order of the calls, the model first; and operation name to label, without
-            inputs, variables and captures.
+    The labels are in the order of the calls, the model first; inputs, variables and captures have
+    none.
     """
     labels = [MODEL]
     owner = [MODEL] * len(traced.operations)
@@ -91,10 +90,8 @@ def layer_calls(
 ) -> tuple[LayerCall, ...]:
     """Divides the operations of a graph among its layer calls.
 
-    Args:
-        traced: The traced model.
-        groups: Pairs (name, names of operations) that become pieces. Operations in no group form
-            one piece per call.
+    Pairs (name, names of operations) of `groups` become pieces; operations in no group form one
+    piece per call.
     """
     labels, label_of = operation_labels(traced)
     group_of: dict[str, tuple[int, str]] = {}

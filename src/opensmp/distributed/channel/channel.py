@@ -83,11 +83,7 @@ class Channel:
         self._sent = self._received = 0
 
     def send(self, message: Message, seconds: float = 5.0) -> None:
-        """Sends one message.
-
-        Raises:
-            OSError: The other side is gone, or has read nothing for `seconds`.
-        """
+        """Sends one message; `OSError` if the other side is gone or reads nothing for `seconds`."""
         text = json.dumps(message).encode()
         end = time.monotonic() + seconds
         with self._sending:

@@ -173,18 +173,10 @@ class HandshakeServer:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def wait(self, seconds: float, known: Callable[[Channel], Any] | None = None) -> list[Guest]:
-        """Handles incoming connections and messages, waiting up to `seconds` for the first.
+        """Handles connections and messages, waiting up to `seconds`; returns the new guests.
 
-        Args:
-            seconds: Time limit.
-            known: Called with each channel given to `watch` that has data or is closed, before any
-                guest is handled.
-
-        Returns:
-            The guests that have completed the handshake.
-
-        Raises:
-            OSError: This process has too many open files to accept a connection.
+        `known` is called with each channel given to `watch` that has data or is closed, before any
+        guest is handled.
         """
         ready = [key.fileobj for key, _ in self._selector.select(seconds)]
         for item in ready:

@@ -19,9 +19,6 @@ def agree(ranks: Sequence[int], what: str, lines: Sequence[str]) -> int:
 
     Returns:
         A number that is the same in all of these processes and that none of them has had before.
-
-    Raises:
-        StepError: The descriptions differ. All processes raise it.
     """
     global _next_trace
     digest = hashlib.sha256("\n".join([what, *lines]).encode("utf-8", "surrogatepass")).hexdigest()

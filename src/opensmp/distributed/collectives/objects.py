@@ -36,11 +36,7 @@ Words = Any
 
 
 def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -> list[Any]:
-    """Gathers one object from each rank on all ranks.
-
-    Returns:
-        The objects in rank order; this process's own one is not copied.
-    """
+    """Gathers one object from each rank, in rank order; this process's own one is not copied."""
     members = tuple(ranks)
     if len(members) == 1:
         return [obj]
@@ -67,11 +63,7 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
 def broadcast_object(
     obj: Any, ranks: Ranks, root: int, name: str = "broadcast_object"
 ) -> Any:  # fmt: skip
-    """Broadcasts an object from one rank to all. All ranks call it.
-
-    Returns:
-        The object; on `root` itself it is not copied.
-    """
+    """Broadcasts an object from one rank to all, which all call it; on `root` it is not copied."""
     members = tuple(ranks)
     if len(members) == 1:
         return obj

@@ -88,16 +88,9 @@ def all_reduce(
 
 
 def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
-    """Concatenates a tensor of each process along the first axis. All of them call it.
+    """Concatenates a tensor of each process along the first axis, on the host. All of them call it.
 
-    Args:
-        tensor: float32, float64, int32 or int64; dtype and shape are the same in all processes, and
-            the shape is known.
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same in all processes.
-
-    Returns:
-        The rows in rank order, on the host.
+    It is a float32, float64, int32 or int64 of a known shape, the same in all processes.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -215,11 +208,8 @@ def _reduce_of_unknown_shape(tensor: Tensor, call: _Call) -> Tensor:
 def _reduce(tensor: Tensor, call: _Call, shapes: Sequence[Any] = ()) -> Tensor:
     """The sum of a tensor of known shape.
 
-    Args:
-        tensor: The tensor.
-        call: The call it belongs to.
-        shapes: Shapes of the tensors that it consists of. They are part of the key, so that a
-            bucket of other shapes, or in another order, is not paired.
+    The `shapes` of the tensors that it consists of are part of the key, so that a bucket of other
+    shapes, or in another order, is not paired.
     """
     if not tensor.shape.num_elements():
         return tf.identity(tensor)

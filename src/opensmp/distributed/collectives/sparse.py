@@ -23,11 +23,8 @@ def slices_of_all(
 ) -> tf.IndexedSlices:
     """Concatenates the slices of all ranks, in rank order. All of them call it.
 
-    Args:
-        slices: Those of this rank; their number may be known only when the graph runs, and be 0.
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same in all processes.
-        is_even: Whether all ranks have the same number of slices, which saves counting them.
+    Their number may be known only when the graph runs, and be 0. `is_even` says that all ranks have
+    the same number, which saves counting them.
     """
     members = tuple(ranks)
     values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))

@@ -75,12 +75,7 @@ def needed(what: str, members: Sequence[int] | None) -> Cluster:
 
 
 def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
-    """Finds the other processes.
-
-    Raises:
-        AlreadyInitializedError: TensorFlow was used before.
-        LaunchError: The processes do not find each other, or differ.
-    """
+    """Finds the other processes."""
     if _private.is_tensorflow_started():
         raise AlreadyInitializedError(
             "smp.init: TensorFlow was used before in this process, so that it can no longer join "
@@ -99,11 +94,7 @@ def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
 
 
 def start(cluster: Cluster, nccl: bool) -> None:
-    """Starts TensorFlow's multi-process runtime; returns when all processes have.
-
-    Raises:
-        LaunchError: A server could not start, or a process failed meanwhile.
-    """
+    """Starts TensorFlow's multi-process runtime; returns when all processes have."""
     global _joined
     launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
     began = time.monotonic()

@@ -114,11 +114,7 @@ class Variables:
         return tuple(given)
 
     def raise_faults(self, source: str) -> None:
-        """Raises one error with all faults, if there are any.
-
-        Raises:
-            LaunchError: There are faults.
-        """
+        """Raises one error with all faults, if there are any."""
         if self.faults:
             raise_launch_faults(source, self.faults)
 

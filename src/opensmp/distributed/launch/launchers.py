@@ -38,17 +38,10 @@ ALONE = Launch("no launcher", local_rank=0, local_size=1)
 
 
 def detect(environ: Mapping[str, str]) -> Launch:
-    """Reads the variables of all known launchers.
+    """Reads the variables of all known launchers; `ALONE` if there is none.
 
     Of nested launchers, such as `mpirun` in a Slurm job, the inner one started the process, so that
     the more specific variables take precedence. A size of 1 is the same as no launcher.
-
-    Returns:
-        What the launcher says; `ALONE` if there is none.
-
-    Raises:
-        LaunchError: The variables contradict each other, or do not suffice for the processes to
-            find each other.
     """
     if f"{PREFIX}RANK" not in environ:
         _check_agreement(environ)

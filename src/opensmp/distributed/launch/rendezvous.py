@@ -91,12 +91,7 @@ def reserve_port(host: str = "", port: int = 0) -> tuple[socket.socket, int]:
 
 
 def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -> Meeting:
-    """Waits for all other processes of the run.
-
-    Raises:
-        LaunchError: A process did not come in time, two processes have the same rank, or the
-            processes do not agree.
-    """
+    """Waits for all other processes of the run."""
     assert launch.meeting is not None
     if launch.local_size == launch.size:  # all on this machine, whatever its name
         launch = dataclasses.replace(launch, meeting=("127.0.0.1", launch.meeting[1]))

@@ -33,11 +33,9 @@ class Transport:
     """
 
     def send(self, transfer: Transfer, number: int) -> Sent:
-        """Inserts the send operation.
+        """Inserts the send; a transfer without a tensor only signals that `transfer.op` is done.
 
-        Args:
-            transfer: The transfer. Without a tensor it only signals that `transfer.op` is done.
-            number: Number of the transfer, the same in both processes.
+        `number` is that of the transfer, the same in both processes.
         """
         raise NotImplementedError
 
@@ -57,8 +55,7 @@ class Transport:
     def restart(self, number: int) -> None:
         """Resets the transport; all processes of the step call it, while none runs the step.
 
-        Args:
-            number: Number of the last run before the next one; greater than all earlier numbers.
+        `number` is that of the last run before the next one; greater than all earlier numbers.
         """
 
 

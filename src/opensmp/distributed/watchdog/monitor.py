@@ -137,11 +137,8 @@ class Watch:
     def fail(self, text: str, *, consequence: bool = False, code: int = 1) -> None:
         """Tells the others that this process fails, and ends it. Does not return.
 
-        Args:
-            text: What happened.
-            consequence: Whether another process is probably the cause, as for a broken connection;
-                then rank 0 waits for the cause first.
-            code: Exit code of this process.
+        As a `consequence`, such as a broken connection, it is probably caused by another process;
+        then rank 0 waits for the cause first.
         """
         self._failing = True
         own = Verdict(self._rank, text)

@@ -168,11 +168,7 @@ def attach(watch: Watch, rank: int, size: int) -> None:
 
 
 def listen(signals: Sequence[int], seconds: float) -> None:
-    """Makes signals stop all processes; handlers installed earlier only get the new time limit.
-
-    Raises:
-        ValueError: This is not the main thread, the only one that may set signal handlers.
-    """
+    """Makes signals stop all processes; handlers installed earlier only get the new time limit."""
     for number in signals:
         if number not in _handled:
             signal.signal(number, _handle)

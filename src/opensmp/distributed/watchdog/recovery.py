@@ -113,11 +113,7 @@ class Recovery:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Context of a call that all ranks make, and in which they need each other.
-
-        Raises:
-            Exception: The error of the call, in whichever rank it was raised first.
-        """
+        """Context of a call that all ranks make; raises the error of whichever rank was first."""
         if not _in_main_thread() or self._function is not None:
             self.touch()
             yield

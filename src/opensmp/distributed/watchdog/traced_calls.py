@@ -81,8 +81,7 @@ class FunctionRuns:
 def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
     """Context that logs operations that need other ranks, in the function being traced.
 
-    Yields:
-        A list, to which the caller adds the operations that wait for others.
+    The caller adds the operations that wait for others to the list that it yields.
     """
     graph = tf.compat.v1.get_default_graph()
     if not _private.is_of_function(graph):

@@ -108,18 +108,9 @@ def differentiable_call(
     """Emits a segment's forward call such that the user's tape can differentiate through it.
 
     If an outer tape is recording, the returned gradients are differentiable too, to any order.
-
-    Args:
-        program: The lowered model.
-        segment: The segment to run.
-        args: Values of the forward pass' feeds.
-        emit: Emits a call of a kind ("F", "B", "W" or "R") on the segment's device.
-        late: Called with the gradients that were handed out as placeholders.
-        taken: Called with each feed and its gradient, a tensor or `tf.IndexedSlices`.
-        saved: The forward pass, if it has already run; it is not emitted again.
-
-    Returns:
-        Values of the segment's outputs.
+    `emit` emits a call of a kind on the segment's device; `late` is called with the gradients that
+    were handed out as placeholders, `taken` with each feed and its gradient. A forward pass that
+    has already run, `saved`, is not emitted again.
     """
     forward = program.forward(segment)
     graph = tf.compat.v1.get_default_graph()
@@ -256,8 +247,7 @@ def _repeatable(
 ) -> dict[int, Tensor]:
     """Gradients that can be differentiated again: one call computes all of them from the feeds.
 
-    Returns:
-        Maps the id of a feed to its gradient; feeds without a gradient are left out.
+    Maps the id of a feed to its gradient; feeds without a gradient are left out.
     """
     derived = program.derivative(segment, connected, feeds)
     if derived is None:

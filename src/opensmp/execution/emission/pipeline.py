@@ -319,10 +319,7 @@ class Pipeline:
         """Replaces the terms of sums over microbatches by sums that calls compute themselves.
 
         Gradients of single microbatches in such a sum leave the schedule. If something reads them
-        all the same, they are computed separately.
-
-        Returns:
-            For each sum the new terms, which add up to the same; None for sums that keep theirs.
+        all the same, they are computed separately. None stands for sums that keep their terms.
         """
         if not self._sums or not self._weight_passes:
             return [None] * len(rows)
@@ -337,12 +334,8 @@ class Pipeline:
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | OwnedBy]:
         """Completes the graph: late gradients, schedule, control edges and state assignments.
 
-        Returns:
-            The tensors to return in their place; for gradients of variables of other processes, a
-            `OwnedBy` that names the owner.
-
-        Raises:
-            StepError: No result depends on a DistributedModel.
+        Returns the tensors to return for `results`; for gradients of variables of other processes,
+        an `OwnedBy` that names the owner.
         """
         results = list(results)
         side_effects = self._side_effects + side_effects_of(self._graph)

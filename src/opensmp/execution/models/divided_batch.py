@@ -66,11 +66,7 @@ def prepare_divided(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Prepared:
-    """Calls `prepare` for one microbatch, and warns about state that microbatches change.
-
-    Raises:
-        StepError: The model can apparently only be traced with the rows of a whole batch.
-    """
+    """Calls `prepare` for one microbatch, and warns about state that microbatches change."""
     if division.parts == 1:
         return prepare(args, kwargs)
     try:

@@ -90,11 +90,7 @@ class Kept:
 
 
 def partition_step(traced: Traced, world: World, name: str) -> Kept:
-    """Divides a traced step among the processes of a replica.
-
-    Raises:
-        StepError: The processes have traced different steps, or a tensor cannot be sent.
-    """
+    """Divides a traced step among the processes of a replica."""
     me = world.rank_in(MP_GROUP)
     owner = _owners(traced, world)
     home_of = {
@@ -198,13 +194,8 @@ def transport_of(
 ) -> Transport:
     """Creates the transport: shared memory within a machine, collectives otherwise.
 
-    Args:
-        transfers: All transfers, including those between other processes of the replica.
-        world: The process' configuration, devices and ranks.
-        number: Number of the trace, the same in all of these processes.
-        run: The result of `RunLog.begin`.
-        earlier: Computes `read_before`, which shared memory alone needs; by default nothing is
-            known.
+    `transfers` include those between other processes of the replica, `number` is that of the trace,
+    and `run` the result of `RunLog.begin`. `earlier` computes `read_before`, for shared memory.
     """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":

@@ -60,12 +60,7 @@ class _Report(NamedTuple):
 
 
 def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
-    """Replaces the placeholders that a function reads by received values.
-
-    Raises:
-        ElsewhereError: It is unknown whether the other processes call the function as well.
-        StepError: The programs of the processes differ.
-    """
+    """Replaces the placeholders that a function reads by received values."""
     world = current()
     me = world.rank_in(MP_GROUP)
     graph = fetches.graph

@@ -250,13 +250,10 @@ _private.follow_traces()
 
 
 def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
-    """Makes results of other processes usable in the function that is being traced.
+    """Replaces each `RemoteGradient` by a placeholder usable in the function that is being traced.
 
     All processes must call it for the same results. Eagerly, in steps and in functions called by
     other functions nothing can be fetched, and the values are returned unchanged.
-
-    Returns:
-        The same values, with placeholders in place of `RemoteGradient`.
     """
     fetches = _outermost()
     if fetches is None:

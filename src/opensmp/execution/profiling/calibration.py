@@ -113,15 +113,6 @@ def measure(
     with random values. This takes seconds to minutes, and the memory of the largest unit; the
     result is cached in a file, by graph and device. Units that read handles keep their prediction.
 
-    Args:
-        traced: The traced model; gradients are added to its graph.
-        graph: Its units, from `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
-        device: Logical device to measure on.
-        required: As for `coarsen`.
-        unknown_size: Size assumed for dimensions that are unknown in the trace.
-        cache: Folder of the file; None for `cache_folder()`.
-        refresh: Whether to measure again.
-
     Returns:
         The units with measured times, in seconds.
     """

@@ -30,13 +30,10 @@ def seconds_of(
     pick: Pick = statistics.median,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Time of `run()`, with all devices idle before and after.
+    """Time of `run()`, with all devices idle before and after, without two warm-up runs.
 
-    Args:
-        run: The function to time; two warm-up runs are not counted.
-        repeats: Number of counted runs.
-        pick: Aggregates the times: `statistics.median`, or `min` for the time on an idle device.
-        clock: Returns seconds; `time.process_time` for one thread on a busy machine.
+    `pick` aggregates the times: `statistics.median`, or `min` for the time on an idle device.
+    `clock` may be `time.process_time` for one thread on a busy machine.
     """
     times = []
     for index in range(repeats + 2):

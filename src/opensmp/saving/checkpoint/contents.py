@@ -85,9 +85,6 @@ class Contents:
         all variables that it has, since all replicas have the same ones, and others write the
         optimizer's slots that only they have. The first process of another replica also writes the
         states of dataset iterators, because replicas read different data.
-
-        Raises:
-            CheckpointError: The processes have different objects, or no process has some value.
         """
         _check(all_facts)
         place = self.facts.place

@@ -29,13 +29,10 @@ class Named(NamedTuple):
 
 
 def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
-    """Writes tensors to files and flushes them to disk.
+    """Writes tensors to files and flushes them to disk; returns the prefix, if there are any.
 
     Uses one thread: in measurements, two threads writing to one disk were not faster, and at times
     three times slower.
-
-    Returns:
-        The prefix of each set of files that was written; empty without tensors.
     """
     if not values:
         return []

@@ -41,15 +41,8 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
     """Collects the current values that this process must write. Collective over all processes.
 
     On the host, the tensors share memory with their variables: TensorFlow copies it when a variable
-    is changed while other references to its buffer exist.
-
-    Args:
-        checkpoint: A `tf.train.Checkpoint`.
-        world: The current world.
-        to_host: Whether to copy values from GPUs to the host now instead of during the write.
-
-    Raises:
-        CheckpointError: The objects cannot be saved or read, or differ between the processes.
+    is changed while other references to its buffer exist. With `to_host`, values are copied from
+    GPUs now instead of during the write.
     """
     found = attempt(lambda: Contents(checkpoint, place_of(world)))
     contents: Contents | None = found.value
@@ -78,12 +71,8 @@ def own_part(
 ) -> RankResult:
     """Writes the shard of this process; the value of its outcome is the list of file prefixes.
 
-    Args:
-        values: The values to write; large ones are removed once they are staged.
-        shelf: The checkpoint directory.
-        world: The current world.
-        staging: Staging memory for large values, for writes during training. Each value is released
-            as soon as it is copied, and the copies are written at low priority.
+    With staging memory, for writes during training, large values are removed from `values` and
+    released as soon as they are copied, and the copies are written at low priority.
     """
     prefix = os.path.join(shelf.staging, f"part-{world.rank}")
     large = f"{prefix}-large"
@@ -109,8 +98,7 @@ def whole(
 ) -> list[RankResult]:
     """Merges all shards into the checkpoint and commits it; called by rank 0 only.
 
-    Returns:
-        The outcomes, where that of rank 0 includes an error of the merge or commit.
+    Returns the outcomes, where that of rank 0 includes an error of the merge or commit.
     """
     try:
         if first_error(outcomes) is None:

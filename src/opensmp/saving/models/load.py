@@ -17,12 +17,7 @@ PathLike = str | os.PathLike[str]
 
 
 def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: bool = True) -> None:
-    """Loads weights, and optimizer state if the file has it, into a model.
-
-    Raises:
-        SavingError: The file is damaged, refers to values in other files, or has the weights of a
-            different model; nothing was assigned.
-    """
+    """Loads weights, and optimizer state if the file has it; an error changes nothing."""
     if not model.built:
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "

@@ -52,18 +52,8 @@ def write_saved_model(
     """Writes a whole model as a TensorFlow SavedModel, independent of opensmp.
 
     The signatures `serving_default` and `serve` run the model in inference mode, for any batch
-    size; `variables` are its weights, in the model's order.
-
-    Args:
-        model: A built Keras model.
-        path: A directory. In an existing one only files of the same names are replaced.
-        input_signature: As in `keras.Model.export`; by default the shapes and dtypes that the model
-            was called with.
-        what: Name of the operation for messages.
-        **kwargs: Further arguments of `keras.Model.export`.
-
-    Raises:
-        SavingError: It cannot be written.
+    size; `variables` are its weights, in the model's order. In an existing directory only files of
+    the same names are replaced. Further arguments are those of `keras.Model.export`.
     """
 
     def work(plain: Any) -> None:

@@ -42,10 +42,9 @@ class Accumulator:
         ]
 
     def finish(self, pipeline: Pipeline, others: Any) -> tuple[list[Gradient | None], Any]:
-        """Completes the pipeline, which computes the sums and `others`.
+        """Completes the pipeline; returns the sums, and `others`.
 
-        Returns:
-            The sums, as `RemoteGradient` for variables of other processes, and the other results.
+        Sums of variables of other processes are `RemoteGradient`s.
         """
         rest = Structure.of(others)
         sums = [Structure.of(gradient) for gradient in self._sums(pipeline, rest.tensors)]

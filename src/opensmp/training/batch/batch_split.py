@@ -78,11 +78,7 @@ class Split:
         return tuple(part.counted / self.rows for part in self.parts)
 
     def take(self, nest: Any) -> list[Any]:
-        """One nest per microbatch of this replica; scalars are passed to each unchanged.
-
-        Raises:
-            NotByRows: A tensor's first axis is not the batch axis.
-        """
+        """One nest per microbatch of this replica; scalars are passed to each unchanged."""
         parts = self.parts
         if len(parts) == 1 and parts[0].size == self.rows:
             return [nest]

@@ -45,13 +45,10 @@ _GRADIENTS = "_smp_gradients"
 def with_gradient(
     results: Sequence[Tensor], args: Sequence[Tensor], gradient: Callable[..., Sequence[Any]]
 ) -> list[Tensor]:
-    """Makes `gradient` the gradient of `results` with respect to `args`, in a graph.
+    """Makes `gradient` that of the returned `results` with respect to `args`, in a graph.
 
     Like `tf.custom_gradient`, which however registers each function for the life of the process and
     so never frees what the trace holds. Here the graph owns the functions.
-
-    Returns:
-        The tensors to use in place of `results`.
     """
     graph = tf.compat.v1.get_default_graph()
     tensors = [*results, *args]

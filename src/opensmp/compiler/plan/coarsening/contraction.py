@@ -49,9 +49,6 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
     again in halves, so that a few bad pairs cost little. Refused pairs are tried once more after
     others were accepted, since these may have joined the whole cycle. The number of trials is
     bounded; pairs that are not accepted by then are refused.
-
-    Returns:
-        The grouping, and the refused pairs.
     """
     parent = list(range(len(needs)))
     refused: list[Pair] = []
@@ -93,16 +90,11 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
 
 
 def chained(needs: Needs, weights: Sequence[float], limit: float, *, by_reader: bool) -> list[int]:
-    """Joins light nodes with their only successor, or with their only predecessor.
+    """Joins light nodes with their only predecessor, or with their only successor if `by_reader`.
 
     This cannot create a cycle: all paths out of a node with one successor lead through it, and all
-    paths into a node with one predecessor lead through it.
-
-    Args:
-        needs: An acyclic graph.
-        weights: Weight of each node; infinite for nodes that are not light.
-        limit: Maximum total weight of the light nodes added to a node.
-        by_reader: Whether to join with the only successor instead of the only predecessor.
+    paths into a node with one predecessor lead through it. Nodes that are not light have infinite
+    weight; the light nodes added to a node weigh at most `limit` together.
     """
     near = _readers(needs) if by_reader else [sorted(set(producers)) for producers in needs]
     parent = list(range(len(near)))

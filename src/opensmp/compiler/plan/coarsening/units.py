@@ -173,11 +173,7 @@ class Units:
     def _light(self, units: Mapping[int, int], count: int, *, aliases: bool) -> list[float]:
         """Returns the time of each unit of light operations outside of layers, else infinity.
 
-        Args:
-            units: Maps operations to units.
-            count: Number of units.
-            aliases: Whether only units of alias operations (no arithmetic, no traffic) count as
-                light.
+        With `aliases`, only units of alias operations (no arithmetic, no traffic) count as light.
         """
         weights = [0.0] * count
         for i, unit in units.items():

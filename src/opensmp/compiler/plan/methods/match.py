@@ -62,10 +62,7 @@ def check_partitions(plan: Plan, num_partitions: int) -> None:
 def follow(traced: TracedGraph, plans: Sequence[Plan], settings: PlanSettings) -> Plan:
     """Returns a plan for another trace of a model (other shapes, inference) with equal placement.
 
-    Args:
-        traced: The new trace.
-        plans: Plans of earlier traces; the first plan that contains a layer call decides.
-        settings: The settings to predict its costs for.
+    The first of `plans` that contains a layer call decides.
     """
     return _follow(traced, plans, plans[0].num_partitions, settings, strict=False)
 

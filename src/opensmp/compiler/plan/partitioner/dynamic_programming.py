@@ -55,17 +55,10 @@ class Steps:
         return np.append(self.start[chain], self.num_cuts - 1)
 
     def least(self, weight: Floats, count: int, *, maximum: bool = False) -> list[Floats]:
-        """Returns the least sum (or maximum) of weights over chains of 0 to `count` steps.
+        """Returns the least sum (or maximum) of weights over chains of up to `count` steps.
 
-        Chains start at cut 0.
-
-        Args:
-            weight: One entry per step.
-            count: Number of steps.
-            maximum: Whether the largest weight of a chain counts instead of the sum.
-
-        Returns:
-            For each number of steps an array with one entry per cut at which the chain ends.
+        For each number of steps, from 0, an array with one entry per cut at which a chain from cut
+        0 ends.
         """
         stops, begins = np.unique(self.stop, return_index=True)
         combine = np.maximum if maximum else np.add

@@ -120,14 +120,9 @@ def steps_between(
     """Returns all steps between two of the given ideals within the cost limits.
 
     The cost of a step is a sum over all links of products of a property of its start and a property
-    of its stop, so matrix products compute it for all steps at once.
-
-    Args:
-        problem: The problem.
-        ideals: Distinct; the empty one first and the whole graph last, each after its subsets.
-        connected: Whether to drop steps whose units are disconnected.
-        most_ticks: Maximum time of a stage.
-        most_bytes: Maximum memory of a partition.
+    of its stop, so matrix products compute it for all steps at once. The ideals are distinct, the
+    empty one first and the whole graph last, each after its subsets. With `connected`, steps whose
+    units are disconnected are dropped.
     """
     size = len(problem)
     member = np.array([[ideal >> u & 1 for u in range(size)] for ideal in ideals], np.float64)
@@ -190,8 +185,7 @@ def _between(weight: Floats) -> Floats:
 def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """Returns the distinct reader sets of each link within ideals, and the set of each ideal.
 
-    Returns:
-        0/1 of shape (ideals, sets), and the link of each set.
+    The sets are 0/1 of shape (ideals, sets), with the link of each.
     """
     columns, link_of = [], []
     for link in range(len(problem.homes)):

@@ -58,10 +58,6 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
     Returns:
         The partition of each unit, of shape (len(graph),), identical on every machine and in every
             process.
-
-    Raises:
-        PlanError: If no plan is found that fits the memory; the message states the shortage and
-            possible remedies. Also if an argument is invalid.
     """
     optimize, contiguous = settings.optimize, settings.contiguous
     faults = [

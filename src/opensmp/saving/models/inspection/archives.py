@@ -29,10 +29,6 @@ def check_archive(path: PathLike, what: str) -> set[str]:
     """Reads a whole archive once and verifies its checksums; returns the member names.
 
     Keras itself accepts weights with a wrong checksum.
-
-    Raises:
-        SavingError: It is damaged, expands to far more than its size, or has member names that
-            point outside of the archive.
     """
     with explained(path, what), zipfile.ZipFile(path) as archive:
         members = archive.infolist()

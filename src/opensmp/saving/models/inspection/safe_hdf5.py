@@ -64,9 +64,8 @@ class Hdf5(NamedTuple):
     def shapes(self) -> dict[str, Shape]:
         """Validates all objects in the file; returns the shape of each dataset by its path.
 
-        Raises:
-            SavingError: The file has soft or external links, values in other files, or datasets
-                that declare far more bytes than are stored.
+        Refuses soft and external links, values in other files, and datasets that declare far more
+        bytes than are stored.
         """
         found: dict[str, Shape] = {}
         seen: set[Any] = set()

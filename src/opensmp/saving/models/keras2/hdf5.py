@@ -39,10 +39,6 @@ def load_hdf5(
 
     Keras itself fails on the losses and metrics of most compiled files, and drops the optimizer
     state.
-
-    Raises:
-        SavingError: Keras 3 cannot create the model.
-        ValueError: From Keras, such as for a Lambda layer in safe mode.
     """
     custom = (*(custom_objects or {}), *keras.saving.get_custom_objects())
     with _readable(path, what, custom) as readable:

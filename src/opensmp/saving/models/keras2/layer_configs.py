@@ -61,11 +61,7 @@ class Upgraded(NamedTuple):
 
 
 def upgraded(config: Config, what: str) -> Upgraded:
-    """Converts the configuration of a model to Keras 3.
-
-    Raises:
-        SavingError: The model needs features that Keras 3 lacks; all such layers are listed.
-    """
+    """Converts the configuration of a model to Keras 3; one error lists all that Keras 3 lacks."""
     new = copy.deepcopy(config)
     cudnn: dict[str, str] = {}
     faults: list[str] = []

@@ -112,15 +112,11 @@ def _optimizer(config: Config) -> Any:
 def optimizer_values(
     saved: Sequence[tuple[str, Any]], variables: Sequence[Any], trained: Sequence[Any]
 ) -> list[Any] | None:
-    """Maps the optimizer state in a `.h5` file to an optimizer's variables.
+    """Maps optimizer state in a `.h5` file to an optimizer's variables; None if it does not fit.
 
     Keras 3 writes all variables in order. Keras 2 did not include the learning rate, and grouped
     slots by kind (for example all first moments, then all second moments), where Keras 3 groups
-    them by variable.
-
-    Returns:
-        One array for each of `variables`, None where the variable keeps its value; or None if they
-        do not match.
+    them by variable. None stands for a variable that keeps its value.
     """
     shapes = [tuple(np.shape(value)) for _, value in saved]
     targets = [tuple(variable.shape) for variable in variables]
