@@ -31,6 +31,14 @@ class Action(NamedTuple):
         microbatch: Number of the microbatch.
         call: Number of earlier requests for the same work; 1 for the second backward pass of a
             persistent gradient tape.
+
+    Example:
+        >>> Action("F", segment=2, microbatch=0).text
+        '2F0'
+        >>> str(Action("B", 2, 0, call=1))
+        '2B0.1'
+        >>> Action.parse("2B0.1") == Action("B", 2, 0, call=1)
+        True
     """
 
     kind: str
@@ -49,7 +57,15 @@ class Action(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """Parses the short form, such as `"2F0"` or `"2B0.1"`."""
+        """Parses the short form, such as `"2F0"` or `"2B0.1"`.
+
+        Raises:
+            ScheduleError: If the text is not the short form of an action.
+
+        Example:
+            >>> Action.parse("2F0")
+            Action(kind='F', segment=2, microbatch=0, call=0)
+        """
         match = _TEXT.fullmatch(text)
         if match is None:
             raise ScheduleError(
@@ -65,6 +81,10 @@ def default_seconds(actions: Iterable[Action]) -> dict[Action, float]:
 
     A backward pass computes two products (gradients of inputs and of weights) where a forward pass
     computes one. If the weight gradients are a separate action W, B=1.
+
+    Example:
+        >>> default_seconds([Action.parse("0F0"), Action.parse("0B0")])[Action("B", 0, 0)]
+        2.0
     """
     listed = list(actions)
     seconds = {action: _SECONDS_OF_KIND[action.kind] for action in listed}
@@ -92,6 +112,12 @@ class TaskGraph:
     Raises:
         ScheduleError: With all faults found (unknown actions or kinds, devices out of range,
             invalid durations), or with the cycle if the dependencies have one.
+
+    Example:
+        >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
+        >>> graph = TaskGraph({forward: 0, backward: 0}, {backward: frozenset({forward})})
+        >>> graph.num_devices, graph.seconds[backward]
+        (1, 2.0)
     """
 
     device: Mapping[Action, int]
@@ -136,7 +162,11 @@ class TaskGraph:
 
     @cached_property
     def topological_order(self) -> tuple[Action, ...]:
-        """All actions, each after its dependencies; identical in all processes."""
+        """All actions, each after its dependencies; identical in all processes.
+
+        Raises:
+            ScheduleError: If the dependencies form a cycle.
+        """
         # Sorted, since the iteration order of sets differs between processes, and all processes of
         # a step must compute the same order.
         sorter = graphlib.TopologicalSorter(
@@ -184,6 +214,14 @@ class TaskGraph:
                 forward pass and the backward pass of the next segment.
             split_backward: Whether weight gradients are separate actions W, each after the B of its
                 segment. The first segment has a B without a separate W.
+
+        Raises:
+            ScheduleError: If a number is below 1.
+
+        Example:
+            >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=1)
+            >>> sorted(map(str, graph.needs[Action.parse("0B0")]))
+            ['0F0', '1B0']
         """
         if num_partitions < 1 or num_microbatches < 1:
             raise ScheduleError(
@@ -236,6 +274,12 @@ class Schedule:
             durations, and must be enforced like dependencies. Empty if the orders alone suffice, as
             in every chain that ends with the backward pass of its first segment.
         graph: The task graph it was created for, which gives the grid its times.
+
+    Example:
+        >>> forward, backward = Action("F", 0, 0), Action("B", 0, 0)
+        >>> print(Schedule("by hand", ((forward, backward),)))
+        device 0 | F0 B0
+        by hand: one column per action
     """
 
     name: str

@@ -49,6 +49,16 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         graph: The tasks and their durations, which may differ from those the schedule was made
             with.
         transfer_seconds: Delay between an action and a dependent on another device, >= 0.
+
+    Raises:
+        ScheduleError: If the schedule is invalid, or `transfer_seconds` is negative.
+
+    Example:
+        >>> from opensmp.compiler.schedule.simple import simple
+        >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=4)
+        >>> simulation = simulate(simple(graph), graph)
+        >>> simulation.makespan_seconds, simulation.bubble, simulation.live_activations
+        (15.0, 0.2, (4, 4))
     """
     if not transfer_seconds >= 0:
         raise ScheduleError(
