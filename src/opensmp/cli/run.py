@@ -123,7 +123,7 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
     """Reports faults of the script and log paths that would make every rank fail."""
     faults = []
     path = Path(script)
-    if not module and not _exists(path):
+    if not module and not os.path.exists(path):
         faults.append(
             f"there is no file {shown(script)} in {Path.cwd()}; give the path of a Python script, "
             "or -m and the name of a module"
@@ -156,13 +156,6 @@ def _check_ranks(options: RunOptions) -> None:
             f"--show-rank {options.show_rank}: there is no such rank. Expected: 0 to "
             f"{processes - 1}."
         )
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # e.g. a name that is too long
-        return False
 
 
 def _check_seconds(join_seconds: float | None, idle_seconds: float | None) -> None:

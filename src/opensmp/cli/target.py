@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def _import(name: str) -> Any:
     """Imports a module by its name, or a file by its path."""
     path = Path(name)
     if path.suffix == ".py":
-        if not _is_file(path):
+        if not os.path.isfile(path):
             raise PlanError(f"There is no file {shown(name)} (in {Path.cwd()}).")
         folder, name = str(path.resolve().parent), path.stem
     else:
@@ -73,13 +74,6 @@ def _import(name: str) -> Any:
         raise PlanError(
             f"Module {shown(name)} failed while it was imported: {_told(error)}"
         ) from error
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # e.g. a name that is too long
-        return False
 
 
 def _told(error: BaseException) -> str:

@@ -20,12 +20,6 @@ def reads(call: Call, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int
     return (FAMILIES.get(call.type, UNKNOWN).reads or everything)(call, wanted)
 
 
-def knows(op_type: str) -> bool:
-    """Returns whether the gradient of a type is known, or known not to exist."""
-    family = FAMILIES.get(op_type, UNKNOWN)
-    return family.blocks or family.reads is not None
-
-
 def backward(call: Call, wanted: Sequence[int], forward: Work, *, sparse: bool = False) -> Work:
     """Returns the work of computing the gradients of an operation's inputs."""
     if not wanted:

@@ -123,15 +123,6 @@ def graph_costs(
     )
 
 
-def defaulted_types(traced: TracedGraph) -> tuple[str, ...]:
-    """Returns the operation types of a graph whose FLOPs are counted by the default rule.
-
-    Neither TensorFlow's op statistics nor `opensmp.compiler.costs.op_costs` covers these; they
-    count as elementwise, with one FLOP per element of their results.
-    """
-    return graph_costs(traced, required=()).defaulted
-
-
 def _port(wiring: Wiring, tensor: Tensor) -> Port:
     return wiring.index[tensor.op], tensor.value_index
 

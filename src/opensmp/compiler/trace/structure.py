@@ -41,15 +41,6 @@ class Structure:
             leaf for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True) if is_tensor
         )
 
-    @property
-    def others(self) -> tuple[Any, ...]:
-        """The leaves that are not tensors."""
-        return tuple(
-            leaf
-            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
-            if not is_tensor
-        )
-
     def pack(self, tensors: Sequence[Tensor]) -> Any:
         """Returns the same nest with its tensors replaced."""
         waiting = iter(tensors)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import tensorflow as tf
 
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.formats.formats import Format, inspected
 from opensmp.saving.models.inspection.damage import explained
-
-PathLike = str | os.PathLike[str]
 
 
 def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: bool = True) -> None:

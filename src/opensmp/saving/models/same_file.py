@@ -6,13 +6,12 @@ import hashlib
 import os
 from pathlib import Path
 
+from opensmp.base.types import PathLike
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.models.formats.formats import format_for
-
-PathLike = str | os.PathLike[str]
 
 _PIECE_BYTES = 1 << 20
 

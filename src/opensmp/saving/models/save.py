@@ -12,15 +12,13 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.execution.models.nested_models import plans_of_parts
 from opensmp.execution.models.plain_model import input_specs, plain_calls, plain_class, plain_face
 from opensmp.saving import atomic
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.models import resume_state
-
-PathLike = str | os.PathLike[str]
 
 _ENTRY = "saved_model.pb"
 

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.inspection.archives import WEIGHTS, opened_member
 from opensmp.saving.models.inspection.safe_hdf5 import Hdf5, Shape, opened
-
-PathLike = str | os.PathLike[str]
 
 _SHOWN = 5
 

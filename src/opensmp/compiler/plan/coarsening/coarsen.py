@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,6 @@ def coarsen(
     unknown_size: int = UNKNOWN_SIZE,
     optimizer_slots: float = OPTIMIZER_SLOTS,
     max_units: int = MAX_UNITS,
-    measured: Mapping[str, tuple[float, float]] | None = None,
 ) -> CoarseGraph:
     """Groups the operations of a graph into units and computes the cost of each unit.
 
@@ -85,8 +84,6 @@ def coarsen(
         unknown_size: Assumed size of unknown dimensions, such as the batch.
         optimizer_slots: Bytes of optimizer state per byte of trained parameters.
         max_units: Maximum number of units; excess units are joined, light chains first.
-        measured: Maps the label of a layer call to seconds (forward, backward), see
-            `opensmp.execution.profiling.calibration`; they replace the predicted ones.
 
     Returns:
         The units in topological order.
@@ -99,9 +96,6 @@ def coarsen(
     forward = [seconds(work, machine) for work in costs.forward]
     backward = [seconds(work, machine) for work in costs.backward]
     units = Units(traced, costs, [f + b for f, b in zip(forward, backward, strict=True)], max_units)
-    if measured:
-        forward = _measured(units, forward, {name: times[0] for name, times in measured.items()})
-        backward = _measured(units, backward, {name: times[1] for name, times in measured.items()})
     if wanted:
         for index, count in _loss_sizes(traced, costs):
             forward[index] += LOSS_FLOPS * count / machine.flops_per_second
@@ -265,17 +259,3 @@ class _Summary:
 
 
 _NUMBER = re.compile(r"#\d+")
-
-
-def _measured(
-    units: Units, predicted: Sequence[float], measured: Mapping[str, float]
-) -> list[float]:
-    """Returns seconds per operation, scaled so that each measured layer call sums to its time."""
-    totals: dict[str, float] = {}
-    for i, label in units.labels.items():
-        totals[label] = totals.get(label, 0.0) + predicted[i]
-    result = list(predicted)
-    for i, label in units.labels.items():
-        if label in measured and totals[label]:
-            result[i] *= measured[label] / totals[label]
-    return result

@@ -139,9 +139,4 @@ def _place(variables: Variables) -> tuple[int, int] | None:
     return None if launch is None else (launch.rank, launch.size)
 
 
-LAUNCHER = Launcher(
-    NAME,
-    NAME,
-    _read,
-    _place,
-)
+LAUNCHER = Launcher(NAME, NAME, _read, _place)

@@ -9,11 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.saving.models.inspection.inspection import Sizes
 from opensmp.saving.models.inspection.safe_hdf5 import opened
-
-PathLike = str | os.PathLike[str]
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 

@@ -7,6 +7,7 @@ import os
 from enum import Enum
 from pathlib import Path
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.models.formats.checkpoint import CHECKPOINT
@@ -17,8 +18,6 @@ from opensmp.saving.models.formats.keras_files import KERAS, KERAS_DIRECTORY, WE
 from opensmp.saving.models.formats.saved_model import SAVED_MODEL
 from opensmp.saving.models.inspection.damage import explained, half
 from opensmp.saving.models.inspection.inspection import Sizes
-
-PathLike = str | os.PathLike[str]
 
 
 class Format(Enum):

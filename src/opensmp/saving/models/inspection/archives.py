@@ -10,10 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.inspection.damage import explained, half
-
-PathLike = str | os.PathLike[str]
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError, SmpError
-
-PathLike = str | os.PathLike[str]
 
 _SHOWN = 1200  # characters kept at either end of an error's text; Keras quotes whole configurations
 _UNREADABLE = (

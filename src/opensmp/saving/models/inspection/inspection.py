@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.models.inspection import archives
 from opensmp.saving.models.inspection.damage import explained
 from opensmp.saving.models.inspection.json_text import configuration_of, object_of
 from opensmp.saving.models.inspection.safe_hdf5 import Shape, opened
-
-PathLike = str | os.PathLike[str]
 
 
 class Sizes(NamedTuple):
