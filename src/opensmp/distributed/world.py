@@ -52,12 +52,7 @@ RDP_GROUP = CommGroup.RDP_GROUP
 
 
 class Groups(NamedTuple):
-    """All groups of a world, each a tuple of ranks in ascending order.
-
-    Attributes:
-        mp: One group per model replica.
-        dp: One group per position in a replica.
-    """
+    """All groups of a world, in ascending order: an `mp` per replica, a `dp` per position in it."""
 
     mp: tuple[tuple[int, ...], ...]
     dp: tuple[tuple[int, ...], ...]

@@ -25,12 +25,7 @@ _NUMBERS = re.compile(r"(?:^|(?<=[/#]))(?:[0-9]+_)+|(?:^|(?<=/))[0-9]+#")
 
 
 class Piece(NamedTuple):
-    """Operations of one layer call that are placed as a whole.
-
-    Attributes:
-        name: Name within its call.
-        operations: Names of the operations, in graph order.
-    """
+    """Operations of one layer call that are placed as a whole, in graph order."""
 
     name: str
     operations: tuple[str, ...]

@@ -17,12 +17,7 @@ from opensmp.errors import TraceError
 
 @dataclass(frozen=True)
 class VariableInput:
-    """A variable and the placeholder of its value in the graph.
-
-    Attributes:
-        variable: A `keras.Variable` or a `tf.Variable`.
-        placeholder: Tensor of the variable's shape and stored dtype.
-    """
+    """A variable, and the placeholder of its value in its stored dtype."""
 
     variable: Variable
     placeholder: Tensor

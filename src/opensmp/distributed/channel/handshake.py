@@ -55,13 +55,7 @@ class StrangerError(PermissionError):
 
 @dataclass(frozen=True)
 class Guest:
-    """An authenticated process.
-
-    Attributes:
-        channel: The connection.
-        host: The address it connected from.
-        hello: Its first message.
-    """
+    """An authenticated process: its connection, the address it came from, and its first message."""
 
     channel: Channel
     host: str

@@ -60,12 +60,7 @@ class Transport:
 
 
 class Sent(NamedTuple):
-    """An inserted send.
-
-    Attributes:
-        op: The operation that ends when the tensor was sent.
-        waits: Whether it waits for the receiver.
-    """
+    """The operation that ends when a tensor was sent, and whether it waits for the receiver."""
 
     op: Op
     waits: bool = True

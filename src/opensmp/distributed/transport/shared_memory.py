@@ -65,12 +65,7 @@ class Slot(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Layout of the memory through which one process sends to another in one step.
-
-    Attributes:
-        slots: Number of a transfer to its slot.
-        size: Bytes of the memory.
-    """
+    """Layout of the memory by which one process sends to another in one step: slot by transfer."""
 
     slots: Mapping[int, Slot]
     size: int

@@ -59,12 +59,7 @@ class Wait(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """The calls of one group that a process has entered.
-
-    Attributes:
-        number: Their number.
-        names: The names of the last of them, oldest first.
-    """
+    """How many calls of a group a process has entered, and the last ones' names, oldest first."""
 
     number: int
     names: tuple[str, ...]

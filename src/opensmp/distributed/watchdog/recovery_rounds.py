@@ -22,12 +22,7 @@ _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 
 
 class Reaction(NamedTuple):
-    """The reaction to a message.
-
-    Attributes:
-        tell: Messages for all ranks, including rank 0.
-        lost: Why the run cannot continue: the rank at fault, and what happened.
-    """
+    """The reaction to a message: messages for all ranks, or the rank at fault and what happened."""
 
     tell: tuple[Message, ...] = ()
     lost: tuple[int, str] | None = None

@@ -24,12 +24,7 @@ _ESTIMATING = (keras.layers.BatchNormalization, keras.layers.SpectralNormalizati
 
 
 class Division(NamedTuple):
-    """How a batch is divided.
-
-    Attributes:
-        microbatches: Number of microbatches per replica.
-        replicas: Number of replicas that share the rows of a batch.
-    """
+    """How a batch is divided: among replicas, which share its rows, and microbatches in each."""
 
     microbatches: int
     replicas: int = 1

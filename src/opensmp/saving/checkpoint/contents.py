@@ -32,12 +32,7 @@ class Value(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Position of a process.
-
-    Attributes:
-        replica: Index of its replica of the model.
-        member: Index in the replica.
-    """
+    """Position of a process: the index of its replica of the model, and that in the replica."""
 
     replica: int
     member: int

@@ -43,16 +43,8 @@ Again = Callable[
 class Called:
     """A completed call with a whole batch.
 
-    Attributes:
-        model: The DistributedModel.
-        world: The processes and devices.
-        split: How the batch was divided.
-        passes: Its forward passes.
-        saved: The tensors that the forward passes saved in this process.
-        inputs: Arguments whose gradients may be requested.
-        kinds: The kind of each differentiable result.
-        given: Tensors and masks of the call.
-        run: Calls the model again, one microbatch at a time.
+    `inputs` are the arguments whose gradients may be requested, `given` the tensors and masks of
+    the call; `run` calls the model again, one microbatch at a time.
     """
 
     model: Any

@@ -48,12 +48,7 @@ class Edge(NamedTuple):
 
 
 class Band(NamedTuple):
-    """One stage, or an empty partition.
-
-    Attributes:
-        partition: Partition that it runs in.
-        nodes: Indices of its nodes; none if the partition is empty.
-    """
+    """One stage, or an empty partition, with the indices of its nodes."""
 
     partition: int
     nodes: tuple[int, ...]
