@@ -72,16 +72,15 @@ class Steps:
             values.append(value)
         return values
 
-    def best_chain(self, weight: Floats, count: int, *, maximum: bool = False) -> Integers | None:
-        """Returns the steps of the best chain from the first to the last cut; None if none."""
-        values = self.least(weight, count, maximum=maximum)
+    def best_chain(self, weight: Floats, count: int) -> Integers | None:
+        """Returns the steps of the least sum from the first to the last cut; None if none."""
+        values = self.least(weight, count)
         if not np.isfinite(values[-1][-1]):
             return None
-        combine = np.maximum if maximum else np.add
         cut, chain = self.num_cuts - 1, []
         for value in reversed(values[:-1]):
             first, last = np.searchsorted(self.stop, [cut, cut + 1])
-            costs = combine(value[self.start[first:last]], weight[first:last])
+            costs = value[self.start[first:last]] + weight[first:last]
             chain.append(int(first + costs.argmin()))
             cut = int(self.start[chain[-1]])
         return np.array(chain[::-1], dtype=np.int64)
