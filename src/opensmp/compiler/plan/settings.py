@@ -24,10 +24,6 @@ class PlanSettings:
             itself is not connected). Dropped if no such plan is found that fits the memory.
         machine: The devices; no partition exceeds their memory.
         pieces: Pieces (interleaved stages) per partition, assigned round-robin.
-
-    Example:
-        >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
-        PlanSettings(microbatches=8, pipeline='interleaved', ...)
     """
 
     microbatches: int = 1

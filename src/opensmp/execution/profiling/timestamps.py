@@ -73,16 +73,10 @@ class Stamps:
     def around(
         self, action: Action, args: Sequence[Tensor], emit: Callable[[], tuple[Op, list[Tensor]]]
     ) -> tuple[Op, Op, Op, list[Tensor]]:
-        """Emits a call between two stamps on the current device.
+        """Emits a call between two stamps on the current device; the first waits for all `args`.
 
-        Args:
-            action: The action that the call performs.
-            args: The call's arguments; the first stamp waits for all of them.
-            emit: Emits the call.
-
-        Returns:
-            The first stamp's operation, which is the one to delay; the call; the second stamp's
-            operation; and the call's results, which become available after the second stamp.
+        Returns the first stamp's operation, which is the one to delay; the call; the second stamp's
+        operation; and the call's results, which become available after the second stamp.
         """
         with tf.control_dependencies([t for t in args if tf.is_tensor(t)]):
             start = self._stamp()
