@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from processes import launch
 
-from opensmp.cli.process_group import Outcome
+from opensmp.cli.process_group import RunResult
 from opensmp.cli.restarts import Restarts, known_layout
 from opensmp.distributed.launch.init_markers import Layout
 
@@ -11,7 +11,7 @@ TWO = Layout(2, None)
 
 
 def ended(code, rank=0, lost=(), signal=None):
-    return Outcome(code, rank, signal, 1.0, tuple(lost))
+    return RunResult(code, rank, signal, 1.0, tuple(lost))
 
 
 def all_came(size, layout=TWO):
@@ -31,9 +31,9 @@ def test_a_preempted_run_is_started_again():
 @pytest.mark.parametrize(
     "outcome",
     [
-        Outcome(0, None, None, 1.0),
-        Outcome(143, 0, 15, 1.0),
-        Outcome(143, None, 15, 1.0),
+        RunResult(0, None, None, 1.0),
+        RunResult(143, 0, 15, 1.0),
+        RunResult(143, None, 15, 1.0),
         ended(2),
         ended(130),
     ],

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from opensmp.cli import app
 from opensmp.cli.inputs import input_specs, parse_input
-from opensmp.cli.process_group import Outcome
+from opensmp.cli.process_group import RunResult
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.format import parse_bytes
 from opensmp.errors import SmpError
@@ -99,8 +99,8 @@ def _nothing_is_started(tmp_path_factory):
 
     class Ranks:
         def __init__(self, *_: Any) -> None: ...
-        def run(self) -> Outcome:
-            return Outcome(0, None, None, 0.0)
+        def run(self) -> RunResult:
+            return RunResult(0, None, None, 0.0)
 
     class ExitNotifier:
         def __init__(self, *_: Any) -> None: ...

@@ -9,10 +9,10 @@ from opensmp.errors import CheckpointError, SavingError
 from opensmp.saving.collective_errors import (
     DAMAGED,
     OTHER,
-    Outcome,
+    RankResult,
     first_error,
     gathered,
-    outcome_of,
+    result_of_error,
 )
 
 
@@ -27,23 +27,25 @@ from opensmp.saving.collective_errors import (
     ],
 )
 def test_errors_become_outcomes_that_can_travel(error, kind, text):
-    assert outcome_of(error) == Outcome(error=text, kind=kind)
+    assert result_of_error(error) == RankResult(error=text, kind=kind)
 
 
 def test_errors_of_the_file_system_say_what_to_do(tmp_path):
     full = OSError(errno.ENOSPC, "No space left on device")
-    text = outcome_of(full, str(tmp_path)).error
+    text = result_of_error(full, str(tmp_path)).error
     assert text.startswith("OSError: [Errno 28] No space left on device. ")
     assert f" MiB are free at {tmp_path}; free some" in text
     refused = tf.errors.PermissionDeniedError(None, None, "denied")
-    assert "may not write to" in outcome_of(refused, str(tmp_path / "new")).error
+    assert "may not write to" in result_of_error(refused, str(tmp_path / "new")).error
     (tmp_path / "file").touch()
-    text = outcome_of(NotADirectoryError(20, "Not a directory"), str(tmp_path / "file" / "a")).error
+    text = result_of_error(
+        NotADirectoryError(20, "Not a directory"), str(tmp_path / "file" / "a")
+    ).error
     assert f"{tmp_path / 'file'} is a file; expected a directory" in text
 
 
 def test_one_message_for_all_processes():
-    good, bad, worse = Outcome(1), Outcome(error="bad"), Outcome(error="worse")
+    good, bad, worse = RankResult(1), RankResult(error="bad"), RankResult(error="worse")
     assert first_error([good, good]) is None
     assert first_error([bad]) == "bad"
     assert first_error([bad, bad]) == "bad"
@@ -52,4 +54,4 @@ def test_one_message_for_all_processes():
 
 
 def test_a_process_on_its_own_gathers_its_own():
-    assert gathered(Outcome(3), range(1), "test") == [Outcome(3)]
+    assert gathered(RankResult(3), range(1), "test") == [RankResult(3)]

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from opensmp.api.model.model import DistributedModel
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.distributed import world
 from opensmp.errors import SavingError
 from opensmp.saving import atomic
@@ -22,8 +22,6 @@ from opensmp.saving.models.inspection.variable_bound import variables_bounded
 from opensmp.saving.models.load import load_into
 from opensmp.saving.models.same_file import check_same_file
 from opensmp.saving.models.save import check_overwrite
-
-PathLike = str | os.PathLike[str]
 
 _WHAT = "smp.load_model"
 

@@ -6,21 +6,11 @@ from math import isqrt
 
 
 def divisors(number: int) -> list[int]:
-    """Returns all divisors of `number` (an integer >= 1), ascending, in O(sqrt(number)).
-
-    Example:
-        >>> divisors(12)
-        [1, 2, 3, 4, 6, 12]
-    """
+    """Returns all divisors of `number` (an integer >= 1), ascending, in O(sqrt(number))."""
     small = [n for n in range(1, isqrt(number) + 1) if number % n == 0]
     return small + [number // n for n in reversed(small) if n * n != number]
 
 
 def nearest_divisors(number: int, wanted: int, most: int) -> list[int]:
-    """Returns the `most` divisors of `number` (>= 1) closest to `wanted`, ascending.
-
-    Example:
-        >>> nearest_divisors(360, 7, 4)
-        [5, 6, 8, 9]
-    """
+    """Returns the `most` divisors of `number` (>= 1) closest to `wanted`, ascending."""
     return sorted(sorted(divisors(number), key=lambda n: (abs(n - wanted), n))[:most])

@@ -25,12 +25,7 @@ _BRACKETS: dict[type, tuple[str, str]] = {
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """Returns `repr(value)` truncated to `most` characters; never raises and runs in bounded time.
-
-    Example:
-        >>> shown([1, 2, "a"]), shown("a" * 1000, 10)
-        ("[1, 2, 'a']", "'aaaaaa...")
-    """
+    """Returns `repr(value)` cut off at `most` characters; never raises, runs in bounded time."""
     text = ""
     # A list may have millions of items or contain itself, so only the shown part is visited.
     for piece in _pieces(value, most, _DEEPEST):
@@ -78,10 +73,6 @@ def nearest(name: Any, known: Iterable[str]) -> str | None:
     """Returns the known name closest to `name`; None if none is similar.
 
     At most 2,000 known names of at most 100 characters each are compared, to bound the time.
-
-    Example:
-        >>> nearest("microbatch", ["partitions", "microbatches"])
-        'microbatches'
     """
     if not isinstance(name, str) or len(name) > _LONGEST_NAME:
         return None

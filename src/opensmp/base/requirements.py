@@ -17,17 +17,7 @@ _BACKEND_MENDING = (
 
 
 def require_installed() -> None:
-    """Checks the installed TensorFlow and Keras versions and settings without importing either.
-
-    Raises:
-        ImportError: TensorFlow or Keras is missing or too old, or the environment selects another
-            backend or Keras 2. The message explains the fix.
-
-    Example:
-        ```python
-        require_installed()
-        ```
-    """
+    """Checks the installed TensorFlow and Keras versions and settings without importing either."""
     # These are the values that TensorFlow itself recognizes.
     legacy = os.environ.get("TF_USE_LEGACY_KERAS")
     if legacy in ("1", "true", "True"):
@@ -49,18 +39,7 @@ def require_installed() -> None:
 
 
 def require_tensorflow() -> None:
-    """Imports TensorFlow and Keras and checks that Keras 3 runs on the TensorFlow backend.
-
-    Raises:
-        ImportError: As in `require_installed`; or TensorFlow cannot be imported, Keras is not Keras
-            3, or it uses another backend. The message explains the fix.
-
-    Example:
-        ```python
-        require_tensorflow()
-        import tensorflow as tf
-        ```
-    """
+    """Imports TensorFlow and Keras and checks that Keras 3 runs on the TensorFlow backend."""
     require_installed()
     try:
         import tensorflow  # noqa: F401, I001  # imports Keras itself, so that either may be missing

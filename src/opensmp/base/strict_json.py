@@ -26,16 +26,6 @@ def parse_json(text: str | bytes, *, nonfinite: bool = False) -> Any:
     Args:
         text: The text; bytes are decoded as UTF-8.
         nonfinite: Whether to accept `NaN`, `Infinity` and `-Infinity`, which Keras writes.
-
-    Raises:
-        NotJson: The text is not JSON.
-        JsonFault: The text is JSON, but it is nested too deeply, contains a number of thousands of
-            digits or one outside the range of a float, or repeats a key within one object.
-
-    Example:
-        >>> parse_json('{"partitions": 2, "partitions": 4}')
-        Traceback (most recent call last):
-        opensmp.base.strict_json.JsonFault: the key 'partitions' comes twice in one object
     """
     try:
         if isinstance(text, bytes):

@@ -11,11 +11,7 @@ T = TypeVar("T")
 
 
 class ThreadValue(Generic[T]):
-    """A value that each thread has for itself, and that is replaced within a context.
-
-    Args:
-        default: The value outside of all contexts.
-    """
+    """A value that each thread has for itself, and that is replaced within a context."""
 
     def __init__(self, default: T) -> None:
         self._default = default

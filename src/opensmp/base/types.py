@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 Tensor = Any
@@ -24,3 +25,6 @@ Layer = Any
 
 Model = Any
 """A `keras.Model`."""
+
+PathLike = str | os.PathLike[str]
+"""The path of a file or directory."""

@@ -37,13 +37,7 @@ DISTRIBUTIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def release(version: str) -> tuple[int, int] | None:
-    """Returns (major, minor) of a version; None if it does not begin with two numbers.
-
-    Example:
-        ```python
-        assert release("2.19.0rc1") == (2, 19)
-        ```
-    """
+    """Returns (major, minor) of a version; None if it does not begin with two numbers."""
     found = re.match(r"(\d+)\.(\d+)", version)
     return (int(found[1]), int(found[2])) if found else None
 
@@ -60,14 +54,10 @@ def oldest(module: str) -> str:
 
 
 def installed(module: str, folder: Path) -> dict[str, str]:
-    """Returns distribution name to version for the distributions in `folder` that provide `module`.
+    """Returns name to version of the distributions in `folder` that provide `module`.
 
     Nothing is imported. The result is empty if the module has no metadata there, for example
-    because it was copied.
-
-    Args:
-        module: `"tensorflow"` or `"keras"`.
-        folder: The folder that contains the module; metadata elsewhere describes another copy.
+    because it was copied; metadata elsewhere describes another copy.
     """
     found: dict[str, str] = {}
     for name in DISTRIBUTIONS[module]:
@@ -85,9 +75,6 @@ def too_old(found: Mapping[str, Mapping[str, str]]) -> str | None:
 
     If several distributions provide a module, the newest counts, because it is unknown which of
     them wrote the files last.
-
-    Args:
-        found: Maps a module to its distributions and their versions.
     """
     old = {
         module: versions

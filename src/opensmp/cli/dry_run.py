@@ -17,22 +17,7 @@ Nest = Any
 
 
 def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> keras.Model:
-    """Calls a model factory without allocating the variables of the model.
-
-    Args:
-        build: Returns a Keras model.
-        arguments: Keyword arguments for `build`.
-        name: Name of the factory for messages, as the user gave it.
-
-    Raises:
-        PlanError: If the arguments do not match, the factory fails, does not return a Keras model,
-            or creates variables that cannot be left unallocated.
-
-    Example:
-        ```python
-        model = build_model(keras.applications.ResNet50, {"weights": None}, "ResNet50")
-        ```
-    """
+    """Calls a model factory without allocating the variables of the model."""
     _check_arguments(build, arguments, name)
     try:
         with keras.StatelessScope(initialize_variables=False):
@@ -94,23 +79,7 @@ def symbolic_inputs(model: keras.Model) -> Nest | None:
 
 
 def dry_trace(model: keras.Model, inputs: Nest, **kwargs: Any) -> TracedGraph:
-    """Traces a call of a model, built or not, without allocating inputs or variables.
-
-    Args:
-        model: The model.
-        inputs: Its first argument as a nest of `tf.TensorSpec`s with the size of one microbatch.
-        **kwargs: Further arguments of the call, such as `training=True`.
-
-    Raises:
-        PlanError: If the model creates variables that cannot be left unallocated, or cannot be
-            called with such inputs.
-        TraceError: If the model cannot be traced as one graph.
-
-    Example:
-        ```python
-        traced = dry_trace(model, tf.TensorSpec([4, 224, 224, 3]), training=True)
-        ```
-    """
+    """Traces a call of a model, built or not, without allocating inputs or variables."""
     with _private.new_graph("dry_run").as_default():
         placeholders = tf.nest.map_structure(
             lambda spec: tf.compat.v1.placeholder(spec.dtype, spec.shape), inputs

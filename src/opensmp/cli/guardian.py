@@ -26,20 +26,7 @@ _EMPTY_ROUNDS = 3
 
 
 class Guardian:
-    """The launcher's handle to the guardian process of one run.
-
-    Args:
-        token: The token of the run, inherited in the environment by ranks and their children; None
-            if there is none.
-        environ: The launcher's own environment.
-
-    Example:
-        ```python
-        guardian = Guardian(token, os.environ)
-        guardian.watch(process.pid)
-        guardian.dismiss()
-        ```
-    """
+    """The launcher's handle to the guardian process of one run."""
 
     def __init__(self, token: str | None, environ: Mapping[str, str]) -> None:
         # The guardian must outlive what ends an enclosing run or this process group: it gets its
@@ -82,13 +69,7 @@ class Guardian:
 
 
 def belonging(token: str | None, sessions: Collection[int]) -> list[int]:
-    """Ids of the live processes of a run, found by its token or by the sessions of its ranks.
-
-    Example:
-        ```python
-        belonging("3f7a...", {4711})  # [4711, 4720]
-        ```
-    """
+    """Ids of the live processes of a run, found by its token or by the sessions of its ranks."""
     numbers = (int(name) for name in os.listdir("/proc") if name.isdecimal())
     return [number for number in numbers if _belongs(number, token, sessions)]
 

@@ -38,15 +38,7 @@ class GivenInput(NamedTuple):
 
 
 def parse_input(text: str) -> GivenInput:
-    """Parses `[name=]shape[/dtype]`.
-
-    Raises:
-        PlanError: If it cannot be parsed.
-
-    Example:
-        >>> parse_input("token_ids=128/int32")
-        GivenInput(name='token_ids', shape=(128,), dtype=tf.int32, text='token_ids=128/int32')
-    """
+    """Parses `[name=]shape[/dtype]`."""
     match = _INPUT.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if match is None or not text.strip():
         raise PlanError(
@@ -81,15 +73,9 @@ def _dtype(name: str) -> Any | None:
 
 
 def input_specs(symbolic: Any | None, given: Sequence[GivenInput], microbatch: int) -> Any:
-    """Builds the nest of `tf.TensorSpec`s to call a model with.
+    """Builds the nest of `tf.TensorSpec`s to call a model with one microbatch.
 
-    Args:
-        symbolic: The model's own inputs as a nest of Keras tensors; None if it has none.
-        given: The user's `--input` options, which fill in unknown shapes and dtypes.
-        microbatch: Examples per microbatch.
-
-    Raises:
-        PlanError: If shapes remain unknown or contradict the model; the message lists all faults.
+    The user's `given` inputs fill in what the model's own `symbolic` ones, if any, leave unknown.
     """
     if symbolic is None:
         return _from_given(given, microbatch)

@@ -24,12 +24,8 @@ def key_option(
 ) -> inspect.Parameter:
     """The option of a configuration key, as a parameter of a command.
 
-    Args:
-        name: The key.
-        *names: Names of the option, such as `"--pipeline"`, if it has several.
-        default: Default; None leaves the key to other sources.
-        bounded: Whether to refuse numbers below the minimum as a usage error.
-        **texts: `help` and `show_default` in place of those of the key.
+    A default of None leaves the key to other sources; `bounded` refuses numbers below the minimum
+    as a usage error; `texts` are `help` and `show_default` in place of those of the key.
     """
     key = KEYS[name]
     kind = _option_type(key.kind)
@@ -46,10 +42,8 @@ def command(
 ) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
     """Decorator: makes a command for Typer of a function of one dataclass.
 
-    Args:
-        options: A dataclass. Its fields are annotated as the parameters of a command are, except
-            for `flags`, which takes the keys that were given and their values.
-        keys: The options of keys, from `key_option`.
+    Its fields are annotated as the parameters of a command are, except for `flags`, which takes the
+    keys that were given, of `keys`, and their values.
     """
     hints = get_type_hints(options, include_extras=True)
     parameters: list[inspect.Parameter] = []

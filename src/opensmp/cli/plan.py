@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -82,15 +83,7 @@ NO_OPTIONS: Mapping[str, str] = {
 
 
 class Request(NamedTuple):
-    """What the options ask for, checked.
-
-    Attributes:
-        config: The configuration of the plan.
-        settings: The settings of the plan.
-        machine: The numbers of the machine that were given.
-        inputs: The shapes given for inputs.
-        arguments: The arguments of the factory.
-    """
+    """What the options ask for, checked."""
 
     config: Config
     settings: PlanSettings
@@ -188,16 +181,9 @@ def _check_paths(options: PlanOptions, faults: list[str]) -> None:
         suffixes = ", ".join(_PICTURES)
         faults.append(f"--picture {shown(str(picture))}: the suffix must be one of {suffixes}")
     for option, path in (("--output", output), ("--picture", picture)):
-        if path is not None and not _is_directory(path.absolute().parent):
+        if path is not None and not os.path.isdir(path.absolute().parent):
             parent = shown(str(path.absolute().parent), 200)
             faults.append(f"{option} {shown(str(path))}: there is no directory {parent}")
-
-
-def _is_directory(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # e.g. a name that is too long
-        return False
 
 
 def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | None:

@@ -41,7 +41,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """Result of a run.
 
     Attributes:
@@ -91,11 +91,6 @@ class Ranks:
         cores: CPU cores of each rank; None for no affinity.
         has_left: Called regularly with each rank that exited with 0 while other ranks run.
         grace_seconds: Time that ranks have to exit after the first forwarded signal.
-
-    Example:
-        ```python
-        outcome = Ranks([sys.executable, "train.py"], environments, shown={0}).run()
-        ```
     """
 
     def __init__(
@@ -121,7 +116,7 @@ class Ranks:
         self._selector = selectors.DefaultSelector()
         self._received: list[int] = []
 
-    def run(self) -> Outcome:
+    def run(self) -> RunResult:
         """Runs all ranks; no process of theirs remains when it returns."""
         began = time.monotonic()
         _become_subreaper()
@@ -145,7 +140,7 @@ class Ranks:
         received = self._received[0] if self._received else None
         code = 0 if failed is None else _shell_code(failed.code)
         ended_well = all(rank.code == 0 for rank in self._ranks)
-        return Outcome(
+        return RunResult(
             exit_code=code if received is None or ended_well else 128 + received,
             failed_rank=None if failed is None else failed.number,
             signal=received,
@@ -214,7 +209,7 @@ class Ranks:
         forwarded = 0
         deadline = None
         while True:
-            self._drain(_POLL_SECONDS)
+            self._drain()
             ended = [rank for rank in self._ranks if rank.code is None and self._has_ended(rank)]
             failures = [rank for rank in ended if rank.code]
             # Ranks that exit because a peer failed may be observed before that peer.
@@ -250,18 +245,14 @@ class Ranks:
         return rank.code is not None
 
     def _end_all(self, others: set[int]) -> None:
-        """Ends all ranks that still run, and all processes that the ranks started.
-
-        Args:
-            others: Children of the launcher that ranks did not start.
-        """
+        """Ends all ranks that still run, and all processes that the ranks started."""
         for number, seconds in ((signal.SIGTERM, _TERM_SECONDS), (signal.SIGKILL, 10.0)):
             running = [rank for rank in self._ranks if rank.process.poll() is None]
             for rank in running:
                 _signal_group(rank, number)
             end = time.monotonic() + seconds
             while running and time.monotonic() < end:
-                self._drain(_POLL_SECONDS)
+                self._drain()
                 running = [rank for rank in running if rank.process.poll() is None]
         for rank in self._ranks:
             _signal_group(rank, signal.SIGKILL)
@@ -271,12 +262,12 @@ class Ranks:
 
     # ------------------------------------------------------------------------------ output
 
-    def _drain(self, seconds: float) -> None:
-        """Reads pending output of the ranks; waits at most `seconds`, capped at 0.05."""
+    def _drain(self) -> None:
+        """Reads pending output of the ranks; waits at most `_POLL_SECONDS`."""
         if not self._selector.get_map():
-            time.sleep(min(seconds, _POLL_SECONDS))
+            time.sleep(_POLL_SECONDS)
             return
-        for key, _ in self._selector.select(min(seconds, _POLL_SECONDS)):
+        for key, _ in self._selector.select(_POLL_SECONDS):
             rank, name = key.data
             try:
                 data = os.read(key.fd, 1 << 16)
@@ -305,7 +296,7 @@ class Ranks:
         """Reads the remaining output of ranks that have exited."""
         end = time.monotonic() + _DRAIN_SECONDS
         while self._selector.get_map() and time.monotonic() < end:
-            self._drain(_POLL_SECONDS)
+            self._drain()
 
     def _lines(self, rank: _Rank, name: str, data: bytes) -> None:
         # Progress bars end their lines with a carriage return.

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from opensmp.cli.process_group import Outcome
+from opensmp.cli.process_group import RunResult
 from opensmp.distributed import world
 from opensmp.distributed.launch.init_markers import Layout
 from opensmp.distributed.watchdog.deadlock import listed
@@ -34,13 +34,6 @@ class Restarts:
     Attributes:
         number: Index of the current run, from 0.
         size: Number of ranks of the current run.
-
-    Example:
-        ```python
-        restarts = Restarts(3, size=4, least=2, layout=Layout(2, None))
-        restarts.again(Outcome(137, 3, None, 9.0, lost=(3,)), {})  # True
-        restarts.size  # 2: two partitions
-        ```
     """
 
     def __init__(self, most: int, size: int, least: int | None, layout: Layout | None) -> None:
@@ -48,13 +41,8 @@ class Restarts:
         self._absent: set[int] = set()  # ranks missing from smp.init at the end of the previous run
         self.number, self.size = 0, size
 
-    def again(self, outcome: Outcome, marks: Mapping[int, Layout]) -> bool:
-        """Decides whether to restart, updates `number` and `size`, and prints the decision.
-
-        Args:
-            outcome: Result of the run.
-            marks: Layouts recorded in `smp.init`, by rank; ranks that did not call it are missing.
-        """
+    def again(self, outcome: RunResult, marks: Mapping[int, Layout]) -> bool:
+        """Decides whether to restart, updates `number` and `size`, and prints the decision."""
         if outcome.failed_rank is None or outcome.signal is not None or not self._most:
             return False
         if outcome.exit_code in (_USAGE, _INTERRUPTED):
@@ -79,7 +67,7 @@ class Restarts:
         _say(f"restart {self.number} of {self._most}: {ranks} started again")
         return True
 
-    def _lost(self, outcome: Outcome, marks: Mapping[int, Layout]) -> list[int]:
+    def _lost(self, outcome: RunResult, marks: Mapping[int, Layout]) -> list[int]:
         if self._least is None:
             return []
         absent = set(range(self.size)) - set(marks) if marks else set()

@@ -17,7 +17,7 @@ import typer
 
 from opensmp.base.message_text import shown
 from opensmp.cli.options import command, key_option
-from opensmp.cli.process_group import GRACE_SECONDS, Outcome, Ranks
+from opensmp.cli.process_group import GRACE_SECONDS, Ranks, RunResult
 from opensmp.cli.restarts import Restarts, known_layout
 from opensmp.cli.run_options import RunOptions
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
@@ -63,7 +63,7 @@ def run(options: RunOptions) -> None:
     raise typer.Exit(outcome.exit_code)
 
 
-def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> Outcome:
+def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> RunResult:
     """Starts `size` ranks and waits for their end."""
     token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
     environments = [
@@ -109,11 +109,7 @@ def _command(options: RunOptions) -> list[str]:
 
 
 def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str]) -> None:
-    """Validates the flags before any process is started.
-
-    Raises:
-        ConfigError: A flag is invalid, or incompatible with the number of processes.
-    """
+    """Validates the flags before any process is started."""
     if not flags:
         return
     # The script may still set default_partition, so it is not required here.
@@ -127,7 +123,7 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
     """Reports faults of the script and log paths that would make every rank fail."""
     faults = []
     path = Path(script)
-    if not module and not _exists(path):
+    if not module and not os.path.exists(path):
         faults.append(
             f"there is no file {shown(script)} in {Path.cwd()}; give the path of a Python script, "
             "or -m and the name of a module"
@@ -162,13 +158,6 @@ def _check_ranks(options: RunOptions) -> None:
         )
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # e.g. a name that is too long
-        return False
-
-
 def _check_seconds(join_seconds: float | None, idle_seconds: float | None) -> None:
     """Reports time limits that ranks would not accept."""
     faults = []
@@ -201,19 +190,6 @@ def environment(
 
     Variables that the user has set are kept. Thread counts are left to `smp.init`, which knows the
     number of partitions per process.
-
-    Args:
-        environ: The launcher's own environment.
-        rank: The rank.
-        size: Number of ranks, all on this machine.
-        port: Port of the rendezvous at rank 0.
-        token: Secret of the run.
-        flags: Configuration keys that were given as flags.
-        restart: Number of restarts before this run.
-        join_seconds: Timeout of `smp.init` for the other ranks.
-        idle_seconds: Timeout while all ranks wait and none computes.
-        grace_seconds: Time that ranks have to exit after a signal.
-        marks: Directory in which ranks record that they have called `smp.init`.
     """
     own = {
         "RANK": rank,
@@ -242,13 +218,7 @@ def environment(
 
 
 def share_of_cores(cores: set[int], size: int) -> list[set[int]]:
-    """Cores of each rank; ranks share a core only if there are fewer cores than ranks.
-
-    Example:
-        ```python
-        share_of_cores({0, 1, 2, 3}, 2)  # [{0, 1}, {2, 3}]
-        ```
-    """
+    """Cores of each rank; ranks share a core only if there are fewer cores than ranks."""
     ordered = sorted(cores)
     each = max(1, len(ordered) // size)
     return [

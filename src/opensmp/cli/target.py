@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,19 +15,9 @@ from opensmp.errors import PlanError
 
 
 def load_target(target: str) -> Any:
-    """Imports a module, or a file as a module, and returns an attribute of it.
+    """Imports a module, or a file, and returns an attribute: `package.module:name`, `file.py:name`.
 
-    Args:
-        target: `package.module:name` or `path/to/file.py:name`; the name may have dots.
-            The current directory is searched as well.
-
-    Raises:
-        PlanError: If there is no such module or attribute, or importing it fails.
-
-    Example:
-        ```python
-        load_target("keras.applications:ResNet50")
-        ```
+    The name may have dots. The current directory is searched as well.
     """
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
@@ -55,7 +46,7 @@ def _import(name: str) -> Any:
     """Imports a module by its name, or a file by its path."""
     path = Path(name)
     if path.suffix == ".py":
-        if not _is_file(path):
+        if not os.path.isfile(path):
             raise PlanError(f"There is no file {shown(name)} (in {Path.cwd()}).")
         folder, name = str(path.resolve().parent), path.stem
     else:
@@ -85,13 +76,6 @@ def _import(name: str) -> Any:
         ) from error
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # e.g. a name that is too long
-        return False
-
-
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:1000]}"
 
@@ -101,15 +85,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
-    """Parses `name=value` options; a value that is not valid JSON is taken as a string.
-
-    Raises:
-        PlanError: If options have no valid name, a repeated name or an unusable value; lists them.
-
-    Example:
-        >>> parse_arguments(["weights=null", "input_shape=[64, 64, 3]", "name=small"])
-        {'weights': None, 'input_shape': [64, 64, 3], 'name': 'small'}
-    """
+    """Parses `name=value` options; a value that is not valid JSON is taken as a string."""
     arguments: dict[str, Any] = {}
     faults = []
     for text in texts:

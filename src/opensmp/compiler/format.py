@@ -31,13 +31,6 @@ def parse_bytes(text: str, what: str = "size") -> int:
         text: A number and a unit: B; kB, MB, GB, TB (powers of 1000); KiB, MiB, GiB, TiB (powers of
             1024). Case is ignored. A number without a unit is in bytes.
         what: Name of the quantity in the error message.
-
-    Raises:
-        ConfigError: The text is malformed, ambiguous (such as "16G"), or not positive.
-
-    Example:
-        >>> parse_bytes("16GiB"), parse_bytes("1.5 kB"), parse_bytes("4096")
-        (17179869184, 1500, 4096)
     """
     match = _SIZE.fullmatch(text.strip())
     hint = "write a number and a unit, such as 16GiB, 16GB or 512MiB"
@@ -65,12 +58,7 @@ def _unit(name: str) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Formats bytes with about three significant digits: `"1.5 GiB"`.
-
-    Example:
-        >>> format_bytes(0), format_bytes(1536), format_bytes(100 * 2**30)
-        ('0 B', '1.5 KiB', '100 GiB')
-    """
+    """Formats bytes with about three significant digits: `"1.5 GiB"`."""
     if abs(size) < 1024:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB", "GiB", "TiB"):
@@ -82,12 +70,7 @@ def format_bytes(size: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Formats seconds with about three significant digits: `"12.5 ms"`.
-
-    Example:
-        >>> format_seconds(0.0125), format_seconds(2.5e-6), format_seconds(300)
-        ('12.5 ms', '2.5 µs', '300 s')
-    """
+    """Formats seconds with about three significant digits: `"12.5 ms"`."""
     if seconds == 0:
         return "0 s"
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
@@ -97,12 +80,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """Formats a large number with a unit prefix: `"25.6 M"`.
-
-    Example:
-        >>> format_count(999), format_count(25_600_000), format_count(4.1e12)
-        ('999', '25.6 M', '4.1 T')
-    """
+    """Formats a large number with a unit prefix: `"25.6 M"`."""
     if abs(count) < 999.5:
         return f"{count:.0f}"
     for unit in ("k", "M", "G", "T", "P"):
@@ -113,12 +91,7 @@ def format_count(count: float) -> str:
 
 
 def format_change(new: float, old: float) -> str:
-    """Formats a relative change in percent: `"+1.6 %"`.
-
-    Example:
-        >>> format_change(103, 100), format_change(100, 100), format_change(1, 0)
-        ('+3.0 %', '±0 %', 'from 0')
-    """
+    """Formats a relative change in percent: `"+1.6 %"`."""
     if new == old:
         return "±0 %"
     if old == 0:
@@ -128,12 +101,7 @@ def format_change(new: float, old: float) -> str:
 
 
 def shortened(name: str, longest: int = 26) -> str:
-    """Shortens a long name in the middle; keeps more of the end, which is the more specific part.
-
-    Example:
-        >>> shortened("encoder/block_11/attention/output", 20)
-        'encode…ention/output'
-    """
+    """Shortens a long name in the middle; its end, the more specific part, keeps more."""
     if len(name) <= longest:
         return name
     tail = (longest - 1) * 2 // 3

@@ -54,11 +54,6 @@ def assign(
 
     Raises:
         ConfigError: More GPUs are needed than there are.
-
-    Example:
-        ```python
-        assign(Config(partitions=2), num_gpus=0)  # ("/device:CPU:0", "/device:CPU:1")
-        ```
     """
     mine = range(config.partitions) if own is None else own
     if isinstance(config.devices, tuple):
@@ -92,13 +87,7 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
 def prepare(devices: Sequence[str], local_size: int = 1, nests: bool = False) -> None:
     """Creates the devices and configures TensorFlow to use them concurrently.
 
-    Args:
-        devices: Logical devices of this process's partitions, from `assign`.
-        local_size: Number of processes that share the cores of this machine.
-        nests: Whether calls of functions wait for functions that they call; see `nested_calls`.
-
-    Raises:
-        AlreadyInitializedError: TensorFlow was initialised with fewer CPU devices.
+    `nests` says whether calls of functions wait for functions that they call; see `nested_calls`.
     """
     cpus = [name for name in devices if name.startswith("/device:CPU:")]
     if cpus:
@@ -114,11 +103,7 @@ def prepare(devices: Sequence[str], local_size: int = 1, nests: bool = False) ->
 
 
 def have_one_core_each(devices: Sequence[str]) -> bool:
-    """Whether all partitions of this process are on CPUs and use one compute thread.
-
-    Args:
-        devices: Logical devices of this process's partitions, after `prepare`.
-    """
+    """Whether all partitions of this process are on CPUs and use one compute thread."""
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     return threads == 1 and all(name.startswith("/device:CPU:") for name in devices)
 

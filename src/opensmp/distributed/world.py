@@ -52,12 +52,7 @@ RDP_GROUP = CommGroup.RDP_GROUP
 
 
 class Groups(NamedTuple):
-    """All groups of a world, each a tuple of ranks in ascending order.
-
-    Attributes:
-        mp: One group per model replica.
-        dp: One group per position in a replica.
-    """
+    """All groups of a world, in ascending order: an `mp` per replica, a `dp` per position in it."""
 
     mp: tuple[tuple[int, ...], ...]
     dp: tuple[tuple[int, ...], ...]
@@ -67,24 +62,6 @@ def groups(size: int, partitions: int, placement_strategy: str = "cluster") -> G
     """Divides ranks into model replicas and data-parallel groups.
 
     `"cluster"` makes a replica of neighbouring ranks, `"spread"` of ranks as far apart as possible.
-
-    Args:
-        size: Number of processes.
-        partitions: Number of processes that hold one replica of the model.
-        placement_strategy: `"cluster"` or `"spread"`.
-
-    Returns:
-        The groups, in ascending order of their first rank.
-
-    Raises:
-        ConfigError: The processes cannot be divided into whole replicas, or the strategy is
-            unknown.
-
-    Example:
-        ```python
-        groups(8, 2, "cluster").mp  # ((0, 1), (2, 3), (4, 5), (6, 7))
-        groups(8, 2, "spread").mp  # ((0, 4), (1, 5), (2, 6), (3, 7))
-        ```
     """
     if size < 1 or partitions < 1 or size % partitions:
         raise ConfigError(
@@ -117,16 +94,6 @@ def replica_size(size: int, partitions: int, wanted: int | None = None) -> int:
         partitions: Number of partitions.
         wanted: The key `processes_per_replica`. None: one process per partition if that divides the
             processes, else one replica over all processes.
-
-    Raises:
-        ConfigError: It is not possible; the message lists what is.
-
-    Example:
-        ```python
-        replica_size(4, 2)  # 2: two replicas of two processes with one partition each
-        replica_size(2, 4)  # 2: one replica of two processes with two partitions each
-        replica_size(4, 4, wanted=2)  # 2: two replicas, two partitions per process
-        ```
     """
     if wanted is not None and size % wanted == 0 and partitions % wanted == 0:
         return wanted
@@ -147,13 +114,7 @@ def replica_size(size: int, partitions: int, wanted: int | None = None) -> int:
 
 
 def owned(partitions: int, processes: int, mp_rank: int) -> tuple[int, ...]:
-    """The partitions of the process at a position of a replica.
-
-    Example:
-        ```python
-        owned(4, 2, mp_rank=1)  # (2, 3)
-        ```
-    """
+    """The partitions of the process at a position of a replica."""
     each = partitions // processes
     return tuple(range(mp_rank * each, (mp_rank + 1) * each))
 
@@ -283,19 +244,7 @@ def is_initialized() -> bool:
 
 
 def current(what: str = "opensmp") -> World:
-    """The current world.
-
-    Args:
-        what: The API that needs it, as the user wrote it, for the error.
-
-    Raises:
-        NotInitializedError: There is none.
-
-    Example:
-        ```python
-        devices = current("smp.DistributedModel").devices
-        ```
-    """
+    """The current world."""
     if _current is None:
         raise NotInitializedError(
             f"{what} was used before smp.init. Expected: smp.init once, at the top of the "

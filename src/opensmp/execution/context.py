@@ -12,13 +12,7 @@ from opensmp.compiler.trace.trace import TracedGraph
 
 
 class Prepared(NamedTuple):
-    """A model that is traced and planned for a call signature.
-
-    Attributes:
-        traced: The traced model.
-        plan: Its plan.
-        homes: Maps the id of each variable to the partition that holds it.
-    """
+    """A model, traced and planned for a call signature; `homes` maps variable ids to partitions."""
 
     traced: TracedGraph
     plan: Plan

@@ -166,12 +166,7 @@ def _refuse_gradients(gradients: Sequence[Any], variables: Sequence[Any]) -> Non
 
 
 def refuse_unreduced(logs: Any, method: str) -> None:
-    """Raises StepError if a Keras step returned unreduced values, which Keras would pass on.
-
-    Args:
-        logs: A value or a dict of values.
-        method: Name of the step, such as `train_step`.
-    """
+    """Raises StepError if a Keras step returned unreduced values, which Keras would pass on."""
     named = logs.items() if isinstance(logs, Mapping) else [(None, logs)]
     for name, value in named:
         if isinstance(value, Unreduced):

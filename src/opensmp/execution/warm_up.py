@@ -27,9 +27,6 @@ class WarmUpRunner:
     The step's function may look at the type of a gradient, or whether there is one, so the models
     do run.
 
-    Args:
-        num_microbatches: Like that of `Pipeline`.
-
     Attributes:
         traces: The traces of the calls, for the run that counts.
     """
@@ -52,11 +49,7 @@ class WarmUpRunner:
 
 @contextlib.contextmanager
 def warming_up(num_microbatches: int) -> Iterator[ModelTraces]:
-    """Context in which a step's function may run in a temporary graph.
-
-    Yields:
-        The traces of the models that it calls.
-    """
+    """Context in which a step's function may run in a temporary graph."""
     runner = WarmUpRunner(num_microbatches)
     with _private.new_graph("rehearsal").as_default(), as_current(runner):
         yield runner.traces

@@ -35,15 +35,6 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
     Args:
         path: The file to create or replace; missing parent directories are created. Remote ones, of
             this and of the contexts below, are written in place.
-
-    Raises:
-        SavingError: It cannot be written; the previous file is intact.
-
-    Example:
-        ```python
-        with new_file("model.keras") as name:  # ".saving-1f0c-model.keras"
-            model.save(name)
-        ```
     """
     if is_remote(os.fspath(path)):
         yield os.fspath(path)
@@ -65,12 +56,7 @@ def new_file(path: str | os.PathLike[str]) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_prefix(prefix: str | os.PathLike[str], last: str) -> Iterator[str]:
-    """Like `new_file`, for several files with a common prefix, such as a checkpoint.
-
-    Args:
-        prefix: Prefix of the file names.
-        last: Suffix of the file that readers look for first; it is renamed last.
-    """
+    """Like `new_file`, for files of a common prefix; that with suffix `last` is renamed last."""
     if is_remote(os.fspath(prefix)):
         yield os.fspath(prefix)
         return
@@ -104,10 +90,6 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
     A missing or empty directory is created by one rename. If the directory has contents, or is a
     mount or a symlink, the new files replace those of the same name only; meanwhile `entry` is
     missing, so that readers never see a mix of old and new files.
-
-    Args:
-        path: The directory.
-        entry: Name of the file in it without which it cannot be read, such as `saved_model.pb`.
     """
     if is_remote(os.fspath(path)):
         yield os.fspath(path)
@@ -136,15 +118,7 @@ def new_directory(path: str | os.PathLike[str], entry: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def new_files(folder: str | os.PathLike[str], entry: str) -> Iterator[str]:
-    """Like `new_directory`, for some files of a directory, which is created if it is missing.
-
-    Args:
-        folder: The directory.
-        entry: Name of the main file, which refers to the others; it is renamed last.
-
-    Yields:
-        A directory to write the files in, under their final names.
-    """
+    """Like `new_directory`, for some files of a directory, of which `entry` is renamed last."""
     if is_remote(os.fspath(folder)):
         yield os.fspath(folder)
         return

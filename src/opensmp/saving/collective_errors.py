@@ -29,7 +29,7 @@ class DamagedError(CheckpointError):
     """The files of a checkpoint are damaged; nothing was restored."""
 
 
-class Outcome(NamedTuple):
+class RankResult(NamedTuple):
     """Result of an operation in one process, to be gathered by all.
 
     Attributes:
@@ -43,7 +43,7 @@ class Outcome(NamedTuple):
     kind: str = OTHER
 
 
-def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
+def result_of_error(error: BaseException, directory: str | None = None) -> RankResult:
     """Converts an exception to an outcome; `directory` is the write target, for advice."""
     text = str(error)
     if isinstance(error, tf.errors.OpError):
@@ -55,15 +55,15 @@ def outcome_of(error: BaseException, directory: str | None = None) -> Outcome:
     # TensorFlow's readers raise various OpErrors, including the base class, for damaged files.
     of_files = isinstance(error, tf.errors.OpError) and not isinstance(error, _NO_DAMAGE)
     damaged = of_files or isinstance(error, DamagedError)
-    return Outcome(error=text, kind=DAMAGED if damaged else OTHER)
+    return RankResult(error=text, kind=DAMAGED if damaged else OTHER)
 
 
-def attempt(work: Callable[[], Any], directory: str | None = None) -> Outcome:
+def attempt(work: Callable[[], Any], directory: str | None = None) -> RankResult:
     """The outcome of `work`; even a warning raised as an error is one, since other ranks wait."""
     try:
-        return Outcome(work())
+        return RankResult(work())
     except Exception as error:
-        return outcome_of(error, directory)
+        return result_of_error(error, directory)
 
 
 def _advice(error: Exception, directory: Path) -> str:
@@ -73,12 +73,12 @@ def _advice(error: Exception, directory: Path) -> str:
     return advice(error, directory)
 
 
-def gathered(outcome: Outcome, ranks: Sequence[int], what: str) -> list[Outcome]:
+def gathered(outcome: RankResult, ranks: Sequence[int], what: str) -> list[RankResult]:
     """All-gathers the outcomes of all processes, in the order of ranks."""
     return objects.allgather_objects(outcome, ranks, what)
 
 
-def first_error(outcomes: Sequence[Outcome]) -> str | None:
+def first_error(outcomes: Sequence[RankResult]) -> str | None:
     """Combines the errors of all processes into one message; None if there are none."""
     failed = {rank: o.error for rank, o in enumerate(outcomes) if o.error is not None}
     if not failed:

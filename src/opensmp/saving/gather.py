@@ -16,7 +16,7 @@ from opensmp.compiler.trace.variables import is_keras, tf_dtype, tf_variable
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
-from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
+from opensmp.saving.collective_errors import RankResult, first_error, result_of_error
 from opensmp.saving.collective_errors import gathered as outcomes_of_all
 
 WRITER = 0
@@ -39,18 +39,12 @@ def state_of(model: Any) -> list[Variable]:
 
 @contextlib.contextmanager
 def gathered(variables: Sequence[Variable]) -> Iterator[bool]:
-    """Context in which rank 0 can read all variables of its replica.
+    """Context in which rank 0 can read all variables of its replica; yields whether this is it.
 
     Variables that other ranks own, such as the slots of an optimizer that only another replica has,
     and those whose copy on rank 0 is not kept up to date by training, are sent to its host memory
     one at a time, and are freed on exit. Collective over all ranks; with one process it does
     nothing.
-
-    Args:
-        variables: The variables of a model, in the same order on all ranks.
-
-    Yields:
-        Whether this process is the one that has all of them.
     """
     here = world.current("gathering a model") if world.is_initialized() else None
     if here is None or here.size == 1:
@@ -109,19 +103,7 @@ def _collect(
 
 
 def together(what: str, work: Callable[[], Any]) -> Any:
-    """Runs `work` on this rank and raises on all ranks if it failed on any.
-
-    Args:
-        what: Name of the operation for messages; the same on all ranks.
-        work: Called once, on every rank.
-
-    Returns:
-        This rank's result of `work`.
-
-    Raises:
-        Exception: The exception that `work` raised on this rank.
-        SavingError: `work` failed on another rank.
-    """
+    """Runs `work` on this rank and raises on all ranks if it failed on any."""
     here = world.current(what) if world.is_initialized() else None
     if here is None or here.size == 1:
         return work()
@@ -130,7 +112,7 @@ def together(what: str, work: Callable[[], Any]) -> Any:
         result = work()
     except Exception as error:
         failure = error
-    outcome = Outcome() if failure is None else outcome_of(failure)
+    outcome = RankResult() if failure is None else result_of_error(failure)
     text = first_error(outcomes_of_all(outcome, range(here.size), what))
     if failure is not None:
         raise failure

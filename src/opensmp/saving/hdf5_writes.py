@@ -89,17 +89,7 @@ class _Patient(io.RawIOBase):
 
 @contextlib.contextmanager
 def failing_late() -> Iterator[None]:
-    """Context in which write errors of HDF5 files of this thread are raised only on exit.
-
-    Raises:
-        OSError: The first write error.
-
-    Example:
-        ```python
-        with failing_late():
-            model.save("model.h5")  # Keras opens the file itself
-        ```
-    """
+    """Context in which write errors of HDF5 files of this thread are raised only on exit."""
     thread = threading.get_ident()
     with _lock:
         if not _active:

@@ -21,13 +21,6 @@ def readable_everywhere(variables: Sequence[Variable], what: str) -> Iterator[No
 
     Values are broadcast one at a time and freed on exit; meanwhile each process needs memory for
     the whole model. Collective over the replica; with one process it does nothing.
-
-    Args:
-        variables: The variables of a model, in the same order in all processes.
-        what: Name of the operation for messages.
-
-    Raises:
-        ElsewhereError: No process has the value of a variable.
     """
     here = world.current(what)
     members = here.mp_group

@@ -35,10 +35,6 @@ class StepFunction:
     Takes batches from an iterator outside of any graph, so that the number of examples is known
     when a step is traced. A smaller last batch gets a trace of its own, with other microbatch
     sizes, and all epochs use both traces.
-
-    Args:
-        model: The DistributedModel.
-        name: `"train"`, `"test"` or `"predict"`.
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -61,11 +57,7 @@ class StepFunction:
         self._functions.clear()
 
     def __call__(self, data: Any) -> Any:
-        """Runs the step on the next batches of an iterator, or of a list for predictions.
-
-        Raises:
-            StopIteration: There is no batch left.
-        """
+        """Runs the step on the next batches of an iterator, or of a list for predictions."""
         if self._name == "predict":
             outputs = [self._run(batch) for batch in data]
             return outputs[0] if len(outputs) == 1 else tf.nest.map_structure(_concat, *outputs)

@@ -159,17 +159,7 @@ def _refuse_strategies(model: Any) -> None:
 def named_arguments(
     run: Callable[..., Any], name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Maps the arguments of a call to their names.
-
-    Args:
-        run: The bound method, Keras' own or that of a user's class.
-        name: The method of `keras.Model` whose parameters apply if `run` takes `*args`.
-        args: Positional arguments.
-        kwargs: Keyword arguments.
-
-    Raises:
-        TypeError: The arguments do not fit the method's parameters.
-    """
+    """Maps the arguments of a call to their names."""
     signature = inspect.signature(run)
     if _takes(signature, inspect.Parameter.VAR_POSITIONAL):  # and passes them to Keras
         bound = inspect.signature(getattr(keras.Model, name)).bind(None, *args, **kwargs)

@@ -10,7 +10,7 @@ from small import traced
 from zoo.models import ZOO, by_size
 
 from opensmp.compiler.costs.families import ALIASES
-from opensmp.compiler.costs.graph_costs import defaulted_types, graph_costs, trainable_placeholders
+from opensmp.compiler.costs.graph_costs import graph_costs, trainable_placeholders
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.trace.trace import trace
@@ -177,7 +177,7 @@ def test_flops_by_name_of_the_operation():
 
 def test_a_type_without_a_formula_is_listed():
     graph = traced(lambda x: tf.raw_ops.Betainc(a=x, b=x, x=x), tf.ones([4, 3]))
-    assert defaulted_types(graph) == ("Betainc",)
+    assert graph_costs(graph, required=()).defaulted == ("Betainc",)
     assert by_type(graph)["Betainc"][0] == 12
 
 
@@ -187,12 +187,12 @@ def test_a_type_inside_a_loop_is_listed_too():
             lambda i, _: i < 3, lambda i, x: (i + 1, tf.raw_ops.Betainc(a=x, b=x, x=x)), [0, x]
         )[1]
 
-    assert defaulted_types(traced(call, tf.ones([4, 3]))) == ("Betainc",)
+    assert graph_costs(traced(call, tf.ones([4, 3])), required=()).defaulted == ("Betainc",)
 
 
 def _assert_nothing_defaulted(name):
     graph = zoo_graph(name)
-    assert defaulted_types(graph) == ()
+    assert graph_costs(graph, required=()).defaulted == ()
 
 
 @pytest.mark.parametrize("name", QUICK)

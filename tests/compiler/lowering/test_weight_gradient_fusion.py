@@ -47,8 +47,8 @@ def joined(program, traced, x, segment):
         for column, shared in zip(columns, is_shared, strict=True)
         for t in (column[:1] if shared else column)
     ]
-    function = program.joint(weights, is_shared, NUM_MICROBATCHES)
-    assert program.joint(weights, is_shared, NUM_MICROBATCHES) is function
+    function = program.fused_weight_gradients(weights, is_shared, NUM_MICROBATCHES)
+    assert program.fused_weight_gradients(weights, is_shared, NUM_MICROBATCHES) is function
     together = weights.gradient.pack(function(*args))
     return together, [gradients for _, _, gradients in found], function
 

@@ -16,20 +16,20 @@ BEGIN = """
 import opensmp as smp
 smp.init()
 import numpy as np, tensorflow as tf
-from opensmp.distributed.collectives.reduce import gather_rows, replace_by, sum_over
+from opensmp.distributed.collectives.reduce import gather_rows, replace_by, all_reduce
 rank, ranks = smp.rank(), tuple(range(smp.size()))
 """
 
 
 def test_one_process_gives_everything_back():
     tensor = tf.constant([1.0, 2.0])
-    assert reduce.sum_over([tensor], (0,))[0] is tensor
+    assert reduce.all_reduce([tensor], (0,))[0] is tensor
     assert reduce.gather_rows(tensor, (0,)) is tensor
     assert reduce.replace_by([tensor], (0,), 0)[0] is tensor
 
 
 def test_mean_of_integers_is_float64_also_in_one_process():
-    (mean,) = reduce.sum_over([tf.constant([3])], (0,), mean=True)
+    (mean,) = reduce.all_reduce([tf.constant([3])], (0,), mean=True)
     assert mean.dtype == tf.float64
 
 
@@ -67,12 +67,12 @@ def test_bits_keep_the_sign_of_zero_and_nan():
 
 def test_without_other_processes_it_is_an_error():
     with pytest.raises(CommunicationError, match=r"needs the ranks \[0, 1\]"):
-        reduce.sum_over([tf.constant(1.0)], (0, 1), name="a loss")
+        reduce.all_reduce([tf.constant(1.0)], (0, 1), name="a loss")
 
 
 def test_all_faults_of_tensors_are_reported_at_once():
     with pytest.raises(CommunicationError) as error:
-        reduce.sum_over([tf.constant(True), tf.constant(1.0), tf.constant("a")], (0, 1))
+        reduce.all_reduce([tf.constant(True), tf.constant(1.0), tf.constant("a")], (0, 1))
     assert "tensor 0 has the dtype bool; tensor 2 has the dtype string" in str(error.value)
 
 
@@ -83,8 +83,8 @@ def test_sums_over_two_processes_are_those_of_numpy():
 for name in ("bfloat16 float16 float32 float64 int8 uint8 int16 uint16 int32 uint32 int64 uint64 "
              "complex64 complex128").split():
     x = tf.cast(tf.range(6) + rank, name)
-    (total,) = sum_over([x], ranks)
-    (mean,) = sum_over([x], ranks, mean=True)
+    (total,) = all_reduce([x], ranks)
+    (mean,) = all_reduce([x], ranks, mean=True)
     assert total.dtype == x.dtype, (name, total)
     np.testing.assert_array_equal(total.numpy().astype("float64"), 2.0 * np.arange(6) + 1)
     np.testing.assert_array_equal(mean.numpy().astype("float64"), np.arange(6) + 0.5)
@@ -93,7 +93,8 @@ for name in ("bfloat16 float16 float32 float64 int8 uint8 int16 uint16 int32 uin
 @tf.function
 def several(x):
     big = tf.reshape(tf.range(3 << 20, dtype=tf.float32), [3, 1 << 20]) + x[0]  # 12 MiB
-    return sum_over([x, big, x * 2, tf.cast(x, tf.int32), x[:0], x[1]], ranks), sum_over([x], ranks)
+    mixed = [x, big, x * 2, tf.cast(x, tf.int32), x[:0], x[1]]
+    return all_reduce(mixed, ranks), all_reduce([x], ranks)
 
 for step in range(3):
     (a, big, b, c, empty, scalar), (again,) = several(tf.constant([1.0, 2.0]) + rank + step)
@@ -107,18 +108,18 @@ for step in range(3):
 
 @tf.function(input_signature=[tf.TensorSpec([None, 2])])
 def unknown(x):
-    return sum_over([x], ranks)[0]
+    return all_reduce([x], ranks)[0]
 
 for rows in (3, 5, 3, 0):
     np.testing.assert_array_equal(unknown(tf.ones([rows, 2])), np.full([rows, 2], 2.0))
 
 @tf.function
 def inner(x):
-    return sum_over([x], ranks)[0]
+    return all_reduce([x], ranks)[0]
 
 @tf.function
 def twice(x):  # one function, traced once, called often: its uses must not be mixed up
-    return [inner(x * i) for i in range(8)] + sum_over([x], ranks)
+    return [inner(x * i) for i in range(8)] + all_reduce([x], ranks)
 
 values = [float(t[0]) for t in twice(tf.ones([4]))]
 assert values == [0, 2, 4, 6, 8, 10, 12, 14, 2], values
@@ -141,8 +142,8 @@ world, pair = ranks, smp.get_mp_group()
 @tf.function
 def step(x):
     x = tf.ensure_shape(x, [1000])
-    reduces = [lambda: sum_over([x], world)[0], lambda: sum_over([x], pair)[0]]
-    reduces += [lambda: sum_over([x[:7]], world)[0], lambda: sum_over([x[:7]], pair)[0]]
+    reduces = [lambda: all_reduce([x], world)[0], lambda: all_reduce([x], pair)[0]]
+    reduces += [lambda: all_reduce([x[:7]], world)[0], lambda: all_reduce([x[:7]], pair)[0]]
     order = range(4) if rank % 2 else reversed(range(4))
     results = {i: reduces[i]() for i in order}
     return [results[i] for i in range(4)]
@@ -154,10 +155,10 @@ assert (a[0], b[0], c[0], d[0]) == (6.0, float(sum(pair)), 6.0, float(sum(pair))
 @tf.function
 def one_group(x, y):  # even in one group, where shapes tell the reduces apart
     if rank % 2:
-        a = sum_over([x], world)[0]
-        return a, sum_over([y], world)[0]
-    b = sum_over([y], world)[0]
-    return sum_over([x], world)[0], b
+        a = all_reduce([x], world)[0]
+        return a, all_reduce([y], world)[0]
+    b = all_reduce([y], world)[0]
+    return all_reduce([x], world)[0], b
 
 for _ in range(20):
     a, b = one_group(tf.ones([10]), tf.ones([20]))
@@ -174,7 +175,7 @@ def test_functions_traced_unequally_often_are_paired():
         + """
 @tf.function(reduce_retracing=False)
 def step(x, extra):
-    return sum_over([x], ranks)[0]
+    return all_reduce([x], ranks)[0]
 
 if rank == 1:
     step.get_concrete_function(tf.TensorSpec([3]), "of rank 1 alone")

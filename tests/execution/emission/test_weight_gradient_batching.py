@@ -256,13 +256,13 @@ class TestSingleGradients:
 
 def test_fit_joins_what_it_adds_up(smp_init, monkeypatch):
     joined = []
-    single = Program.joint
+    single = Program.fused_weight_gradients
 
     def noted(program, weights, is_shared, num_microbatches, is_open):
         joined.append(num_microbatches)
         return single(program, weights, is_shared, num_microbatches, is_open)
 
-    monkeypatch.setattr(Program, "joint", noted)
+    monkeypatch.setattr(Program, "fused_weight_gradients", noted)
     histories = []
     for optimize in ("memory", "speed"):
         smp_init({"partitions": 2, "microbatches": 8, "optimize": optimize})

@@ -8,7 +8,7 @@ from opensmp.distributed import world
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint import writer
 from opensmp.saving.checkpoint.directory.directory import CheckpointDirectory
-from opensmp.saving.collective_errors import Outcome
+from opensmp.saving.collective_errors import RankResult
 
 
 @pytest.fixture
@@ -46,11 +46,11 @@ def test_parts_and_whole(here, tmp_path):
 def test_a_part_that_failed_leaves_no_whole(here, tmp_path):
     shelf = CheckpointDirectory(str(tmp_path), "ckpt")
     shelf.prepare()
-    bad = Outcome(error="no room")
-    assert writer.whole([Outcome(["x"]), bad], shelf, 1, None)[1] == bad
+    bad = RankResult(error="no room")
+    assert writer.whole([RankResult(["x"]), bad], shelf, 1, None)[1] == bad
     assert [file.name for file in tmp_path.iterdir()] == [".ckpt.lock"]
     with pytest.raises(CheckpointError, match=r"not saved to /p, earlier ones .* rank 1: no room"):
-        writer.raise_errors([Outcome(), bad], "/p")
+        writer.raise_errors([RankResult(), bad], "/p")
 
 
 def test_places_are_counted_by_replica_and_member():

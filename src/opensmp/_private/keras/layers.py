@@ -26,12 +26,8 @@ def in_stateless_scope() -> bool:
 def forget_compiled_functions(model: Any, moved: Collection[int] | None = None) -> None:
     """Makes `fit`, `evaluate` and `predict` of a model and its nested models retrace.
 
-    Their compiled functions hold the memory that variables had before they moved.
-
-    Args:
-        model: The model.
-        moved: Ids of the moved variables; models without any of them keep their traces. None resets
-            all models.
+    Their compiled functions hold the memory that variables had before they moved. With `moved`, ids
+    of variables, models without any of them keep their traces.
     """
     for layer in model._flatten_layers():
         if not isinstance(layer, keras.Model):
@@ -90,13 +86,7 @@ def order_losses(layer: Any) -> list[Any]:
 
 
 def keep_losses(layer: Any, owners: Sequence[Any], losses: Sequence[Tensor]) -> None:
-    """Replaces the losses stored in a layer and its nested layers, as a plain call would.
-
-    Args:
-        layer: The called layer; it and its nested layers drop the losses of earlier calls.
-        owners: The layer that added each loss.
-        losses: The losses.
-    """
+    """Replaces the losses stored in a layer and its nested layers, as a plain call would."""
     layer._clear_losses()
     for owner, loss in zip(owners, losses, strict=True):
         owner._losses.append(loss)

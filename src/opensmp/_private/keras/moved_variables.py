@@ -19,11 +19,6 @@ def take_in(variable: Any, value: Any, device: str) -> None:
 
     The `tf.Variable` stays the same object, as in `move_to`. Slots are not included: call this for
     each slot as well.
-
-    Args:
-        variable: A Keras variable or a `tf.Variable`.
-        value: Its value as an array.
-        device: Device of the new memory.
     """
     stored = getattr(variable, "_value", variable)
     give_memory(stored, lambda: value, device)

@@ -41,14 +41,11 @@ class _Layout(saving_lib.H5IOStore):
 
 
 def weights_layout(model: Any) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Datasets that Keras would write to a `.weights.h5` file, without reading any weight.
+    """Dataset name in a `.weights.h5` file to path and shape of the variable, without reading any.
 
     The optimizer is left out because it reads its variables before it passes them to the store.
     Lets a mismatch be found before loading: Keras itself notices only after it has overwritten some
     weights.
-
-    Returns:
-        Dataset name to the path and shape of the variable.
     """
     layout = _Layout()
     done = {id(getattr(model, "optimizer", None))}
@@ -102,12 +99,7 @@ def operation_modules() -> dict[str, str]:
 
 
 def inlined(graph_def: Any, fetches: Sequence[str]) -> Any:
-    """Inlines all function calls of a graph.
-
-    Args:
-        graph_def: A `GraphDef` with its function library.
-        fetches: Names of the tensors to keep.
-    """
+    """Inlines all function calls of a graph."""
     for function in graph_def.library.function:
         # This attribute names an alternative implementation and would prevent inlining.
         function.attr.pop("api_implements", None)

@@ -9,11 +9,7 @@ from opensmp.base.types import Gradient
 
 
 class Shards(Protocol):
-    """Divides the updates of variables over replicas that have the same variables.
-
-    Attributes:
-        position: Position of this process among the replicas.
-    """
+    """Divides the updates of variables over replicas that have the same variables."""
 
     position: int
 

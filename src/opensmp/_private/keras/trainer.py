@@ -220,12 +220,6 @@ def pass_over_epoch(
 
     Data that restart with each epoch are only started, exactly as often as Keras starts them,
     because that is when they are shuffled.
-
-    Args:
-        epoch: The `EpochIterator`; see `epochs_begun_by`.
-        steps: Iterator over the steps that `fit` would do.
-        execution: Batches per step.
-        num_batches: What Keras takes for the number of batches, where it is not known beforehand.
     """
     if epoch.steps_per_epoch is not None:
         with epoch.catch_stop_iteration():
@@ -244,11 +238,7 @@ def pass_over_epoch(
 
 
 def global_seed_state(make: bool = False) -> Any | None:
-    """State of the seed generator of unseeded Keras random functions; None if not made yet.
-
-    Args:
-        make: Whether to create the generator if it does not exist.
-    """
+    """State of the seed generator of unseeded Keras random functions; None if not made yet."""
     known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     if known is None and make:
         known = seed_generator.global_seed_generator()

@@ -28,9 +28,6 @@ def before_variables(note: Callable[[tuple[int, ...]], None]) -> Iterator[None]:
     It is called before the initial value is computed, which is the first allocation; an error that
     it raises propagates through the layer that creates the variable. Keras has no public hook:
     `tf.variable_creator_scope` sees only a function that computes the value, without a shape.
-
-    Args:
-        note: Takes the shape.
     """
     watcher = (threading.get_ident(), note)
     with _lock:

@@ -26,10 +26,6 @@ def refuse_in_api_calls(kind: type, refuse: Callable[[Any, str], None]) -> None:
 
     In a graph, TensorFlow replaces the error of a conversion function by its own. The public hook
     covers one named function, or dispatches on tensor arguments only.
-
-    Args:
-        kind: Class of the objects.
-        refuse: Takes the object and the name of the TensorFlow function; raises an error.
     """
     _Refusing(kind, refuse).register()
 

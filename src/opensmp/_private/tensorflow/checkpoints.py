@@ -39,12 +39,7 @@ class CheckpointValue(NamedTuple):
 
 
 class CheckpointNode(NamedTuple):
-    """An object of a checkpoint.
-
-    Attributes:
-        children: Name to node number of the objects it refers to.
-        keys: Name of each of its own values to its key in the files.
-    """
+    """An object of a checkpoint."""
 
     children: dict[str, int]
     keys: dict[str, str]
@@ -85,11 +80,7 @@ def _tensor_to_save(value: Any) -> Tensor | None:
 
 
 def checkpoint_nodes(object_graph: bytes) -> list[CheckpointNode]:
-    """The objects of a checkpoint by node number; node 0 is the root.
-
-    Args:
-        object_graph: The value at `OBJECT_GRAPH_KEY`.
-    """
+    """The objects of a checkpoint by node number; node 0 is the root."""
     graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(object_graph)
     return [
         CheckpointNode(
@@ -142,31 +133,20 @@ _LATE = "_smp_late"
 
 
 def before_late_restores(status: Any, check: Callable[[list[str], Any], None]) -> None:
-    """Sets a function that is called before values are assigned to objects made after a restore.
-
-    Args:
-        status: The result of `tf.train.Checkpoint.restore`.
-        check: Takes the keys in the files and the object; may raise an error.
-    """
+    """Sets a function that is called before values are assigned to objects made after a restore."""
     setattr(status._checkpoint, _LATE, check)
 
 
 def keep_with_restore(status: Any, thing: Any) -> None:
-    """Keeps an object alive as long as a restore may still assign deferred values.
-
-    Args:
-        status: The result of `tf.train.Checkpoint.restore`.
-        thing: The object.
-    """
+    """Keeps an object alive as long as a restore may still assign deferred values."""
     status._checkpoint._smp_kept = thing
 
 
 @contextlib.contextmanager
 def values_at_hand(values: dict[str, Tensor | None]) -> Iterator[None]:
-    """Context in which restoring a checkpoint takes these values instead of reading files.
+    """Context in which restoring a checkpoint takes values, by key, from here instead of files.
 
-    Args:
-        values: Key in the files to value; None leaves the object unchanged. The dict is emptied.
+    None leaves the object unchanged. The dict is emptied.
     """
     _at_hand.update(values)
     values.clear()
@@ -182,11 +162,7 @@ def iterator_state(iterator: Any) -> Tensor:
 
 
 def set_iterator_state(iterator: Any, state: Tensor) -> None:
-    """Sets the position of a dataset iterator.
-
-    Raises:
-        tf.errors.OpError: The state belongs to another dataset.
-    """
+    """Sets the position of a dataset iterator."""
     iterator._restore_from_tensors({"_STATE": state})
 
 
@@ -214,11 +190,7 @@ class HeldBackRestores:
             yield
 
     def release(self, model: Any) -> None:
-        """Executes the collected restores.
-
-        Args:
-            model: The model, whose variables are placed by now.
-        """
+        """Executes the collected restores."""
         restore_where_values_are()
         waiting, self._waiting = self._waiting, []
         for owner, name, trackable in waiting:

@@ -124,9 +124,6 @@ def interrupt_collectives(text: str) -> None:
     """Makes all collectives of this process fail, until `renew_collectives`.
 
     No public API ends an operation that waits for another process. Callable from any thread.
-
-    Args:
-        text: The reason, for the error.
     """
     state = context.context()
     if state._context_handle is not None and state._collective_ops_server_def is not None:

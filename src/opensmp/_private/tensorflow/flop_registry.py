@@ -29,14 +29,6 @@ def registered_flops(op: Op, inputs: Sequence[Any], outputs: Sequence[Any]) -> f
     """FLOPs of an operation according to TensorFlow's profiler.
 
     The statistics have no public name, and read shapes from a graph, where some may be unknown.
-
-    Args:
-        op: The operation.
-        inputs: Shape of each input, fully known.
-        outputs: Shape of each output, fully known.
-
-    Returns:
-        None if there are no statistics for the type, or not for these attributes.
     """
     try:
         statistics = ops._stats_registry.lookup(f"{op.type},flops")

@@ -20,9 +20,6 @@ def call_functions_by(around: Around) -> None:
 
     A function may fail anywhere below a call that only the user's code makes, that of the outermost
     function. There is no public hook around that call.
-
-    Args:
-        around: Takes the function and a callable that performs the call; returns the result.
     """
     for kind in (Function, ConcreteFunction):
         original = getattr(kind.__call__, _ORIGINAL, kind.__call__)

@@ -179,12 +179,9 @@ def is_traced_by_function(graph: Any) -> bool:
 
 
 def at_end_of_trace(graph: Any, finish: Callable[[list[Op]], None]) -> None:
-    """Sets a function that is called when a `tf.function` has finished tracing a graph.
+    """Calls `finish` with the operations that must run, when a `tf.function` has traced a graph.
 
-    Args:
-        graph: The graph being traced.
-        finish: Takes the operations that run even if their results are not used. It may add
-            operations, for which no automatic control dependencies are added any more.
+    `finish` may add operations, for which no automatic control dependencies are added any more.
     """
     setattr(graph, _AT_END, [*getattr(graph, _AT_END, ()), finish])
 
@@ -203,10 +200,6 @@ def read_nothing(graph: Any, reads: Iterable[Op]) -> None:
 
     TensorFlow runs unused reads where its graph optimizer is off, and variables of other processes
     cannot be read.
-
-    Args:
-        graph: A function graph under construction.
-        reads: `ReadVariableOp`s whose results no operation that runs needs.
     """
     for read in reads:
         value = read.outputs[0]

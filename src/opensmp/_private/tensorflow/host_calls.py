@@ -22,15 +22,6 @@ def host_call(
     TensorFlow stores the function in the outermost graph. For every `tf.function` that is the graph
     of eager execution, so that the function and all that it holds would stay for the life of the
     process. Here the graph of the call and its outer function graphs store it.
-
-    Args:
-        function: Takes and returns arrays.
-        inputs: Its arguments.
-        dtype: Type of its result, or a list of types.
-        stateful: As in `tf.numpy_function`.
-
-    Returns:
-        As `tf.numpy_function`.
     """
     result = tf.numpy_function(function, list(inputs), dtype, stateful=stateful)
     around = graphs_around()

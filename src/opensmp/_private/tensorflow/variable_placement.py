@@ -178,12 +178,7 @@ class _NoMemory:
 
 
 def make_unreadable(stored: Variable, name: str) -> None:
-    """Turns a `tf.Variable` into one of another process, with a handle that cannot be read.
-
-    Args:
-        stored: The variable.
-        name: Its path and owning rank, for messages.
-    """
+    """Turns a `tf.Variable` into one of another process, with a handle that cannot be read."""
     setattr(stored, ELSEWHERE, name)
     handle = _handle_without_memory(stored, name)
     stored._handle_name = handle._name

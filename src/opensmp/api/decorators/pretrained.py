@@ -11,7 +11,7 @@ import keras
 
 from opensmp.errors import SavingError
 from opensmp.saving.gather import together
-from opensmp.saving.models.formats.formats import Format, format_of
+from opensmp.saving.models.formats.formats import format_of
 from opensmp.saving.models.load import load_into
 from opensmp.saving.models.same_file import check_same_file
 
@@ -64,7 +64,7 @@ def pretrained_weights(
                     f"{_WHAT}: expected a function that returns a keras.Model; "
                     f"{getattr(function, '__name__', function)!r} returned {type(made).__name__}."
                 )
-            if kind is Format.JSON:
+            if kind.value.weights_of is not None:
                 raise SavingError(
                     f"{_WHAT}: {os.fspath(path)} is a configuration, not weights. Give the "
                     ".weights.h5 file beside it."

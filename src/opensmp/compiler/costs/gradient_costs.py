@@ -14,36 +14,14 @@ def reads(call: Call, wanted: Sequence[int]) -> tuple[tuple[int, ...], tuple[int
     """Returns the indices of the inputs and outputs that an operation's gradient reads.
 
     For an unknown type these are all inputs and outputs.
-
-    Args:
-        call: The operation.
-        wanted: Indices of the inputs whose gradients are needed.
-
-    Example:
-        >>> x = Array((8, 16), 4, True)
-        >>> reads(Call("Mul", (x, x), (x,), {}.__getitem__), wanted=[0])
-        ((1,), ())
     """
     if not wanted:
         return (), ()
     return (FAMILIES.get(call.type, UNKNOWN).reads or everything)(call, wanted)
 
 
-def knows(op_type: str) -> bool:
-    """Returns whether the gradient of a type is known, or known not to exist."""
-    family = FAMILIES.get(op_type, UNKNOWN)
-    return family.blocks or family.reads is not None
-
-
 def backward(call: Call, wanted: Sequence[int], forward: Work, *, sparse: bool = False) -> Work:
-    """Returns the work of computing the gradients of an operation's inputs.
-
-    Args:
-        call: The operation.
-        wanted: Indices of the inputs whose gradients are needed.
-        forward: Work of its forward pass.
-        sparse: Whether the gradient of a gathered table may stay sparse (`tf.IndexedSlices`).
-    """
+    """Returns the work of computing the gradients of an operation's inputs."""
     if not wanted:
         return Work()
     num_wanted = len(wanted)

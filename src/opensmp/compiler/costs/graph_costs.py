@@ -44,12 +44,6 @@ class Costs:
         active: Indices of operations that depend on activations or state.
         replicated: Indices of operations that are replicated and belong to no partition.
         defaulted: Types that neither TensorFlow's statistics nor a formula covers.
-
-    Example:
-        ```python
-        costs = graph_costs(traced)
-        sum(work.flops for work in costs.forward)
-        ```
     """
 
     wiring: Wiring
@@ -102,12 +96,6 @@ def graph_costs(
         required: Inputs and variables (their placeholders) whose gradients are needed; None for all
             trainable variables, empty for inference.
         unknown_size: Assumed size of unknown dimensions.
-
-    Example:
-        ```python
-        costs = graph_costs(traced)
-        print(sum(work.flops for work in costs.forward), "FLOPs forward")
-        ```
     """
     wiring = Wiring.of(traced.operations, unknown_size)
     wanted = trainable_placeholders(traced) if required is None else required
@@ -143,23 +131,6 @@ def graph_costs(
         copied,
         tuple(sorted(counter.defaulted)),
     )
-
-
-def defaulted_types(traced: TracedGraph) -> tuple[str, ...]:
-    """Returns the operation types of a graph whose FLOPs are counted by the default rule.
-
-    Neither TensorFlow's op statistics nor `opensmp.compiler.costs.op_costs` covers these; they
-    count as elementwise, with one FLOP per element of their results.
-
-    Args:
-        traced: The traced model.
-
-    Example:
-        ```python
-        assert not defaulted_types(traced)
-        ```
-    """
-    return graph_costs(traced, required=()).defaulted
 
 
 def _port(wiring: Wiring, tensor: Tensor) -> Port:
@@ -204,15 +175,10 @@ class _Counter:
         differentiated: Sequence[Port],
         results: Sequence[Port],
     ) -> _Counted:
-        """Counts one graph.
+        """Counts one graph: `leaves`, `active` and `constant` are placeholders and operations.
 
-        Args:
-            wiring: The graph.
-            leaves: Placeholders whose gradients are needed.
-            active: Placeholders whose value differs between microbatches.
-            constant: Operations whose results need not be kept.
-            differentiated: Results that gradients start from.
-            results: All results.
+        Those of `leaves` need gradients, those of `active` differ between microbatches, and the
+        results of `constant` need not be kept. Gradients start from `differentiated`.
         """
         size = len(wiring.operations)
         flow = GradientFlow.of(wiring, leaves, differentiated)

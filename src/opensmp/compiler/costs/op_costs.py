@@ -7,14 +7,7 @@ from opensmp.compiler.costs.work import Call
 
 
 def formula(call: Call) -> tuple[float, float] | None:
-    """Returns FLOPs and bytes of an operation, or None if there is no formula for its type.
-
-    Example:
-        >>> float32 = {"itemsize": 4, "differentiable": True}
-        >>> x, kernel, y = (Array(s, **float32) for s in [(8, 16), (16, 32), (8, 32)])
-        >>> formula(Call("MatMul", (x, kernel), (y,), {"transpose_a": False}.__getitem__))
-        (8192.0, 3584)
-    """
+    """Returns FLOPs and bytes of an operation, or None if there is no formula for its type."""
     found = FAMILIES.get(call.type, UNKNOWN).formula
     return None if found is None else found(call)
 
@@ -31,10 +24,6 @@ def narrow_flops(call: Call, flops: float) -> float:
     which approach matrix products only as the groups get wide
     (`xla/service/cpu/ir_emission_utils.cc`). `DepthwiseConv2dNative` has its own kernel and is
     excluded.
-
-    Args:
-        call: The operation.
-        flops: Its FLOPs.
     """
     if call.type not in ("Conv2D", "Conv3D"):
         return 0.0

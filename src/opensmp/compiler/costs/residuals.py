@@ -16,11 +16,6 @@ class Keeper:
     recomputed. Variables and constants are available anyway. Tensors that share memory, such as the
     input and the result of a reshape, are kept once.
 
-    Args:
-        wiring: The graph.
-        active: Placeholders whose value differs between microbatches.
-        constant: Operations whose results need not be kept.
-
     Attributes:
         residual_bytes: For each operation, the bytes of its results that are kept.
         sources: Maps a placeholder whose value is kept to the operation whose gradient first reads

@@ -17,13 +17,7 @@ from opensmp.compiler.lowering.finite_flags import finite_flags
 def needed(
     roots: Iterable[Op], stop: Collection[int], follow_control: Callable[[Op], bool]
 ) -> list[Op]:
-    """Returns the operations that `roots` depend on, including `roots`, in topological order.
-
-    Args:
-        roots: Operations to reach.
-        stop: Ids of tensors at which the traversal stops.
-        follow_control: Tells whether to reach an operation through control edges, too.
-    """
+    """Returns the operations that `roots` depend on, including `roots`, in topological order."""
     order: list[Op] = []
     done: set[Op] = set()
     stack: list[tuple[Op, bool]] = [(op, False) for op in roots]
@@ -65,12 +59,7 @@ class Part:
     captures: Mapping[int, Tensor]
 
     def paste(self, values: Sequence[Tensor], name: str = "") -> list[Tensor]:
-        """Adds a copy of the part to the current graph and returns the copies of the fetches.
-
-        Args:
-            values: The value of each feed.
-            name: Name prefix of its operations, unique per copy.
-        """
+        """Adds a copy of the part to the current graph and returns the copies of the fetches."""
         value = {id(t): given for t, given in zip(self.feeds, values, strict=True)}
         made = [t for t in self.fetches if id(t) not in value and id(t) not in self.captures]
         given = {
@@ -159,14 +148,10 @@ class Extractor:
         is_open: bool = False,
         returns_all: bool = False,
     ) -> ConcreteFunction:
-        """Compiles a Python function into a concrete function.
+        """Compiles `body`, a function of tensors like `specs`, into a concrete function.
 
-        Args:
-            name: Name of the function.
-            body: Takes tensors, returns tensors.
-            specs: Tensors with the shapes and dtypes of its arguments.
-            is_open: Whether calls may be inlined even if the extractor's `units` is set.
-            returns_all: Whether a call computes all results even if only some of them are read.
+        Calls of it may be inlined if `is_open`, even if the extractor's `units` is set. With
+        `returns_all` a call computes all results even if only some of them are read.
         """
         body.__name__ = name
         attributes = {"_noinline": True} if self._units and not is_open else {}

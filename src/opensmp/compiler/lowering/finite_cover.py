@@ -48,11 +48,7 @@ _WIDE = (tf.float32, tf.float64, tf.bfloat16)
 
 
 def tensors_to_read(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Returns tensors such that all of `tensors` are finite if the norms of these are moderate.
-
-    Args:
-        tensors: Floating or complex tensors of one graph.
-    """
+    """Returns tensors such that all of `tensors` are finite if the norms of these are moderate."""
     last = {id(_source(t)): t for t in _not_spreading(tensors)}
     chosen: dict[int, Tensor] = {}
     sums: list[Tensor] = []

@@ -22,12 +22,7 @@ _CHECKED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.complex64, tf.co
 
 
 class Activation(NamedTuple):
-    """A tensor that a layer, or the caller of the model, produces.
-
-    Attributes:
-        tensor: The tensor.
-        name: Its description in messages.
-    """
+    """A tensor that a layer, or the caller of the model, produces, with its name in messages."""
 
     tensor: Tensor
     name: str

@@ -86,14 +86,6 @@ def differentiate(
     """Adds the gradients of `outputs` with respect to `wrt` to the graph.
 
     Only the segment itself is differentiated: its inputs count as constants.
-
-    Args:
-        traced: The traced model.
-        segment: The segment.
-        outputs: Tensors to differentiate.
-        wrt: Tensors to differentiate with respect to.
-        feeds: Further tensors that count as constants.
-        dense: Whether to convert sparse gradients to dense tensors.
     """
     with traced.graph.as_default():
         upstream = []

@@ -54,12 +54,7 @@ class Product:
 
 
 def product_of(gradient: Tensor, stop: Collection[int]) -> Product | None:
-    """Returns the gradient as a product; None if it is not one, or is sparse.
-
-    Args:
-        gradient: A tensor or `tf.IndexedSlices`.
-        stop: Ids of tensors at which the search stops.
-    """
+    """Returns the gradient as a product; None if it is not one, or is sparse."""
     if isinstance(gradient, tf.IndexedSlices):
         return None
     tensor, reshapes = gradient, []

@@ -22,7 +22,7 @@ from opensmp.compiler.lowering.gradients import (
 from opensmp.compiler.lowering.passes import Backward, Forward, RecomputePass
 from opensmp.compiler.lowering.segments import Segment, cut
 from opensmp.compiler.lowering.split_backward import split
-from opensmp.compiler.lowering.weight_gradient_fusion import is_worth_joining, joint
+from opensmp.compiler.lowering.weight_gradient_fusion import fuse_weight_gradients, is_worth_joining
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.recomputation.choice import Recomputation, has_state
 from opensmp.compiler.recomputation.policy import Policy
@@ -46,8 +46,8 @@ class Program:
         units: Whether the functions are not inlined, so that their calls can be ordered and timed.
         split_backward: Whether to split a backward pass into one function for the gradients of the
             segment's inputs, which other segments wait for, and one for those of its variables.
-        joins: Whether second halves of several microbatches may be joined, see `joint`. Then a
-            segment without input gradients is split as well.
+        joins: Whether second halves of several microbatches may be joined, see
+            `fused_weight_gradients`. Then a segment without input gradients is split as well.
         checks_finite: Whether forward passes also return which activations are finite.
         recompute: Which operations backward passes run again, instead of keeping their results.
     """
@@ -78,7 +78,7 @@ class Program:
         self._checks_finite = checks_finite
         self._read: dict[int, tuple[Tensor, ...]] = {}  # by backward passes, kept or not
         self._held: dict[int, tuple[Tensor, ...]] = {}
-        self._joint: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
+        self._fused: dict[tuple[Backward, tuple[bool, ...], int, bool], ConcreteFunction] = {}
         self._layers: dict[int, tuple[str, ...]] = {}
         self._open: dict[Backward, ConcreteFunction] = {}
         self._captured = frozenset(id(inner) for _, inner in traced.captures)
@@ -137,13 +137,9 @@ class Program:
     ) -> Backward | None:
         """Returns a backward pass that can be differentiated again, with dense gradients.
 
-        It computes everything from `feeds`. The result is None if no feed has a gradient.
-
-        Args:
-            segment: The segment.
-            outputs: Its outputs, or gradients that such a pass returns.
-            feeds: The tensors that they are computed from: inputs and variables of the segment, and
-                for gradients also the upstream gradients.
+        It computes the gradients of `outputs`, or of gradients that such a pass returns, from
+        `feeds` alone, which then include the upstream gradients. The result is None if no feed has
+        a gradient.
         """
         key = (segment.index, tuple(map(id, outputs)), tuple(map(id, feeds)))
         if key not in self._derivatives:
@@ -196,7 +192,7 @@ class Program:
         is_alone = weights.recompute is not None
         return self._joins and not is_alone and is_worth_joining(weights, self._captured)
 
-    def joint(
+    def fused_weight_gradients(
         self,
         weights: Backward,
         is_shared: Sequence[bool],
@@ -207,19 +203,13 @@ class Program:
 
         The function takes the value of each shared feed and `num_microbatches` values of each other
         feed, and returns the tensors of `weights.gradient.flat`; sparse gradients are concatenated.
-
-        Args:
-            weights: The second half of a backward pass.
-            is_shared: For each feed, whether all microbatches have the same value.
-            num_microbatches: Number of microbatches.
-            is_open: Whether calls yield each result as soon as it is computed, see `open`.
         """
         key = (weights, tuple(is_shared), num_microbatches, is_open)
-        if key not in self._joint:
-            self._joint[key] = joint(
+        if key not in self._fused:
+            self._fused[key] = fuse_weight_gradients(
                 self._extractor, weights, is_shared, num_microbatches, self._captured, is_open
             )
-        return self._joint[key]
+        return self._fused[key]
 
     def _differentiate(self, segment: Segment, outputs: Sequence[Tensor]) -> SegmentGradient:
         chosen = [t for t in outputs if self.is_required(t)]

@@ -38,19 +38,12 @@ def split(
 
     This is the idea of zero-bubble pipelines (Qi et al., "Zero Bubble Pipeline Parallelism", 2024).
     The first half computes the tensors that both halves need and passes them on, except those that
-    depend on weights and constants alone, which each half computes itself.
+    depend on weights and constants alone, which each half computes itself. With
+    `take_products_apart`, a pass without gradients of inputs is split, too, into variable gradients
+    that are products worth joining over microbatches, and all others.
 
-    Args:
-        segment: The segment.
-        gradient: Its complete gradient.
-        feeds: Tensors that the backward pass can read.
-        captured: Ids of further tensors at which the traversal stops.
-        take_products_apart: Whether to split also if there is no gradient of an input, into
-            variable gradients that are products worth joining over microbatches, and all others.
-
-    Returns:
-        None if there is nothing to split: no gradient of an input, no gradient of a variable, or
-            only variable gradients that are by-products of the input gradients.
+    Returns None if there is nothing to split: no gradient of an input, no gradient of a variable,
+    or only variable gradients that are by-products of the input gradients.
     """
     inputs = {id(t) for t in segment.inputs}
     first = _part(gradient, [id(t) in inputs for t in gradient.wrt])

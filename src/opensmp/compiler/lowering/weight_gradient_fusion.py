@@ -22,12 +22,7 @@ from opensmp.compiler.lowering.sparse_gradients import SameRows
 
 
 def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
-    """Returns whether products worth joining make up more than half of the gradients' elements.
-
-    Args:
-        weights: The second half of a backward pass.
-        captured: Ids of further tensors at which the search for products stops.
-    """
+    """Returns whether products worth joining make up more than half of the gradients' elements."""
     if any(isinstance(gradient, SameRows) for gradient in weights.gradient.gradients):
         return False  # joining concatenates sparse gradients and would duplicate rows
     products = _products(weights, captured)
@@ -35,7 +30,7 @@ def is_worth_joining(weights: Backward, captured: Collection[int]) -> bool:
     return 2 * sum(_size(product.gradient) for product in products.values()) > sum(sizes)
 
 
-def joint(
+def fuse_weight_gradients(
     extractor: Extractor,
     weights: Backward,
     is_shared: Sequence[bool],
@@ -43,7 +38,7 @@ def joint(
     captured: Collection[int],
     is_open: bool,
 ) -> ConcreteFunction:
-    """Builds the function for the summed gradients of several microbatches; see `Program.joint`."""
+    """Builds the function that `Program.fused_weight_gradients` returns."""
     feeds, gradient = weights.feeds, weights.gradient
     products = _products(weights, captured)
     wanted: dict[int, Tensor] = {}

@@ -100,22 +100,6 @@ def evaluate(
     Raises:
         PlanError: If the assignment does not match the `len(graph)` units or the partitions, or a
             tensor goes back to a lower partition although `monotone` is set.
-
-    Example:
-        >>> import numpy as np
-        >>> graph = CoarseGraph(
-        ...     names=("first", "second"),
-        ...     forward_seconds=np.array([1.0, 1.0]),
-        ...     backward_seconds=np.array([2.0, 2.0]),
-        ...     parameter_bytes=np.array([8, 8]),
-        ...     state_bytes=np.array([16, 16]),
-        ...     residual_bytes=np.array([4, 4]),
-        ...     tensors=(CutTensor(0, (1,), forward_bytes=10, backward_bytes=10),),
-        ... )
-        >>> machine = Machine(transfer_seconds=0.5, transfer_bytes_per_second=20.0)
-        >>> prediction = evaluate(graph, [0, 1], 2, PlanSettings(microbatches=4, machine=machine))
-        >>> prediction.stage_seconds, prediction.step_seconds
-        ((4.0, 4.0), 20.0)
     """
     placed = checked_assignment(graph, assignment, num_partitions, monotone)
     held = settings.microbatches_in_flight(num_partitions)
@@ -222,11 +206,7 @@ def seconds_to_move(machine: Machine, num_bytes: int) -> float:
 def checked_assignment(
     graph: CoarseGraph, assignment: ArrayLike, num_partitions: int, monotone: bool = True
 ) -> NDArray[np.int64]:
-    """Returns the assignment as an int64 array if a pipeline can run it.
-
-    Raises:
-        PlanError: See `evaluate`.
-    """
+    """Returns the assignment as an int64 array if a pipeline can run it."""
     placed = np.asarray(assignment)
     if placed.size and not np.issubdtype(placed.dtype, np.integer):
         raise PlanError(

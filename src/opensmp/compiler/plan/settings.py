@@ -27,10 +27,6 @@ class PlanSettings:
         pieces: Pieces (interleaved stages) per partition, assigned round-robin.
         recompute: What backward passes compute again, as in the configuration. `"auto"` recomputes
             in the partitions that would not fit the memory otherwise.
-
-    Example:
-        >>> PlanSettings(microbatches=8, machine=Machine(memory_bytes=16 * 2**30))
-        PlanSettings(microbatches=8, pipeline='interleaved', ...)
     """
 
     microbatches: int = 1

@@ -10,13 +10,7 @@ from opensmp.compiler.trace.trace import TracedGraph
 
 
 def variable_homes(traced: TracedGraph, plan: Plan, known: Mapping[int, int]) -> dict[int, int]:
-    """Returns variable id to partition: `known`, plus the partition of first use of each other one.
-
-    Args:
-        traced: The traced model.
-        plan: Its plan.
-        known: Homes given by earlier plans of the model; they do not change.
-    """
+    """Returns variable id to partition: `known`, else the partition of its first use."""
     first_use: dict[Op, int] = {}
     for op in traced.operations:
         if op not in traced.sources:

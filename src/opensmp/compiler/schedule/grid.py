@@ -20,20 +20,6 @@ def grid(schedule: Schedule, graph: TaskGraph | None = None, max_columns: int = 
         graph: The tasks, for the times. If None, each row is just the order of a device.
         max_columns: Maximum width; a longer schedule uses a coarser unit, and its shortest actions
             are not drawn.
-
-    Returns:
-        The rows and a legend, without a trailing newline.
-
-    Raises:
-        ScheduleError: If the schedule is not valid for the graph.
-
-    Example:
-        >>> from opensmp.compiler.schedule.simple import simple
-        >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)
-        >>> print(grid(simple(graph), graph))
-        device 0 | F0 F1 .. .. .. B0--- B1---
-        device 1 | .. F0 F1 B0--- B1--- .. ..
-        simple: makespan 9 s, bubble 33.3 %, one column 1 s
     """
     label = _labels(schedule)
     width = max((len(text) for text in label.values()), default=2)

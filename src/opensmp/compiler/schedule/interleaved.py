@@ -33,14 +33,6 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
         active_microbatches: Maximum number of microbatches in flight, >= 1; the number of devices
             is the minimum that fills a chain. Dependencies between microbatches can require more;
             the schedule records the bound that it needs.
-
-    Raises:
-        ScheduleError: If `active_microbatches` is below 1.
-
-    Example:
-        >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=3)
-        >>> [str(action) for action in interleaved(graph, active_microbatches=2).orders[0]]
-        ['0F0', '0F1', '0B0', '0F2', '0B1', '0B2']
     """
     return quickest(
         graph,

@@ -21,9 +21,6 @@ def by_turns(graph: TaskGraph) -> Priority:
     "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM", SC 2021,
     section 2.2). As a priority it applies to any graph: if the next action of a device is not
     ready, the device runs the next ready one. Weight gradients go first.
-
-    Args:
-        graph: The tasks. Segments count by their order on their device.
     """
     group = graph.num_devices
     segments: dict[int, set[int]] = defaultdict(set)

@@ -58,17 +58,6 @@ def list_schedule(
             whenever no action could run otherwise, which happens only with dependencies between
             microbatches; the schedule records the final bound.
         gate: Keeps a device from running ahead, see `Gate`.
-
-    Raises:
-        ScheduleError: If `active_microbatches` is below 1, or a gate decreases along a dependency.
-
-    Example:
-        >>> graph = TaskGraph.chain(num_partitions=1, num_microbatches=2)
-        >>> oldest_first = list_schedule(
-        ...     graph, name="oldest", priority=lambda a: (a.microbatch,), active_microbatches=2
-        ... )
-        >>> [str(action) for action in oldest_first.orders[0]]
-        ['0F0', '0B0', '0F1', '0B1']
     """
     if active_microbatches < 1:
         raise ScheduleError(

@@ -29,15 +29,6 @@ def simple(graph: TaskGraph, active_microbatches: int | None = None) -> Schedule
     Args:
         graph: Any task graph.
         active_microbatches: Ignored: all microbatches are in flight.
-
-    Returns:
-        The schedule. All microbatches are in flight, so `active_microbatches` is their
-        number.
-
-    Example:
-        >>> schedule = simple(TaskGraph.chain(num_partitions=2, num_microbatches=2))
-        >>> [str(action) for action in schedule.orders[0]]
-        ['0F0', '0F1', '0B0', '0B1']
     """
     return list_schedule(
         graph,

@@ -20,21 +20,6 @@ def validate(schedule: Schedule, graph: TaskGraph) -> None:
     Every action must occur exactly once, on its own device, after its dependencies on that device.
     The devices, each running its order and blocking on unmet dependencies on other devices, must
     not deadlock.
-
-    Args:
-        schedule: The schedule; its `releases` count as dependencies.
-        graph: The tasks.
-
-    Raises:
-        ScheduleError: Listing all faults.
-
-    Example:
-        >>> graph = TaskGraph.chain(num_partitions=1, num_microbatches=1)
-        >>> backwards = (Action.parse("0B0"), Action.parse("0F0"))
-        >>> validate(Schedule("mine", (backwards,)), graph)
-        Traceback (most recent call last):
-        opensmp.errors.ScheduleError: Schedule 'mine' does not fit its task graph; 1 fault:
-        - order: device 0 runs 0B0 before 0F0, which it needs; put 0F0 first.
     """
     places = _places(schedule)
     homes = {

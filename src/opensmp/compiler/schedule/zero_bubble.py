@@ -33,9 +33,6 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     Args:
         graph: Any task graph. Without actions W the schedule is that of `interleaved`.
         active_microbatches: Maximum number of microbatches in flight, >= 1; see `interleaved`.
-
-    Raises:
-        ScheduleError: If `active_microbatches` is below 1.
     """
     turns = by_turns(graph)
     deferred = sorted({action.microbatch for action in graph.device if action.kind == "W"})

@@ -34,12 +34,7 @@ class Bodies(NamedTuple):
 
 
 def bodies(op: Op, unknown_size: int) -> Bodies | None:
-    """Returns the functions that an operation runs; None if there are none or they are unknown.
-
-    Args:
-        op: The operation.
-        unknown_size: Assumed length of a sequence of unknown length.
-    """
+    """Returns the functions that an operation runs; None if there are none or they are unknown."""
     if op.type not in CONTROL_FLOW:
         return None
     if op.type in LOOPS:
@@ -62,10 +57,6 @@ def trip_count(loop: Op, unknown_size: int) -> int:
     It is the loop's maximum number of iterations, or the bound of a counter in its condition, if
     these are known. Otherwise it is the length of the longest sequence that the loop iterates over,
     or 1 if there is none.
-
-    Args:
-        loop: A `While` operation.
-        unknown_size: Assumed length of a sequence of unknown length.
     """
     counts = [_constant(loop.inputs[1])] if len(loop.inputs) > 1 else []
     counts += [_counted(loop)]

@@ -11,17 +11,10 @@ from opensmp.compiler.trace.trace import TracedGraph
 
 
 def taps(traced: TracedGraph) -> dict[int, Tensor]:
-    """Returns the inner tensors that a model returns and that further outputs are computed from.
+    """Maps ids of outputs to the inner tensors that further outputs are computed from.
 
     A gradient of the latter with respect to the former must pass through the very tensor that the
-    caller has, so a segment has to end there.
-
-    Args:
-        traced: The traced model.
-
-    Returns:
-        Maps the id of the output (an identity) to the inner tensor, for differentiable tensors
-            only.
+    caller has, so a segment has to end there. The output is an identity; both are differentiable.
     """
     ends = {tensor.op for tensor in traced.results}
     left_out = replicated(traced) | traced.sources

@@ -25,12 +25,7 @@ _NUMBERS = re.compile(r"(?:^|(?<=[/#]))(?:[0-9]+_)+|(?:^|(?<=/))[0-9]+#")
 
 
 class Piece(NamedTuple):
-    """Operations of one layer call that are placed as a whole.
-
-    Attributes:
-        name: Name within its call.
-        operations: Names of the operations, in graph order.
-    """
+    """Operations of one layer call that are placed as a whole, in graph order."""
 
     name: str
     operations: tuple[str, ...]
@@ -57,12 +52,8 @@ class LayerCall(NamedTuple):
 def operation_labels(traced: TracedGraph) -> tuple[tuple[str, ...], dict[str, str]]:
     """Returns the labels of all layer calls, and the innermost label of each operation.
 
-    Args:
-        traced: The traced model.
-
-    Returns:
-        Labels in the order of the calls, the model first; and operation name to label, without
-            inputs, variables and captures.
+    The labels are in the order of the calls, the model first; inputs, variables and captures have
+    none.
     """
     labels = [MODEL]
     owner = [MODEL] * len(traced.operations)
@@ -94,13 +85,8 @@ def layer_calls(
 ) -> tuple[LayerCall, ...]:
     """Divides the operations of a graph among its layer calls.
 
-    Args:
-        traced: The traced model.
-        groups: Pairs (name, names of operations) that become pieces. Operations in no group form
-            one piece per call.
-
-    Returns:
-        All layer calls in order.
+    Pairs (name, names of operations) of `groups` become pieces; operations in no group form one
+    piece per call.
     """
     labels, label_of = operation_labels(traced)
     group_of: dict[str, tuple[int, str]] = {}
@@ -121,22 +107,12 @@ def _pieces(label: str, groups: dict[tuple[int, str], list[str]]) -> Iterable[Pi
 
 
 def stem(name: str) -> str:
-    """Strips the numbers that differ between processes from a label or operation name.
-
-    Example:
-        >>> stem("sequential_1/dense_2_1/MatMul_3"), stem("encoder/dense_4#2")
-        ('sequential/dense/MatMul', 'encoder/dense')
-    """
+    """Strips the numbers that differ between processes from a label or operation name."""
     return _NUMBERS.sub("", name[::-1])[::-1]
 
 
 def numbered_stems(operations: Iterable[str]) -> list[tuple[str, int]]:
-    """Returns each operation's stem and the number of earlier occurrences of that stem.
-
-    Example:
-        >>> numbered_stems(["dense/MatMul", "dense/Add", "dense/Add_1"])
-        [('dense/MatMul', 0), ('dense/Add', 0), ('dense/Add', 1)]
-    """
+    """Returns each operation's stem and the number of earlier occurrences of that stem."""
     counts: dict[str, int] = {}
     result = []
     for name in operations:

@@ -18,14 +18,12 @@ class LayerSpan:
 
     Attributes:
         layer: The Keras layer.
-        call_index: 0 for the layer's first call in the graph, 1 for its second, ...
         depth: Number of enclosing layer calls; 0 for the model itself.
         start: Index of its first operation in the graph.
         stop: One past the index of its last operation.
     """
 
     layer: Any
-    call_index: int
     depth: int
     start: int
     stop: int
@@ -43,7 +41,6 @@ def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
     """
     spans: list[LayerSpan] = []
     stack: list[Any] = []
-    calls: dict[int, int] = {}
 
     @contextlib.contextmanager
     def around(layer: Any) -> Iterator[None]:
@@ -51,17 +48,15 @@ def recorded_spans(graph: Any) -> Iterator[list[LayerSpan]]:
             yield
             return
         start, depth = len(graph.get_operations()), len(stack)
-        call_index = calls.get(id(layer), 0)
-        calls[id(layer)] = call_index + 1
         stack.append(layer)
         position = len(spans)  # outer calls begin first and must be listed first
-        spans.append(LayerSpan(layer, call_index, depth, start, start))
+        spans.append(LayerSpan(layer, depth, start, start))
         try:
             yield
         finally:
             stack.pop()
             stop = len(graph.get_operations())
-            spans[position] = LayerSpan(layer, call_index, depth, start, stop)
+            spans[position] = LayerSpan(layer, depth, start, stop)
 
     with _private.layer_calls(around):
         yield spans

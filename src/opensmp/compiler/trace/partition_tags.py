@@ -40,12 +40,7 @@ def tracing_into(graph: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tag(partition: int) -> Iterator[None]:
-    """Tags everything created inside with `partition`; the innermost tag applies.
-
-    Raises:
-        PartitionError: Inside the body of a loop, of a branch or of a nested `tf.function`, which
-            run as one operation and cannot be cut.
-    """
+    """Tags everything created inside with `partition`; the innermost tag applies."""
     graph = traced_graph()
     if graph is None:
         thread = threading.get_ident()

@@ -13,14 +13,8 @@ def replicated(traced: TracedGraph) -> frozenset[Op]:
     """Returns the small operations on constants and integer state (shapes, seeds).
 
     They are copied into every segment that reads them, so they belong to no partition, and their
-    cost is negligible.
-
-    Args:
-        traced: The traced model.
-
-    Returns:
-        Operations that depend on constants only, and those that also depend on integer variables
-            that the model updates and that produce integer tensors of at most 1,024 elements.
+    cost is negligible. They depend on constants only, or also on integer variables that the model
+    updates and produce integer tensors of at most 1,024 elements.
     """
     state = {id(variable) for variable, _ in traced.updates}
     shareable = {

@@ -29,12 +29,7 @@ class Structure:
 
     @classmethod
     def of(cls, nest: Any) -> Structure:
-        """Flattens a nest; arrays and variables become tensors.
-
-        Example:
-            >>> Structure.of({"x": tf.ones([2]), "training": True}).tensors
-            (<tf.Tensor: shape=(2,), ...>,)
-        """
+        """Flattens a nest; arrays and variables become tensors."""
         nest = tf.nest.map_structure(_as_tensor, nest)
         leaves = tuple(tf.nest.flatten(nest, expand_composites=True))
         return cls(nest, leaves, tuple(tf.is_tensor(leaf) for leaf in leaves))
@@ -44,15 +39,6 @@ class Structure:
         """The leaves that are tensors."""
         return tuple(
             leaf for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True) if is_tensor
-        )
-
-    @property
-    def others(self) -> tuple[Any, ...]:
-        """The leaves that are not tensors."""
-        return tuple(
-            leaf
-            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
-            if not is_tensor
         )
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:

@@ -93,12 +93,6 @@ def trace(
 ) -> TracedGraph:
     """Traces `call(*args, **kwargs)` into a new graph.
 
-    Args:
-        call: The model's plain forward call.
-        args: Positional arguments; only shape and dtype of tensors are used.
-        kwargs: Keyword arguments, likewise.
-        name: Name of the model, for messages.
-
     Raises:
         TraceError: If the model does something that one graph cannot express.
         PartitionError: If an `smp.partition` context lies inside a loop body.

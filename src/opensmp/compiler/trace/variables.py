@@ -17,12 +17,7 @@ from opensmp.errors import TraceError
 
 @dataclass(frozen=True)
 class VariableInput:
-    """A variable and the placeholder of its value in the graph.
-
-    Attributes:
-        variable: A `keras.Variable` or a `tf.Variable`.
-        placeholder: Tensor of the variable's shape and stored dtype.
-    """
+    """A variable, and the placeholder of its value in its stored dtype."""
 
     variable: Variable
     placeholder: Tensor
@@ -64,10 +59,6 @@ def read_after_assignment(value: Tensor, variable: Tensor) -> Tensor:
 
     As in plain TensorFlow, the gradient of such a read belongs to the variable and does not flow
     into the assigned value.
-
-    Args:
-        value: The assigned value.
-        variable: The variable as an input: its placeholder, or a read of it.
     """
     with _private.stop_recording():
         read = tf.identity(value)

@@ -39,11 +39,7 @@ class Closed(ConnectionError):
 
 
 class UnsignedError(PermissionError):
-    """A message was not signed with the token of this run.
-
-    Attributes:
-        text: The unauthenticated content; anyone may have written it.
-    """
+    """A message was not signed with the token of this run; anyone may have written its `text`."""
 
     def __init__(self, text: bytes) -> None:
         super().__init__("a message was not signed with the token of this run")
@@ -61,12 +57,6 @@ class Channel:
     Attributes:
         connection: The socket.
         most_bytes: As above; may be raised once the other side is authenticated.
-
-    Example:
-        ```python
-        channel.send({"kind": "hello", "rank": 1})
-        reply = channel.receive(seconds=5)
-        ```
     """
 
     def __init__(
@@ -84,12 +74,7 @@ class Channel:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def agree(self, numbers: str, *, listens: bool) -> None:
-        """Switches to keys for this connection only, one per direction.
-
-        Args:
-            numbers: The random numbers of both sides.
-            listens: Whether this side accepted the connection.
-        """
+        """Switches to keys for this connection only, one per direction."""
         # A number received from an unknown process may contain surrogates, which UTF-8 cannot
         # encode.
         text = numbers.encode("utf-8", "surrogatepass")
@@ -98,11 +83,7 @@ class Channel:
         self._sent = self._received = 0
 
     def send(self, message: Message, seconds: float = 5.0) -> None:
-        """Sends one message.
-
-        Raises:
-            OSError: The other side is gone, or has read nothing for `seconds`.
-        """
+        """Sends one message; `OSError` if the other side is gone or reads nothing for `seconds`."""
         text = json.dumps(message).encode()
         end = time.monotonic() + seconds
         with self._sending:
@@ -138,12 +119,7 @@ class Channel:
         return message
 
     def receive_now(self) -> Message | None:
-        """Returns the next message if it is complete, else None.
-
-        Raises:
-            Closed: The other side is gone.
-            PermissionError: The data is not a message of this run.
-        """
+        """Returns the next message if it is complete, else None."""
         if not self._fill(_HEAD_BYTES):
             return None
         (length,) = _LENGTH.unpack_from(self._arrived)
@@ -203,16 +179,6 @@ def readable(channels: Iterable[Channel], seconds: float | None) -> list[Channel
     """Channels with incoming data, or whose other side is gone.
 
     Unlike `select`, it supports file descriptors of any number.
-
-    Args:
-        channels: The channels to wait for.
-        seconds: Time limit; None for none.
-
-    Example:
-        ```python
-        for channel in readable(channels, 0.5):
-            message = channel.receive(5.0)
-        ```
     """
     by_number = {channel.fileno(): channel for channel in channels}
     closed = by_number.pop(-1, None)

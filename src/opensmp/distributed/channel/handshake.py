@@ -55,13 +55,7 @@ class StrangerError(PermissionError):
 
 @dataclass(frozen=True)
 class Guest:
-    """An authenticated process.
-
-    Attributes:
-        channel: The connection.
-        host: The address it connected from.
-        hello: Its first message.
-    """
+    """An authenticated process: its connection, the address it came from, and its first message."""
 
     channel: Channel
     host: str
@@ -82,11 +76,6 @@ def has(message: Message, **types: type) -> bool:
     """Whether a message has fields of exactly these types; integers have at most 63 bits.
 
     A Boolean is not an integer here.
-
-    Example:
-        ```python
-        has({"rank": True}, rank=int)  # False
-        ```
     """
     for name, kind in types.items():
         value = message.get(name)
@@ -103,25 +92,12 @@ def introduce(
 ) -> Channel:
     """Authenticates this process and the host of a run to each other, from the guest's side.
 
-    Args:
-        connection: The connection to the host; closed if this raises.
-        secret: The token that both share.
-        rank: Rank of this process.
-        size: Number of ranks.
-        seconds: Time limit for the answer.
-
     Returns:
         The channel, on which the host expects the hello message.
 
     Raises:
         StrangerError: The host knows another token, belongs to another user, or is not a host.
         OSError: The host is gone, or did not answer.
-
-    Example:
-        ```python
-        channel = introduce(socket.create_connection(address), secret, 1, 2, 5.0)
-        channel.send({"kind": "hello", "rank": 1})
-        ```
     """
     channel = Channel(connection, secret.token, _HELLO_BYTES)
     number = secrets.token_hex(16)
@@ -155,13 +131,7 @@ def introduce(
 
 
 def difference(own: Secret, other: Message) -> str:
-    """Describes why the other side does not belong to the run.
-
-    Args:
-        own: The secret of this process.
-        other: What the other side says: whether its token is `secret`, and whether it belongs to
-            another `user`.
-    """
+    """Describes why the other side does not belong to the run."""
     mine, its = own.is_secret, other.get("secret") is True
     if other.get("user") is True:
         return f"it belongs to another user, and there is no {TOKEN_VARIABLE} that both know"
@@ -182,13 +152,6 @@ class HandshakeServer:
         secret: What guests must know.
         on_stranger: Called with the knock and the reason when a process that claims a rank of the
             run is rejected.
-
-    Example:
-        ```python
-        with contextlib.closing(HandshakeServer(listener, secret)) as reception:
-            for guest in reception.wait(0.2):
-                guest.channel.send({"kind": "welcome"})
-        ```
     """
 
     def __init__(
@@ -204,18 +167,10 @@ class HandshakeServer:
         self._selector.register(listener, selectors.EVENT_READ)
 
     def wait(self, seconds: float, known: Callable[[Channel], Any] | None = None) -> list[Guest]:
-        """Handles incoming connections and messages, waiting up to `seconds` for the first.
+        """Handles connections and messages, waiting up to `seconds`; returns the new guests.
 
-        Args:
-            seconds: Time limit.
-            known: Called with each channel given to `watch` that has data or is closed, before any
-                guest is handled.
-
-        Returns:
-            The guests that have completed the handshake.
-
-        Raises:
-            OSError: This process has too many open files to accept a connection.
+        `known` is called with each channel given to `watch` that has data or is closed, before any
+        guest is handled.
         """
         ready = [key.fileobj for key, _ in self._selector.select(seconds)]
         for item in ready:

@@ -34,18 +34,9 @@ _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 def owner(connection: socket.socket) -> int | None:
     """Id of the user that owns the other end of a TCP connection.
 
-    Args:
-        connection: A connected socket.
-
     Returns:
         The user's id; `NOBODY` if the process is on this machine, but has closed its end or is in
         another network namespace; None if it is on another machine, or if the system cannot tell.
-
-    Example:
-        ```python
-        if owner(connection) != os.geteuid():
-            connection.close()
-        ```
     """
     try:
         here, there = connection.getsockname(), connection.getpeername()
@@ -81,11 +72,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _ask(local: _IP, local_port: int, remote: _IP, remote_port: int) -> int | None:
-    """Asks the kernel for the owner of the socket with these ends; None if there is none.
-
-    Raises:
-        OSError: The kernel does not support the query.
-    """
+    """Asks the kernel for the owner of the socket with these ends; None if there is none."""
     family = socket.AF_INET if local.version == 4 else socket.AF_INET6
     # Also finds IPv4 connections of IPv6 sockets.
     body = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, _ANY) + _PORTS.pack(local_port, remote_port)

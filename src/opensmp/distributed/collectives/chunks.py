@@ -9,15 +9,7 @@ CHUNK_BYTES = 4 << 20
 
 
 def chunk_sizes(spec: Any) -> list[int]:
-    """Numbers of elements of the chunks of a tensor.
-
-    Args:
-        spec: The tensor or its `tf.TensorSpec`, of known shape.
-
-    Example:
-        >>> chunk_sizes(tf.TensorSpec([3, 1 << 20], tf.float32))
-        [1048576, 1048576, 1048576]
-    """
+    """Numbers of elements of the chunks of a tensor."""
     size = int(spec.shape.num_elements())
     count = max(1, -(-size * spec.dtype.size // CHUNK_BYTES))
     each = max(1, -(-size // count))

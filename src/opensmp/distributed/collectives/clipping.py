@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from opensmp.base.types import Gradient, Tensor
 from opensmp.compiler.lowering.sparse_gradients import scaled
-from opensmp.distributed.collectives.reduce import sum_over
+from opensmp.distributed.collectives.reduce import all_reduce
 from opensmp.distributed.collectives.scalars import scalar
 
 
@@ -37,10 +37,6 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
     several processes counts once. The sums are added in the order of the gradients, as in one
     process, so that the result is the same.
 
-    Args:
-        own: The gradients of this process; `tf.IndexedSlices` contribute the squares of their rows.
-        ranks: The processes of the replica; all of them call it.
-
     Returns:
         A float32, or a float64 if any process has a gradient of double precision.
     """
@@ -55,7 +51,7 @@ def global_norm(own: Own, ranks: Sequence[int]) -> Tensor:
         squares[position] = tf.cast(tf.reduce_sum(tf.square(values)), tf.float64)
         copies[position] = 1.0
     packed = tf.stack([*squares, *map(tf.constant, map(tf.float64.as_numpy_dtype, copies))])
-    (total,) = sum_over([packed], ranks, name="smp.clip_by_global_norm")
+    (total,) = all_reduce([packed], ranks, name="smp.clip_by_global_norm")
     sums, counts = tf.split(total, [own.num_all, own.num_all])
     found = own.others_are_double or any(map(is_double, own.gradients))
     in_order = tf.cast(tf.math.divide_no_nan(sums, counts), tf.float64 if found else tf.float32)
@@ -98,7 +94,7 @@ def agreement_on_finite(ranks: Sequence[int]) -> Callable[[Tensor], Tensor] | No
 
     def agree(finite: Tensor) -> Tensor:
         not_finite = tf.cast(tf.logical_not(finite), tf.float32)
-        (count,) = sum_over([not_finite], ranks, name="the finite check of LossScaleOptimizer")
+        (count,) = all_reduce([not_finite], ranks, name="the finite check of LossScaleOptimizer")
         return tf.equal(count, 0.0)
 
     return agree

@@ -17,16 +17,8 @@ _next_trace = 0
 def agree(ranks: Sequence[int], what: str, lines: Sequence[str]) -> int:
     """Compares across processes a description of what each is about to run.
 
-    Args:
-        ranks: Ranks of the world that must agree, ascending; each calls this.
-        what: Name of what is described, for the error.
-        lines: The description.
-
     Returns:
         A number that is the same in all of these processes and that none of them has had before.
-
-    Raises:
-        StepError: The descriptions differ. All processes raise it.
     """
     global _next_trace
     digest = hashlib.sha256("\n".join([what, *lines]).encode("utf-8", "surrogatepass")).hexdigest()

@@ -20,16 +20,7 @@ from opensmp.distributed.launch.cluster import task_name
 
 
 def tasks_in_order(ranks: Sequence[int]) -> tuple[int, ...]:
-    """The ranks of a group in TensorFlow's order of their processes.
-
-    Args:
-        ranks: Ranks of the world.
-
-    Example:
-        ```python
-        tasks_in_order((2, 9, 10, 100))  # (10, 100, 2, 9)
-        ```
-    """
+    """The ranks of a group in TensorFlow's order of their processes, by name: `(10, 100, 2, 9)`."""
     return tuple(sorted(ranks, key=task_name))
 
 
@@ -43,18 +34,9 @@ def gather_by_rank(
 ) -> Tensor:
     """Concatenates a tensor of each rank along the first axis, in rank order.
 
-    Must run on the host device of this process, the current device; all ranks call it.
-
-    Args:
-        tensor: float32, float64, int32 or int64, with one dimension or more; dtype and shape are
-            the same on all ranks, and the shape is known.
-        ranks: Participating ranks, ascending; includes this process.
-        group: The group key; see `opensmp.distributed.collectives.keys`.
-        instance: The instance key.
-        tokens: Resources; operations that share one run in the order in which they were made.
-
-    Returns:
-        The rows, shape `[len(ranks) * tensor.shape[0], *tensor.shape[1:]]`.
+    Must run on the host device of this process, the current device; all ranks call it with the same
+    dtype (float32, float64, int32 or int64) and known shape of one dimension or more. Operations
+    that share one of the resources `tokens` run in the order in which they were made.
     """
     tensor = tf.convert_to_tensor(tensor)
     rows = tf.raw_ops.CollectiveGatherV2(

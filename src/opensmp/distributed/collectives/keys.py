@@ -28,15 +28,7 @@ _ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # irregular
 
 
 class KeyRegistry:
-    """Hands out keys and records their meanings. One per process; see `registry`.
-
-    Example:
-        ```python
-        keys = KeyRegistry()
-        group = keys.group((0, 1))
-        keys.instance(group, ("activation", 3, "float32", (32, 128)))
-        ```
-    """
+    """Hands out keys and records their meanings. One per process; see `registry`."""
 
     def __init__(self) -> None:
         self._groups: dict[int, object] = {}
@@ -44,25 +36,11 @@ class KeyRegistry:
         self._lock = threading.Lock()
 
     def group(self, ranks: Sequence[int], devices: Sequence[str] | None = None) -> int:
-        """The key of a group of ranks, the same in every process.
+        """The key of a group of ascending ranks, the same in every process.
 
         Evenly spaced ranks below 1024, such as all groups of a world and all pairs, have a unique
-        key; other groups get a hash, checked for collisions.
-
-        Args:
-            ranks: Different ranks, in ascending order.
-            devices: The device of each rank, if not CPU:0 of each process. Other devices make
-                another group.
-
-        Raises:
-            CommunicationError: Two groups of this process have the same hash.
-            ValueError: The ranks are not ascending.
-
-        Example:
-            ```python
-            registry.group((0, 1)) == registry.group([0, 1])  # True
-            registry.group((0, 1)) == registry.group((0, 2))  # False
-            ```
+        key; other groups get a hash, checked for collisions. Other `devices` than CPU:0 of each
+        process make another group.
         """
         members = tuple(int(rank) for rank in ranks)
         if not members or any(a >= b for a, b in itertools.pairwise(members)):
@@ -83,13 +61,8 @@ class KeyRegistry:
     def instance(self, group: int, meaning: tuple[object, ...]) -> int:
         """The key of one use of a group, the same in every process.
 
-        Args:
-            group: The group key.
-            meaning: All that the key fixes and that distinguishes it from other uses: direction,
-                dtype, shape, tensor, microbatch. Strings, numbers, None and tuples of them.
-
-        Raises:
-            CommunicationError: The key already has another meaning.
+        `meaning` is all that distinguishes it from other uses: direction, dtype, shape, tensor,
+        microbatch, as strings, numbers, None and tuples of them.
         """
         key = 1 + _hash(meaning, _MOST - 1)
         with self._lock:
@@ -108,17 +81,11 @@ registry = KeyRegistry()
 
 
 def instance_of_shape(shape: Any) -> Any:
-    """An instance key for a shape that is known only when the graph runs.
+    """An int32 scalar >= 1, the instance key for a shape that is known only when the graph runs.
 
     It may equal that of any other use, so that the tensor needs a group of its own, in which such
-    keys represent its shapes.
-
-    Args:
-        shape: The shape, an int32 vector of known length.
-
-    Returns:
-        An int32 scalar >= 1, the same in every process. Two shapes of the same length collide with
-        a probability of 1 in 2^31.
+    keys represent its shapes. Two shapes of the same length collide with a probability of 1 in
+    2^31.
     """
     # Mixes each size and its index by the finalizer of SplitMix64 (Steele, Lea, Flood, "Fast
     # splittable pseudorandom number generators", 2014); products keep their lower 64 bits.

@@ -36,21 +36,7 @@ Words = Any
 
 
 def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -> list[Any]:
-    """Gathers one object from each rank on all ranks.
-
-    Args:
-        obj: Any picklable object.
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same on all ranks.
-
-    Returns:
-        The objects in rank order; this process's own one is not copied.
-
-    Example:
-        ```python
-        allgather_objects({"loss": 0.5}, ranks=(0, 1))  # [{"loss": 0.5}, {"loss": 0.7}]
-        ```
-    """
+    """Gathers one object from each rank, in rank order; this process's own one is not copied."""
     members = tuple(ranks)
     if len(members) == 1:
         return [obj]
@@ -77,22 +63,7 @@ def allgather_objects(obj: Any, ranks: Ranks, name: str = "allgather_objects") -
 def broadcast_object(
     obj: Any, ranks: Ranks, root: int, name: str = "broadcast_object"
 ) -> Any:  # fmt: skip
-    """Broadcasts an object from one rank to all. All ranks call it.
-
-    Args:
-        obj: Any picklable object; ignored unless this process is `root`.
-        ranks: Participating ranks, ascending; includes this process.
-        root: The rank whose object is sent.
-        name: The call, for messages; the same on all ranks.
-
-    Returns:
-        The object; on `root` itself it is not copied.
-
-    Example:
-        ```python
-        plan = broadcast_object(plan if rank == 0 else None, ranks=(0, 1), root=0)
-        ```
-    """
+    """Broadcasts an object from one rank to all, which all call it; on `root` it is not copied."""
     members = tuple(ranks)
     if len(members) == 1:
         return obj
@@ -105,16 +76,7 @@ def broadcast_object(
 
 
 def send_object(obj: Any, destinations: Ranks, name: str = "send_object") -> None:
-    """Sends an object to other ranks; returns when all of them have received it.
-
-    Args:
-        obj: Any picklable object.
-        destinations: Ranks of the world, without this one.
-        name: The call, for errors.
-
-    Raises:
-        CommunicationError: The object cannot be pickled.
-    """
+    """Sends an object to other ranks; returns when all of them have received it."""
     data = _Pickled.of(obj)
     for destination in destinations:
         _message(data, None, destination, name)
@@ -124,27 +86,14 @@ def send_object(obj: Any, destinations: Ranks, name: str = "send_object") -> Non
 
 
 def recv_object(source: int, name: str = "recv_object") -> Any:
-    """Receives the next object that another rank sends to this one.
-
-    Args:
-        source: A rank of the world, not this one.
-        name: The call, for errors.
-
-    Raises:
-        CommunicationError: The sender could not pickle its object, or it cannot be unpickled here.
-    """
+    """Receives the next object that another rank sends to this one."""
     received = _message(None, source, None, name)
     assert received is not None
     return _loaded(received, source, name)
 
 
 def meet(ranks: Ranks, name: str = "meet") -> None:
-    """Barrier: returns when all ranks have called it.
-
-    Args:
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same on all ranks.
-    """
+    """Barrier: returns when all ranks have called it."""
     members = tuple(ranks)
     if len(members) == 1:
         return

@@ -58,7 +58,7 @@ class _Parcel(NamedTuple):
     unpack: Callable[[Tensor], Tensor]
 
 
-def sum_over(
+def all_reduce(
     tensors: Sequence[Tensor], ranks: Sequence[int], *, mean: bool = False, name: str = "a sum"
 ) -> list[Tensor]:
     """All-reduces each tensor over the processes of a group by sum. All of them call it.
@@ -74,11 +74,6 @@ def sum_over(
 
     Raises:
         CommunicationError: A tensor is not numeric, or has an unknown number of dimensions.
-
-    Example:
-        ```python
-        (total,) = sum_over([tf.constant([1.0, 2.0])], ranks=(0, 1))
-        ```
     """
     members = tuple(ranks)
     if len(members) == 1 or not tensors:
@@ -93,16 +88,9 @@ def sum_over(
 
 
 def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
-    """Concatenates a tensor of each process along the first axis. All of them call it.
+    """Concatenates a tensor of each process along the first axis, on the host. All of them call it.
 
-    Args:
-        tensor: float32, float64, int32 or int64; dtype and shape are the same in all processes, and
-            the shape is known.
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same in all processes.
-
-    Returns:
-        The rows in rank order, on the host.
+    It is a float32, float64, int32 or int64 of a known shape, the same in all processes.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -123,12 +111,6 @@ def replace_by(
 
     The bits are summed as integers, to which all processes but one contribute zeros. Unlike a
     broadcast operation, TensorFlow orders sums and never removes them from a graph.
-
-    Args:
-        tensors: Numeric or Boolean tensors; dtypes and shapes are the same in all processes.
-        ranks: Participating ranks, ascending; includes this process.
-        root: The rank of the world whose tensors are sent.
-        name: The call, for messages; the same in all processes.
     """
     members = tuple(ranks)
     if len(members) == 1:
@@ -136,7 +118,7 @@ def replace_by(
     is_root = cluster.needed(name, members).rank == root
     bits = [bits_of(tensor) for tensor in tensors]
     given = [t if is_root else tf.zeros_like(t) for t in bits]
-    sums = sum_over(given, members, name=f"{name} from rank {root}")
+    sums = all_reduce(given, members, name=f"{name} from rank {root}")
     return [from_bits(t, like) for t, like in zip(sums, tensors, strict=True)]
 
 
@@ -226,11 +208,8 @@ def _reduce_of_unknown_shape(tensor: Tensor, call: _Call) -> Tensor:
 def _reduce(tensor: Tensor, call: _Call, shapes: Sequence[Any] = ()) -> Tensor:
     """The sum of a tensor of known shape.
 
-    Args:
-        tensor: The tensor.
-        call: The call it belongs to.
-        shapes: Shapes of the tensors that it consists of. They are part of the key, so that a
-            bucket of other shapes, or in another order, is not paired.
+    The `shapes` of the tensors that it consists of are part of the key, so that a bucket of other
+    shapes, or in another order, is not paired.
     """
     if not tensor.shape.num_elements():
         return tf.identity(tensor)
@@ -366,16 +345,7 @@ def from_bits(bits: Tensor, like: Any) -> Tensor:
 
 
 def check_summable(tensors: Sequence[Tensor], name: str) -> None:
-    """Checks that tensors can be all-reduced.
-
-    Args:
-        tensors: The tensors.
-        name: The call, for errors.
-
-    Raises:
-        CommunicationError: A tensor is not numeric, or has an unknown number of dimensions; lists
-            all faults.
-    """
+    """Checks that tensors can be all-reduced."""
     known = {*_AS_THEY_ARE, *_WIDER, *_REAL, tf.uint64}
     faults = []
     for index, tensor in enumerate(tensors):

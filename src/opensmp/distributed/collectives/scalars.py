@@ -16,15 +16,5 @@ from opensmp.base.types import Tensor
 
 
 def scalar(number: Any, dtype: Any) -> Tensor:
-    """A scalar tensor of a number that changes all the time, such as a step counter.
-
-    Args:
-        number: A Python or NumPy number.
-        dtype: Its TensorFlow dtype.
-
-    Example:
-        ```python
-        scalar(7, tf.int64)  # as tf.constant(7, tf.int64)
-        ```
-    """
+    """A scalar tensor of a number that changes all the time, such as a step counter."""
     return tf.constant(np.array(number, tf.as_dtype(dtype).as_numpy_dtype))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from opensmp.base.types import Tensor
-from opensmp.distributed.collectives.reduce import gather_rows, sum_over
+from opensmp.distributed.collectives.reduce import all_reduce, gather_rows
 from opensmp.distributed.launch import cluster
 
 _GATHERED = (tf.float32, tf.float64)
@@ -23,11 +23,8 @@ def slices_of_all(
 ) -> tf.IndexedSlices:
     """Concatenates the slices of all ranks, in rank order. All of them call it.
 
-    Args:
-        slices: Those of this rank; their number may be known only when the graph runs, and be 0.
-        ranks: Participating ranks, ascending; includes this process.
-        name: The call, for messages; the same in all processes.
-        is_even: Whether all ranks have the same number of slices, which saves counting them.
+    Their number may be known only when the graph runs, and be 0. `is_even` says that all ranks have
+    the same number, which saves counting them.
     """
     members = tuple(ranks)
     values, indices = map(tf.convert_to_tensor, (slices.values, slices.indices))
@@ -40,7 +37,7 @@ def slices_of_all(
     # The numbers of slices differ: each rank pads with zeros where the others have theirs.
     me = members.index(cluster.needed(name, members).rank)
     own = tf.shape(indices)[0]
-    (counts,) = sum_over(
+    (counts,) = all_reduce(
         [own * tf.one_hot(me, len(members), dtype=tf.int32)], members, name=f"counting for {name}"
     )
     around = [tf.reduce_sum(counts[:me]), tf.reduce_sum(counts[me + 1 :])]
@@ -48,5 +45,5 @@ def slices_of_all(
     def padded(tensor: Tensor) -> Tensor:
         return tf.pad(tensor, [around] + [[0, 0]] * (tensor.shape.rank - 1))
 
-    values, indices = sum_over([padded(values), padded(indices)], members, name=name)
+    values, indices = all_reduce([padded(values), padded(indices)], members, name=name)
     return tf.IndexedSlices(values, indices, slices.dense_shape)

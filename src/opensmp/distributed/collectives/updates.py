@@ -19,7 +19,7 @@ from opensmp.base.types import Gradient, Tensor, Variable
 from opensmp.compiler.trace.variables import tf_dtype, tf_variable
 from opensmp.distributed.collectives.chunks import CHUNK_BYTES
 from opensmp.distributed.collectives.clipping import clipping
-from opensmp.distributed.collectives.reduce import bits_of, from_bits, gather_rows, sum_over
+from opensmp.distributed.collectives.reduce import all_reduce, bits_of, from_bits, gather_rows
 from opensmp.distributed.world import DP_GROUP, World
 
 _NAME = "shard_optimizer_state"
@@ -27,14 +27,7 @@ _IN_FLIGHT = 2  # gathers whose tensors may be in memory at a time
 
 
 class Updates:
-    """Divides the updates of variables over the replicas of a world; see `_private.Shards`.
-
-    Args:
-        world: A world with several replicas.
-
-    Attributes:
-        position: Position of this process among the replicas.
-    """
+    """Divides the updates of variables over the replicas of a world; see `_private.Shards`."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -88,7 +81,9 @@ class Updates:
         sums = [tf.zeros([], tf.float64)] * num_all
         for place, square in zip(places, squares, strict=True):
             sums[place] = tf.cast(square, tf.float64)
-        (total,) = sum_over([tf.stack(sums)], self._world.dp_group, name=f"{_NAME} global_clipnorm")
+        (total,) = all_reduce(
+            [tf.stack(sums)], self._world.dp_group, name=f"{_NAME} global_clipnorm"
+        )
         if not gradients:
             return []
         norm = tf.sqrt(tf.reduce_sum(tf.cast(total, squares[0].dtype)))
@@ -148,10 +143,6 @@ def rounds(shares: Sequence[Sequence[Variable]], size: int) -> list[Round]:
 
     A gather has up to `CHUNK_BYTES` of each replica, or a larger variable, so that few bytes are in
     memory at a time and few travel as padding.
-
-    Args:
-        shares: The variables that each replica sends, in an order that is the same in all.
-        size: Bytes that each of their numbers travels as.
     """
     # Large ones first, so that those of the replicas fall into one round.
     waiting = [sorted(share, key=_length, reverse=True) for share in shares]

@@ -29,14 +29,6 @@ def move_between_ranks(
     a variable now but lacks its value receives it from the first rank that has it; the others keep
     theirs until they give it up. All ranks must call it with the same variables in the same order.
     No value is sent if every owner has its values.
-
-    Args:
-        variables: The variables.
-        homes: Variable id to its partition; variables without an entry stay.
-        world: Devices and configuration.
-
-    Raises:
-        ElsewhereError: No rank has the value of a variable, or the ranks have different variables.
     """
     moving = list({id(v): v for v in variables if id(v) in homes}.values())
     if world.size == 1 or not moving:
@@ -79,13 +71,8 @@ def copy_variables(
 ) -> None:
     """Copies the values of variables from one rank to the others, bit by bit.
 
-    Args:
-        variables: Keras variables or `tf.Variable`s, in the same order in all of `members`. Those
-            of other processes, those without a value, and slots of an optimizer that only one
-            replica has, are skipped.
-        members: Ranks of the world.
-        root: The rank whose values are copied.
-        name: The call, for errors.
+    The variables are in the same order in all of `members`. Those of other processes, those without
+    a value, and slots of an optimizer that only one replica has, are skipped.
     """
     here = [
         tf_variable(variable)

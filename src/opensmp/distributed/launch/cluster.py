@@ -31,14 +31,7 @@ _HEARTBEAT_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Cluster:
-    """The processes of this run.
-
-    Attributes:
-        launch: How this process was launched.
-        meeting: The other processes, and the connections to them.
-        local_rank: Rank of this process among those of its machine.
-        local_size: Number of processes of its machine.
-    """
+    """The processes of this run."""
 
     launch: Launch
     meeting: rendezvous.Meeting
@@ -70,15 +63,7 @@ def joined() -> Cluster | None:
 
 
 def needed(what: str, members: Sequence[int] | None) -> Cluster:
-    """The cluster, for calls that need other processes.
-
-    Args:
-        what: The call, for the error.
-        members: The participating ranks; None if not known.
-
-    Raises:
-        CommunicationError: This process runs alone.
-    """
+    """The cluster, for calls that need other processes."""
     if _joined is None:
         others = "another rank" if members is None else f"the ranks {list(members)}"
         raise CommunicationError(
@@ -90,22 +75,7 @@ def needed(what: str, members: Sequence[int] | None) -> Cluster:
 
 
 def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
-    """Finds the other processes.
-
-    Args:
-        launch: How this process was launched, with a size above 1.
-        facts: Values that must be the same in all processes.
-
-    Raises:
-        AlreadyInitializedError: TensorFlow was used before.
-        LaunchError: The processes do not find each other, or differ.
-
-    Example:
-        ```python
-        members = meet(launch, {"partitions": 2})
-        start(members, nccl=False)
-        ```
-    """
+    """Finds the other processes."""
     if _private.is_tensorflow_started():
         raise AlreadyInitializedError(
             "smp.init: TensorFlow was used before in this process, so that it can no longer join "
@@ -124,15 +94,7 @@ def meet(launch: Launch, facts: Mapping[str, Any]) -> Cluster:
 
 
 def start(cluster: Cluster, nccl: bool) -> None:
-    """Starts TensorFlow's multi-process runtime; returns when all processes have.
-
-    Args:
-        cluster: The result of `meet`.
-        nccl: Whether collectives between GPUs use NCCL.
-
-    Raises:
-        LaunchError: A server could not start, or a process failed meanwhile.
-    """
+    """Starts TensorFlow's multi-process runtime; returns when all processes have."""
     global _joined
     launch, addresses = cluster.launch, [peer.address for peer in cluster.meeting.peers]
     began = time.monotonic()
@@ -181,9 +143,6 @@ def bypass_proxies(hosts: Iterable[str]) -> None:
 
     TensorFlow's connections would use the HTTP proxy of `http_proxy` and similar variables.
     Existing entries of `no_proxy` are kept.
-
-    Args:
-        hosts: Names or addresses of the machines.
     """
     added = [*(host.strip("[]") for host in hosts), "localhost", "127.0.0.1"]
     for name in ("no_grpc_proxy", "no_proxy"):

@@ -29,15 +29,6 @@ def confined(port: int) -> Iterator[None]:
 
     A thread polls for the socket, so that it is open to other machines for some milliseconds at
     most; connections accepted from them meanwhile are closed. Logs a warning if the system refuses.
-
-    Args:
-        port: The port.
-
-    Example:
-        ```python
-        with confined(41233):
-            start_server(41233)
-        ```
     """
     found = threading.Event()
     ended = threading.Event()

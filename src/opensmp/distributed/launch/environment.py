@@ -25,18 +25,7 @@ _NODE_NUMBER = re.compile(r"[0-9A-Za-z]+")
 
 
 class Variables:
-    """Environment variables, and the faults found in those that were read.
-
-    Args:
-        environ: The environment, such as `os.environ`.
-
-    Example:
-        ```python
-        variables = Variables({"RANK": "one", "WORLD_SIZE": "2"})
-        variables.whole("RANK", required=True)  # None; a fault is noted
-        variables.raise_faults("RANK and WORLD_SIZE")  # LaunchError: ... RANK is 'one'; ...
-        ```
-    """
+    """Environment variables, and the faults found in those that were read."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -125,14 +114,7 @@ class Variables:
         return tuple(given)
 
     def raise_faults(self, source: str) -> None:
-        """Raises one error with all faults, if there are any.
-
-        Args:
-            source: The launcher, in words.
-
-        Raises:
-            LaunchError: There are faults.
-        """
+        """Raises one error with all faults, if there are any."""
         if self.faults:
             raise_launch_faults(source, self.faults)
 
@@ -151,15 +133,7 @@ def parse_port(text: str) -> int | None:
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Host and port from `host:port`; brackets around an IPv6 address are removed.
-
-    Raises:
-        ValueError: Invalid; the message continues a sentence that begins with the variable's name.
-
-    Example:
-        >>> parse_address("node0:2222"), parse_address("[::1]:2222")
-        (('node0', 2222), ('::1', 2222))
-    """
+    """Host and port from `host:port`; brackets around an IPv6 address are removed."""
     host, _, number = text.rpartition(":")
     port = parse_port(number)
     if host.startswith("[") and host.endswith("]") and ":" in host:
@@ -184,16 +158,7 @@ def is_host(text: str) -> bool:
 
 
 def first_host(nodes: str) -> str:
-    """The first host of a node list in Slurm's compact form.
-
-    Raises:
-        ValueError: The list is invalid.
-
-    Example:
-        ```python
-        first_host("node[07-09,12],login")  # "node07"
-        ```
-    """
+    """The first host of a node list in Slurm's compact form: "node07" of "node[07-09,12],login"."""
     text = nodes.strip()
     name, position, comma = "", 0, -1
     while True:

@@ -17,19 +17,7 @@ _TURN_SECONDS = 0.02  # time limit for one round of handshake messages
 
 
 class ExitNotifier:
-    """Tells the ranks at the rendezvous which rank will not come.
-
-    Args:
-        port: Port of this machine at which rank 0 listens for the others.
-        token: Secret of the run.
-        size: Number of ranks.
-
-    Example:
-        ```python
-        with contextlib.closing(ExitNotifier(port, token, 4)) as absence:
-            absence.tell(2)  # again and again, for the others may begin to wait later
-        ```
-    """
+    """Tells the ranks at the rendezvous which rank will not come."""
 
     def __init__(self, port: int, token: str, size: int) -> None:
         self._port, self._size = port, size

@@ -19,25 +19,14 @@ _VARIABLE = f"{LAUNCHER_PREFIX}MARKS"
 
 
 class Layout(NamedTuple):
-    """The settings that determine which numbers of processes are possible.
-
-    Attributes:
-        partitions: Number of partitions.
-        processes_per_replica: The configuration key of this name.
-    """
+    """The settings that determine which numbers of processes are possible."""
 
     partitions: int
     processes_per_replica: int | None
 
 
 def mark(environ: Mapping[str, str], rank: int, layout: Layout) -> None:
-    """Writes the marker of a rank; does nothing unless the launcher asks for markers.
-
-    Args:
-        environ: The environment.
-        rank: The rank.
-        layout: The layout of its configuration.
-    """
+    """Writes the marker of a rank; does nothing unless the launcher asks for markers."""
     directory = environ.get(_VARIABLE)
     if directory:
         with contextlib.suppress(OSError):  # the marker is optional

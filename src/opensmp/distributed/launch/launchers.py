@@ -38,26 +38,10 @@ ALONE = Launch("no launcher", local_rank=0, local_size=1)
 
 
 def detect(environ: Mapping[str, str]) -> Launch:
-    """Reads the variables of all known launchers.
+    """Reads the variables of all known launchers; `ALONE` if there is none.
 
     Of nested launchers, such as `mpirun` in a Slurm job, the inner one started the process, so that
     the more specific variables take precedence. A size of 1 is the same as no launcher.
-
-    Args:
-        environ: The environment, such as `os.environ`.
-
-    Returns:
-        What the launcher says; `ALONE` if there is none.
-
-    Raises:
-        LaunchError: The variables contradict each other, or do not suffice for the processes to
-            find each other.
-
-    Example:
-        ```python
-        launch = detect({"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "9"})
-        launch.rank, launch.meeting  # (1, ("a", 9))
-        ```
     """
     if f"{PREFIX}RANK" not in environ:
         _check_agreement(environ)
@@ -69,21 +53,7 @@ def detect(environ: Mapping[str, str]) -> Launch:
 
 
 def claim(launch: Launch, environ: MutableMapping[str, str], process: int) -> None:
-    """Records in the environment, which child processes inherit, that this process is its rank.
-
-    Args:
-        launch: The result of `detect`.
-        environ: The environment, such as `os.environ`.
-        process: The id of this process.
-
-    Raises:
-        LaunchError: A parent of this process is this rank already.
-
-    Example:
-        ```python
-        claim(detect(os.environ), os.environ, os.getpid())
-        ```
-    """
+    """Records in the environment, which child processes inherit, that this process is its rank."""
     place = json.dumps([launch.source, launch.rank, launch.size, launch.meeting, launch.token])
     owner, _, claimed = environ.get(_CLAIM, "").partition(" ")
     if claimed == place and owner != str(process):

@@ -91,25 +91,7 @@ def reserve_port(host: str = "", port: int = 0) -> tuple[socket.socket, int]:
 
 
 def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -> Meeting:
-    """Waits for all other processes of the run.
-
-    Args:
-        launch: What the launcher says.
-        machine: Name of this machine, equal for all processes on it and for no other.
-        process: This process's id.
-        facts: Values that must be the same in all processes; a difference ends the run with an
-            error that names the process and the first difference.
-
-    Raises:
-        LaunchError: A process did not come in time, two processes have the same rank, or the
-            processes do not agree.
-
-    Example:
-        ```python
-        meeting = meet(launch, "node7", os.getpid(), {"partitions": 2})
-        meeting.peers[1].address  # "10.0.0.8:41233"
-        ```
-    """
+    """Waits for all other processes of the run."""
     assert launch.meeting is not None
     if launch.local_size == launch.size:  # all on this machine, whatever its name
         launch = dataclasses.replace(launch, meeting=("127.0.0.1", launch.meeting[1]))
@@ -152,17 +134,7 @@ def _network() -> str:
 
 
 def disagreement(rows: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Describes the first fact in which a process differs from rank 0; None if all agree.
-
-    Args:
-        rows: The facts of each process, by rank.
-
-    Example:
-        ```python
-        disagreement({0: {"partitions": 2}, 1: {"partitions": 4}})
-        # "rank 1 has partitions=4, rank 0 has partitions=2"
-        ```
-    """
+    """Describes the first fact in which a process differs from rank 0; None if all agree."""
     reference = rows[0]
     for rank, facts in sorted(rows.items()):
         for name in [*reference, *(name for name in facts if name not in reference)]:

@@ -32,24 +32,7 @@ _MOST_BYTES, _PEER_BYTES = 1 << 20, 1 << 12
 
 
 def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Channel]]:
-    """Connects to rank 0, retrying until all ranks are there.
-
-    Args:
-        launch: What the launcher says.
-        hello: What this process says about itself.
-
-    Returns:
-        The rows of all ranks, with the fields of `ROW`, and the connection to rank 0 by its rank.
-
-    Raises:
-        LaunchError: Rank 0 did not come in time, or rejects this process.
-
-    Example:
-        ```python
-        rows, channels = visit(launch, hello)
-        rows[1]["address"]  # "10.0.0.8:41233"
-        ```
-    """
+    """Connects to rank 0, retrying until all ranks are there; returns their rows and channels."""
     end = time.monotonic() + launch.join_seconds
     host, first = launch.meeting or ("", 0)
     problem: object = None

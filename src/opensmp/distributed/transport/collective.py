@@ -33,11 +33,9 @@ class Transport:
     """
 
     def send(self, transfer: Transfer, number: int) -> Sent:
-        """Inserts the send operation.
+        """Inserts the send; a transfer without a tensor only signals that `transfer.op` is done.
 
-        Args:
-            transfer: The transfer. Without a tensor it only signals that `transfer.op` is done.
-            number: Number of the transfer, the same in both processes.
+        `number` is that of the transfer, the same in both processes.
         """
         raise NotImplementedError
 
@@ -46,11 +44,7 @@ class Transport:
         raise NotImplementedError
 
     def begin_run(self, number: int) -> None:
-        """Must be called in each run of the step, before anything is sent.
-
-        Args:
-            number: Number of the run, from 1.
-        """
+        """Must be called in each run of the step, numbered from 1, before anything is sent."""
 
     def end_run(self) -> None:
         """Must be called in each run of the step, after everything was sent and received."""
@@ -61,18 +55,12 @@ class Transport:
     def restart(self, number: int) -> None:
         """Resets the transport; all processes of the step call it, while none runs the step.
 
-        Args:
-            number: Number of the last run before the next one; greater than all earlier numbers.
+        `number` is that of the last run before the next one; greater than all earlier numbers.
         """
 
 
 class Sent(NamedTuple):
-    """An inserted send.
-
-    Attributes:
-        op: The operation that ends when the tensor was sent.
-        waits: Whether it waits for the receiver.
-    """
+    """The operation that ends when a tensor was sent, and whether it waits for the receiver."""
 
     op: Op
     waits: bool = True

@@ -65,12 +65,7 @@ class Slot(NamedTuple):
 
 
 class Room(NamedTuple):
-    """Layout of the memory through which one process sends to another in one step.
-
-    Attributes:
-        slots: Number of a transfer to its slot.
-        size: Bytes of the memory.
-    """
+    """Layout of the memory by which one process sends to another in one step: slot by transfer."""
 
     slots: Mapping[int, Slot]
     size: int
@@ -79,16 +74,11 @@ class Room(NamedTuple):
 def rooms(
     transfers: Sequence[Transfer], machines: Sequence[str], read_before: Sequence[int] = ()
 ) -> dict[Pair, Room]:
-    """Chooses the transfers that use shared memory, and lays out the memory.
+    """Chooses the transfers that use shared memory, and lays it out by pair of source and target.
 
-    Args:
-        transfers: All transfers of a step.
-        machines: Machine of each process of the replica.
-        read_before: For each transfer a bit set of those that are read in every run before it is
-            sent, whose buffers it may use; empty if that is not known.
-
-    Returns:
-        Layout by pair of source and target; the same in all processes.
+    `machines` are those of the processes of the replica. `read_before` has for each transfer a bit
+    set of those that are read in every run before it is sent, whose buffers it may use. The result
+    is the same in all processes.
     """
     chosen: dict[Pair, list[tuple[int, Transfer]]] = {}
     for number, transfer in enumerate(transfers):
@@ -161,30 +151,18 @@ class Memory:
         self._bytes[:_NONCE_BYTES] = secrets.token_bytes(_NONCE_BYTES)
 
     def places(self, slot: Slot) -> Array:
-        """The buffers of a slot.
-
-        Returns:
-            Shape `[PLACES, words]`; int32, or uint8 if the size is not a multiple of 4 bytes.
-        """
+        """The buffers of a slot, shape `[PLACES, words]`; int32, or uint8 for odd sizes."""
         word = np.dtype(np.uint8 if slot.num_bytes % _WORD.itemsize else _WORD)
         count = PLACES * slot.num_bytes // word.itemsize
         return np.frombuffer(self._bytes, word, count, slot.offset).reshape(PLACES, -1)
 
 
 def share(all_rooms: Mapping[Pair, Room], process: int, gather: Gather) -> dict[Pair, Memory]:
-    """Creates and opens the memory that this process shares with others.
+    """Creates and opens the memory that this process shares with others, by pair.
 
     It belongs to no named file, so that nothing is left behind however the processes end. All
-    processes of the replica call it.
-
-    Args:
-        all_rooms: The rooms of all pairs of the replica, the same in all its processes.
-        process: Position of this process in the replica.
-        gather: Gathers an object of each process of the replica.
-
-    Returns:
-        The memory of this process's pairs. Both processes leave a pair out if one cannot open the
-        other's memory, as in different containers.
+    processes of the replica call it. Both processes leave a pair out if one cannot open the other's
+    memory, as in different containers.
     """
     if not all_rooms:
         return {}

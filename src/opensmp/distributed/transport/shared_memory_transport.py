@@ -69,12 +69,7 @@ def _from_words(words: Tensor, shape: Sequence[int], dtype: tf.DType) -> Tensor:
 
 
 class Outbox:
-    """Sends from this process to another one.
-
-    Args:
-        memory: The shared memory.
-        device: Host device of this process.
-    """
+    """Sends from this process to another one."""
 
     def __init__(self, memory: Memory, device: str) -> None:
         self._memory = memory
@@ -84,11 +79,7 @@ class Outbox:
             self._counters = _in_place(memory.counters)
 
     def wait_for_room(self, run: int) -> None:
-        """Blocks until the receiver has read the buffers that this run overwrites.
-
-        Raises:
-            CommunicationError: The wait was interrupted.
-        """
+        """Blocks until the receiver has read the buffers that this run overwrites."""
         begun = time.monotonic()
         while self._memory.ended[0] < run - PLACES:
             if self._is_interrupted:
@@ -122,12 +113,7 @@ class _Asked(NamedTuple):
 
 
 class Inbox:
-    """Receives in this process from another one.
-
-    Args:
-        memory: The shared memory.
-        device: Host device of this process.
-    """
+    """Receives in this process from another one."""
 
     def __init__(self, memory: Memory, device: str) -> None:
         self._memory = memory

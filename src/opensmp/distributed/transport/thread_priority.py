@@ -28,14 +28,11 @@ class _Attributes(ctypes.Structure):
 
 
 def wake_promptly() -> bool:
-    """Asks Linux for short time slices for the calling thread.
+    """Asks Linux for short time slices for the calling thread; returns whether it accepts.
 
     On a core that computes, a thread that wakes would otherwise wait until the slice of the
     computing thread ends, up to 4 ms, longer than its work takes. A thread with a shorter slice
     takes precedence (Linux 6.12 or newer; older versions ignore it).
-
-    Returns:
-        Whether Linux has accepted it.
     """
     number = _SYSCALLS.get(platform.machine())
     if number is None or platform.system() != "Linux":

@@ -59,12 +59,7 @@ class Wait(NamedTuple):
 
 
 class Entered(NamedTuple):
-    """The calls of one group that a process has entered.
-
-    Attributes:
-        number: Their number.
-        names: The names of the last of them, oldest first.
-    """
+    """How many calls of a group a process has entered, and the last ones' names, oldest first."""
 
     number: int
     names: tuple[str, ...]
@@ -138,12 +133,6 @@ class CallLog:
 
     Any thread may enter calls. A process counts as waiting only while its main thread is in a call,
     since other threads may still do what its peers wait for.
-
-    Example:
-        ```python
-        with waits.entered("smp.barrier", ranks=(0, 1)):
-            ...  # the collective operation
-        ```
     """
 
     def __init__(self) -> None:
@@ -160,17 +149,10 @@ class CallLog:
     def enter(
         self, name: str, ranks: tuple[int, ...], lane: str = "", *, computes: bool = False
     ) -> Wait:
-        """Logs the begin of a call that needs all these ranks.
+        """Logs the begin of a call that needs all these ranks; returns the argument for `leave`.
 
-        Args:
-            name: Its name in the user's terms, the same on all ranks.
-            ranks: The participating ranks, ascending, the same on all ranks.
-            lane: See `Group`.
-            computes: See `Wait`. Such a call is attributed to the main thread, whichever thread
-                enters it; other calls to the thread that enters them.
-
-        Returns:
-            The argument for `leave`.
+        `name` and `ranks` are the same on all of them; see `Group` and `Wait`. A call that
+        `computes` is attributed to the main thread, whichever thread enters it.
         """
         with self._lock:
             self._moment += 1
@@ -212,9 +194,7 @@ class CallLog:
     def begin_anew(self, generation: int) -> None:
         """Restarts counting after an error, because ranks have entered different calls.
 
-        Args:
-            generation: Grows each time, the same on all ranks. Earlier counts belong to other
-                groups.
+        `generation` grows each time, the same on all ranks. Earlier counts belong to other groups.
         """
         with self._lock:
             self._moment += 1

@@ -37,17 +37,7 @@ class Finding(NamedTuple):
 
 
 def find_mismatch(reports: Mapping[int, Report]) -> Finding | None:
-    """Two ranks that disagree about what a call is; needs no confirmation.
-
-    Args:
-        reports: The last report of each rank.
-
-    Example:
-        ```python
-        find_mismatch(reports).text
-        # "rank 0 is in smp.barrier(WORLD), rank 1 in smp.allgather(WORLD): ..."
-        ```
-    """
+    """Two ranks that disagree about what a call is; needs no confirmation."""
     for rank, report in sorted(reports.items()):
         for wait in report.calls:
             for other in wait.group.ranks:
@@ -63,11 +53,7 @@ def find_mismatch(reports: Mapping[int, Report]) -> Finding | None:
 
 
 def find_stuck(reports: Mapping[int, Report]) -> Finding | None:
-    """Ranks that wait for what can never happen; to be confirmed, see `Finding.moments`.
-
-    Args:
-        reports: The last report of each rank; ranks without one count as running.
-    """
+    """Ranks that wait for what can never happen; to be confirmed, see `Finding.moments`."""
     going = {rank for rank, report in reports.items() if report.state == RUNNING}
     ended = {rank for rank, report in reports.items() if report.state == FINISHED}
     waiting = {

@@ -54,13 +54,7 @@ def install(watch: Watch) -> None:
 
 
 def is_consequence(error: BaseException | None) -> bool:
-    """Whether an exception may be due to the failure of another process.
-
-    Example:
-        ```python
-        is_consequence(tf.errors.UnavailableError(None, None, "Socket closed"))  # True
-        ```
-    """
+    """Whether an exception may be due to the failure of another process."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:  # `raise error from error` makes a cycle
         if isinstance(error, _CONSEQUENCES) or is_from_elsewhere(error):
@@ -100,11 +94,7 @@ _noted: list[int] = []
 
 
 def note_exit(status: Any) -> None:
-    """Records how the program has ended; called by the code that runs it.
-
-    Args:
-        status: The argument of `SystemExit`; None for a regular end.
-    """
+    """Records how the program has ended; called by the code that runs it."""
     _noted[:] = [_code(status)]
 
 

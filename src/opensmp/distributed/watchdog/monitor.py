@@ -31,7 +31,7 @@ from typing import NamedTuple
 from opensmp.distributed.channel.channel import Channel, Message, readable
 from opensmp.distributed.watchdog import deadlock
 from opensmp.distributed.watchdog.call_log import FINISHED, CallLog, Report, waits
-from opensmp.distributed.watchdog.recovery_rounds import Outcome, Rounds
+from opensmp.distributed.watchdog.recovery_rounds import Reaction, Rounds
 from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
 
 ENDED_BY_PEER = 75
@@ -50,12 +50,7 @@ _PARTING_SECONDS = 10.0
 
 
 class Verdict(NamedTuple):
-    """Why a run has failed.
-
-    Attributes:
-        rank: The rank that failed.
-        text: What happened to it.
-    """
+    """Why a run has failed: the rank that did, and what happened to it."""
 
     rank: int
     text: str
@@ -101,12 +96,6 @@ class Watch:
         leave: Ends this process with an exit code.
         idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
             limit. Rank 0's value counts.
-
-    Example:
-        ```python
-        watch = Watch(0, meeting.channels, waits)
-        watch.start()
-        ```
     """
 
     def __init__(
@@ -148,11 +137,8 @@ class Watch:
     def fail(self, text: str, *, consequence: bool = False, code: int = 1) -> None:
         """Tells the others that this process fails, and ends it. Does not return.
 
-        Args:
-            text: What happened.
-            consequence: Whether another process is probably the cause, as for a broken connection;
-                then rank 0 waits for the cause first.
-            code: Exit code of this process.
+        As a `consequence`, such as a broken connection, it is probably caused by another process;
+        then rank 0 waits for the cause first.
         """
         self._failing = True
         own = Verdict(self._rank, text)
@@ -270,7 +256,7 @@ class Watch:
         with self._in_round:
             self._carry_out(self._rounds.take(rank, message, time.monotonic()))
 
-    def _carry_out(self, outcome: Outcome) -> None:
+    def _carry_out(self, outcome: Reaction) -> None:
         for message in outcome.tell:
             self._tell(message)
             self.hear(message)
@@ -410,16 +396,7 @@ def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Wa
 
 
 def fail(message: str) -> None:
-    """Ends this process and all others of the run. Does nothing in a process that runs alone.
-
-    Args:
-        message: What happened; every rank prints it with the number of this one.
-
-    Example:
-        ```python
-        monitor.fail("the plan differs from that of rank 0")
-        ```
-    """
+    """Ends this process and all others of the run. Does nothing in a process that runs alone."""
     if _watch is not None:
         print(f"opensmp: this rank fails: {message}", file=sys.stderr, flush=True)
         _watch.fail(message)

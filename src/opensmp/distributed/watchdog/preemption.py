@@ -30,14 +30,6 @@ class Boundaries:
     """The step boundaries that this process has passed, and the one at which it stops.
 
     One thread arrives at boundaries; others hold it and set where it stops.
-
-    Example:
-        ```python
-        boundaries.arrive()  # False, and 1 is passed
-        boundaries.hold()  # 1: from now on `arrive` waits
-        boundaries.stop_at(2)
-        boundaries.arrive()  # True
-        ```
     """
 
     def __init__(self) -> None:
@@ -70,12 +62,6 @@ class Boundaries:
 class Preemption:
     """This process's part in stopping all processes after a signal.
 
-    Args:
-        watch: The connections to the other processes; None without any.
-        rank: This process.
-        size: Number of processes.
-        leave: Ends this process with an exit code.
-
     Attributes:
         is_over: Whether all processes have saved and are ending.
     """
@@ -99,12 +85,7 @@ class Preemption:
             watch.hears = self._hear
 
     def ask(self, name: str, seconds: float) -> None:
-        """Starts to stop all processes; not on the main thread, which may hold any lock.
-
-        Args:
-            name: Name of the signal.
-            seconds: How long each process may take to reach a boundary.
-        """
+        """Starts to stop all processes; not on the main thread, which may hold any lock."""
         message = {"kind": "preempt", "signal": name, "seconds": seconds}
         if self._watch is None or self._rank == 0:
             self._hear(0, message)
@@ -187,15 +168,7 @@ def attach(watch: Watch, rank: int, size: int) -> None:
 
 
 def listen(signals: Sequence[int], seconds: float) -> None:
-    """Makes signals stop all processes; handlers installed earlier only get the new time limit.
-
-    Args:
-        signals: Their numbers.
-        seconds: How long each process may take to reach a step boundary.
-
-    Raises:
-        ValueError: This is not the main thread, the only one that may set signal handlers.
-    """
+    """Makes signals stop all processes; handlers installed earlier only get the new time limit."""
     for number in signals:
         if number not in _handled:
             signal.signal(number, _handle)
@@ -212,11 +185,7 @@ def arrive() -> str | None:
 
 
 def end() -> None:
-    """Ends the program after all processes have saved.
-
-    Raises:
-        SystemExit: Always, with the exit code `PREEMPTED`.
-    """
+    """Ends the program with the exit code `PREEMPTED`, after all processes have saved."""
     _preemption.is_over = True
     sys.exit(PREEMPTED)
 

@@ -32,11 +32,6 @@ class RankError(NamedTuple):
         rank: The rank.
         kinds: Its class and base classes, up to but not including Exception, as `"module:name"`.
         text: Its message.
-
-    Example:
-        ```python
-        RankError.of(0, ValueError("no rows")).as_exception()  # a ValueError
-        ```
     """
 
     rank: int

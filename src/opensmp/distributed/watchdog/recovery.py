@@ -58,12 +58,6 @@ class Recovery:
         is_consequence: Whether an error may be due to the failure of another process.
         interrupt: Interrupts TensorFlow's collectives, with a text.
         renew: Makes them usable again; all ranks call it while none uses them.
-
-    Example:
-        ```python
-        with recovery.guard():
-            ...  # a call of the program that needs other ranks
-        ```
     """
 
     def __init__(
@@ -119,11 +113,7 @@ class Recovery:
 
     @contextlib.contextmanager
     def guard(self) -> Iterator[None]:
-        """Context of a call that all ranks make, and in which they need each other.
-
-        Raises:
-            Exception: The error of the call, in whichever rank it was raised first.
-        """
+        """Context of a call that all ranks make; raises the error of whichever rank was first."""
         if not _in_main_thread() or self._function is not None:
             self.touch()
             yield
@@ -140,12 +130,7 @@ class Recovery:
             self._counts.pop()
 
     def call(self, function: Any, work: Callable[[], Any]) -> Any:
-        """Makes a call of a `tf.function`, in which ranks may need each other.
-
-        Args:
-            function: The function.
-            work: Calls it.
-        """
+        """Makes a call of a `tf.function`, in which ranks may need each other."""
         if not _in_main_thread() or self._function is not None:
             return work()
         self._settle_if_raised()
@@ -170,11 +155,7 @@ class Recovery:
             self._communicating.add(here.function)
 
     def begin_run(self) -> None:
-        """Must be called when operations that need other ranks begin to run.
-
-        Raises:
-            CommunicationError: Another rank has failed.
-        """
+        """Must be called when operations that need other ranks begin to run."""
         self.touch()
         if self._cause is not None or self._has_raised:
             raise CommunicationError(_interrupted(self._cause))
@@ -317,13 +298,7 @@ def guard() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def entered(name: str, ranks: tuple[int, ...], lane: str = "") -> Iterator[None]:
-    """Context that guards and logs an eager operation that needs other ranks.
-
-    Args:
-        name: As for `CallLog.entered`.
-        ranks: As for `CallLog.entered`.
-        lane: As for `CallLog.entered`.
-    """
+    """Context that guards and logs an eager operation that needs other ranks."""
     if _recovery is None:
         with waits.entered(name, ranks, lane):
             yield

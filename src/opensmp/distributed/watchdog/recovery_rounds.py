@@ -21,31 +21,15 @@ from opensmp.distributed.watchdog.rank_error import RankError
 _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 
 
-class Outcome(NamedTuple):
-    """The reaction to a message.
-
-    Attributes:
-        tell: Messages for all ranks, including rank 0.
-        lost: Why the run cannot continue: the rank at fault, and what happened.
-    """
+class Reaction(NamedTuple):
+    """The reaction to a message: messages for all ranks, or the rank at fault and what happened."""
 
     tell: tuple[Message, ...] = ()
     lost: tuple[int, str] | None = None
 
 
 class Rounds:
-    """The recovery rounds of a run, as rank 0 sees them.
-
-    Args:
-        size: Number of ranks.
-
-    Example:
-        ```python
-        rounds = Rounds(2)
-        rounds.take(1, {"kind": "fault", "generation": 0, ...}, time.monotonic()).tell
-        # ({"kind": "halt", "generation": 0, "error": ...},)
-        ```
-    """
+    """The recovery rounds of a run, as rank 0 sees them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -58,55 +42,49 @@ class Rounds:
         self._came: dict[int, list[float]] = {}
         self._ready: set[int] = set()
 
-    def take(self, rank: int, message: Message, now: float) -> Outcome:
-        """Handles a message.
-
-        Args:
-            rank: The sender.
-            message: The message.
-            now: When it was received, by `time.monotonic()`.
-        """
+    def take(self, rank: int, message: Message, now: float) -> Reaction:
+        """Handles a message."""
         if message["generation"] != self._generation:
-            return Outcome()
+            return Reaction()
         if message["kind"] == "fault":
             return self._fault(message, now)
         if message["kind"] == "settle":
             return self._settle(rank, message["position"])
         self._ready.add(rank)
         if len(self._ready) < self._size:
-            return Outcome()
+            return Reaction()
         told = self._message("go")
         self._generation += 1
         self._begin()
-        return Outcome((told,))
+        return Reaction((told,))
 
-    def due(self, now: float) -> Outcome:
+    def due(self, now: float) -> Reaction:
         """The reaction to the passing of time."""
         known = self._consequence
         if self._cause is None and known is not None and now - known[0] > _CAUSE_SECONDS:
             return self._halt(known[1])
-        return Outcome()
+        return Reaction()
 
-    def _fault(self, message: Message, now: float) -> Outcome:
+    def _fault(self, message: Message, now: float) -> Reaction:
         if self._cause is not None:
-            return Outcome()
+            return Reaction()
         if not message["consequence"]:
             return self._halt(message["error"])
         if self._consequence is None:
             self._consequence = (now, message["error"])
-        return Outcome()
+        return Reaction()
 
-    def _halt(self, error: Message) -> Outcome:
+    def _halt(self, error: Message) -> Reaction:
         self._cause = error
-        return Outcome((self._message("halt", error=error),))
+        return Reaction((self._message("halt", error=error),))
 
-    def _settle(self, rank: int, position: list[float]) -> Outcome:
+    def _settle(self, rank: int, position: list[float]) -> Reaction:
         self._came[rank] = position
         if len(self._came) < self._size:
-            return Outcome()
+            return Reaction()
         if len({tuple(each) for each in self._came.values()}) == 1:
-            return Outcome((self._message("renew"),))
-        return Outcome(lost=self._apart())
+            return Reaction((self._message("renew"),))
+        return Reaction(lost=self._apart())
 
     def _apart(self) -> tuple[int, str]:
         cause = RankError(**self._cause) if self._cause else RankError(0, ["an error"], "")

@@ -25,14 +25,7 @@ _PASSES = {"F": "forward", "B": "backward", "W": "backward", "R": "backward"}
 
 
 class Place(NamedTuple):
-    """Where a call of a step runs.
-
-    Attributes:
-        kind: Kind of the action.
-        partition: The partition.
-        microbatch: The microbatch.
-        layers: Names of its layers.
-    """
+    """Where a call of a step runs: kind of action, partition, microbatch, names of layers."""
 
     kind: str
     partition: int
@@ -53,12 +46,7 @@ _careful = False
 
 
 def note(call: str, place: Place) -> None:
-    """Records where a call runs.
-
-    Args:
-        call: Name of the operation.
-        place: Its place.
-    """
+    """Records where a call runs."""
     if len(_places) >= _MOST_PLACES:
         _places.clear()
     _places[call] = place
@@ -70,12 +58,7 @@ def is_careful() -> bool:
 
 
 def call(work: Callable[[], Any], again: bool) -> Any:
-    """Makes a call of a function; its error is the cause, and says where it happened.
-
-    Args:
-        work: Makes the call.
-        again: Whether it may be made a second time, to find the cause.
-    """
+    """Makes a call, if `again` twice to find the cause; its error says where it happened."""
     try:
         return work()
     except tf.errors.OpError as error:

@@ -28,22 +28,12 @@ _WARNING_SECONDS = 60.0
 
 
 def computes(used: float, elapsed: float) -> bool:
-    """Whether a process does more than wait, judging by its CPU use.
-
-    Args:
-        used: CPU seconds.
-        elapsed: Seconds in which they were used.
-    """
+    """Whether a process does more than wait, by the CPU seconds used in the seconds elapsed."""
     return used >= _COMPUTING * elapsed + _NOISE_SECONDS
 
 
 class Notice(NamedTuple):
-    """Message about an idle run.
-
-    Attributes:
-        text: Description.
-        ends: Whether the run must be ended; otherwise this is a warning.
-    """
+    """A message about an idle run, which either must be ended or is only warned of."""
 
     text: str
     ends: bool
@@ -64,13 +54,6 @@ class Idleness:
     Args:
         size: Number of ranks.
         limit: Seconds after which an idle run is to be ended; 0: never.
-
-    Example:
-        ```python
-        idleness = Idleness(2, limit=600)
-        idleness.hear(1, report, time.monotonic())
-        idleness.notice()
-        ```
     """
 
     def __init__(self, size: int, limit: float = DEFAULT_SECONDS) -> None:
@@ -81,13 +64,7 @@ class Idleness:
         self._warned = False
 
     def hear(self, rank: int, report: Report, now: float) -> None:
-        """Records a report.
-
-        Args:
-            rank: Its sender.
-            report: The report.
-            now: When it was received, by `time.monotonic()`.
-        """
+        """Records a report."""
         known = self._ranks.get(rank)
         if (
             known is None

@@ -30,12 +30,7 @@ _NUM_SHOWN = 2
 
 
 class FunctionRuns:
-    """The runs of one graph with calls of one group.
-
-    Args:
-        function: Name of the function.
-        ranks: The participating ranks, ascending.
-    """
+    """The runs of one graph with calls of one group."""
 
     def __init__(self, function: str, ranks: tuple[int, ...]) -> None:
         self._function, self._ranks = function, ranks
@@ -86,13 +81,7 @@ class FunctionRuns:
 def noted(call: str, ranks: tuple[int, ...], host: str) -> Iterator[list[Op]]:
     """Context that logs operations that need other ranks, in the function being traced.
 
-    Args:
-        call: What they are for, the same on all ranks.
-        ranks: The participating ranks, ascending.
-        host: The device of the logging operations.
-
-    Yields:
-        A list, to which the caller adds the operations that wait for others.
+    The caller adds the operations that wait for others to the list that it yields.
     """
     graph = tf.compat.v1.get_default_graph()
     if not _private.is_of_function(graph):
@@ -125,9 +114,6 @@ def not_constant(host: str) -> Any:
     """A tensor that functions capture as an argument, because it is too large to be inlined.
 
     TensorFlow evaluates stateless operations on constants only once, when a function is made.
-
-    Args:
-        host: Its device.
     """
     with tf.init_scope(), tf.device(host):
         return tf.zeros([129], tf.int8)

@@ -35,13 +35,7 @@ Indices = tuple[int, ...]
 
 
 class _Passes(Pipeline):
-    """Base class of both directions: determines the tensors whose gradients are requested.
-
-    Args:
-        world: The process' configuration and devices.
-        num_microbatches: Number of microbatches.
-        wants: Whether gradients with respect to a variable are requested; None if no gradients are.
-    """
+    """Base class of both directions: determines the tensors whose gradients are requested."""
 
     def __init__(
         self, world: World, num_microbatches: int, wants: Callable[[Any], bool] | None

@@ -13,13 +13,7 @@ from opensmp.errors import StepError
 
 
 def refuse_forward_mode(accumulators: Sequence[Any], what: str, values: Iterable[Any]) -> None:
-    """Raises StepError if an accumulator watches one of `values`.
-
-    Args:
-        accumulators: The active `tf.autodiff.ForwardAccumulator`s.
-        what: The subject of the error message's first sentence.
-        values: Nests of the tensors and variables from which the results are computed.
-    """
+    """Raises StepError if an accumulator watches one of `values`."""
     watched = first_watched(accumulators, values)
     if watched is None:
         return

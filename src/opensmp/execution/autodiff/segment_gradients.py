@@ -46,12 +46,7 @@ _SECOND_ORDER = (
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """The arguments and results of a forward pass that ran in another function.
-
-    Attributes:
-        args: Values of the forward pass' feeds.
-        results: Its results: outputs, then residuals.
-    """
+    """The arguments of a forward pass that ran in another function; its results and residuals."""
 
     args: Sequence[Tensor]
     results: Sequence[Tensor]
@@ -82,11 +77,7 @@ class LateGradient:
     emit: Emit = field(repr=False)
 
     def compute(self, computed: Mapping[int, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """Emits the computation and returns pairs of placeholder and gradient.
-
-        Args:
-            computed: Maps the id of a placeholder to its gradient, for those already computed.
-        """
+        """Emits the computation and returns pairs of placeholder and gradient."""
         late = self.program.recompute(self.segment, self.connected)
         upstream = zip(late.gradient.upstream, late.gradient.outputs, strict=True)
         values = {key: computed.get(id(value), value) for key, value in self.values.items()}
@@ -117,18 +108,9 @@ def differentiable_call(
     """Emits a segment's forward call such that the user's tape can differentiate through it.
 
     If an outer tape is recording, the returned gradients are differentiable too, to any order.
-
-    Args:
-        program: The lowered model.
-        segment: The segment to run.
-        args: Values of the forward pass' feeds.
-        emit: Emits a call of a kind ("F", "B", "W" or "R") on the segment's device.
-        late: Called with the gradients that were handed out as placeholders.
-        taken: Called with each feed and its gradient, a tensor or `tf.IndexedSlices`.
-        saved: The forward pass, if it has already run; it is not emitted again.
-
-    Returns:
-        Values of the segment's outputs.
+    `emit` emits a call of a kind on the segment's device; `late` is called with the gradients that
+    were handed out as placeholders, `taken` with each feed and its gradient. A forward pass that
+    has already run, `saved`, is not emitted again.
     """
     forward = program.forward(segment)
     graph = tf.compat.v1.get_default_graph()
@@ -270,19 +252,7 @@ def _repeatable(
 ) -> dict[int, Tensor]:
     """Gradients that can be differentiated again: one call computes all of them from the feeds.
 
-    Args:
-        program: The lowered model.
-        segment: The segment.
-        connected: Tensors of the traced graph with an upstream gradient.
-        feeds: Tensors of the traced graph from which the gradients are computed.
-        values: Maps the id of each feed to its value.
-        upstream: Maps the id of each tensor in `connected` to its upstream gradient.
-        emit: Emits the call.
-        taken: Called with each feed and its gradient when the returned gradients are
-            differentiated.
-
-    Returns:
-        Maps the id of a feed to its gradient; feeds without a gradient are left out.
+    Maps the id of a feed to its gradient; feeds without a gradient are left out.
     """
     derived = program.derivative(segment, connected, feeds)
     if derived is None:
@@ -334,14 +304,6 @@ def fails_when_run(
 
     Derivatives of these gradients with respect to `upstream` fail as well, because TensorFlow uses
     them to compute a function's forward-mode derivatives.
-
-    Args:
-        tensors: The tensors to return gradients for.
-        message: The message of the error.
-        upstream: The upstream gradients.
-
-    Returns:
-        A gradient for each tensor; None for tensors that are not differentiable.
     """
     given = [tf.convert_to_tensor(each) for each in upstream]
     with tf.control_dependencies([tf.debugging.Assert(tf.constant(False), [message])]):

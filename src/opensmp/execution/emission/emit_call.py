@@ -63,15 +63,8 @@ def emit_call(
 
     The call is stateless even if the function has side effects: TensorFlow would chain stateful
     calls in creation order and so serialize the microbatches. The schedule orders the calls
-    instead.
-
-    Args:
-        function: The function to call.
-        args: Its arguments without the captured ones.
-        name: Name of the operation.
-        one_thread: Whether the call runs in a single thread. If a partition has one core, several
-            threads only evict each other's data from the cache. Ignored for functions with control
-            flow, which do not support it.
+    instead. With `one_thread` it runs in a single thread: if a partition has one core, several only
+    evict each other's data from the cache. Ignored for control flow, which does not support it.
     """
     outputs = function.outputs
     graph = tf.compat.v1.get_default_graph()

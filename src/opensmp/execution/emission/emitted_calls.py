@@ -19,16 +19,7 @@ from opensmp.execution.profiling.timestamps import Stamps
 
 
 class EmittedCalls:
-    """The calls emitted into a step's graph.
-
-    Args:
-        world: The process' configuration and devices.
-        num_microbatches: Number of microbatches.
-        stamps: Records the start and end of calls; None records nothing.
-
-    Attributes:
-        tasks: Maps each action to the call that performs it.
-    """
+    """The calls emitted into a step's graph."""
 
     def __init__(self, world: World, num_microbatches: int, stamps: Stamps | None) -> None:
         self._world = world
@@ -129,7 +120,9 @@ class EmittedCalls:
         columns = list(zip(*(half.args for half in group), strict=True))
         is_shared = [all(t is column[0] for t in column) for column in columns]
         is_open = self.is_open(last.action)
-        function = first.program.joint(first.weights, is_shared, len(group), is_open)
+        function = first.program.fused_weight_gradients(
+            first.weights, is_shared, len(group), is_open
+        )
         args = [
             t
             for column, shared in zip(columns, is_shared, strict=True)

@@ -115,11 +115,7 @@ class Place(NamedTuple):
 
 
 class FiniteChecks:
-    """The checks of one trace of a step.
-
-    Args:
-        world: The process' configuration, devices and ranks.
-    """
+    """The checks of one trace of a step."""
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -22,7 +22,7 @@ from opensmp.execution.emission.emit_call import emit_call
 from opensmp.execution.emission.emitted_calls import EmittedCalls
 from opensmp.execution.emission.finite_checks import FiniteChecks
 from opensmp.execution.emission.weight_gradient_batching import (
-    Joined,
+    JointWeightGradient,
     Sums,
     WeightGradientPass,
     is_dense,
@@ -99,12 +99,6 @@ class _AddingPasses:
         The dense gradients among the results are added to the sums. If a gradient is a sum itself,
         the pass stays a function of its own, so that TensorFlow cannot change the order of the
         additions; a call less takes less time otherwise.
-
-        Args:
-            program: The lowered model.
-            weights: The pass.
-            is_open: Whether calls yield each result as soon as it is computed.
-            one_thread: Whether the pass runs in a single thread if it is a function of its own.
         """
         key = weights, is_open, one_thread
         if key not in self._made:
@@ -128,13 +122,7 @@ class _AddingPasses:
 
 
 class GradientSums:
-    """Lets the calls of one step compute sums.
-
-    Args:
-        emitted: The calls emitted so far.
-        checks: Checks of finite values; None if there are none.
-        note_gradient: Called with each variable's value that a pass reads, and its gradient.
-    """
+    """Lets the calls of one step compute sums."""
 
     def __init__(
         self,
@@ -148,13 +136,7 @@ class GradientSums:
     def replace(
         self, passes: Mapping[Action, WeightGradientPass], sums: Sums, size: int
     ) -> list[list[Gradient] | None]:
-        """Replaces the calls of passes; returns the new terms of each sum, see `Sums.terms`.
-
-        Args:
-            passes: The passes that compute weight gradients.
-            sums: The sums that the step computes.
-            size: Largest number of microbatches whose passes become one call.
-        """
+        """Replaces the calls of passes; returns the new terms of each sum, see `Sums.terms`."""
         rest = dict(passes)
         instead: dict[int, list[Gradient]] = {}
         for group in joinable(passes, sums, size):
@@ -165,7 +147,7 @@ class GradientSums:
             instead |= self._add_up(run).instead
         return sums.terms(instead)
 
-    def _join(self, group: Sequence[WeightGradientPass]) -> Joined:
+    def _join(self, group: Sequence[WeightGradientPass]) -> JointWeightGradient:
         """Emits one call in place of those of a group."""
         first, last = group[0], group[-1]
         results = self._emitted.emit_joined(group)
@@ -176,7 +158,7 @@ class GradientSums:
         if self._checks is not None:
             microbatches = tuple(half.action.microbatch for half in group)
             self._checks.join(last.action, first.program, first.weights, results, microbatches)
-        return Joined(tuple(group), tuple(gradients))
+        return JointWeightGradient(tuple(group), tuple(gradients))
 
     def _add_up(self, run: Sequence[WeightGradientPass]) -> RunningSum:
         """Lets each pass but the first add its gradients to those of the passes before."""

@@ -61,7 +61,7 @@ from opensmp.execution.emission.weight_gradient_batching import (
     WeightGradientPass,
     group_size,
 )
-from opensmp.execution.multi_process.distribute import Traced, spread
+from opensmp.execution.multi_process.distribute import Traced, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
@@ -332,14 +332,7 @@ class Pipeline:
         """Replaces the terms of sums over microbatches by sums that calls compute themselves.
 
         Gradients of single microbatches in such a sum leave the schedule. If something reads them
-        all the same, they are computed separately.
-
-        Args:
-            rows: The terms of each sum.
-            others: Further tensors that the step reads.
-
-        Returns:
-            For each sum the new terms, which add up to the same; None for sums that keep theirs.
+        all the same, they are computed separately. None stands for sums that keep their terms.
         """
         if not self._sums or not self._weight_passes:
             return [None] * len(rows)
@@ -354,15 +347,8 @@ class Pipeline:
     def finish(self, results: Sequence[Tensor]) -> list[Tensor | OwnedBy]:
         """Completes the graph: late gradients, schedule, control edges and state assignments.
 
-        Args:
-            results: Flat tensors that the step function returns.
-
-        Returns:
-            The tensors to return in their place; for gradients of variables of other processes, a
-            `OwnedBy` that names the owner.
-
-        Raises:
-            StepError: No result depends on a DistributedModel.
+        Returns the tensors to return for `results`; for gradients of variables of other processes,
+        an `OwnedBy` that names the owner.
         """
         results = list(results)
         self._recompute.check()
@@ -394,7 +380,7 @@ class Pipeline:
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
         if spread_out:
-            kept = spread(
+            kept = partition_step(
                 Traced(
                     live=live,
                     tasks=self._emitted.tasks,

@@ -40,16 +40,7 @@ def group_size(num_microbatches: int, config: Config) -> int:
 
 @dataclass(frozen=True, eq=False)
 class WeightGradientPass:
-    """An emitted pass that computes weight gradients: the second half of a backward pass, or all.
-
-    Attributes:
-        action: The action that it performs.
-        program: The lowered model.
-        weights: The pass.
-        args: Its arguments.
-        results: Its results.
-        place: Where its call runs.
-    """
+    """An emitted pass that computes weight gradients: a second half, or a whole backward pass."""
 
     action: Action
     program: Program
@@ -60,13 +51,8 @@ class WeightGradientPass:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
-    """Weight-gradient passes that were merged into one call.
-
-    Attributes:
-        group: The passes, sorted by microbatch.
-        gradients: The call's results, which replace the gradients of each pass.
-    """
+class JointWeightGradient:
+    """Weight-gradient passes that were merged into one call."""
 
     group: tuple[WeightGradientPass, ...]
     gradients: tuple[Gradient | None, ...]
@@ -81,14 +67,7 @@ class Joined:
 
 
 class Sums:
-    """The gradient sums that a step computes, traced back to their terms.
-
-    Args:
-        rows: The terms of each sum.
-        halves: The emitted weight-gradient passes.
-        others: Further tensors that the step reads.
-        effects: Operations that run although nothing reads their results.
-    """
+    """The gradient sums that a step computes, traced back to their terms."""
 
     def __init__(
         self,
@@ -164,11 +143,7 @@ class Sums:
         return not any(key in self._added for key in keys(half))
 
     def terms(self, instead: Mapping[int, list[Gradient]]) -> list[list[Gradient] | None]:
-        """The terms of each sum with some of them replaced; None for sums with none of these.
-
-        Args:
-            instead: Maps ids of `keys` to the terms that replace a gradient.
-        """
+        """The terms of each sum with some of them replaced; None for sums with none of these."""
         found: list[list[Gradient] | None] = []
         for bases in self._bases:
             terms = [t for base in bases for t in instead.get(id(_key(base)), [base])]

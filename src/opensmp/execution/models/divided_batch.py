@@ -24,12 +24,7 @@ _ESTIMATING = (keras.layers.BatchNormalization, keras.layers.SpectralNormalizati
 
 
 class Division(NamedTuple):
-    """How a batch is divided.
-
-    Attributes:
-        microbatches: Number of microbatches per replica.
-        replicas: Number of replicas that share the rows of a batch.
-    """
+    """How a batch is divided: among replicas, which share its rows, and microbatches in each."""
 
     microbatches: int
     replicas: int = 1
@@ -66,11 +61,7 @@ def prepare_divided(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Prepared:
-    """Calls `prepare` for one microbatch, and warns about state that microbatches change.
-
-    Raises:
-        StepError: The model can apparently only be traced with the rows of a whole batch.
-    """
+    """Calls `prepare` for one microbatch, and warns about state that microbatches change."""
     if division.parts == 1:
         return prepare(args, kwargs)
     try:

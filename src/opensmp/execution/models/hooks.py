@@ -67,11 +67,7 @@ def clear() -> None:
 
 
 def check_when_partitioned(check: Callable[[Any], None]) -> None:
-    """Registers a check for each model that is partitioned from now on. Idempotent.
-
-    Args:
-        check: Takes the model, whose variables are placed; may raise an error.
-    """
+    """Registers a check for each model that is partitioned from now on. Idempotent."""
     if check not in _checks:
         _checks.append(check)
 

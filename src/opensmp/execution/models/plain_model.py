@@ -52,17 +52,7 @@ def plain_face(model: Model) -> Any:
 
 
 def as_functional(model: Model) -> Any:
-    """Converts a subclassed model to a Functional model that shares its layers and weights.
-
-    Args:
-        model: A built model whose class defines `call`.
-
-    Returns:
-        A `keras.Model` that computes the same and depends neither on the class nor on opensmp.
-
-    Raises:
-        SavingError: `call` cannot be expressed as a graph of Keras layers and `keras.ops`.
-    """
+    """Converts a subclassed model to a Functional model that shares its layers and weights."""
     inputs, kind = _inputs(model), type(model).__name__
     try:
         with plain_calls():

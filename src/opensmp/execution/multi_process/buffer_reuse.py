@@ -28,16 +28,9 @@ def read_before(
 ) -> list[int]:
     """Returns for each transfer which others have been read in every run before it is sent.
 
-    Args:
-        transfers: All transfers of a step.
-        tasks: The emitted calls.
-        schedule: The schedule.
-        sequence: All actions in the order in which the schedule starts them.
-        runs: The operations of each process.
-        is_open: Actions whose calls may return a result before they have read all arguments.
-
-    Returns:
-        Bit sets: bit `i` of element `k` says that transfer `i` is read before `k` is sent.
+    Bit `i` of element `k` says that transfer `i` is read before `k` is sent. `sequence` has all
+    actions in the order in which the schedule starts them, `runs` the operations of each process,
+    `is_open` the actions whose calls may return a result before they have read all arguments.
     """
     number = {action: i for i, action in enumerate(sequence)}
     action_of = {op: action for action in sequence for op in tasks[action].ops}

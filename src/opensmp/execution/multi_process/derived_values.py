@@ -49,11 +49,7 @@ class _What:
 
 @dataclass(frozen=True, eq=False)
 class Derived:
-    """The tensors of a graph that are computed from the values of one process.
-
-    Attributes:
-        me: Position of this process in the replica.
-    """
+    """The tensors of a graph that are computed from the values of one process."""
 
     me: int
     _tensors: Mapping[int, Tensor]

@@ -89,12 +89,8 @@ class Kept:
     saved: list[tuple[Tensor, int]]
 
 
-def spread(traced: Traced, world: World, name: str) -> Kept:
-    """Divides a traced step among the processes of a replica.
-
-    Raises:
-        StepError: The processes have traced different steps, or a tensor cannot be sent.
-    """
+def partition_step(traced: Traced, world: World, name: str) -> Kept:
+    """Divides a traced step among the processes of a replica."""
     me = world.rank_in(MP_GROUP)
     owner = _owners(traced, world)
     home_of = {
@@ -126,7 +122,7 @@ def spread(traced: Traced, world: World, name: str) -> Kept:
         saved=[(tensor, world.owner(partition)) for tensor, partition in traced.saved],
     )
     number = agree(world.mp_group, name, _description(traced, layout))
-    runs = Runs(name, world.mp_group)
+    runs = RunLog(name, world.mp_group)
     run = runs.begin()
     sequence = _sequence(traced.schedule)
 
@@ -198,13 +194,8 @@ def transport_of(
 ) -> Transport:
     """Creates the transport: shared memory within a machine, collectives otherwise.
 
-    Args:
-        transfers: All transfers, including those between other processes of the replica.
-        world: The process' configuration, devices and ranks.
-        number: Number of the trace, the same in all of these processes.
-        run: The result of `Runs.begin`.
-        earlier: Computes `read_before`, which shared memory alone needs; by default nothing is
-            known.
+    `transfers` include those between other processes of the replica, `number` is that of the trace,
+    and `run` the result of `RunLog.begin`. `earlier` computes `read_before`, for shared memory.
     """
     collective = CollectiveTransport(world.mp_group, _HOST, number)
     if world.config.transport == "collective":
@@ -221,16 +212,12 @@ def transport_of(
     return SharedMemoryTransport(collective, all_rooms, memories, me, _HOST, run)
 
 
-class Runs:
+class RunLog:
     """Emits operations that log the start and end of a run of the step; see `call_log`.
 
     The log tells a rank that waits in a step because others do not run it from one that computes.
     Steps with different names are counted separately, because several steps in one function start
     in any order.
-
-    Args:
-        name: Name of the step, for errors.
-        ranks: All ranks that run it.
     """
 
     def __init__(self, name: str, ranks: tuple[int, ...]) -> None:

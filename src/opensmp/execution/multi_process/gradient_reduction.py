@@ -9,7 +9,7 @@ import tensorflow as tf
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import SameRows, with_values
 from opensmp.compiler.trace.variables import is_keras, tf_variable
-from opensmp.distributed.collectives.reduce import check_summable, sum_over
+from opensmp.distributed.collectives.reduce import all_reduce, check_summable
 from opensmp.distributed.collectives.sparse import slices_of_all
 from opensmp.distributed.world import current
 from opensmp.errors import CommunicationError
@@ -65,7 +65,7 @@ def _reduced(
     tensors, name = [t for _, t in dense], f"{_CALL} {op}"
     check_summable(tensors, name)  # also in one process, where nothing is reduced
     results = list(leaves)
-    sums = sum_over(tensors, members, mean=op == "mean", name=name)
+    sums = all_reduce(tensors, members, mean=op == "mean", name=name)
     for (index, _), total in zip(dense, sums, strict=True):
         results[index] = total
     return results

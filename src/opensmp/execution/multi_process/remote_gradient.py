@@ -30,11 +30,7 @@ _OF_OTHERS = "_smp_of_others"
 
 
 class Sparse(NamedTuple):
-    """Marks a gradient as sparse (`tf.IndexedSlices`).
-
-    Attributes:
-        indices: Dtype of its indices.
-    """
+    """Marks a gradient as sparse (`tf.IndexedSlices`), with indices of this dtype."""
 
     indices: tf.DType
 
@@ -60,13 +56,7 @@ class RemoteGradient(_private.NotedSlices):
     def of(
         cls, gradient: Gradient, process: int, shape: tuple[int, ...] | None = None
     ) -> RemoteGradient:
-        """Creates the placeholder of a gradient.
-
-        Args:
-            gradient: Tensor or `tf.IndexedSlices`, of which only shape and dtype are used.
-            process: Position of the owner in the replica.
-            shape: Shape of the whole gradient, used if `gradient` is sparse or has no static shape.
-        """
+        """Creates the placeholder of a gradient."""
         sparse = None
         if isinstance(gradient, RemoteGradient):
             sparse = gradient.sparse

@@ -19,7 +19,7 @@ from opensmp.distributed.world import MP_GROUP, World, current
 from opensmp.errors import ElsewhereError, StepError
 from opensmp.execution.emission.task_graph import live_operations
 from opensmp.execution.multi_process.derived_values import Derived, Digest
-from opensmp.execution.multi_process.distribute import Runs, transport_of
+from opensmp.execution.multi_process.distribute import RunLog, transport_of
 from opensmp.execution.multi_process.liveness import used_inputs
 from opensmp.execution.multi_process.remote_values import Fetches, Known
 
@@ -60,16 +60,7 @@ class _Report(NamedTuple):
 
 
 def fetch(fetches: Fetches, must_run: Sequence[Op]) -> None:
-    """Replaces the placeholders that a function reads by received values.
-
-    Args:
-        fetches: The values of other processes in the function, which has just been traced.
-        must_run: Operations that run even if nothing reads their results.
-
-    Raises:
-        ElsewhereError: It is unknown whether the other processes call the function as well.
-        StepError: The programs of the processes differ.
-    """
+    """Replaces the placeholders that a function reads by received values."""
     world = current()
     me = world.rank_in(MP_GROUP)
     graph = fetches.graph
@@ -157,7 +148,7 @@ def _transfer(
 def _emit(transfers: Sequence[Transfer], lines: Sequence[str], world: World, graph: Any) -> None:
     name = f"the values that {graph.name} reads of other ranks"
     number = agree(world.mp_group, name, lines)
-    runs = Runs(name, world.mp_group)
+    runs = RunLog(name, world.mp_group)
     run = runs.begin()
     transport = transport_of(transfers, world, number, run)
     me = world.rank_in(MP_GROUP)

@@ -56,11 +56,7 @@ class Known:
 
 
 class Fetches:
-    """The values of other processes in one function that is being traced.
-
-    Args:
-        graph: The graph of the function.
-    """
+    """The values of other processes in one function that is being traced."""
 
     def __init__(self, graph: Any) -> None:
         self.graph = graph
@@ -254,16 +250,10 @@ _private.follow_traces()
 
 
 def known(values: Sequence[Gradient | None]) -> list[Gradient | None]:
-    """Makes results of other processes usable in the function that is being traced.
+    """Replaces each `RemoteGradient` by a placeholder usable in the function that is being traced.
 
     All processes must call it for the same results. Eagerly, in steps and in functions called by
     other functions nothing can be fetched, and the values are returned unchanged.
-
-    Args:
-        values: Each a tensor, `tf.IndexedSlices`, None, or `RemoteGradient`.
-
-    Returns:
-        The same values, with placeholders in place of `RemoteGradient`.
     """
     fetches = _outermost()
     if fetches is None:

@@ -47,20 +47,12 @@ def insert_send_recv(
 ) -> tuple[dict[int, Tensor], list[Op]]:
     """Rewires the graph so that one process' operations do not depend on those of others.
 
-    Args:
-        layout: The placement of all operations.
-        live: Live operations in topological order.
-        process: Position of this process in the replica.
-        transport: Emits sends and receives.
-        tasks: The emitted calls.
-        sequence: All actions in the order in which the schedule starts them.
-        sends_first: Whether a partition's next call waits for the sends of the previous call's
-            results, where sends do not block. With one core, the next call would otherwise delay
-            the sends and thereby the receivers.
+    With `sends_first`, a partition's next call waits for the sends of the previous call's results,
+    where sends do not block: with one core, it would otherwise delay the sends and thereby the
+    receivers.
 
-    Returns:
-        A map from the id of each tensor of another process to its received value; and the send and
-        receive operations, which the step must wait for.
+    Returns a map from the id of each tensor of another process to its received value; and the send
+    and receive operations, which the step must wait for.
     """
     mine = layout.runs[process]
     anchors = _Anchors(layout, live, process, tasks, sequence)

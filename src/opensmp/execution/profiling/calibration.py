@@ -49,11 +49,7 @@ def cache_folder() -> Path:
 
 
 def device_key(device: str) -> str:
-    """Cache key of a device: everything its speed depends on, such as the name of a processor.
-
-    Args:
-        device: A logical device, such as `"CPU:0"`.
-    """
+    """Cache key of a device: everything its speed depends on, such as the name of a processor."""
     kind = _kind(device)
     name = platform.machine()
     if kind == "GPU":
@@ -90,11 +86,6 @@ def calibrate(
 
     Returns:
         A machine without a memory limit.
-
-    Example:
-        ```python
-        machine = dataclasses.replace(calibrate(), memory_bytes=16 * 2**30)
-        ```
     """
     device = device or a_device()
     path = Path(cache or cache_folder()) / "machines.json"
@@ -122,22 +113,8 @@ def measure(
     with random values. This takes seconds to minutes, and the memory of the largest unit; the
     result is cached in a file, by graph and device. Units that read handles keep their prediction.
 
-    Args:
-        traced: The traced model; gradients are added to its graph.
-        graph: Its units, from `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
-        device: Logical device to measure on.
-        required: As for `coarsen`.
-        unknown_size: Size assumed for dimensions that are unknown in the trace.
-        cache: Folder of the file; None for `cache_folder()`.
-        refresh: Whether to measure again.
-
     Returns:
         The units with measured times, in seconds.
-
-    Example:
-        ```python
-        graph = measure(traced, coarsen(traced, machine))
-        ```
     """
     wanted = trainable_placeholders(traced) if required is None else tuple(required)
     name = graph_key(traced, graph, wanted, unknown_size)

@@ -82,17 +82,12 @@ class Stamps:
         emit: Callable[[], tuple[Op, list[Tensor]]],
         start: Tensor | None = None,
     ) -> tuple[Op, Op, Op, list[Tensor]]:
-        """Emits a call between two stamps on the current device.
+        """Emits a call between two stamps on the current device; the first waits for all `args`.
 
-        Args:
-            action: The action that the call performs.
-            args: The call's arguments; the first stamp waits for all of them.
-            emit: Emits the call.
-            start: The first stamp, if another call of the same task came before.
+        `start` is the first stamp, if another call of the same task came before.
 
-        Returns:
-            The first stamp's operation, which is the one to delay; the call; the second stamp's
-            operation; and the call's results, which become available after the second stamp.
+        Returns the first stamp's operation, which is the one to delay; the call; the second stamp's
+        operation; and the call's results, which become available after the second stamp.
         """
         start = self.start(args) if start is None else start
         with tf.control_dependencies([start]):

@@ -30,13 +30,10 @@ def seconds_of(
     pick: Pick = statistics.median,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Time of `run()`, with all devices idle before and after.
+    """Time of `run()`, with all devices idle before and after, without two warm-up runs.
 
-    Args:
-        run: The function to time; two warm-up runs are not counted.
-        repeats: Number of counted runs.
-        pick: Aggregates the times: `statistics.median`, or `min` for the time on an idle device.
-        clock: Returns seconds; `time.process_time` for one thread on a busy machine.
+    `pick` aggregates the times: `statistics.median`, or `min` for the time on an idle device.
+    `clock` may be `time.process_time` for one thread on a busy machine.
     """
     times = []
     for index in range(repeats + 2):
@@ -63,13 +60,6 @@ def seconds_per_call(
     The two measurements alternate, so that a temporary load slows down both. If noise hides the
     difference, the longer run's time divided by its number of calls is returned, so the result is
     never zero.
-
-    Args:
-        function: The function.
-        args: Its arguments.
-        repeats: Number of measurements.
-        clock: As for `seconds_of`.
-        pick: Aggregates the times of a long function.
     """
     once = _calls(function, args, 1)
     seconds = seconds_of(lambda: once(*args), repeats, pick, clock)
@@ -112,14 +102,6 @@ def segment_seconds(
 
     Inputs and variables are random; their memory is allocated for the measurement. Returns None for
     a segment that reads handles, which cannot be made up.
-
-    Args:
-        program: The lowered model.
-        segment: One of its segments.
-        unknown_size: Size assumed for dimensions that are unknown in the trace.
-        repeats: Number of measurements.
-        clock: As for `seconds_of`.
-        pick: As for `seconds_per_call`.
     """
     forward = program.forward(segment)
     if any(t.dtype in (tf.variant, tf.resource) for t in forward.feeds):

@@ -23,11 +23,7 @@ class ReadEarly(Exception):
 
 @contextlib.contextmanager
 def noticed() -> Iterator[None]:
-    """Context for tracing a step's function, in a graph that can be discarded.
-
-    Raises:
-        ReadEarly: A variable was read before it was placed.
-    """
+    """Context for tracing a step's function, in a graph that can be discarded."""
     names: list[str] = []
     with _names.set_to(names):
         yield

@@ -16,13 +16,7 @@ from opensmp.distributed.world import World
 
 
 class _Home(NamedTuple):
-    """The placement of a variable.
-
-    Attributes:
-        variable: The variable.
-        world: The world of the `smp.init` under which it was placed.
-        partition: The partition.
-    """
+    """The placement of a variable."""
 
     variable: weakref.ref[Any]
     world: weakref.ref[World]

@@ -22,17 +22,9 @@ def place(
     """Allocates or moves Keras variables to the device of their partition.
 
     An uninitialized variable that nothing reads is placed in the default partition. A plain
-    `tf.Variable` stays where its owner created it, because it cannot change its device.
-
-    Args:
-        variables: The variables of a model.
-        home: Maps the id of a variable to its partition.
-        devices: Device of each partition.
-        default_partition: Partition of variables without a home.
-        elsewhere: Maps the partitions of other processes to their ranks; no memory is allocated
-            here for their variables.
-        owner: Maps a partition to the position in the replica of its process; None with one
-            process.
+    `tf.Variable` stays where its owner created it, because it cannot change its device. No memory
+    is allocated here for variables of `elsewhere`, which maps the partitions of other processes to
+    their ranks; `owner` maps a partition to the position of its process in the replica.
     """
     for variable in variables:
         if not is_keras(variable):

@@ -25,11 +25,7 @@ def check_arguments(
     init_fn: Any,
     background: Any,
 ) -> None:
-    """Validates the arguments of `smp.CheckpointManager`.
-
-    Raises:
-        CheckpointError: Some arguments are invalid; the message lists all of them.
-    """
+    """Validates the arguments of `smp.CheckpointManager`."""
     faults = []
     if not isinstance(background, bool):
         faults.append(f"background must be True or False; received {background!r}")

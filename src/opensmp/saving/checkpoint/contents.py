@@ -32,12 +32,7 @@ class Value(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Position of a process.
-
-    Attributes:
-        replica: Index of its replica of the model.
-        member: Index in the replica.
-    """
+    """Position of a process: the index of its replica of the model, and that in the replica."""
 
     replica: int
     member: int
@@ -66,10 +61,6 @@ class Facts:
 class Contents:
     """The current values of a checkpoint in this process.
 
-    Args:
-        checkpoint: A `tf.train.Checkpoint`.
-        place: Position of this process.
-
     Raises:
         CheckpointError: An object has a custom saver.
     """
@@ -89,12 +80,6 @@ class Contents:
         all variables that it has, since all replicas have the same ones, and others write the
         optimizer's slots that only they have. The first process of another replica also writes the
         states of dataset iterators, because replicas read different data.
-
-        Args:
-            all_facts: Facts of all processes, in the order of ranks.
-
-        Raises:
-            CheckpointError: The processes have different objects, or no process has some value.
         """
         _check(all_facts)
         place = self.facts.place

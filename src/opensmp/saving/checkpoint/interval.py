@@ -27,13 +27,7 @@ class Interval:
         return int(value.numpy() if hasattr(value, "numpy") else value)
 
     def is_due(self, step: int | None, check: bool) -> bool:
-        """Whether to write a checkpoint at a step.
-
-        Args:
-            step: The step.
-            check: Whether to respect the interval; otherwise only a second checkpoint of the same
-                step is skipped.
-        """
+        """Whether to write a checkpoint; without `check` only a repeated step is skipped."""
         if self.steps is None or step is None or self.last is None:
             return True
         return step != self.last and not (check and step < self.last + self.steps)

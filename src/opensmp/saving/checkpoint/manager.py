@@ -22,7 +22,7 @@ from opensmp.saving.checkpoint.directory.manifest import fault
 from opensmp.saving.checkpoint.directory.names import LARGEST_NUMBER, index_path, without_ending
 from opensmp.saving.checkpoint.interval import Interval
 from opensmp.saving.checkpoint.restoring.restore import is_eager, restore_from, warn_of_damage
-from opensmp.saving.collective_errors import DamagedError, Outcome, gathered, outcome_of
+from opensmp.saving.collective_errors import DamagedError, RankResult, gathered, result_of_error
 
 T = TypeVar("T")
 
@@ -342,13 +342,13 @@ class CheckpointManager(tf.train.CheckpointManager):
         """Whether `save` must write, and the step, as rank 0 decides for all processes."""
         if self._interval.steps is None:
             return True, None
-        outcome: Outcome | None = None
+        outcome: RankResult | None = None
         if world.rank == 0:
             try:
                 step = self._interval.now()
-                outcome = Outcome((self._interval.is_due(step, check), step))
+                outcome = RankResult((self._interval.is_due(step, check), step))
             except Exception as error:
-                outcome = outcome_of(error)
+                outcome = result_of_error(error)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the step")
         assert outcome is not None
         writer.raise_errors([outcome], self.directory)
@@ -357,7 +357,7 @@ class CheckpointManager(tf.train.CheckpointManager):
 
     def _prepare(self, world: World, wanted: int | None, counter: int) -> int:
         """Prepares the directory and chooses the checkpoint number, on rank 0 for all processes."""
-        outcome: Outcome | None = None
+        outcome: RankResult | None = None
         if world.rank == 0:
             try:
                 self._shelf.prepare()
@@ -367,34 +367,34 @@ class CheckpointManager(tf.train.CheckpointManager):
                     raise CheckpointError(
                         f"checkpoint_number must be from 0 to {LARGEST_NUMBER}; received {number}."
                     )
-                outcome = Outcome(number)
+                outcome = RankResult(number)
             except Exception as error:  # even a warning raised as one: others wait
-                outcome = outcome_of(error, self.directory)
+                outcome = result_of_error(error, self.directory)
         outcome = objects.broadcast_object(outcome, range(world.size), 0, "the number")
         assert outcome is not None
         writer.raise_errors([outcome], self.directory)
         return int(outcome.value)
 
-    def _candidates(self, save_path: str | os.PathLike[str] | None) -> Outcome:
+    def _candidates(self, save_path: str | os.PathLike[str] | None) -> RankResult:
         """Paths of checkpoints, newest first, each with its fault or None."""
         shelf = self._shelf
         if save_path is not None:
             try:
                 path = without_ending(_absolute(save_path))
             except TypeError:
-                return Outcome(error=f"Expected a path as save_path; received {save_path!r}.")
+                return RankResult(error=f"Expected a path as save_path; received {save_path!r}.")
             if index_path(path).is_file() or not os.path.isdir(path):
-                return Outcome([(path, fault(path))])
+                return RankResult([(path, fault(path))])
             shelf = CheckpointDirectory(path, self._shelf.name)
         try:
             shelf.warn_of_state()
             if save_path is None:
                 shelf.recover()
-            return Outcome(shelf.candidates())
+            return RankResult(shelf.candidates())
         except OSError as error:
-            return Outcome(error=_unreadable(error, shelf.directory))
+            return RankResult(error=_unreadable(error, shelf.directory))
         except Exception as error:  # even a warning raised as an error: other ranks wait
-            return outcome_of(error)
+            return result_of_error(error)
 
     def _nothing_good(
         self, candidates: list[tuple[str, str | None]], save_path: str | os.PathLike[str] | None

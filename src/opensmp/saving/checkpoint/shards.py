@@ -29,25 +29,10 @@ class Named(NamedTuple):
 
 
 def write_part(prefix: str, values: Sequence[Named]) -> list[str]:
-    """Writes tensors to files and flushes them to disk.
+    """Writes tensors to files and flushes them to disk; returns the prefix, if there are any.
 
     Uses one thread: in measurements, two threads writing to one disk were not faster, and at times
     three times slower.
-
-    Args:
-        prefix: Prefix of the file names.
-        values: The tensors.
-
-    Returns:
-        The prefix of each set of files that was written; empty without tensors.
-
-    Raises:
-        OSError, tf.errors.OpError: The files cannot be written.
-
-    Example:
-        ```python
-        write_part("part-0", [Named("step", "", tf.constant(7))])
-        ```
     """
     if not values:
         return []
@@ -74,18 +59,7 @@ def merge_parts(prefixes: Sequence[str], prefix: str) -> None:
 def read_tensors(
     prefix: str, names: Sequence[str], dtypes: Sequence[Any], sizes: Sequence[int], threads: int
 ) -> list[Tensor]:
-    """Reads tensors into host memory, in parallel if they are large enough.
-
-    Args:
-        prefix: Prefix of the checkpoint.
-        names: Keys of the tensors.
-        dtypes: Their dtypes in the files.
-        sizes: Their approximate sizes in bytes.
-        threads: Maximum number of threads.
-
-    Raises:
-        tf.errors.OpError: The files cannot be read, or a checksum in them is wrong.
-    """
+    """Reads tensors, of about `sizes` bytes, into host memory, in parallel if they are large."""
     groups = divided(list(range(len(names))), sizes, threads)
 
     def read(indices: Sequence[int]) -> list[Tensor]:
@@ -112,16 +86,6 @@ def divided(items: Sequence[Any], sizes: Sequence[int], threads: int) -> list[li
     """Divides items into non-empty groups of about equal total size, in order.
 
     There are at most as many groups as threads, and as many as justify a thread each.
-
-    Args:
-        items: The items.
-        sizes: Size of each item in bytes.
-        threads: Maximum number of groups.
-
-    Example:
-        ```python
-        divided("abc", [100 << 20, 50 << 20, 50 << 20], threads=2)  # [["a"], ["b", "c"]]
-        ```
     """
     if not items:
         return []

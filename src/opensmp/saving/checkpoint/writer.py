@@ -21,7 +21,13 @@ from opensmp.saving.checkpoint.shards import (
     on_host,
     write_part,
 )
-from opensmp.saving.collective_errors import Outcome, attempt, first_error, gathered, outcome_of
+from opensmp.saving.collective_errors import (
+    RankResult,
+    attempt,
+    first_error,
+    gathered,
+    result_of_error,
+)
 
 _WHAT = "smp.CheckpointManager.save"
 
@@ -35,15 +41,8 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
     """Collects the current values that this process must write. Collective over all processes.
 
     On the host, the tensors share memory with their variables: TensorFlow copies it when a variable
-    is changed while other references to its buffer exist.
-
-    Args:
-        checkpoint: A `tf.train.Checkpoint`.
-        world: The current world.
-        to_host: Whether to copy values from GPUs to the host now instead of during the write.
-
-    Raises:
-        CheckpointError: The objects cannot be saved or read, or differ between the processes.
+    is changed while other references to its buffer exist. With `to_host`, values are copied from
+    GPUs now instead of during the write.
     """
     found = attempt(lambda: Contents(checkpoint, place_of(world)))
     contents: Contents | None = found.value
@@ -69,15 +68,11 @@ def snapshot(checkpoint: Any, world: World, *, to_host: bool = False) -> list[Na
 
 def own_part(
     values: list[Named], shelf: CheckpointDirectory, world: World, staging: Staging | None = None
-) -> Outcome:
+) -> RankResult:
     """Writes the shard of this process; the value of its outcome is the list of file prefixes.
 
-    Args:
-        values: The values to write; large ones are removed once they are staged.
-        shelf: The checkpoint directory.
-        world: The current world.
-        staging: Staging memory for large values, for writes during training. Each value is released
-            as soon as it is copied, and the copies are written at low priority.
+    With staging memory, for writes during training, large values are removed from `values` and
+    released as soon as they are copied, and the copies are written at low priority.
     """
     prefix = os.path.join(shelf.staging, f"part-{world.rank}")
     large = f"{prefix}-large"
@@ -95,23 +90,15 @@ def own_part(
 
 
 def whole(
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RankResult],
     shelf: CheckpointDirectory,
     number: int,
     max_to_keep: int | None,
     every_n_hours: float | None = None,
-) -> list[Outcome]:
+) -> list[RankResult]:
     """Merges all shards into the checkpoint and commits it; called by rank 0 only.
 
-    Args:
-        outcomes: Outcomes of all shards.
-        shelf: The checkpoint directory.
-        number: Number of the checkpoint.
-        max_to_keep: Number of checkpoints to keep.
-        every_n_hours: Interval in hours at which checkpoints are preserved permanently.
-
-    Returns:
-        The outcomes, where that of rank 0 includes an error of the merge or commit.
+    Returns the outcomes, where that of rank 0 includes an error of the merge or commit.
     """
     try:
         if first_error(outcomes) is None:
@@ -120,12 +107,12 @@ def whole(
             shelf.commit(number, max_to_keep, every_n_hours)
         return list(outcomes)
     except Exception as error:
-        return [outcome_of(error, shelf.directory), *outcomes[1:]]
+        return [result_of_error(error, shelf.directory), *outcomes[1:]]
     finally:
         shelf.discard()
 
 
-def raise_errors(outcomes: Sequence[Outcome], path: str = "") -> None:
+def raise_errors(outcomes: Sequence[RankResult], path: str = "") -> None:
     """Raises one `CheckpointError` for the errors of all processes; `path` is "" if unknown."""
     error = first_error(outcomes)
     if error is not None:

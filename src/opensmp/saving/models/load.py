@@ -3,33 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import Any
 
 import tensorflow as tf
 
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.formats.formats import Format, inspected
 from opensmp.saving.models.inspection.damage import explained
 
-PathLike = str | os.PathLike[str]
-
 
 def load_into(model: Model, path: PathLike, kind: Format, what: str, *, state: bool = True) -> None:
-    """Loads weights, and optimizer state if the file has it, into a model.
-
-    Args:
-        model: A built Keras model.
-        path: The file.
-        kind: Its format.
-        what: Name of the operation for messages.
-        state: Whether to restore the optimizer's state and learning rate.
-
-    Raises:
-        SavingError: The file is damaged, refers to values in other files, or has the weights of a
-            different model; nothing was assigned.
-    """
+    """Loads weights, and optimizer state if the file has it; an error changes nothing."""
     if not model.built:
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "

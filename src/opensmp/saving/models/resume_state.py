@@ -21,11 +21,6 @@ def written(model: Model, paths: Collection[str], make: Callable[[], bytes]) -> 
     """Context in which saving weights to some paths also stores additional data in the files.
 
     Plain Keras can still read such files.
-
-    Args:
-        model: The model.
-        paths: The files.
-        make: Returns the data; called when the weights are written.
     """
     model.__dict__[_SOURCE] = {os.path.abspath(path): make for path in paths}
     try:
@@ -35,13 +30,7 @@ def written(model: Model, paths: Collection[str], make: Callable[[], bytes]) -> 
 
 
 def write(model: Model, path: str, temporary: str) -> None:
-    """Adds the additional data registered by `written` to a weights file.
-
-    Args:
-        model: The model.
-        path: The final path of the file.
-        temporary: Its current path.
-    """
+    """Adds the data registered by `written` for `path` to the weights file, now at `temporary`."""
     make = model.__dict__.get(_SOURCE, {}).get(os.path.abspath(path))
     if make is not None and not is_remote(path):
         with h5py.File(temporary, "a") as file:

@@ -6,27 +6,18 @@ import hashlib
 import os
 from pathlib import Path
 
+from opensmp.base.types import PathLike
 from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
-from opensmp.saving.models.formats.paths import weights_beside
-
-PathLike = str | os.PathLike[str]
+from opensmp.saving.models.formats.formats import format_for
 
 _PIECE_BYTES = 1 << 20
 
 
 def check_same_file(path: PathLike, what: str) -> None:
-    """Compares checksums of the files that the processes have read. Collective.
-
-    Args:
-        path: A file, a directory, or the prefix of a checkpoint.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: The files differ; all processes raise.
-    """
+    """Compares checksums of the files that the processes have read. Collective."""
     if not world.is_initialized() or world.current(what).size == 1 or is_remote(os.fspath(path)):
         return
     ranks = range(world.current(what).size)
@@ -47,9 +38,10 @@ def digest(path: PathLike) -> str:
         files = sorted(file for file in target.rglob("*") if file.is_file())
     elif target.is_file():
         files = [target]
-        beside = Path(weights_beside(os.fspath(path)))
-        if target.suffix == ".json" and beside.is_file():
-            files.append(beside)
+        kind = format_for(os.fspath(path))
+        if kind is not None and kind.weights_of is not None:
+            beside = Path(kind.weights_of(os.fspath(path)))
+            files += [beside] if beside.is_file() else []
     else:
         files = sorted(target.parent.glob(f"{target.name}.*"))
     found = hashlib.sha256()

@@ -12,7 +12,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.execution.models.nested_models import plans_of_parts
 from opensmp.execution.models.plain_model import input_specs, plain_calls, plain_class, plain_face
@@ -20,23 +20,11 @@ from opensmp.saving import atomic
 from opensmp.saving.gather import gathered, state_of, together
 from opensmp.saving.models import resume_state
 
-PathLike = str | os.PathLike[str]
-
 _ENTRY = "saved_model.pb"
 
 
 def write(model: Model, what: str, work: Callable[[Any], Any]) -> None:
-    """Gathers a model, runs `work` on its plain view on rank 0, and propagates errors.
-
-    Args:
-        model: Any Keras model.
-        what: Name of the operation for messages.
-        work: Writes the model; called on rank 0 with an instance of the plain class whose variables
-            are all readable.
-
-    Raises:
-        SavingError: It cannot be written, on this rank or another.
-    """
+    """Gathers a model, runs `work` on its plain view on rank 0, and propagates errors."""
     if not model.built and not plans_of_parts(model):
         raise SavingError(
             f"{what}: model '{model.name}' has no weights yet, for the shapes of its inputs are "
@@ -62,18 +50,8 @@ def write_saved_model(
     """Writes a whole model as a TensorFlow SavedModel, independent of opensmp.
 
     The signatures `serving_default` and `serve` run the model in inference mode, for any batch
-    size; `variables` are its weights, in the model's order.
-
-    Args:
-        model: A built Keras model.
-        path: A directory. In an existing one only files of the same names are replaced.
-        input_signature: As in `keras.Model.export`; by default the shapes and dtypes that the model
-            was called with.
-        what: Name of the operation for messages.
-        **kwargs: Further arguments of `keras.Model.export`.
-
-    Raises:
-        SavingError: It cannot be written.
+    size; `variables` are its weights, in the model's order. In an existing directory only files of
+    the same names are replaced. Further arguments are those of `keras.Model.export`.
     """
 
     def work(plain: Any) -> None:
@@ -134,17 +112,7 @@ def save_weights(
 
 
 def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> None:
-    """Atomically writes the configuration of a model, and its weights beside it.
-
-    Args:
-        model: A built Keras model.
-        path: The configuration file.
-        weights: The weights file, `x.weights.h5` in the same directory.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: They cannot be written.
-    """
+    """Atomically writes the configuration of a model, and its weights beside it."""
 
     def work(plain: Any) -> None:
         with _with_others(path) as place:
@@ -155,16 +123,7 @@ def write_json(model: Model, path: PathLike, weights: PathLike, what: str) -> No
 
 
 def write_checkpoint(model: Model, path: PathLike, what: str) -> None:
-    """Writes a TensorFlow checkpoint of a model and its optimizer.
-
-    Args:
-        model: A built Keras model.
-        path: Prefix of the files.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: It cannot be written.
-    """
+    """Writes a TensorFlow checkpoint of a model and its optimizer."""
 
     def work(plain: Any) -> None:
         objects = {"model": plain}

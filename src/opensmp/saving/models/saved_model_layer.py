@@ -195,15 +195,7 @@ def _without_values(read: Signature) -> Signature:
 
 
 def read_signature(path: str | os.PathLike[str], signature: str) -> Signature:
-    """Reads one signature of a SavedModel and its variables, on the host.
-
-    Args:
-        path: The directory.
-        signature: Name of the signature.
-
-    Raises:
-        SavingError: It cannot be read.
-    """
+    """Reads one signature of a SavedModel and its variables, on the host."""
     name = os.fspath(path)
     if not Path(name, "saved_model.pb").is_file():
         raise SavingError(f"{_WHAT}: {name} is not the directory of a SavedModel.")
@@ -338,11 +330,7 @@ def _cut(
 
 
 def saved_model_as_keras(path: str | os.PathLike[str]) -> Any:
-    """Wraps a SavedModel in a Functional Keras model.
-
-    Args:
-        path: The directory.
-    """
+    """Wraps a SavedModel in a Functional Keras model."""
     layer = SavedModelLayer(path)
     inputs = {
         name: keras.Input(batch_shape=tuple(spec.shape), dtype=spec.dtype.name, name=name)

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.inspection.archives import WEIGHTS, opened_member
 from opensmp.saving.models.inspection.safe_hdf5 import Hdf5, Shape, opened
-
-PathLike = str | os.PathLike[str]
 
 _SHOWN = 5
 
@@ -34,11 +32,7 @@ class Pair(NamedTuple):
 
 
 def check(pairs: Sequence[Pair], path: PathLike, what: str) -> None:
-    """Raises one error for all differences.
-
-    Raises:
-        SavingError: The weights do not match the model; the first differences are listed.
-    """
+    """Raises one error for all differences."""
     bad = [pair for pair in pairs if pair.my_shape != pair.their_shape]
     if not bad:
         return
@@ -84,13 +78,7 @@ def _shapes(source: Any, path: PathLike, what: str, everything: bool) -> dict[st
 
 
 def of_layers(model: Model, file: Hdf5, within: Any) -> list[Pair]:
-    """Pairs for HDF5 weights that are stored in the order of layers, as in Keras 2.
-
-    Args:
-        model: A built model.
-        file: The file.
-        within: The group in it that has one group per layer.
-    """
+    """Pairs for HDF5 weights that are stored in the order of layers, as in Keras 2."""
     mine = [
         (variable.path, tuple(variable.shape))
         for layer in model.layers

@@ -21,11 +21,7 @@ _NAME = "the gradients of all replicas"
 
 
 class Accumulator:
-    """Accumulates the gradients of variables.
-
-    Args:
-        variables: Trainable variables.
-    """
+    """Accumulates the gradients of variables."""
 
     def __init__(self, variables: Sequence[Any]) -> None:
         self._variables = list(variables)
@@ -46,14 +42,9 @@ class Accumulator:
         ]
 
     def finish(self, pipeline: Pipeline, others: Any) -> tuple[list[Gradient | None], Any]:
-        """Completes the pipeline, which computes the sums and `others`.
+        """Completes the pipeline; returns the sums, and `others`.
 
-        Args:
-            pipeline: The pipeline that the gradients come from.
-            others: A nest of other results.
-
-        Returns:
-            The sums, as `RemoteGradient` for variables of other processes, and the other results.
+        Sums of variables of other processes are `RemoteGradient`s.
         """
         rest = Structure.of(others)
         sums = [Structure.of(gradient) for gradient in self._sums(pipeline, rest.tensors)]

@@ -51,18 +51,7 @@ def call_with_batch(
     *,
     in_one_piece: bool = False,
 ) -> BatchCallResult:
-    """Calls a model with a whole batch, within the graph of a `tf.function`.
-
-    Args:
-        model: A DistributedModel.
-        world: The processes and devices.
-        args: Positional arguments, with the rows of all replicas.
-        kwargs: Keyword arguments.
-        in_one_piece: Whether each replica runs all rows as a single microbatch.
-
-    Raises:
-        StepError: The batch cannot be split, or the outputs cannot be joined.
-    """
+    """Calls a model with a whole batch, within the graph of a `tf.function`."""
     nest = Structure.of((args, dict(kwargs))).template  # with arrays and variables as tensors
     rows = num_rows(nest)
     if in_one_piece or (rows is None and len(world.dp_group) == 1):

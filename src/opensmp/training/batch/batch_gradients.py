@@ -43,16 +43,8 @@ Again = Callable[
 class Called:
     """A completed call with a whole batch.
 
-    Attributes:
-        model: The DistributedModel.
-        world: The processes and devices.
-        split: How the batch was divided.
-        passes: Its forward passes.
-        saved: The tensors that the forward passes saved in this process.
-        inputs: Arguments whose gradients may be requested.
-        kinds: The kind of each differentiable result.
-        given: Tensors and masks of the call.
-        run: Calls the model again, one microbatch at a time.
+    `inputs` are the arguments whose gradients may be requested, `given` the tensors and masks of
+    the call; `run` calls the model again, one microbatch at a time.
     """
 
     model: Any
@@ -68,13 +60,7 @@ class Called:
 
 @dataclass(frozen=True, eq=False)
 class _Upstream:
-    """Upstream gradients of some results of one order.
-
-    Attributes:
-        numbers: Positions of the results.
-        gradients: Their upstream gradients.
-        kinds: Their kinds.
-    """
+    """Upstream gradients of some results of one order."""
 
     numbers: list[int]
     gradients: list[Tensor]
@@ -97,14 +83,7 @@ class Gradients:
     def _connect(
         self, results: list[Tensor], upstreams: list[_Upstream], kinds: list[Kind]
     ) -> list[Tensor]:
-        """Connects the results of one order for tapes.
-
-        Args:
-            results: The results; None for missing ones.
-            upstreams: The upstream gradients of each lower order, from which the results were
-                computed in addition to variables and inputs.
-            kinds: The kind of each result.
-        """
+        """Connects the results of one order for tapes."""
         asked: set[int] = set()
         numbers = [number for number, result in enumerate(results) if result is not None]
         there = [results[number] for number in numbers]

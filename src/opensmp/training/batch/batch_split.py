@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from opensmp.base.types import Tensor
-from opensmp.distributed.collectives.reduce import sum_over
+from opensmp.distributed.collectives.reduce import all_reduce
 from opensmp.distributed.world import DP_GROUP, World
 from opensmp.errors import StepError
 
@@ -55,14 +55,6 @@ class Split:
 
         The sizes of shares differ by at most one row, and so do those of microbatches. A share with
         fewer rows than the number of microbatches has one microbatch per row.
-
-        Raises:
-            StepError: The batch is empty.
-
-        Example:
-            ```python
-            Split.of(10, world).parts  # with 4 microbatches: 2, 3, 2 and 3 rows
-            ```
         """
         if rows < 1:
             raise StepError("A batch without rows was received. Expected: at least one example.")
@@ -86,11 +78,7 @@ class Split:
         return tuple(part.counted / self.rows for part in self.parts)
 
     def take(self, nest: Any) -> list[Any]:
-        """One nest per microbatch of this replica; scalars are passed to each unchanged.
-
-        Raises:
-            NotByRows: A tensor's first axis is not the batch axis.
-        """
+        """One nest per microbatch of this replica; scalars are passed to each unchanged."""
         parts = self.parts
         if len(parts) == 1 and parts[0].size == self.rows:
             return [nest]
@@ -121,11 +109,7 @@ class Split:
         return leaf[begin : begin + size]
 
     def concat(self, values: Sequence[Tensor], what: str) -> Tensor:
-        """Concatenates the rows of this replica's microbatches; `what` describes them in errors.
-
-        Raises:
-            NotByRows: Their first axis is not the batch axis.
-        """
+        """Concatenates the rows of this replica's microbatches; `what` describes them in errors."""
         for part, value in zip(self.parts, values, strict=True):
             shape = value.shape
             if shape.rank is None or not shape.rank or shape[0] not in (part.size, None):
@@ -140,11 +124,7 @@ class Split:
         return values[0] if len(values) == 1 else tf.concat(list(values), 0)
 
     def has_rows(self, loss: Tensor, part: Part, model: str) -> bool:
-        """Whether a loss that a layer added for a microbatch has one entry per example.
-
-        Raises:
-            StepError: The shape is unknown, and with it the answer.
-        """
+        """Whether a loss that a layer added for a microbatch has one entry per example."""
         if len(self.parts) == 1 and len(self.replicas) == 1:
             return False  # the only part: the loss is that of the batch in either case
         shape = loss.shape
@@ -171,14 +151,10 @@ class Split:
 
     def sum(self, own: Tensor) -> Tensor:
         """All-reduces a tensor over the replicas by summation."""
-        return sum_over([own], self.replicas, name="a loss of all replicas")[0]
+        return all_reduce([own], self.replicas, name="a loss of all replicas")[0]
 
     def gather(self, own: Tensor, what: str) -> Tensor:
-        """Gathers the rows of all replicas; `what` describes them in errors.
-
-        Raises:
-            StepError: They are not a dense numeric tensor.
-        """
+        """Gathers the rows of all replicas; `what` describes them in errors."""
         if len(self.replicas) == 1:
             return own
         if not isinstance(own, tf.Tensor) or own.dtype == tf.string or own.shape.rank is None:
@@ -192,7 +168,7 @@ class Split:
         number = tf.cast(own, tf.int32) if own.dtype == tf.bool else own
         # Zero padding, because the replicas may have different numbers of rows.
         padded = tf.pad(number[:counted], paddings)
-        (total,) = sum_over([padded], self.replicas, name="the outputs of all replicas")
+        (total,) = all_reduce([padded], self.replicas, name="the outputs of all replicas")
         total.set_shape([self.rows, *own.shape[1:]])
         return tf.cast(total, own.dtype)
 

@@ -38,15 +38,8 @@ _REDUCTIONS: dict[Any, Kind] = {"sum_over_batch_size": "mean", "mean": "mean", "
 def kind_of(loss: Any) -> Kind | None:
     """How the Keras loss of a batch follows from those of its microbatches.
 
-    Returns:
-        `"mean"`: as their mean, weighted by the number of examples. `"sum"`: as their sum. None:
-        neither, or unknown.
-
-    Example:
-        ```python
-        kind_of(keras.losses.MeanSquaredError())  # "mean"
-        kind_of(lambda y_true, y_pred: ...)  # None
-        ```
+    `"mean"`: as their mean, weighted by the number of examples. `"sum"`: as their sum. None:
+    neither, or unknown.
     """
     if type(loss) not in ROW_BY_ROW:
         return None

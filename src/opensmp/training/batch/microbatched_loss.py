@@ -60,9 +60,6 @@ def loss_and_gradients(model: Any, world: World, data: Any, kind: Kind) -> Separ
     """Runs the forward and backward passes of one batch of `fit`, for a compiled model.
 
     `kind` says how the batch's loss follows from those of its microbatches.
-
-    Raises:
-        NotSeparable: The loss cannot be divided by microbatch.
     """
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
     rows = num_rows(x)

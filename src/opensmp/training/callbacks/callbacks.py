@@ -152,11 +152,7 @@ class _InAll(keras.callbacks.Callback):
 
 
 class _First(keras.callbacks.Callback):
-    """First callback in the list: gives the others the logs of rank 0.
-
-    Args:
-        ready: Called when the data have been prepared.
-    """
+    """First callback in the list: calls `ready`, and gives the others the logs of rank 0."""
 
     def __init__(self, ready: Callable[[], None]) -> None:
         super().__init__()
@@ -237,16 +233,7 @@ def _is_settable(optimizer: Any) -> bool:
 
 @contextlib.contextmanager
 def shared_call(model: Model, name: str, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Context of a call of `fit`, `evaluate` or `predict` with several processes.
-
-    Args:
-        model: The model.
-        name: `"fit"`, `"evaluate"` or `"predict"`.
-        arguments: The user's arguments, by name.
-
-    Yields:
-        The arguments to pass to Keras.
-    """
+    """Context of a call of `fit`, `evaluate` or `predict` with several processes."""
     callbacks = arguments.get("callbacks")
     if isinstance(callbacks, keras.callbacks.CallbackList):
         _check_list(name, callbacks)

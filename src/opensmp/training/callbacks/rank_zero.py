@@ -54,18 +54,7 @@ def everywhere(method: Method) -> Method:
 
 
 def run_in_one(model: Model, what: str, work: Callable[[], Any], *, weights: bool = False) -> None:
-    """Runs `work` in rank 0, assisted by the other processes; all processes must call it.
-
-    Args:
-        model: The model whose methods `work` may call.
-        what: What is done, for messages.
-        work: Called in rank 0 only.
-        weights: Whether `work` reads weights of the model that other processes may own.
-
-    Raises:
-        Exception: In rank 0, the exception that `work` raised.
-        StepError: In the other processes, if `work` raised an exception.
-    """
+    """Runs `work` in rank 0, assisted by the others; if it fails, all of them raise an error."""
     if world.current(what).rank == WRITER:
         _lead(model, work, weights)
     else:

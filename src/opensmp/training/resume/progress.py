@@ -76,9 +76,8 @@ class Progress:
     def state(self, best: Sequence[Any] | None = None, seeds: Sequence[Variable] = ()) -> bytes:
         """Serializes the position; all that it reads must be in this process: see `gathered`.
 
-        Args:
-            best: The weights of the whole model that an EarlyStopping keeps.
-            seeds: Seeds of random layers, if nothing else saves them.
+        `best` are the weights of the whole model that an EarlyStopping keeps, `seeds` those of
+        random layers, if nothing else saves them.
         """
         metrics = self._before_test
         if metrics is None:
@@ -102,15 +101,7 @@ class Progress:
     # --------------------------------------------------------------------- where it goes on
 
     def resume(self, text: bytes, what: str) -> None:
-        """Makes `fit` resume from a saved position; call it when training begins.
-
-        Args:
-            text: The result of `state`.
-            what: Where it comes from, for messages.
-
-        Raises:
-            CheckpointError: Another version of opensmp wrote it.
-        """
+        """Makes `fit` resume from a saved position; call it when training begins."""
         state = json.loads(text)
         if state.get("version") != _VERSION:
             raise CheckpointError(

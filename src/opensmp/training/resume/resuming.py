@@ -66,16 +66,7 @@ def is_resumable(arguments: Any) -> bool:
 
 @contextlib.contextmanager
 def resumable(model: Model, given: Any, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Context of a call of `fit` that resumes an earlier program's training.
-
-    Args:
-        model: The model.
-        given: The user's arguments.
-        arguments: The arguments for Keras, with callbacks adapted to several processes.
-
-    Yields:
-        The arguments to pass to Keras.
-    """
+    """Context of a call of `fit` that resumes an earlier program's training."""
     known = flat(given.get("callbacks"))
     first, last = given.get("initial_epoch", 0), given.get("epochs", 1)
     progress = Progress(model, known, int(first), int(last))

@@ -33,16 +33,6 @@ def described(value: Any, deepest: int = _DEEPEST) -> str:
     Numbers, strings and containers are described by value; Keras objects by class and
     configuration; functions by name, location in the code, and the numbers and strings in their
     closure and defaults; other objects by class and public numeric attributes.
-
-    Args:
-        value: Any object.
-        deepest: Maximum nesting depth.
-
-    Example:
-        ```python
-        described(keras.layers.Dropout(0.5))  # "keras.layers.Dropout(..., rate=0.5, ...)"
-        described(lambda y, p: y - p)  # "__main__.<lambda> (train.py:7)"
-        ```
     """
     if deepest == 0:
         return "..."

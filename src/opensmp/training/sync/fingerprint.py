@@ -17,14 +17,6 @@ def fingerprint(nest: Any) -> str:
 
     Equal batches have equal fingerprints; those of batches with other rows or another order differ,
     unless only a few entries of a large tensor differ.
-
-    Args:
-        nest: A batch as passed to `fit`: tensors, arrays and other leaves.
-
-    Example:
-        ```python
-        fingerprint((images, labels))  # "float32 [32, 28, 28], int64 [32]: 8f3a2c11"
-        ```
     """
     words, sum_ = [], 0
     for leaf in tf.nest.flatten(nest, expand_composites=True):

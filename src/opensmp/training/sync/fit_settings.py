@@ -52,13 +52,7 @@ _LONGEST = 160
 
 
 def settings_of(model: Any, call: str, arguments: Mapping[str, Any] | None = None) -> Settings:
-    """The settings that must be equal in all processes that make a call.
-
-    Args:
-        model: The model.
-        call: `"fit"`, `"evaluate"`, `"predict"`, or `"train_on_batch"` etc.
-        arguments: The user's arguments, by name.
-    """
+    """The settings that must be equal in all processes that make a call."""
     found: Settings = {"the method": call}
     if arguments is not None:
         found.update(_of_call(call, arguments))

@@ -38,17 +38,10 @@ def is_shared() -> bool:
 
 
 def meet(what: str, news: Any = None) -> list[Any]:
-    """Checks that all processes are at the same point of `fit`, and exchanges `news`.
+    """Checks that all processes are at the same point of `fit`; returns the `news` of all ranks.
 
-    Args:
-        what: What comes next; completes the sentence "rank 0 is about to".
-        news: Any picklable object.
-
-    Returns:
-        The news of all ranks, by rank; with one process its own only.
-
-    Raises:
-        StepError: They are at different points. All processes raise it.
+    `what` comes next; it completes the sentence "rank 0 is about to". All raise an error if they
+    differ.
     """
     if not is_shared():
         return [news]
@@ -64,9 +57,6 @@ def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
     """Like `meet`, for processes that must have the same settings.
 
     Sends only digests of the settings, unless some differ.
-
-    Raises:
-        StepError: They are at different points, or have different settings. All raise it.
     """
     if not is_shared():
         return [news]
@@ -93,9 +83,6 @@ def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> Non
 
     `kind` is `"train"`, `"test"` or `"predict"`. `settings` are compared too, for calls that are
     not within `fit`, `evaluate` or `predict`.
-
-    Raises:
-        StepError: They are not. All processes raise it.
     """
     if not is_shared():
         return
@@ -107,23 +94,15 @@ def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> Non
 
 
 def meet_to_begin(settings: Settings) -> None:
-    """Checks that all processes begin the same call of `evaluate` or `predict`.
-
-    Raises:
-        StepError: They do not, or their settings differ. All processes raise it.
-    """
+    """Checks that all processes begin the same call of `evaluate` or `predict`."""
     meet_with(settings, _BEGIN)
 
 
 def agree_on_chance(settings: Settings) -> int | None:
     """Begins a call of `fit`; sets Python's random state to that of rank 0 if they differ.
 
-    Returns:
-        A seed for TensorFlow's shuffling, the same in all processes; None if the global seed is
-        already the same in all of them.
-
-    Raises:
-        StepError: The processes begin different calls or have other settings. All raise it.
+    Returns a seed for TensorFlow's shuffling, the same in all processes; None if the global seed is
+    already the same in all of them.
     """
     if not is_shared():
         return None

@@ -5,13 +5,13 @@ from compiler.plan.hand_made import chain, plan_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opensmp.compiler.plan.report.predicted_schedule import stages, timetable
+from opensmp.compiler.plan.report.predicted_schedule import predict_schedule, stages
 from opensmp.compiler.plan.unit_graph import CutTensor, Machine, SharedVariable
 from opensmp.compiler.schedule.actions import Action
 
 
 def seconds_of(plan, text):
-    return timetable(plan).graph.seconds[Action.parse(text)]
+    return predict_schedule(plan).graph.seconds[Action.parse(text)]
 
 
 @given(st.integers(1, 4), st.integers(1, 6), st.sampled_from(["simple", "interleaved"]))
@@ -23,7 +23,7 @@ def test_devices_are_busy_for_as_long_as_their_stages_take(partitions, microbatc
         pipeline=pipeline,
         microbatches=microbatches,
     )
-    busy = timetable(plan).simulation.busy_seconds
+    busy = predict_schedule(plan).simulation.busy_seconds
     assert busy == pytest.approx([microbatches * s for s in plan.prediction.stage_seconds])
 
 
@@ -33,7 +33,7 @@ def test_equal_stages_take_as_long_as_the_formula_says():
     machine = Machine(transfer_seconds=0.0)
     plan = plan_of(graph, [0, 1, 2], 3, microbatches=5, pipeline="simple", machine=machine)
     assert plan.prediction.step_seconds == pytest.approx(9 + 4 * 3)
-    assert timetable(plan).simulation.makespan_seconds == pytest.approx(9 + 4 * 3)
+    assert predict_schedule(plan).simulation.makespan_seconds == pytest.approx(9 + 4 * 3)
 
 
 def test_receiver_pays_for_the_transfer():
@@ -53,7 +53,7 @@ def test_copy_of_a_shared_variable_is_paid_for():
 
 def test_towers_do_not_wait_for_each_other_but_their_gradients_do():
     plan = plan_of(chain(2, tensors=[]), [0, 1], 2, microbatches=1)
-    needs = timetable(plan).graph.needs
+    needs = predict_schedule(plan).graph.needs
     assert needs[Action.parse("1F0")] == frozenset()
     assert needs[Action.parse("0B0")] == {Action.parse("0F0"), Action.parse("1F0")}
 
@@ -61,7 +61,7 @@ def test_towers_do_not_wait_for_each_other_but_their_gradients_do():
 def test_frozen_stage_has_no_backward_action():
     graph = chain(2, tensors=[CutTensor(0, (1,), 100, 0)])
     graph.backward_seconds[0] = 0
-    actions = timetable(plan_of(graph, [0, 1], 2, microbatches=1)).graph.device
+    actions = predict_schedule(plan_of(graph, [0, 1], 2, microbatches=1)).graph.device
     assert {action.text for action in actions} == {"0F0", "1F0", "1B0"}
 
 
@@ -72,11 +72,11 @@ def test_stages_are_partitions_where_tensors_only_go_up():
 def test_partition_that_is_come_back_to_has_several_stages():
     plan = plan_of(chain(4), [0, 1, 0, 1], 2, microbatches=2)
     assert stages(plan.costs, plan.assignment).tolist() == [0, 1, 2, 3]
-    table = timetable(plan)
+    table = predict_schedule(plan)
     assert {table.graph.device[Action("F", s, 0)] for s in (0, 2)} == {0}
     assert table.schedule.name == "interleaved"
 
 
 def test_empty_partition_does_nothing():
-    table = timetable(plan_of(chain(2), [0, 2], 3))
+    table = predict_schedule(plan_of(chain(2), [0, 2], 3))
     assert table.simulation.busy_seconds[1] == 0

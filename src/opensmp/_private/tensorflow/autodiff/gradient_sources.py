@@ -17,12 +17,7 @@ _JACOBIANS = ("jacobian", "batch_jacobian")
 
 
 def note_source(tensor: Tensor, error: Exception) -> None:
-    """Makes tapes raise an error when asked for a gradient with respect to a tensor.
-
-    Args:
-        tensor: A graph tensor.
-        error: The error to raise.
-    """
+    """Makes tapes raise an error when asked for a gradient with respect to a tensor."""
     setattr(tensor, _REFUSAL, error)
     check_sources()
 
@@ -56,9 +51,6 @@ def refuse_jacobian(refusal: Callable[[str], Exception]) -> None:
 
     TensorFlow computes the rows of a Jacobian in a loop, or by vectorizing each operation. There is
     no public way to detect this, and TensorFlow would replace the raised error by one of its own.
-
-    Args:
-        refusal: Takes "jacobian" or "batch_jacobian" and returns the error.
     """
     asked = _asked.get()
     if asked is not None:

@@ -45,19 +45,10 @@ _GRADIENTS = "_smp_gradients"
 def with_gradient(
     results: Sequence[Tensor], args: Sequence[Tensor], gradient: Callable[..., Sequence[Any]]
 ) -> list[Tensor]:
-    """Makes `gradient` the gradient of `results` with respect to `args`, in a graph.
+    """Makes `gradient` that of the returned `results` with respect to `args`, in a graph.
 
     Like `tf.custom_gradient`, which however registers each function for the life of the process and
     so never frees what the trace holds. Here the graph owns the functions.
-
-    Args:
-        results: Tensors computed from `args`.
-        args: Tensors.
-        gradient: Takes the upstream gradient of each result; returns that of each argument, or
-            None.
-
-    Returns:
-        The tensors to use in place of `results`.
     """
     graph = tf.compat.v1.get_default_graph()
     tensors = [*results, *args]
@@ -112,13 +103,6 @@ def record_call(
 
     Like `tf.custom_gradient`, but with the variables themselves as arguments. They need not be
     read, which a variable of another process does not allow.
-
-    Args:
-        results: Tensors computed while no tape recorded.
-        variables: `tf.Variable`s that they depend on.
-        inputs: Tensors that they depend on.
-        backward: Takes the upstream gradient of each result; returns that of each variable and
-            input.
     """
     for variable in variables:
         tape.variable_accessed(variable)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ def seconds(work: Work, machine: Machine) -> float:
 
     This is the launch time of its operations plus the longer of arithmetic and memory traffic, as
     in the roofline model (Williams, Waterman and Patterson, CACM 2009).
-
-    Example:
-        >>> seconds(Work(flops=1e9, bytes=1e6, launches=1), Machine(flops_per_second=1e10))
-        0.100005
     """
     busy = max(work.flops / machine.flops_per_second, work.bytes / machine.bytes_per_second)
     if machine.narrow_flops_per_second is not None:
@@ -66,7 +62,6 @@ def coarsen(
     unknown_size: int = UNKNOWN_SIZE,
     optimizer_slots: float = OPTIMIZER_SLOTS,
     max_units: int = MAX_UNITS,
-    measured: Mapping[str, tuple[float, float]] | None = None,
 ) -> CoarseGraph:
     """Groups the operations of a graph into units and computes the cost of each unit.
 
@@ -90,29 +85,18 @@ def coarsen(
         unknown_size: Assumed size of unknown dimensions, such as the batch.
         optimizer_slots: Bytes of optimizer state per byte of trained parameters.
         max_units: Maximum number of units; excess units are joined, light chains first.
-        measured: Maps the label of a layer call to seconds (forward, backward), see
-            `opensmp.execution.profiling.calibration`; they replace the predicted ones.
 
     Returns:
         The units in topological order.
 
     Raises:
         PlanError: If the operations of the graph are not in topological order.
-
-    Example:
-        ```python
-        graph = coarsen(traced, Machine())
-        print(graph.names, graph.forward_seconds)
-        ```
     """
     wanted = trainable_placeholders(traced) if required is None else tuple(required)
     costs = graph_costs(traced, required=wanted, unknown_size=unknown_size)
     forward = [seconds(work, machine) for work in costs.forward]
     backward = [seconds(work, machine) for work in costs.backward]
     units = Units(traced, costs, [f + b for f, b in zip(forward, backward, strict=True)], max_units)
-    if measured:
-        forward = _measured(units, forward, {name: times[0] for name, times in measured.items()})
-        backward = _measured(units, backward, {name: times[1] for name, times in measured.items()})
     if wanted:
         for index, count in _loss_sizes(traced, costs):
             forward[index] += LOSS_FLOPS * count / machine.flops_per_second
@@ -124,11 +108,6 @@ def place(traced: TracedGraph, graph: CoarseGraph, assignment: ArrayLike) -> dic
     """Returns operation name to partition for all operations but inputs, variables and captures.
 
     An operation in no unit is placed in the lowest partition that reads it.
-
-    Args:
-        traced: The traced model.
-        graph: Its units.
-        assignment: Integers of shape (len(graph),): the partition of each unit.
     """
     partition_of: dict[str, int] = {}
     for operations, partition in zip(graph.operations, np.asarray(assignment), strict=True):
@@ -287,17 +266,3 @@ class _Summary:
 
 
 _NUMBER = re.compile(r"#\d+")
-
-
-def _measured(
-    units: Units, predicted: Sequence[float], measured: Mapping[str, float]
-) -> list[float]:
-    """Returns seconds per operation, scaled so that each measured layer call sums to its time."""
-    totals: dict[str, float] = {}
-    for i, label in units.labels.items():
-        totals[label] = totals.get(label, 0.0) + predicted[i]
-    result = list(predicted)
-    for i, label in units.labels.items():
-        if label in measured and totals[label]:
-            result[i] *= measured[label] / totals[label]
-    return result

@@ -21,12 +21,7 @@ _MORE_NODES = 50_000
 
 
 def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
-    """Returns the graph of the groups: the predecessors of each group, without itself.
-
-    Example:
-        >>> contracted([[], [0], [1]], groups=[0, 0, 1])
-        [set(), {0}]
-    """
+    """Returns the graph of the groups: the predecessors of each group, without itself."""
     result: list[set[int]] = [set() for _ in range(max(groups, default=-1) + 1)]
     for node, producers in enumerate(needs):
         group = groups[node]
@@ -35,11 +30,7 @@ def contracted(needs: Needs, groups: Sequence[int]) -> list[set[int]]:
 
 
 def topological_order(needs: Needs) -> list[int]:
-    """Returns the nodes in topological order; of the ready ones, the lowest number comes first.
-
-    Raises:
-        PlanError: If the graph has a cycle.
-    """
+    """Returns the nodes in topological order; of the ready ones, the lowest number comes first."""
     order, waiting = _peeled(needs)
     if len(order) < len(waiting):
         stuck = [node for node, count in enumerate(waiting) if count]
@@ -58,13 +49,6 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
     again in halves, so that a few bad pairs cost little. Refused pairs are tried once more after
     others were accepted, since these may have joined the whole cycle. The number of trials is
     bounded; pairs that are not accepted by then are refused.
-
-    Args:
-        needs: An acyclic graph.
-        pairs: Pairs of nodes to join, the most important first.
-
-    Returns:
-        The grouping, and the refused pairs.
     """
     parent = list(range(len(needs)))
     refused: list[Pair] = []
@@ -106,16 +90,11 @@ def joined(needs: Needs, pairs: Sequence[Pair]) -> tuple[list[int], list[Pair]]:
 
 
 def chained(needs: Needs, weights: Sequence[float], limit: float, *, by_reader: bool) -> list[int]:
-    """Joins light nodes with their only successor, or with their only predecessor.
+    """Joins light nodes with their only predecessor, or with their only successor if `by_reader`.
 
     This cannot create a cycle: all paths out of a node with one successor lead through it, and all
-    paths into a node with one predecessor lead through it.
-
-    Args:
-        needs: An acyclic graph.
-        weights: Weight of each node; infinite for nodes that are not light.
-        limit: Maximum total weight of the light nodes added to a node.
-        by_reader: Whether to join with the only successor instead of the only predecessor.
+    paths into a node with one predecessor lead through it. Nodes that are not light have infinite
+    weight; the light nodes added to a node weigh at most `limit` together.
     """
     near = _readers(needs) if by_reader else [sorted(set(producers)) for producers in needs]
     parent = list(range(len(near)))
@@ -136,11 +115,6 @@ def reduced(needs: Needs, weights: Sequence[float], most: int) -> list[int]:
     within a limit, which doubles when no more joins are found. The remaining nodes, such as a dense
     web of tiny nodes, are joined as runs of a topological order. Heavy nodes thus keep their
     boundaries, where cuts are worthwhile.
-
-    Args:
-        needs: An acyclic graph.
-        weights: Weight of each node, >= 0.
-        most: Maximum number of groups.
     """
     groups = list(range(len(needs)))
     total = float(sum(weights))

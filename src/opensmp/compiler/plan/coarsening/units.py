@@ -36,12 +36,6 @@ _HANDLES = (tf.variant, tf.resource)
 class Units:
     """The units of a traced graph; see `opensmp.compiler.plan.coarsening.coarsen.coarsen`.
 
-    Args:
-        traced: The traced model.
-        costs: Its costs.
-        times: Seconds of each operation, forward and backward.
-        max_units: Maximum number of units.
-
     Attributes:
         wiring: The operations by index.
         variables: Maps the index of a variable's placeholder to the variable.
@@ -179,11 +173,7 @@ class Units:
     def _light(self, units: Mapping[int, int], count: int, *, aliases: bool) -> list[float]:
         """Returns the time of each unit of light operations outside of layers, else infinity.
 
-        Args:
-            units: Maps operations to units.
-            count: Number of units.
-            aliases: Whether only units of alias operations (no arithmetic, no traffic) count as
-                light.
+        With `aliases`, only units of alias operations (no arithmetic, no traffic) count as light.
         """
         weights = [0.0] * count
         for i, unit in units.items():

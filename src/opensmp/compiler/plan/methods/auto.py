@@ -27,20 +27,8 @@ def auto_plan(
 ) -> Plan:
     """Cuts a model by its predicted costs.
 
-    Args:
-        traced: The traced model.
-        num_partitions: Number of partitions.
-        settings: The settings to plan for.
-        homes: Maps the ids of variables that are already placed to their partitions; units that
-            read them are placed there.
-
     Raises:
         PlanError: If no plan fits the memory of the devices.
-
-    Example:
-        ```python
-        plan = auto_plan(traced, 4, PlanSettings(microbatches=8, optimize="speed"))
-        ```
     """
     settings = settings or PlanSettings()
     graph = coarsen(traced, settings.machine)
@@ -54,18 +42,7 @@ def plan_units(
     settings: PlanSettings,
     homes: Mapping[int, int] | None = None,
 ) -> Plan:
-    """Does the same as `auto_plan` for a model whose units and costs are known.
-
-    Args:
-        traced: The traced model.
-        graph: Its units.
-        num_partitions: Number of partitions.
-        settings: The settings to plan for.
-        homes: See `auto_plan`.
-
-    Raises:
-        PlanError: If no plan fits the memory of the devices.
-    """
+    """Does the same as `auto_plan` for a model whose units and costs are known."""
     stages = _stages(graph, num_partitions * settings.pieces, settings)
     # Round-robin, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
     # Clusters Using Megatron-LM", SC 2021, section 2.2.

@@ -29,19 +29,8 @@ def make_plan(
 ) -> Plan:
     """Builds the plan of a traced graph and checks that it covers every operation.
 
-    Args:
-        traced: The traced model.
-        num_partitions: Number of partitions.
-        partition_of: Maps operation names to partitions.
-        groups: Pairs (name, operations) of pieces that a user of the plan file may move between
-            partitions; None groups the operations of each layer call by partition.
-        settings: See `Plan`, as for the remaining arguments.
-        source: See `Plan`.
-        graph: See `Plan`.
-        make_graph: See `Plan`.
-
-    Raises:
-        PlanError: If an operation has no partition, or one that does not exist.
+    `groups` are pairs (name, operations) of pieces that a user of the plan file may move between
+    partitions; by default the operations of each layer call by partition. For the rest see `Plan`.
     """
     _refuse_gaps(traced, num_partitions, partition_of, source)
     if groups is None:
@@ -71,12 +60,7 @@ def costs_later(traced: TracedGraph, settings: PlanSettings) -> Callable[[], Coa
 
 
 def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
-    """Logs which partitions of a plan are empty, and the reason.
-
-    Args:
-        plan: The plan.
-        is_shared: Whether an earlier model has placed some of the model's variables.
-    """
+    """Logs which partitions of a plan are empty, and the reason."""
     if not plan.empty:
         return
     numbers = ", ".join(map(str, plan.empty))

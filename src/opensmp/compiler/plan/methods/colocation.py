@@ -17,15 +17,7 @@ def in_one_place(
     homes: Mapping[int, int],
     settings: PlanSettings,
 ) -> Plan:
-    """Plans a single layer into one partition: the least loaded one.
-
-    Args:
-        traced: The traced layer.
-        loads: Load of each partition from other models.
-        homes: Maps the ids of variables that are already placed to their partitions; the layer is
-            placed with the first of them.
-        settings: The settings that the costs are predicted for.
-    """
+    """Plans a single layer into one partition: the least loaded one."""
     kept = [homes[id(v.variable)] for v in traced.variables if id(v.variable) in homes]
     place = kept[0] if kept else min(range(len(loads)), key=lambda p: (loads[p], p))
     partition_of = {op.name: place for op in traced.operations if op not in traced.sources}
@@ -39,10 +31,6 @@ def beside(plan: Plan, loads: Sequence[float]) -> Plan:
     """Moves a plan that leaves partitions empty to the least loaded consecutive partitions.
 
     The partitions keep their order. A plan without a choice is returned unchanged.
-
-    Args:
-        plan: A plan.
-        loads: Load of each partition from other models.
     """
     used = [p for p in range(plan.num_partitions) if p not in plan.empty]
     if not plan.empty or not used:

@@ -15,14 +15,7 @@ def manual_plan(
     default_partition: int,
     settings: PlanSettings | None = None,
 ) -> Plan:
-    """Makes a plan from the tags that `smp.partition` left on operations.
-
-    Args:
-        traced: The traced model.
-        num_partitions: Number of partitions.
-        default_partition: Partition of operations outside every `smp.partition`.
-        settings: The settings to predict the costs for.
-    """
+    """Makes a plan from the tags of `smp.partition`, and the default partition for all else."""
     partition_of = {}
     for op in traced.operations:
         if op not in traced.sources:

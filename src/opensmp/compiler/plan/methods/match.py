@@ -36,12 +36,6 @@ def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSett
     with another shape, in inference, or with another version of Keras. In a layer that is cut
     inside, operations are matched by name; unknown ones are placed with the preceding operation.
 
-    Args:
-        plan: The loaded plan.
-        traced: The traced model.
-        num_partitions: Required number of partitions.
-        settings: The settings to predict its costs for.
-
     Raises:
         PlanError: If it is for another number of partitions or another model; the message names the
             first differences and counts them.
@@ -56,11 +50,7 @@ def fit(plan: Plan, traced: TracedGraph, num_partitions: int, settings: PlanSett
 
 
 def check_partitions(plan: Plan, num_partitions: int) -> None:
-    """Checks that a plan is for `num_partitions` partitions.
-
-    Raises:
-        PlanError: If it is for another number.
-    """
+    """Checks that a plan is for `num_partitions` partitions."""
     if plan.num_partitions != num_partitions:
         raise PlanError(
             f"{_named(plan)}: it has {plan.num_partitions} partitions, but the configuration has "
@@ -72,24 +62,14 @@ def check_partitions(plan: Plan, num_partitions: int) -> None:
 def follow(traced: TracedGraph, plans: Sequence[Plan], settings: PlanSettings) -> Plan:
     """Returns a plan for another trace of a model (other shapes, inference) with equal placement.
 
-    Args:
-        traced: The new trace.
-        plans: Plans of earlier traces; the first plan that contains a layer call decides.
-        settings: The settings to predict its costs for.
+    The first of `plans` that contains a layer call decides.
     """
     return _follow(traced, plans, plans[0].num_partitions, settings, strict=False)
 
 
 @dataclass(frozen=True)
 class Places:
-    """The placement of each layer call in a plan, independent of the graph it was made for.
-
-    Attributes:
-        calls: The layer calls.
-        partition_of: Maps operation names to partitions.
-        num_partitions: Number of partitions.
-        source: Source of the plan.
-    """
+    """The placement of each layer call in a plan, independent of the graph it was made for."""
 
     calls: tuple[LayerCall, ...]
     partition_of: Mapping[str, int]
@@ -103,13 +83,7 @@ class Places:
 
 
 def follow_twin(traced: TracedGraph, twin: Places, settings: PlanSettings) -> Plan:
-    """Returns a plan with equal placement for a model that has the same layers as another one.
-
-    Args:
-        traced: The traced model.
-        twin: The placement of the other model, whose layers may have other names.
-        settings: The settings to predict its costs for.
-    """
+    """Returns a plan with equal placement for a model that has the same layers as another one."""
     return _follow(traced, [twin], twin.num_partitions, settings, strict=False, by_position=True)
 
 

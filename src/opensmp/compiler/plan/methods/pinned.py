@@ -30,13 +30,7 @@ Assignment = NDArray[np.int64]
 
 
 def kept_units(traced: TracedGraph, graph: CoarseGraph, homes: Mapping[int, int]) -> dict[int, int]:
-    """Returns the units that read placed variables, with the partition of most of their bytes.
-
-    Args:
-        traced: The traced model.
-        graph: Its units.
-        homes: Maps the id of a placed variable to its partition.
-    """
+    """Returns the units that read placed variables, with the partition of most of their bytes."""
     unit_of = {name: unit for unit, names in enumerate(graph.operations) for name in names}
     weights: dict[int, dict[int, int]] = {}
     for leaf in traced.variables:
@@ -64,16 +58,6 @@ def partition_around(
 
     Tensors may go back to lower partitions, and partitions may consist of several pieces. As few
     partitions as possible stay empty.
-
-    Args:
-        graph: The units.
-        kept: Maps pinned units to their partitions.
-        num_partitions: Number of partitions, >= 1.
-        settings: The settings to plan for.
-        free: The assignment without pinned units.
-
-    Returns:
-        The partition of each unit, of shape (len(graph),).
     """
     # More partitions than units are possible: some stay empty.
     problem = replace(price(graph, num_partitions, settings), num_partitions=num_partitions)
@@ -86,13 +70,7 @@ def partition_around(
 
 
 def tell_of_kept(plan: Plan, kept: Mapping[int, int], free: Assignment) -> None:
-    """Logs which layers are pinned, as a warning if that makes the plan much slower.
-
-    Args:
-        plan: The plan.
-        kept: Maps pinned units to their partitions.
-        free: The assignment without pinned units.
-    """
+    """Logs which layers are pinned, as a warning if that makes the plan much slower."""
     if not kept:
         return
     layers = list(dict.fromkeys(plan.costs.names[unit] for unit in kept))

@@ -27,16 +27,7 @@ def simple_runs(problem: Problem) -> list[Assignment]:
 
 
 def even_runs(weights: ArrayLike, count: int) -> Assignment:
-    """Returns runs that end where the cumulative weight reaches equal shares of the total.
-
-    Args:
-        weights: Weight of each unit, >= 0.
-        count: Number of runs, at most one per unit; none is empty.
-
-    Example:
-        >>> even_runs([1, 1, 1, 1, 4], 2)
-        array([0, 0, 0, 0, 1])
-    """
+    """Returns runs that end where the cumulative weight reaches equal shares of the total."""
     total = np.cumsum(np.asarray(weights, dtype=np.float64))
     size = len(total)
     cuts = np.searchsorted(total, total[-1] * np.arange(1, count) / count) + 1
@@ -53,14 +44,6 @@ def block_runs(weights: ArrayLike, count: int) -> Assignment:
     in their proof, units move from the heaviest run towards the lightest: across the first boundary
     between the two where that makes the heavier of its two neighbours lighter, or else one unit
     across each boundary on the way.
-
-    Args:
-        weights: Weight of each unit, integers >= 0.
-        count: Number of runs, at most one per unit; none is empty.
-
-    Example:
-        >>> block_runs([1, 1, 1, 3, 3], 2)
-        array([0, 0, 0, 1, 1])
     """
     each: list[int] = np.asarray(weights, dtype=np.int64).tolist()
     size, largest = len(each), max(each)

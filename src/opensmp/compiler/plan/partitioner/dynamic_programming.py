@@ -55,17 +55,10 @@ class Steps:
         return np.append(self.start[chain], self.num_cuts - 1)
 
     def least(self, weight: Floats, count: int, *, maximum: bool = False) -> list[Floats]:
-        """Returns the least sum (or maximum) of weights over chains of 0 to `count` steps.
+        """Returns the least sum (or maximum) of weights over chains of up to `count` steps.
 
-        Chains start at cut 0.
-
-        Args:
-            weight: One entry per step.
-            count: Number of steps.
-            maximum: Whether the largest weight of a chain counts instead of the sum.
-
-        Returns:
-            For each number of steps an array with one entry per cut at which the chain ends.
+        For each number of steps, from 0, an array with one entry per cut at which a chain from cut
+        0 ends.
         """
         stops, begins = np.unique(self.stop, return_index=True)
         combine = np.maximum if maximum else np.add
@@ -79,29 +72,22 @@ class Steps:
             values.append(value)
         return values
 
-    def best_chain(self, weight: Floats, count: int, *, maximum: bool = False) -> Integers | None:
-        """Returns the steps of the best chain from the first to the last cut; None if none."""
-        values = self.least(weight, count, maximum=maximum)
+    def best_chain(self, weight: Floats, count: int) -> Integers | None:
+        """Returns the steps of the least sum from the first to the last cut; None if none."""
+        values = self.least(weight, count)
         if not np.isfinite(values[-1][-1]):
             return None
-        combine = np.maximum if maximum else np.add
         cut, chain = self.num_cuts - 1, []
         for value in reversed(values[:-1]):
             first, last = np.searchsorted(self.stop, [cut, cut + 1])
-            costs = combine(value[self.start[first:last]], weight[first:last])
+            costs = value[self.start[first:last]] + weight[first:last]
             chain.append(int(first + costs.argmin()))
             cut = int(self.start[chain[-1]])
         return np.array(chain[::-1], dtype=np.int64)
 
 
 def best_chains(problem: Problem, steps: Steps, best: Score) -> Iterator[Integers]:
-    """Yields chains of cuts, from first to last, that are good for the objective of a problem.
-
-    Args:
-        problem: The problem.
-        steps: The possible partitions.
-        best: Score of the best known assignment; chains that are certainly much worse are pruned.
-    """
+    """Yields chains of cuts, from first to last, that are good for the objective of a problem."""
     if problem.minimise_bytes:
         return _fewest_bytes(problem, steps)
     return _least_time(problem, steps, best)

@@ -35,11 +35,7 @@ class LatticeError(PlanError):
 
 
 def all_ideals(problem: Problem, most: int) -> list[int]:
-    """Returns all ideals as bit masks of units, by size, starting with the empty one.
-
-    Raises:
-        LatticeError: If there are more than `most`.
-    """
+    """Returns all ideals as bit masks of units, by size, starting with the empty one."""
     size = len(problem)
     needs = [sum(1 << other for other in units) for units in problem.predecessors]
     found, layer = [0], [0]
@@ -91,14 +87,7 @@ def ideals_near(
 def cut_lattice(
     problem: Problem, ideals: list[int], best: Score, *, contiguous: bool
 ) -> list[Integers]:
-    """Returns assignments whose cuts are among the given ideals, good for the problem's objective.
-
-    Args:
-        problem: The problem, including its objective.
-        ideals: See `steps_between`.
-        best: Score of the best known assignment; results that are certainly much worse are pruned.
-        contiguous: Whether to allow connected partitions only.
-    """
+    """Returns assignments whose cuts are among the given ideals, good for the objective."""
     steps = steps_between(
         problem,
         ideals,
@@ -131,14 +120,9 @@ def steps_between(
     """Returns all steps between two of the given ideals within the cost limits.
 
     The cost of a step is a sum over all links of products of a property of its start and a property
-    of its stop, so matrix products compute it for all steps at once.
-
-    Args:
-        problem: The problem.
-        ideals: Distinct; the empty one first and the whole graph last, each after its subsets.
-        connected: Whether to drop steps whose units are disconnected.
-        most_ticks: Maximum time of a stage.
-        most_bytes: Maximum memory of a partition.
+    of its stop, so matrix products compute it for all steps at once. The ideals are distinct, the
+    empty one first and the whole graph last, each after its subsets. With `connected`, steps whose
+    units are disconnected are dropped.
     """
     size = len(problem)
     member = np.array([[ideal >> u & 1 for u in range(size)] for ideal in ideals], np.float64)
@@ -201,8 +185,7 @@ def _between(weight: Floats) -> Floats:
 def _readers_inside(problem: Problem, member: Floats) -> tuple[Floats, NDArray[np.int64]]:
     """Returns the distinct reader sets of each link within ideals, and the set of each ideal.
 
-    Returns:
-        0/1 of shape (ideals, sets), and the link of each set.
+    The sets are 0/1 of shape (ideals, sets), with the link of each.
     """
     columns, link_of = [], []
     for link in range(len(problem.homes)):

@@ -25,15 +25,7 @@ _MOST_POSITIONS = 512
 def cut_order(
     problem: Problem, order: Order, best: Score, *, contiguous: bool, near: Integers | None = None
 ) -> list[Integers]:
-    """Returns assignments that cut an order well.
-
-    Args:
-        problem: The problem, including its objective.
-        order: A topological order of the units.
-        best: Score of the best known assignment; results that are certainly much worse are pruned.
-        contiguous: Whether to allow connected partitions only.
-        near: Positions around which to search first if there are too many to try all.
-    """
+    """Returns assignments that cut an order well."""
     positions = _positions(problem, order, best, near)
     steps = _steps(problem, order, positions, best, contiguous=contiguous)
     return [_assignment(order, positions[cuts]) for cuts in best_chains(problem, steps, best)]

@@ -27,14 +27,7 @@ def describe_shortage(
     num_partitions: int,
     settings: PlanSettings,
 ) -> str:
-    """Describes by how much the best plan found exceeds the memory, and which remedies work.
-
-    Args:
-        graph: The graph that does not fit.
-        assignment: The plan with the smallest peak.
-        num_partitions: Requested number of partitions.
-        settings: The settings to cut it for; the memory of its machine is not None.
-    """
+    """Describes by how much the best plan found exceeds the memory, and which remedies work."""
     cap = settings.machine.memory_bytes
     assert cap is not None
     peaks = evaluate(graph, assignment, num_partitions, settings).peak_bytes

@@ -59,15 +59,6 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
     Returns:
         The partition of each unit, of shape (len(graph),), identical on every machine and in every
             process.
-
-    Raises:
-        PlanError: If no plan is found that fits the memory; the message states the shortage and
-            possible remedies. Also if an argument is invalid.
-
-    Example:
-        >>> settings = PlanSettings(microbatches=8, optimize="speed")
-        >>> placed = partition_units(graph, 4, settings)
-        >>> evaluate(graph, placed, 4, settings).step_seconds
     """
     optimize, contiguous = settings.optimize, settings.contiguous
     faults = [

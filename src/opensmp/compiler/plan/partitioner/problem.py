@@ -143,13 +143,7 @@ class Problem:
 
 
 def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Problem:
-    """Formulates the problem of minimizing the step time of a graph, in integers.
-
-    Args:
-        graph: The graph to cut.
-        num_partitions: Number of partitions; if there are fewer units, each has its own.
-        settings: The settings to cut it for.
-    """
+    """Formulates the problem of minimizing the step time of a graph, in integers."""
     machine, microbatches = settings.machine, settings.microbatches
     held = settings.microbatches_in_flight(num_partitions)
     links = list(links_of(graph, held))

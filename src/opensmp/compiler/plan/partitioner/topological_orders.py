@@ -43,12 +43,7 @@ def follow(placed: NDArray[np.int64], order: Order) -> Order:
 
 
 def _post_order(needs: Sequence[Sequence[int]], roots: Sequence[int]) -> Order:
-    """Returns a depth-first post-order of the units.
-
-    Args:
-        needs: Predecessors of each unit, ascending.
-        roots: The units, in the order of their traversal.
-    """
+    """Returns a depth-first post-order of the units."""
     order: list[int] = []
     state = [0] * len(needs)  # 0 new, 1 waiting for its predecessors, 2 done
     for root in roots:

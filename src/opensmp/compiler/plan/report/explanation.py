@@ -93,18 +93,6 @@ def explain(plan: Plan) -> Explanation:
     The alternatives to a cut move units next to it to the other side. In each direction these are
     the best number of whole layers, of the first few, and the remainder of the adjacent outermost
     layer, such as a block.
-
-    Args:
-        plan: A plan with costs.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        explanation = explain(model.plan)
-        explanation.cuts[0].moves[0].prediction.step_seconds
-        ```
     """
     graph, assignment = plan.costs, plan.assignment
     used = [p for p in range(plan.num_partitions) if (assignment == p).any()]

@@ -57,11 +57,7 @@ class PartitionRow:
 
 
 def partition_rows(plan: Plan) -> tuple[PartitionRow, ...]:
-    """Returns the rows of a plan with costs, one per partition, including empty ones.
-
-    Raises:
-        PlanError: If the plan has no costs.
-    """
+    """Returns the rows of a plan with costs, one per partition, including empty ones."""
     graph, assignment, prediction = plan.costs, plan.assignment, plan.prediction
     num = plan.num_partitions
     parameters = _sums(assignment, graph.parameter_bytes, num)

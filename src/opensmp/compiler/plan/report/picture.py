@@ -17,7 +17,7 @@ from opensmp.compiler.format import format_bytes, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.explanation import passing
 from opensmp.compiler.plan.report.picture_nodes import Band, LayerGraph, condense
-from opensmp.compiler.plan.report.predicted_schedule import Timetable, timetable
+from opensmp.compiler.plan.report.predicted_schedule import PredictedSchedule, predict_schedule
 
 # Okabe and Ito, "Color Universal Design" (2008): distinguishable with all kinds of colour vision.
 # Partitions beyond the palette repeat it; each is numbered wherever it is shown.
@@ -46,25 +46,9 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     From top to bottom: the layers as bars of their time, in the band of their partition, with arcs
     for tensors between layers and labels for the tensors that cross each cut; the time and the
     memory of each partition; the predicted schedule.
-
-    Args:
-        plan: A plan with costs.
-        path: File to write, with its format by the suffix (SVG, PNG, PDF); an existing file is
-            replaced. None writes nothing.
-
-    Returns:
-        The figure.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        draw_plan(model.plan, "plan.png")
-        ```
     """
     layers = condense(plan)
-    times = timetable(plan)
+    times = predict_schedule(plan)
     rows = plan.num_partitions
     width = max(13.0, 1.0 * len(layers.bands))
     heights = (3.0, 2.0, max(1.0, 0.33 * rows + 0.4))
@@ -307,7 +291,7 @@ def _stacked(
 # --- schedule ------------------------------------------------------------------------------------
 
 
-def _draw_schedule(axes: Axes, plan: Plan, times: Timetable) -> None:
+def _draw_schedule(axes: Axes, plan: Plan, times: PredictedSchedule) -> None:
     """Draws the simulated schedule, one row per partition."""
     simulation = times.simulation
     makespan = simulation.makespan_seconds or 1.0

@@ -48,12 +48,7 @@ class Edge(NamedTuple):
 
 
 class Band(NamedTuple):
-    """One stage, or an empty partition.
-
-    Attributes:
-        partition: Partition that it runs in.
-        nodes: Indices of its nodes; none if the partition is empty.
-    """
+    """One stage, or an empty partition, with the indices of its nodes."""
 
     partition: int
     nodes: tuple[int, ...]
@@ -79,13 +74,6 @@ def condense(plan: Plan, num_nodes: int = _ALL_NODES) -> LayerGraph:
 
     Adjacent units of a layer form one node. If there are still too many nodes, adjacent ones with
     the longest common name prefix are joined, those with the least time first.
-
-    Args:
-        plan: A plan with costs.
-        num_nodes: Approximate maximum number of nodes.
-
-    Raises:
-        PlanError: If the plan has no costs.
     """
     graph, assignment = plan.costs, plan.assignment
     stage = stages(graph, assignment)

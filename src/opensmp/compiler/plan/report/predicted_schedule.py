@@ -17,7 +17,7 @@ from opensmp.compiler.schedule.simulate import Simulation, simulate
 
 
 @dataclass(frozen=True)
-class Timetable:
+class PredictedSchedule:
     """The schedule of a plan and its simulation.
 
     Attributes:
@@ -32,24 +32,12 @@ class Timetable:
     simulation: Simulation
 
 
-def timetable(plan: Plan) -> Timetable:
-    """Predicts when each action of a step runs.
-
-    Args:
-        plan: A plan with costs.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        print(timetable(model.plan).schedule)
-        ```
-    """
+def predict_schedule(plan: Plan) -> PredictedSchedule:
+    """Predicts when each action of a step runs."""
     tasks = _tasks(plan)
     active = plan.settings.microbatches_in_flight(plan.num_partitions)
     schedule = build(plan.settings.pipeline, tasks, active)
-    return Timetable(tasks, schedule, simulate(schedule, tasks))
+    return PredictedSchedule(tasks, schedule, simulate(schedule, tasks))
 
 
 def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -57,13 +45,6 @@ def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int6
 
     If tensors only go to higher partitions, there is one stage per used partition. A manual plan
     may return to a partition; then each visit is a separate stage.
-
-    Args:
-        graph: The units.
-        assignment: Partition of each unit.
-
-    Returns:
-        Stage of each unit, int64 of shape (len(graph),).
     """
     backwards = any(
         assignment[unit] < assignment[tensor.producer]

@@ -75,15 +75,6 @@ def recommend(
 
     Returns:
         All candidates, the best one first.
-
-    Raises:
-        PlanError: If no number of microbatches divides the batch.
-
-    Example:
-        ```python
-        best = recommend(graph_for, 32, Machine(memory_bytes=16 * 2**30), partitions=(1, 2, 4))[0]
-        best.num_partitions, best.settings.microbatches, best.settings.pipeline
-        ```
     """
     counts = microbatches or [m for m in range(1, min(batch, 64) + 1) if batch % m == 0]
     counts = [m for m in counts if m >= 1 and batch % m == 0]
@@ -158,12 +149,7 @@ def _rank(candidate: Candidate) -> tuple[float, ...]:
 
 
 def shortfall(candidates: Sequence[Candidate], machine: Machine) -> str:
-    """Returns why nothing fits and what would help; empty if something fits.
-
-    Args:
-        candidates: Ranked, from `recommend`.
-        machine: The devices that they were planned for.
-    """
+    """Returns why nothing fits and what would help; empty if something fits."""
     if not candidates or candidates[0].fits or machine.memory_bytes is None:
         return ""
     closest = candidates[0]

@@ -21,20 +21,7 @@ WIDE = 128
 
 
 def plan_table(plan: Plan, compact: bool = False) -> Table:
-    """Returns a table of a plan's partitions: contents, costs, and bytes sent to each partition.
-
-    Args:
-        plan: A plan with costs.
-        compact: Drops the columns that do not fit a terminal of 80 columns.
-
-    Raises:
-        PlanError: If the plan has no costs.
-
-    Example:
-        ```python
-        rich.print(plan_table(model.plan))
-        ```
-    """
+    """Returns a table of a plan's partitions, if `compact` for a terminal of 80 columns."""
     columns = [column for column in _COLUMNS if not (compact and column.wide)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
@@ -93,12 +80,7 @@ def summary(plan: Plan) -> str:
 
 
 def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | None) -> Table:
-    """Returns a table of ranked configurations.
-
-    Args:
-        candidates: The best one first.
-        memory_bytes: Memory of a device; None for no limit.
-    """
+    """Returns a table of ranked configurations."""
     limit = "no memory limit" if memory_bytes is None else f"{format_bytes(memory_bytes)} a device"
     table = Table(
         title=f"Configurations, the best one first ({limit})",

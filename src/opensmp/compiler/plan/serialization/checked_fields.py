@@ -46,12 +46,7 @@ _MAY_BE_NOTHING = ("operation_seconds", "transfer_seconds")
 
 
 def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
-    """Reads the settings that a plan was made for; returns the defaults if there are faults.
-
-    Args:
-        data: The section `settings` of the file; missing keys have their defaults.
-        faults: Receives the faults found.
-    """
+    """Reads the settings that a plan was made for; returns the defaults if there are faults."""
     machine = data.get("machine", {})
     known = [field.name for field in fields(PlanSettings)]
     if not isinstance(machine, Mapping) or not data.keys() <= set(known):
@@ -107,14 +102,7 @@ def read_costs(
     settings: PlanSettings,
     faults: list[str],
 ) -> CoarseGraph | None:
-    """Reads the units of a plan and their costs; returns None if there are faults.
-
-    Args:
-        data: The section `costs` of the file.
-        calls: The layer calls that the units' operations belong to.
-        settings: The settings of the plan.
-        faults: Receives the faults found.
-    """
+    """Reads the units of a plan and their costs; returns None if there are faults."""
     found: list[str] = []
     names: Any = data.get("names")
     if not _are_texts(names):

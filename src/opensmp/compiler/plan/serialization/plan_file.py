@@ -58,13 +58,7 @@ _MAKE_NEW = (
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """Returns a plan as JSON values.
-
-    Example:
-        ```python
-        json.dumps(to_json(model.plan))
-        ```
-    """
+    """Returns a plan as JSON values."""
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -144,14 +138,7 @@ def _runs(numbers: Iterable[int]) -> list[list[int]]:
 
 
 def load(path: str | os.PathLike[str]) -> Plan:
-    """Reads a plan from a file.
-
-    Args:
-        path: The file.
-
-    Raises:
-        PlanError: If the file cannot be read, is not JSON, or has faults; all are listed.
-    """
+    """Reads a plan from a file."""
     name = os.fspath(path)
     try:
         text = _text(path)
@@ -186,15 +173,7 @@ def _text(path: str | os.PathLike[str]) -> str:
 
 
 def from_json(data: Any, source: str = "") -> Plan:
-    """Builds a plan from JSON values.
-
-    Args:
-        data: Values from `to_json`, possibly edited.
-        source: Their origin, for messages.
-
-    Raises:
-        PlanError: If they have faults; all are listed.
-    """
+    """Builds a plan from JSON values."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         received = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise PlanError(

@@ -22,8 +22,4 @@ def _read(variables: Variables) -> Launch | None:
     )
 
 
-LAUNCHER = Launcher(
-    NAME,
-    VARIABLES[0],
-    _read,
-)
+LAUNCHER = Launcher(NAME, VARIABLES[0], _read)

@@ -41,8 +41,4 @@ def _first_node(variables: Variables) -> str | None:
     return None
 
 
-LAUNCHER = Launcher(
-    NAME,
-    VARIABLES[0],
-    _read,
-)
+LAUNCHER = Launcher(NAME, VARIABLES[0], _read)

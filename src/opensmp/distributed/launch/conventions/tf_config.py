@@ -34,24 +34,7 @@ class ClusterPlace(NamedTuple):
 
 
 def read_tf_config(text: str) -> ClusterPlace | None:
-    """Parses the text of the variable.
-
-    Args:
-        text: A JSON object with `cluster` and `task`; may be empty.
-
-    Returns:
-        The place of this process; None if there are no others.
-
-    Raises:
-        LaunchError: The text is invalid, or names no rank for this process; lists all faults.
-
-    Example:
-        ```python
-        cluster = {"worker": ["a:2222", "b:2222"]}
-        text = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 1}})
-        read_tf_config(text).rank  # 1
-        ```
-    """
+    """Parses the JSON with `cluster` and `task`, or ""; None if there are no other processes."""
     if not text.strip():
         return None
     cluster, task = _cluster_and_task(text)
@@ -156,9 +139,4 @@ def _place(variables: Variables) -> tuple[int, int] | None:
     return None if launch is None else (launch.rank, launch.size)
 
 
-LAUNCHER = Launcher(
-    NAME,
-    NAME,
-    _read,
-    _place,
-)
+LAUNCHER = Launcher(NAME, NAME, _read, _place)

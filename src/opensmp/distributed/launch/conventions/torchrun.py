@@ -32,9 +32,4 @@ def _read(variables: Variables) -> Launch | None:
     )
 
 
-LAUNCHER = Launcher(
-    NAME,
-    VARIABLES[0],
-    _read,
-    place=lambda variables: variables.pair(*VARIABLES[:2]),
-)
+LAUNCHER = Launcher(NAME, VARIABLES[0], _read, lambda variables: variables.pair(*VARIABLES[:2]))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from opensmp import _private
 from opensmp.errors import CheckpointError
-from opensmp.saving.collective_errors import Outcome, first_error, outcome_of
+from opensmp.saving.collective_errors import RankResult, first_error, result_of_error
 
 _serial = itertools.count()  # equal in all processes, since every write is started by all of them
 _latest: dict[str, BackgroundWrite] = {}  # the latest write per staging directory
@@ -38,13 +38,13 @@ class BackgroundWrite:
         path: str,
         rank: int,
         size: int,
-        part: Callable[[], Outcome],
-        whole: Callable[[Sequence[Outcome]], list[Outcome]],
+        part: Callable[[], RankResult],
+        whole: Callable[[Sequence[RankResult]], list[RankResult]],
         place: str = "",
     ) -> None:
         self.path = path
         self.size = size
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[RankResult] = []
         self._key = f"opensmp/checkpoints/{next(_serial)}"
         atexit.register(self._report)
         # The thread drops its arguments when it ends, and with them the values that it wrote.
@@ -59,7 +59,7 @@ class BackgroundWrite:
         """Waits for this process's thread, without raising its error."""
         self._thread.join()
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[RankResult]:
         """Waits for this process's thread; returns all outcomes on rank 0, else only its own."""
         self._thread.join()
         atexit.unregister(self._report)
@@ -69,8 +69,8 @@ class BackgroundWrite:
         self,
         rank: int,
         size: int,
-        part: Callable[[], Outcome],
-        whole: Callable[[Sequence[Outcome]], list[Outcome]],
+        part: Callable[[], RankResult],
+        whole: Callable[[Sequence[RankResult]], list[RankResult]],
     ) -> None:
         """Writes this process's shard; on rank 0 also collects the outcomes and merges."""
         try:
@@ -79,11 +79,11 @@ class BackgroundWrite:
                 _private.post(f"{self._key}/{rank}", json.dumps(outcomes[0]))
             else:
                 for other in range(1, size):
-                    outcomes.append(Outcome(*json.loads(_private.fetch(f"{self._key}/{other}"))))
+                    outcomes.append(RankResult(*json.loads(_private.fetch(f"{self._key}/{other}"))))
                 outcomes = whole(outcomes)
             self._outcomes = outcomes
         except Exception as error:
-            self._outcomes = [outcome_of(error)]
+            self._outcomes = [result_of_error(error)]
 
     def _report(self) -> None:
         """At exit, raises an error that no call has raised yet."""

@@ -27,13 +27,6 @@ class Staging:
     Writing to memory that the operating system has just allocated takes ten times as long as
     writing to memory that has been used before. TensorFlow's copy-on-write of variables with other
     references is slow for this reason.
-
-    Example:
-        ```python
-        staging = Staging()
-        entries = staging.take(values)
-        write_bundle("part-0", staging.memory, entries)
-        ```
     """
 
     def __init__(self) -> None:

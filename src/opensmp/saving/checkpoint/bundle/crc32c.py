@@ -27,13 +27,7 @@ _MASK = 0xFFFFFFFF
 
 
 def crc32c(data: Any) -> int:
-    """CRC-32C of a contiguous `uint8` array; fastest if it is aligned to 8 bytes.
-
-    Example:
-        ```python
-        crc32c(np.frombuffer(b"123456789", np.uint8))  # 0xE3069283
-        ```
-    """
+    """CRC-32C of a contiguous `uint8` array; fastest if it is aligned to 8 bytes."""
     begun = False
     for block in _BLOCK_BYTES:
         rounds = max(0, data.size // block - _LAGS[-1]) // _CHUNK
@@ -48,14 +42,7 @@ def masked(crc: int) -> int:
 
 
 def _shortened(data: Any, block: int, rounds: int, begun: bool) -> Any:
-    """The rest of the bytes after the first chunks, with these folded into it.
-
-    Args:
-        data: The bytes.
-        block: Bytes per block.
-        rounds: Number of chunks to fold.
-        begun: Whether the initial ones of the checksum have been applied.
-    """
+    """The rest of the bytes after the first chunks of `block` bytes, with these folded into it."""
     step = _CHUNK * block
     ring = np.zeros(_RING * block, np.uint8)
     lags = [lag * block for lag in _LAGS]

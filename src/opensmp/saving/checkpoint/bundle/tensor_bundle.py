@@ -42,17 +42,7 @@ class Entry(NamedTuple):
 
 
 def write_bundle(prefix: str, memory: Any, entries: Sequence[Entry]) -> None:
-    """Writes values to files and flushes them to disk.
-
-    Args:
-        prefix: Prefix of the file names.
-        memory: The bytes of all values: a `uint8` array that is page-aligned and consists of whole
-            pages.
-        entries: The values.
-
-    Raises:
-        OSError: The files cannot be written.
-    """
+    """Writes values from `memory`, page-aligned pages of `uint8`, to files and flushes them."""
     size = max(entry.offset + entry.size for entry in entries)
     sums = [crc32c(memory[e.offset : e.offset + e.size]) for e in entries]
     _write_data(data_path(prefix), memory, size)

@@ -95,11 +95,7 @@ class CheckpointDirectory:
         return os.path.join(self.directory, f".{self.name}.unfinished")
 
     def checkpoints(self) -> list[tuple[str, float]]:
-        """Paths and times of the checkpoints that count for `max_to_keep`, oldest first.
-
-        Raises:
-            OSError: The directory cannot be read.
-        """
+        """Paths and times of the checkpoints that count for `max_to_keep`, oldest first."""
         return [(self.prefix(number), moment) for number, moment in self._listing()[0].active]
 
     def newest(self) -> str | None:
@@ -112,9 +108,6 @@ class CheckpointDirectory:
 
         Includes those in the state file whose files are missing, unless the directory has no
         checkpoints.
-
-        Raises:
-            OSError: The directory cannot be read.
         """
         listed, found = self._listing()
         lost = found.manifests - found.whole  # without an index
@@ -152,10 +145,6 @@ class CheckpointDirectory:
 
         From then on no other program may write checkpoints of this name to the directory. Removes
         what a killed process has left incomplete.
-
-        Raises:
-            CheckpointError: Another program writes to the directory.
-            OSError: The directory cannot be created or written to.
         """
         os.makedirs(self.directory, exist_ok=True)
         self._lock.take()

@@ -46,13 +46,6 @@ def listing(
     These are the checkpoints in the state file, as `tf.train.CheckpointManager` reads it, and one
     that was completed by a process that was killed before it wrote the state file. Without a state
     file, or if it belongs to another manager in the directory, they are those that have a manifest.
-
-    Args:
-        name: Prefix of the checkpoint names.
-        state: The state file; None if it is missing or unusable.
-        present: Numbers of the existing checkpoints.
-        history: Returns the history of a checkpoint; None if it has no manifest.
-        began: Start time of this manager, in seconds since 1970.
     """
     named = [] if state is None else [parsed(each, name) for each in state.names]
     if state is None or not any(each and not each.ending for each in named):

@@ -33,17 +33,7 @@ _warned: set[str] = set()
 
 
 class DirectoryLock:
-    """A file lock that all objects of a process share and that excludes other processes.
-
-    Args:
-        path: The lock file; created if it is missing.
-
-    Example:
-        ```python
-        lock = DirectoryLock("/opt/ml/checkpoints/.ckpt.lock")
-        lock.take()  # by the first of several programs; the others get an error
-        ```
-    """
+    """A file lock that all objects of a process share and that excludes other processes."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -55,10 +45,6 @@ class DirectoryLock:
 
         If the directory was renamed or removed, the file that is at the path now is locked. Where
         locks are not supported, a warning is issued and nothing is locked.
-
-        Raises:
-            CheckpointError: Another process holds it.
-            OSError: The file cannot be created.
         """
         if self.is_held():
             return

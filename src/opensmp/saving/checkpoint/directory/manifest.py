@@ -52,10 +52,6 @@ def write_manifest(prefix: str, history: History | None = None) -> None:
 
     Data files are listed with their sizes. The index has checksums of the values, in TensorFlow's
     format, so that a checksum of the index suffices.
-
-    Args:
-        prefix: Prefix of the checkpoint.
-        history: Its metadata.
     """
     index = index_path(prefix)
     record: dict[str, Any] = {
@@ -84,15 +80,7 @@ def history_of(prefix: str) -> History | None:
 
 
 def mark_preserved(prefix: str, scratch: str) -> None:
-    """Marks a checkpoint as permanently preserved in its manifest.
-
-    Args:
-        prefix: Prefix of the checkpoint.
-        scratch: A directory of the same file system, in which the new manifest is written first.
-
-    Raises:
-        OSError, ValueError: The manifest cannot be read or written; it is unchanged.
-    """
+    """Marks a checkpoint as preserved in its manifest, which is first written to `scratch`."""
     path = manifest_path(prefix)
     _read(prefix)
     record = json.loads(path.read_text())
@@ -110,14 +98,6 @@ def fault(prefix: str) -> str | None:
 
     Without a manifest, as from plain TensorFlow, all data files must exist. If the checkpoint is
     removed concurrently, its files count as missing.
-
-    Args:
-        prefix: Prefix of the checkpoint.
-
-    Example:
-        ```python
-        fault("/opt/ml/checkpoints/ckpt-3")  # "ckpt-3.data-00000-of-00001 has 10 bytes, not 80"
-        ```
     """
     index, files = index_path(prefix), data_files(prefix)
     if not index.is_file():
@@ -158,13 +138,7 @@ def fault(prefix: str) -> str | None:
 
 
 def _read(prefix: str) -> _Manifest:
-    """The manifest of a checkpoint.
-
-    Raises:
-        FileNotFoundError: There is none.
-        OSError: It cannot be read, or is no file.
-        ValueError: Its content is not that of a manifest.
-    """
+    """The manifest of a checkpoint."""
     path = manifest_path(prefix)
     with open(path, "rb") as file:
         text = file.read(_LARGEST_BYTES + 1)

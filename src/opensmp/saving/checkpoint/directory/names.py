@@ -30,18 +30,7 @@ class FileName(NamedTuple):
 
 
 def parsed(file: str, name: str) -> FileName | None:
-    """Parses a file name; None if it is not a file of a checkpoint of this name.
-
-    Args:
-        file: The name of the file, without directories.
-        name: Prefix of the checkpoint names.
-
-    Example:
-        ```python
-        parsed("ckpt-12.index", "ckpt")  # FileName(number=12, ending=".index")
-        parsed("ckpt-best-3.index", "ckpt")  # None
-        ```
-    """
+    """Parses a file name; None if it is not a file of a checkpoint of this name."""
     found = re.fullmatch(
         rf"{re.escape(name)}-({_NUMBER})({re.escape(INDEX)}|{re.escape(MANIFEST)}|{_DATA})?", file
     )

@@ -44,11 +44,7 @@ def state_path(directory: str) -> str:
 
 
 def read_state(directory: str) -> State | None:
-    """Reads the state file of a directory; None if there is none.
-
-    Raises:
-        StateFileError: It cannot be read, or was not written in TensorFlow's format.
-    """
+    """Reads the state file of a directory; None if there is none."""
     try:
         with open(state_path(directory), "rb") as file:
             content = file.read(_LARGEST_BYTES + 1)
@@ -77,16 +73,7 @@ def read_state(directory: str) -> State | None:
 
 
 def write_state(directory: str, state: State, scratch: str) -> None:
-    """Writes a state file atomically.
-
-    Args:
-        directory: The directory.
-        state: Its new contents.
-        scratch: A directory of the same file system, in which the file is written first.
-
-    Raises:
-        OSError: It cannot be written; the old file is unchanged.
-    """
+    """Writes a state file atomically: first to `scratch`, a directory of the same file system."""
     message = _message(state)
     new = os.path.join(scratch, STATE)
     with open(new, "w", encoding="utf-8") as file:

@@ -42,14 +42,7 @@ def note(
 ) -> None:
     """Registers a restored checkpoint; earlier registrations of its objects are dropped.
 
-    Args:
-        checkpoint: The `tf.train.Checkpoint`.
-        status: The result of its `restore`.
-        prefix: Path of the files.
-        object_graph: The object graph in the files.
-        stored: Shape and dtype of each value in the files.
-        waits: Whether some values have no object yet.
-        partial: Whether variables without a value, and values without a variable, are accepted.
+    `waits` says whether some values have no object yet.
     """
     restored = _objects(checkpoint)
     for earlier in list(_deferred):
@@ -68,12 +61,6 @@ def check(made: Any) -> None:
     The result depends on shapes only, so that all processes agree, whichever variables they own.
     After a mismatch the model cannot be called until a matching checkpoint is restored, since it
     would continue with wrong values.
-
-    Args:
-        made: The model.
-
-    Raises:
-        CheckpointError: They do not match; no value was assigned.
     """
     for checkpoint, deferred in list(_deferred.items()):
         if not reaches(checkpoint, made):
@@ -96,12 +83,6 @@ def check_optimizer(optimizer: Any) -> None:
     """Compares deferred values with an optimizer that has just created all its variables.
 
     Without this check the slots of a different optimizer would be ignored silently.
-
-    Args:
-        optimizer: The optimizer, before its first update.
-
-    Raises:
-        CheckpointError: They do not match.
     """
     for checkpoint, deferred in list(_deferred.items()):
         known = id(optimizer) in deferred.checked or deferred.partial

@@ -14,7 +14,7 @@ from opensmp.base.types import Tensor
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint.contents import of_replica
 from opensmp.saving.checkpoint.restoring.object_matching import Match
-from opensmp.saving.collective_errors import Outcome, outcome_of
+from opensmp.saving.collective_errors import RankResult, result_of_error
 
 _STATE = "_STATE"  # suffix of the state keys in the files; the objects' keys lack it
 
@@ -24,12 +24,6 @@ class Iterators:
 
     A state records how much an iterator has read. With a different number of replicas each replica
     reads a different shard of the data, so the states are meaningless and not restored.
-
-    Args:
-        matches: Values in the files and their objects.
-        stored: Values in the files, by key.
-        replica: Index of this process's replica.
-        replicas: Number of replicas.
 
     Attributes:
         keys: Keys of all iterators, as in the first replica.
@@ -66,7 +60,7 @@ class Iterators:
         """Keys of the states to read for this replica."""
         return tuple(self._iterators)
 
-    def restore(self, states: Mapping[str, Tensor]) -> Outcome:
+    def restore(self, states: Mapping[str, Tensor]) -> RankResult:
         """Sets the iterators to their saved states, given by the keys in `sources`."""
         for key, iterator in self._iterators.items():
             # Some datasets, such as Python generators, cannot save a state.
@@ -75,7 +69,7 @@ class Iterators:
             try:
                 _private.set_iterator_state(iterator, states[key])
             except tf.errors.OpError as error:
-                return outcome_of(
+                return result_of_error(
                     CheckpointError(
                         f"The iterator at {key.partition('/.')[0]} cannot go on where it was: "
                         f"{error.message.splitlines()[0]}\nExpected: an iterator of the same "
@@ -83,7 +77,7 @@ class Iterators:
                         "tf.train.Checkpoint."
                     )
                 )
-        return Outcome()
+        return RankResult()
 
     def undo(self) -> None:
         """Sets the iterators back to their states before `restore`."""

@@ -29,12 +29,7 @@ class _Role(enum.Enum):
 
 
 class Match(NamedTuple):
-    """A value in the files and the object that it belongs to.
-
-    Attributes:
-        key: Key of the value in the files.
-        owner: The object.
-    """
+    """A value in the files, by its key, and the object that it belongs to."""
 
     key: str
     owner: Any
@@ -87,11 +82,7 @@ class Matching:
     fresh: tuple[Any, ...] = ()
 
     def fault(self, partial: bool) -> str | None:
-        """Text about all mismatches; None if there are none.
-
-        Args:
-            partial: Whether to accept variables without a value and values without a variable.
-        """
+        """Text about all mismatches; if `partial`, about shapes only. None if there are none."""
         parts = [("have other shapes or types", self.different)]
         if not partial:
             # While layers are unbuilt, a waiting value may still find its variable.
@@ -110,14 +101,8 @@ def match(
 ) -> Matching:
     """Matches a checkpoint in files with the objects of a program.
 
-    Objects correspond if the same attribute path leads to them, as in `tf.train.Checkpoint`.
-
-    Args:
-        checkpoint: A `tf.train.Checkpoint`.
-        object_graph: The serialized object graph in the files.
-        stored: Shape and dtype of each value in the files.
-        made: A model that has just created all its variables, although Keras does not mark it as
-            built.
+    Objects correspond if the same attribute path leads to them, as in `tf.train.Checkpoint`. `made`
+    is a model that has just created all its variables, although Keras does not mark it as built.
     """
     nodes = _private.checkpoint_nodes(object_graph)
     root, attached = _private.checkpoint_root(checkpoint)

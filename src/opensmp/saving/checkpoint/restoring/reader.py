@@ -22,9 +22,6 @@ from opensmp.saving.collective_errors import DamagedError
 class Files:
     """A checkpoint in files.
 
-    Args:
-        prefix: Path of the checkpoint, without suffixes.
-
     Attributes:
         path: The path for TensorFlow's readers, valid while this object lives. They treat
             characters such as `[` as a glob pattern: then the path goes through an open descriptor
@@ -60,15 +57,7 @@ class Files:
             raise DamagedError("The graph of its objects is damaged: it has others than it names.")
 
     def read(self, keys: Sequence[str], threads: int) -> dict[str, Tensor]:
-        """Reads values into host memory, by key.
-
-        Args:
-            keys: Keys of the values.
-            threads: Maximum number of threads.
-
-        Raises:
-            tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
-        """
+        """Reads values into host memory, by key, with at most `threads` threads."""
         values = [self.stored[key] for key in keys]
         tensors = shards.read_tensors(
             self.path,
@@ -80,11 +69,7 @@ class Files:
         return dict(zip(keys, tensors, strict=True))
 
     def check(self, keys: Sequence[str]) -> None:
-        """Reads and discards values, to verify their checksums.
-
-        Raises:
-            tf.errors.OpError: They cannot be read, or a checksum in the files is wrong.
-        """
+        """Reads and discards values, to verify their checksums."""
         for key in keys:
             self.read([key], threads=1)
 

@@ -21,7 +21,7 @@ from opensmp.saving.checkpoint.shards import usable_threads
 from opensmp.saving.collective_errors import (
     DAMAGED,
     DamagedError,
-    Outcome,
+    RankResult,
     attempt,
     first_error,
     gathered,
@@ -31,15 +31,7 @@ _WHAT = "smp.CheckpointManager.restore"
 
 
 class _Read(NamedTuple):
-    """Data that a process has read.
-
-    Attributes:
-        files: The files.
-        values: Values of variables, by key.
-        iterators: The dataset iterators.
-        states: Their states, by key.
-        matching: The match of the checkpoint with the program's objects.
-    """
+    """Data that a process has read; values of variables and states of iterators are by key."""
 
     files: Files
     values: dict[str, Tensor]
@@ -54,13 +46,6 @@ def restore_from(
     """Restores the values of a checkpoint's objects. Collective over all processes.
 
     All processes read before any assigns, so that an error leaves everything unchanged.
-
-    Args:
-        prefix: Path of the checkpoint.
-        checkpoint: A `tf.train.Checkpoint` of the objects.
-        world: The current world.
-        place: Position of this process.
-        partial: Whether variables without a value, and values without a variable, are accepted.
 
     Raises:
         DamagedError: The files are damaged.
@@ -162,7 +147,7 @@ def _keys_here(matching: Matching, stored: Mapping[str, Stored]) -> list[str]:
     )
 
 
-def _raise_first(outcomes: Sequence[Outcome], prefix: str) -> None:
+def _raise_first(outcomes: Sequence[RankResult], prefix: str) -> None:
     error = first_error(outcomes)
     if error is not None:
         kinds = {o.kind for o in outcomes if o.error is not None}

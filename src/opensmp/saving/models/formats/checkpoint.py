@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.distributed import world
 from opensmp.errors import CheckpointError, SavingError
 from opensmp.saving.checkpoint.manager import CheckpointManager
@@ -19,8 +18,6 @@ from opensmp.saving.models import save
 from opensmp.saving.models.formats.file_format import FileFormat, Target
 from opensmp.saving.models.formats.optimizer_slots import build_optimizer
 from opensmp.saving.models.formats.paths import INDEX, checkpoint_prefix
-
-PathLike = str | os.PathLike[str]
 
 
 def _is_checkpoint(target: Target) -> bool:

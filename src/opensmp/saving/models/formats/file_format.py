@@ -9,21 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.saving.models.inspection.inspection import Sizes
 from opensmp.saving.models.inspection.safe_hdf5 import opened
-
-PathLike = str | os.PathLike[str]
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 class Target:
     """A path that a format may recognise.
-
-    Args:
-        path: A file, a directory, or the prefix of a checkpoint.
-        what: Name of the operation for messages.
 
     Attributes:
         exists: Whether it is a file or a directory.
@@ -52,14 +46,7 @@ class Target:
 
 
 class Loading(NamedTuple):
-    """How a whole model is to be loaded.
-
-    Attributes:
-        what: Name of the operation for messages.
-        compile: Whether to compile it as it was compiled.
-        custom_objects: Name to class or function.
-        safe_mode: Whether to refuse code in the file.
-    """
+    """How a whole model is to be loaded, as for `keras.saving.load_model`."""
 
     what: str
     compile: bool
@@ -81,6 +68,7 @@ class FileFormat:
             returns the sizes of its arrays.
         endings: Endings of names that `smp.save_model` writes this format for.
         save: Writes a model, atomically: (model, path, whether a file may be replaced).
+        weights_of: The name of the file with the weights, of formats that keep them beside.
     """
 
     title: str
@@ -90,3 +78,4 @@ class FileFormat:
     inspect: Callable[[PathLike, str, bool], Sizes] | None = None
     endings: tuple[str, ...] = ()
     save: Callable[[Model, str, bool], None] | None = None
+    weights_of: Callable[[str], str] | None = None

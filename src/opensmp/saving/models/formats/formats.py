@@ -7,6 +7,7 @@ import os
 from enum import Enum
 from pathlib import Path
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.models.formats.checkpoint import CHECKPOINT
@@ -17,8 +18,6 @@ from opensmp.saving.models.formats.keras_files import KERAS, KERAS_DIRECTORY, WE
 from opensmp.saving.models.formats.saved_model import SAVED_MODEL
 from opensmp.saving.models.inspection.damage import explained, half
 from opensmp.saving.models.inspection.inspection import Sizes
-
-PathLike = str | os.PathLike[str]
 
 
 class Format(Enum):
@@ -35,21 +34,7 @@ class Format(Enum):
 
 
 def format_of(path: str | os.PathLike[str], what: str) -> Format:
-    """Detects the format of a path.
-
-    Args:
-        path: A file, a directory, or the prefix of a checkpoint.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: The path does not exist, cannot be read, is truncated, or has an unknown
-            format.
-
-    Example:
-        ```python
-        format_of("model.keras", "smp.load_model")  # Format.KERAS
-        ```
-    """
+    """Detects the format of a path."""
     name = os.fspath(path)
     if is_remote(name):
         return _of_name(name, what)
@@ -77,25 +62,9 @@ def format_for(name: str) -> FileFormat | None:
 
 
 def inspected(path: PathLike, kind: Format, what: str, *, whole: bool = False) -> Sizes | None:
-    """Validates a whole file and refuses harmful contents.
+    """Validates a whole file and returns its sizes, None for formats that TensorFlow reads.
 
-    Args:
-        path: The file or directory.
-        kind: Its format.
-        what: Name of the operation for messages.
-        whole: Whether its configuration is used, not only its weights.
-
-    Returns:
-        The stored sizes; None for formats that TensorFlow reads, or remote files.
-
-    Raises:
-        SavingError: It is damaged, refers to values in other files, or expands to far more than its
-            size.
-
-    Example:
-        ```python
-        inspected("model.keras", Format.KERAS, "smp.load_model", whole=True)
-        ```
+    Refuses harmful contents, also of the configuration if `whole`. Remote files are not read.
     """
     inspect = kind.value.inspect
     if inspect is None or is_remote(os.fspath(path)):

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.saving.models import save, weight_check
 from opensmp.saving.models.formats.file_format import FileFormat, Loading
 from opensmp.saving.models.formats.paths import named
 from opensmp.saving.models.inspection.inspection import of_hdf5
 from opensmp.saving.models.inspection.safe_hdf5 import opened
 from opensmp.saving.models.keras2.hdf5 import load_hdf5, restore_optimizer
-
-PathLike = str | os.PathLike[str]
 
 _OF_WEIGHTS = {"layer_names", "layer_names0", "model_weights"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models import save
 from opensmp.saving.models.formats.file_format import FileFormat, Loading
@@ -16,8 +16,6 @@ from opensmp.saving.models.formats.optimizer_slots import build_optimizer
 from opensmp.saving.models.formats.paths import weights_beside
 from opensmp.saving.models.inspection.json_text import object_of
 from opensmp.saving.models.inspection.variable_bound import variables_bounded
-
-PathLike = str | os.PathLike[str]
 
 
 def _load_weights(model: Model, path: PathLike, what: str, state: bool) -> None:
@@ -81,4 +79,5 @@ JSON = FileFormat(
     load_model=_load_model,
     endings=(".json",),
     save=_save,
+    weights_of=weights_beside,
 )

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models import save, weight_check
 from opensmp.saving.models.formats.file_format import HDF5, FileFormat, Loading, Target
@@ -19,8 +19,6 @@ from opensmp.saving.models.formats.optimizer_slots import build_optimizer
 from opensmp.saving.models.formats.paths import named
 from opensmp.saving.models.inspection.damage import half
 from opensmp.saving.models.inspection.inspection import of_archive, of_directory, of_hdf5
-
-PathLike = str | os.PathLike[str]
 
 
 def _is_archive(target: Target) -> bool:

@@ -32,12 +32,7 @@ def checkpoint_prefix(path: str | os.PathLike[str], what: str) -> str:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike[str], ending: str) -> Iterator[str]:
-    """Yields a name for a file that ends with `ending`, from which Keras derives the format.
-
-    Args:
-        path: The file.
-        ending: A suffix such as `".keras"`.
-    """
+    """Yields a name for a file that ends with `ending`, from which Keras derives the format."""
     name = os.fspath(path)
     also = name.endswith(".hdf5") and ending == ".h5"
     if is_remote(name) or also or (name.endswith(ending) and _kind(name) == ending):

@@ -8,12 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
-from opensmp.base.types import Model
+from opensmp.base.types import Model, PathLike
 from opensmp.saving.models import save, weight_check
 from opensmp.saving.models.formats.file_format import FileFormat, Loading
 from opensmp.saving.models.saved_model_layer import saved_model_as_keras
-
-PathLike = str | os.PathLike[str]
 
 
 def _saved_model(model: Model, path: PathLike, what: str, state: bool) -> None:

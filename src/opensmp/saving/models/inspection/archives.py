@@ -10,10 +10,9 @@ import zipfile
 from collections.abc import Iterator
 from typing import Any
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.models.inspection.damage import explained, half
-
-PathLike = str | os.PathLike[str]
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 
@@ -29,14 +28,6 @@ def check_archive(path: PathLike, what: str) -> set[str]:
     """Reads a whole archive once and verifies its checksums; returns the member names.
 
     Keras itself accepts weights with a wrong checksum.
-
-    Args:
-        path: The archive.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: It is damaged, expands to far more than its size, or has member names that
-            point outside of the archive.
     """
     with explained(path, what), zipfile.ZipFile(path) as archive:
         members = archive.infolist()

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError, SmpError
-
-PathLike = str | os.PathLike[str]
 
 _SHOWN = 1200  # characters kept at either end of an error's text; Keras quotes whole configurations
 _UNREADABLE = (
@@ -37,21 +36,7 @@ def half(target: PathLike, what: str, why: str) -> str:
 
 @contextlib.contextmanager
 def explained(path: PathLike, what: str) -> Iterator[None]:
-    """Context that converts every error of reading a file to one that names the file.
-
-    Args:
-        path: The file.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: Replaces any other exception, except those of opensmp.
-
-    Example:
-        ```python
-        with explained("model.keras", "smp.load_model"):
-            keras.saving.load_model("model.keras")
-        ```
-    """
+    """Context that converts every error of reading a file to one that names the file."""
     name = os.fspath(path)
     try:
         yield

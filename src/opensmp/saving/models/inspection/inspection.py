@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from opensmp.base.types import PathLike
 from opensmp.errors import SavingError
 from opensmp.saving.atomic import is_remote
 from opensmp.saving.models.inspection import archives
@@ -16,16 +17,9 @@ from opensmp.saving.models.inspection.damage import explained
 from opensmp.saving.models.inspection.json_text import configuration_of, object_of
 from opensmp.saving.models.inspection.safe_hdf5 import Shape, opened
 
-PathLike = str | os.PathLike[str]
-
 
 class Sizes(NamedTuple):
-    """Number of array elements stored in a file.
-
-    Attributes:
-        largest: Elements of the largest array.
-        total: Elements of all arrays.
-    """
+    """Number of array elements stored in a file: of the largest array, and of all."""
 
     largest: int
     total: int

@@ -9,21 +9,7 @@ from opensmp.errors import SavingError
 
 
 def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
-    """Parses a JSON object.
-
-    Args:
-        text: The text, or its UTF-8 encoding.
-        where: The location for messages, such as `"config.json in x.keras"`.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: It is not JSON, is nested too deeply, or is not an object.
-
-    Example:
-        ```python
-        object_of(b'{"class_name": "Sequential"}', "config.json in x.keras", "smp.load_model")
-        ```
-    """
+    """Parses a JSON object; `where` locates it in messages, such as `"config.json in x.keras"`."""
     try:
         found = parse_json(text, nonfinite=True)  # Keras writes NaN and infinity
     except NotJson as error:
@@ -37,11 +23,7 @@ def object_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
 
 
 def configuration_of(text: str | bytes, where: str, what: str) -> dict[str, Any]:
-    """Parses the configuration of a model; see `object_of`.
-
-    Raises:
-        SavingError: Also if `class_name` or `config` is missing.
-    """
+    """Parses the configuration of a model, with `class_name` and `config`; see `object_of`."""
     found = object_of(text, where, what)
     if not isinstance(found.get("class_name"), str) or not isinstance(found.get("config"), dict):
         shown = ", ".join(map(repr, sorted(found)[:5])) or "nothing"

@@ -42,33 +42,17 @@ class Hdf5(NamedTuple):
     what: str
 
     def group(self, path: str, within: Any = None) -> Any:
-        """A group by its path in the file, or relative to another group.
-
-        Raises:
-            SavingError: It does not exist, or is a soft or external link.
-        """
+        """A group by its path in the file, or relative to another group."""
         return self._item(path, h5py.Group, "group", within)
 
     def dataset(self, path: str, within: Any = None) -> Any:
-        """A dataset by its path, not read yet, whose values are stored in this file.
-
-        Raises:
-            SavingError: It does not exist, or is a link, external, virtual, or too large.
-        """
+        """A dataset by its path, not read yet, whose values are stored in this file."""
         found = self._item(path, h5py.Dataset, "dataset", within)
         self._check(found, path)
         return found
 
     def array(self, dataset: Any, shape: Shape) -> Any:
-        """Reads a dataset.
-
-        Args:
-            dataset: A result of `dataset`.
-            shape: The expected shape; datasets of other shapes are not read.
-
-        Raises:
-            SavingError: The shape differs, or the values are not numeric.
-        """
+        """Reads a result of `dataset`; refuses other shapes than the expected one unread."""
         if tuple(dataset.shape or ()) != tuple(shape) or dataset.dtype.kind not in _NUMBERS:
             raise SavingError(
                 f"{self.what}: the dataset {dataset.name} in {self.name} is not what belongs "
@@ -80,9 +64,8 @@ class Hdf5(NamedTuple):
     def shapes(self) -> dict[str, Shape]:
         """Validates all objects in the file; returns the shape of each dataset by its path.
 
-        Raises:
-            SavingError: The file has soft or external links, values in other files, or datasets
-                that declare far more bytes than are stored.
+        Refuses soft and external links, values in other files, and datasets that declare far more
+        bytes than are stored.
         """
         found: dict[str, Shape] = {}
         seen: set[Any] = set()
@@ -106,11 +89,7 @@ class Hdf5(NamedTuple):
         return found
 
     def text(self, attribute: str) -> str | None:
-        """A string attribute of the file; None if it does not exist.
-
-        Raises:
-            SavingError: It is not a string, or not UTF-8.
-        """
+        """A string attribute of the file; None if it does not exist."""
         value = self.root.attrs.get(attribute)
         if value is None:
             return None
@@ -211,23 +190,7 @@ class Hdf5(NamedTuple):
 
 @contextlib.contextmanager
 def opened(source: Any, name: str | os.PathLike[str], what: str, mode: str = "r") -> Iterator[Hdf5]:
-    """Opens an HDF5 file and converts errors of reading it.
-
-    Args:
-        source: Its path, or a file object open in binary mode.
-        name: Its name for messages.
-        what: Name of the operation for messages.
-        mode: As in `h5py.File`.
-
-    Raises:
-        SavingError: The file is damaged, or has refused contents.
-
-    Example:
-        ```python
-        with opened("model.h5", "model.h5", "smp.load_model") as file:
-            kernel = file.array(file.dataset("model_weights/dense/kernel"), (3, 2))
-        ```
-    """
+    """Opens an HDF5 file and converts errors of reading it."""
     try:
         with h5py.File(source, mode) as root:
             yield Hdf5(root, os.fspath(name), what)

@@ -25,14 +25,6 @@ def variables_bounded(
 
     A short configuration can ask for any size: `{"units": 99999999999}`. All variables get their
     values from the same file, so larger ones than it stores are never needed.
-
-    Args:
-        sizes: The stored sizes; None for no bound.
-        path: The file, for messages.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: The configuration asks for more.
     """
     if sizes is None:
         yield

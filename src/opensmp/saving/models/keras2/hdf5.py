@@ -39,17 +39,6 @@ def load_hdf5(
 
     Keras itself fails on the losses and metrics of most compiled files, and drops the optimizer
     state.
-
-    Args:
-        path: The file.
-        what: Name of the operation for messages.
-        compile: Whether to compile the model.
-        custom_objects: As in `keras.saving.load_model`.
-        safe_mode: As in `keras.saving.load_model`.
-
-    Raises:
-        SavingError: Keras 3 cannot create the model.
-        ValueError: From Keras, such as for a Lambda layer in safe mode.
     """
     custom = (*(custom_objects or {}), *keras.saving.get_custom_objects())
     with _readable(path, what, custom) as readable:
@@ -157,11 +146,6 @@ def cudnn_weight(value: Any, role: str, kind: str) -> Any:
         value: The array in the file.
         role: `"kernel"`, `"recurrent_kernel"` or `"bias"`.
         kind: `"LSTM"` or `"GRU"`.
-
-    Example:
-        ```python
-        cudnn_weight(np.ones(24), "bias", "LSTM").shape  # (12,): the sum of both biases
-        ```
     """
     if role == "bias":
         both = np.reshape(value, (2, -1))

@@ -41,11 +41,7 @@ _GRAPHS = ("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer", "ClassMethod", 
 
 @keras.saving.register_keras_serializable("opensmp", "keras2_hard_sigmoid")
 def keras2_hard_sigmoid(x: Any) -> Any:
-    """Keras 2's `hard_sigmoid`, `clip(0.2 x + 0.5, 0, 1)`; in Keras 3 the slope is 1/6.
-
-    Args:
-        x: A tensor of any shape.
-    """
+    """Keras 2's `hard_sigmoid`, `clip(0.2 x + 0.5, 0, 1)`; in Keras 3 the slope is 1/6."""
     return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
 
 
@@ -65,21 +61,7 @@ class Upgraded(NamedTuple):
 
 
 def upgraded(config: Config, what: str) -> Upgraded:
-    """Converts the configuration of a model to Keras 3.
-
-    Args:
-        config: `model_config` of a `.h5` file, with `class_name` and `config`.
-        what: Name of the operation for messages.
-
-    Raises:
-        SavingError: The model needs features that Keras 3 lacks; all such layers are listed.
-
-    Example:
-        ```python
-        upgraded({"class_name": "CuDNNLSTM", "config": {"name": "rnn", "units": 3}}, "load")
-        # Upgraded(config={'class_name': 'LSTM', ...}, changed=True, cudnn={'rnn': 'LSTM'})
-        ```
-    """
+    """Converts the configuration of a model to Keras 3; one error lists all that Keras 3 lacks."""
     new = copy.deepcopy(config)
     cudnn: dict[str, str] = {}
     faults: list[str] = []

@@ -12,24 +12,12 @@ Config = dict[str, Any]
 
 
 def name_operations(config: Config, custom: Collection[str] = ()) -> bool:
-    """Adds the modules by which Keras finds operations to a configuration, in place.
+    """Adds the modules by which Keras finds operations, in place; returns whether there were any.
 
     `Masking`, `Embedding(mask_zero=True)`, `x + y`, `x[:, 0]` and `keras.ops` add operations to the
     layers of a Functional model. Keras writes them to `.h5` files with their class name only, and
     looks for layers of that name when it reads them. In `.keras` files, which it can read, their
     module is stored as well; everything else is equal.
-
-    Args:
-        config: `model_config` of a `.h5` file written by Keras 3.
-        custom: Names of custom objects, which are not changed.
-
-    Returns:
-        Whether the configuration was changed.
-
-    Example:
-        ```python
-        name_operations(json.loads(file.attrs["model_config"]))
-        ```
     """
     modules = _private.operation_modules()
     changed = False

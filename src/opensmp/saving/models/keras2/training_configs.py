@@ -18,16 +18,7 @@ _STRINGS = ("accuracy", "acc", "crossentropy", "ce")
 
 
 def compile_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `model.compile`.
-
-    Args:
-        config: `training_config` of a `.h5` file, written by Keras 2 or Keras 3.
-
-    Example:
-        ```python
-        model.compile(**compile_arguments(json.loads(file.attrs["training_config"])))
-        ```
-    """
+    """Arguments of `model.compile` from the `training_config` of a `.h5` file of any Keras."""
     arguments = {
         "optimizer": _optimizer(config["optimizer_config"]),
         "loss": _nest(_loss, config.get("loss")),
@@ -121,20 +112,11 @@ def _optimizer(config: Config) -> Any:
 def optimizer_values(
     saved: Sequence[tuple[str, Any]], variables: Sequence[Any], trained: Sequence[Any]
 ) -> list[Any] | None:
-    """Maps the optimizer state in a `.h5` file to an optimizer's variables.
+    """Maps optimizer state in a `.h5` file to an optimizer's variables; None if it does not fit.
 
     Keras 3 writes all variables in order. Keras 2 did not include the learning rate, and grouped
     slots by kind (for example all first moments, then all second moments), where Keras 3 groups
-    them by variable.
-
-    Args:
-        saved: Names and arrays in the file.
-        variables: Variables of the optimizer built for the model.
-        trained: The variables that the optimizer trains.
-
-    Returns:
-        One array for each of `variables`, None where the variable keeps its value; or None if they
-        do not match.
+    them by variable. None stands for a variable that keeps its value.
     """
     shapes = [tuple(np.shape(value)) for _, value in saved]
     targets = [tuple(variable.shape) for variable in variables]
