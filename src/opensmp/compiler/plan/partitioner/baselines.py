@@ -11,6 +11,8 @@ from opensmp.compiler.plan.partitioner.problem import Problem
 
 Assignment = NDArray[np.int64]
 
+_FEW_UNITS = 128
+
 
 def simple_runs(problem: Problem) -> list[Assignment]:
     """Returns runs of equal unit count, time and bytes, and the block partition of torchgpipe.
@@ -43,7 +45,8 @@ def block_runs(weights: ArrayLike, count: int) -> Assignment:
     Such a partition always exists (Barany and Grinberg, "Block Partitions of Sequences", 2015). As
     in their proof, units move from the heaviest run towards the lightest: across the first boundary
     between the two where that makes the heavier of its two neighbours lighter, or else one unit
-    across each boundary on the way.
+    across each boundary on the way. If that ends too early, all cuts are tried; for
+    more than 128 units, the result may then differ by more.
     """
     each: list[int] = np.asarray(weights, dtype=np.int64).tolist()
     size, largest = len(each), max(each)
@@ -65,9 +68,36 @@ def block_runs(weights: ArrayLike, count: int) -> Assignment:
             moved_sums[run + sign] -= movable[run]
         empty = any(a >= b for a, b in pairwise(moved_cuts))
         if empty or sorted(moved_sums, reverse=True) >= sorted(sums, reverse=True):
+            cuts = (_equal_cuts(each, count) if size <= _FEW_UNITS else None) or cuts
             break
         cuts, sums = moved_cuts, moved_sums
     return np.repeat(np.arange(count), np.diff(cuts)).astype(np.int64)
+
+
+def _equal_cuts(weights: list[int], count: int) -> list[int] | None:
+    """Returns cuts between runs whose sums differ by at most the largest weight, by trying all.
+
+    None if no run can be that even without an empty one.
+    """
+    before = np.concatenate([[0], np.cumsum(weights)])
+    largest, mean = max(weights), before[-1] / count
+    sums = np.unique(before[None, :] - before[:, None])
+    for least in sums[(sums > max(0, mean - largest - 1)) & (sums <= mean)][::-1]:
+        reached = [np.array([0])]
+        for _ in range(count):
+            # Runs that end at a unit may begin between the two positions.
+            begin = np.searchsorted(before, before - least - largest, "left")
+            end = np.searchsorted(before, before - least, "right")
+            ends = np.searchsorted(reached[-1], end) > np.searchsorted(reached[-1], begin)
+            reached.append(np.flatnonzero(ends))
+        if not len(reached[-1]) or reached[-1][-1] != len(weights):
+            continue
+        cuts = [len(weights)]
+        for starts in reached[-2::-1]:
+            sums_to = before[cuts[0]] - before[starts]
+            cuts.insert(0, int(starts[(sums_to >= least) & (sums_to <= least + largest)][0]))
+        return cuts
+    return None
 
 
 def _crosses(cuts: list[int], run: int, sign: int) -> int:
