@@ -203,6 +203,7 @@ class World:
         sums_early: Whether gradients are all-reduced over the replicas while the backward pass
             continues with earlier layers. Between CPUs of one machine this would only take time
             from the cores that compute.
+        resident_bytes: Resident memory of this process at the end of `smp.init`.
     """
 
     config: Config
@@ -215,6 +216,7 @@ class World:
     dp_group: tuple[int, ...] = (0,)
     one_core_each: bool = False
     sums_early: bool = False
+    resident_bytes: int = 0
 
     @property
     def my_partitions(self) -> tuple[int, ...]:
