@@ -1,8 +1,10 @@
 """How much memory each of several processes needs for a model, against one process alone.
 
     python benchmarks/memory.py
-    python benchmarks/memory.py --growth    # against the number of microbatches
-    python benchmarks/memory.py --recompute # with recomputation of activations
+    python benchmarks/memory.py --growth       # against the number of microbatches
+    python benchmarks/memory.py --recompute    # with recomputation of activations
+    python benchmarks/memory.py --transformer  # beside one plain process, and one of torch
+    python benchmarks/memory.py --quick        # a small Transformer
 
 Trains an MLP with Adam for some steps, each time in fresh processes, and reads the peak of the
 resident memory (VmHWM) of each rank:
@@ -42,22 +44,33 @@ Found: a microbatch keeps 123, 41 and 1 MiB, as predicted; the peaks are 846, 66
 and 0.71 of that of "none": less falls away than predicted, since the graph, weights, gradients and
 what one microbatch needs at any level (about 550 MiB in all) stay. Under the limit "none" fails and
 "full" trains.
+
+With --transformer: 8 blocks of 256, length 128, batch 32 in microbatches, SGD, in two ranks for
+each schedule; in one plain process that calls a `tf.function` for each microbatch and adds up; and
+in one process of torch, if that is installed. The share is the peak less what is there after the
+imports; "traced" is what of it is there before the first step. A rank should need at most 60 % of
+the share of the plain process.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 ALLOWED = 0.15
+TRANSFORMER_SHARE = 0.6
+PIPELINES = ("simple", "interleaved", "zero_bubble")
+QUICK = (2, 32, 16, 50, 8)  # blocks, width, length, words, batch
 MICROBATCHES = 4
 BATCH = 32
 STEPS = 3
@@ -92,22 +105,138 @@ def serve_growth(pipeline: str, microbatches: int) -> None:
     print(f"RESULT {smp.rank()} {status('VmHWM') - before} {shared} 0", flush=True)
 
 
-def show_growth() -> None:
+def show_growth(counts: Sequence[int] = (4, 16, 32)) -> None:
     """Prints a row for each schedule and number of microbatches."""
-    print("| schedule | microbatches | shared | steps, of the larger rank | in use |")
-    print("| --- | --- | --- | --- | --- |")
-    for pipeline in ("simple", "interleaved", "zero_bubble"):
-        for microbatches in (4, 16, 32):
+    print("| schedule | microbatches | shared | steps, of rank 0 | of rank 1 | in use |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for pipeline in PIPELINES:
+        for microbatches in counts:
             serve = ["--serve-growth", pipeline, str(microbatches)]
             found = []
             for mapped in ({}, {"MALLOC_MMAP_THRESHOLD_": "1000000"}):
                 code, ranks, output = launched(2, serve, {**os.environ, **mapped})
                 if code or len(ranks) != 2:
                     raise SystemExit(f"the ranks ended with {code}:\n{output[-3000:]}")
-                found.append([max(column) >> 20 for column in list(zip(*ranks, strict=True))[:2]])
-            (steps, shared), (used, _) = found
-            row = f"| {pipeline} | {microbatches} | {shared} MiB | {steps} MiB | {used} MiB |"
-            print(row, flush=True)
+                found.append([[number >> 20 for number in rank[:2]] for rank in ranks])
+            ((first, shared), (second, other)), used = found
+            print(
+                f"| {pipeline} | {microbatches} | {max(shared, other)} MiB | {first} MiB | "
+                f"{second} MiB | {max(rank[0] for rank in used)} MiB |",
+                flush=True,
+            )
+
+
+def workload(size: str) -> Any:
+    import models
+
+    blocks, width, length, words, batch = (8, 256, 128, 2000, 32) if size == "full" else QUICK
+    return models.transformer(blocks, width, length, words, batch)
+
+
+def serve_plain(size: str, microbatches: int) -> None:
+    """Trains the Transformer in plain Keras, a microbatch at a time, and prints the memory."""
+    import keras
+    import tensorflow as tf
+
+    import models
+
+    imports = status("VmRSS")
+    chosen, loss_fn = workload(size), models.loss_function()
+    model, optimizer = chosen.build(), keras.optimizers.SGD(1e-3)
+
+    @tf.function
+    def forward_backward(x, y):
+        with tf.GradientTape() as tape:
+            loss = loss_fn(y, model(x, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    @tf.function
+    def add(sums, terms):
+        return [a + b for a, b in zip(sums, terms, strict=True)]
+
+    x, y = tf.constant(chosen.inputs), tf.constant(chosen.labels)
+    parts = list(zip(tf.split(x, microbatches), tf.split(y, microbatches), strict=True))
+    forward_backward.get_concrete_function(*parts[0])
+    traced = status("VmRSS")
+    for _ in range(STEPS):
+        sums = None
+        for part in parts:
+            gradients = forward_backward(*part)
+            sums = gradients if sums is None else add(sums, gradients)
+            del gradients
+        means = [total / microbatches for total in sums]
+        optimizer.apply_gradients(zip(means, model.trainable_variables, strict=True))
+    print(f"RESULT 0 {status('VmHWM')} {traced} {imports}", flush=True)
+
+
+def serve_torch(microbatches: int) -> None:
+    """The same in torch."""
+    import peer_torch
+
+    imports = status("VmRSS")
+    step = peer_torch.plain("transformer", microbatches)
+    for _ in range(STEPS):
+        step()
+    print(f"RESULT 0 {status('VmHWM')} {imports} {imports}", flush=True)
+
+
+def serve_split(size: str, microbatches: int, pipeline: str) -> None:
+    """As `serve_plain`, in one of two processes."""
+    import keras
+    import tensorflow as tf
+
+    import models
+    import opensmp as smp
+
+    imports = status("VmRSS")
+    smp.init({"microbatches": microbatches, "pipeline": pipeline, "devices": "cpu"})
+    chosen = workload(size)
+    model = smp.DistributedModel.from_keras(chosen.build())
+    train_step = models.split_step(model, keras.optimizers.SGD(1e-3))
+    x, y = tf.constant(chosen.inputs), tf.constant(chosen.labels)
+    train_step.get_concrete_function(x, y)
+    traced = status("VmRSS")
+    for _ in range(STEPS):
+        train_step(x, y)
+    print(f"RESULT {smp.rank()} {status('VmHWM')} {traced} {imports}", flush=True)
+
+
+def show_transformer(size: str = "full", counts: Sequence[int] = (4, 16)) -> list[str]:
+    """Prints a row for each process; returns the ranks that need more than they may."""
+    print("| process | microbatches | traced | peak | share | of the plain one |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    missed = []
+    for count in counts:
+        plain = ["--serve-plain", size, str(count)]
+        ((_, (peak, traced, imports)),) = served("plain", [sys.executable, __file__, *plain])
+        share = peak - int(imports)
+        show_row("plain", count, peak, traced, imports, share)
+        if size == "full" and importlib.util.find_spec("torch"):
+            command = [sys.executable, __file__, "--serve-torch", str(count)]
+            show_row("torch", count, *served("torch", command)[0][1], share)
+        for pipeline in PIPELINES:
+            command = [*run_command(2), "--serve-split", size, str(count), pipeline]
+            for rank, numbers in served(pipeline, command):
+                ratio = show_row(f"{pipeline}, rank {rank}", count, *numbers, share)
+                if ratio > TRANSFORMER_SHARE:
+                    missed.append(f"{pipeline}, {count} microbatches, rank {rank}: {ratio:.0%}")
+    if not importlib.util.find_spec("torch"):
+        print("torch is not installed, so its row is left out")
+    return missed
+
+
+def show_row(
+    name: str, count: int, peak: int, traced: int, imports: int | str, plain_share: int
+) -> float:
+    """Prints a row, and returns the ratio of the share to that of the plain process."""
+    above, share = traced - int(imports), peak - int(imports)
+    print(
+        f"| {name} | {count} | {above >> 20} MiB | {peak >> 20} MiB | {share >> 20} MiB | "
+        f"{share / plain_share:.0%} |",
+        flush=True,
+    )
+    return share / plain_share
 
 
 def serve(layers: int, units: int, limit: int | None) -> None:
@@ -248,12 +377,33 @@ def launched(
     ranks: int, serve: list[str], environment: dict[str, str] | None = None
 ) -> tuple[int, list[tuple[int, int, str]], str]:
     """As `run`, for the options of this program in each rank."""
+    code, found, output = finished([*run_command(ranks), *serve], environment)
+    return code, [numbers for _, numbers in found], output
+
+
+def run_command(ranks: int) -> list[str]:
+    """Starts this program in several ranks."""
     command = [sys.executable, "-m", "opensmp", "run", "-n", str(ranks)]
-    command += ["--partitions", str(ranks), "--all-output", __file__, *serve]
+    return [*command, "--partitions", str(ranks), "--all-output", __file__]
+
+
+def finished(
+    command: list[str], environment: dict[str, str] | None = None
+) -> tuple[int, list[tuple[int, tuple[int, int, str]]], str]:
+    """Exit code of a command, the numbers that each rank printed, and all output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     output = done.stdout + done.stderr
     found = sorted(re.findall(r"RESULT (\d+) (\d+) (\d+) (\S+)", output), key=lambda r: int(r[0]))
-    return done.returncode, [(int(h), int(d), loss) for _, h, d, loss in found], output
+    rows = [(int(rank), (int(first), int(second), rest)) for rank, first, second, rest in found]
+    return done.returncode, rows, output
+
+
+def served(what: str, command: list[str]) -> list[tuple[int, tuple[int, int, str]]]:
+    """The numbers of each rank of a command that must end well."""
+    code, found, output = finished(command)
+    if code or not found:
+        raise SystemExit(f"{what} ended with {code}:\n{output[-3000:]}")
+    return found
 
 
 def checked(ranks: int, layers: int, units: int) -> list[tuple[int, int, str]]:
@@ -274,12 +424,34 @@ def main() -> int:
     parser.add_argument("--serve-growth", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--recompute", action="store_true", help="with recomputation")
     parser.add_argument("--serve-recompute", help=argparse.SUPPRESS)
+    parser.add_argument("--transformer", action="store_true", help="beside one plain process")
+    parser.add_argument("--quick", action="store_true", help="small sizes")
+    parser.add_argument("--serve-plain", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-torch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--serve-split", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_recompute:
         serve_recompute(arguments.serve_recompute, arguments.limit)
         return 0
     if arguments.recompute:
         return show_recompute()
+    if arguments.serve_plain:
+        serve_plain(arguments.serve_plain[0], int(arguments.serve_plain[1]))
+        return 0
+    if arguments.serve_torch:
+        serve_torch(arguments.serve_torch)
+        return 0
+    if arguments.serve_split:
+        size, count, pipeline = arguments.serve_split
+        serve_split(size, int(count), pipeline)
+        return 0
+    if arguments.quick:
+        show_transformer("quick", (4,))
+        return 0
+    if arguments.transformer:
+        missed = show_transformer()
+        print("\n".join(missed))
+        return 1 if missed else 0
     if arguments.serve_growth:
         serve_growth(arguments.serve_growth[0], int(arguments.serve_growth[1]))
         return 0

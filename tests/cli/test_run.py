@@ -46,6 +46,17 @@ def test_environment_of_a_rank_says_where_the_others_are():
 
 
 @pytest.mark.parametrize(
+    ("cores", "size", "arenas"), [(2, 2, "1"), (3, 2, "1"), (4, 2, None), (1, 1, "1"), (8, 1, None)]
+)
+def test_ranks_with_one_core_each_have_one_arena(monkeypatch, cores, size, arenas):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    made = environment({}, rank=0, size=size, port=1, token="", flags={})
+    assert made.get("MALLOC_ARENA_MAX") == arenas
+    kept = {"MALLOC_ARENA_MAX": "7"}
+    assert environment(kept, rank=0, size=size, port=1, token="", flags={}).items() >= kept.items()
+
+
+@pytest.mark.parametrize(
     ("cores", "size", "shares"),
     [
         ({0, 1, 2, 3}, 2, [{0, 1}, {2, 3}]),

@@ -41,7 +41,7 @@ def test_defaults_are_those_of_the_api():
         "default_partition": 0,
         "contiguous": True,
         "horovod": False,
-        "active_microbatches": 3,
+        "active_microbatches": None,
         "devices": None,
         "plan": None,
         "processes_per_replica": None,
@@ -58,19 +58,13 @@ def test_config_is_frozen():
         Config(2).partitions = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("given_keys", "expected"),
-    [
-        ({"partitions": 3}, 5),
-        ({"partitions": 2, "microbatches": 16}, 4),
-        ({"partitions": 2, "microbatches": 16, "pipeline": "simple"}, 16),
-        ({"partitions": 2, "microbatches": 2, "pipeline": "simple"}, 4),
-        ({"partitions": 2, "active_microbatches": 1}, 1),
-    ],
-)
-def test_active_microbatches_default_to_partitions_plus_two(given_keys, expected):
-    assert Config.resolve(given_keys).active_microbatches == expected
-    assert Config(**given_keys).active_microbatches == expected
+@pytest.mark.parametrize("pipeline", sorted(PIPELINES))
+def test_active_microbatches_are_left_to_the_schedule_by_default(pipeline):
+    keys = {"partitions": 2, "microbatches": 16, "pipeline": pipeline}
+    assert Config.resolve(keys).active_microbatches is None
+    assert Config(**keys).active_microbatches is None
+    assert Config(**keys, active_microbatches=None) == Config(**keys)
+    assert Config.resolve({**keys, "active_microbatches": 16}).active_microbatches == 16
 
 
 def test_every_key_of_the_dict_arrives():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ from opensmp.errors import AlreadyInitializedError, LaunchError
 from opensmp.execution.emission import finite_checks
 from opensmp.execution.models import hooks
 from opensmp.execution.models.shared_layers import refuse_unwrapped_models
+from opensmp.execution.profiling import peak_memory
 
 _logger = logging.getLogger("opensmp")
 
@@ -93,6 +95,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     )
     _check_plans(resolved)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
+    made = dataclasses.replace(made, resident_bytes=peak_memory.resident_bytes())
     _private.place_updates_with_variables()
     _private.follow_accumulators()
     if launch.size == 1:

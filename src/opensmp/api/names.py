@@ -22,6 +22,7 @@ from opensmp.api.decorators.pretrained import pretrained_weights  # noqa: E402
 from opensmp.api.decorators.scope import scope  # noqa: E402
 from opensmp.api.init import init, shutdown  # noqa: E402
 from opensmp.api.io import load_model, save_model  # noqa: E402
+from opensmp.api.memory_report import MemoryReport, memory_report  # noqa: E402
 from opensmp.api.model.local_variables import local_variables  # noqa: E402
 from opensmp.api.model.model import DistributedModel  # noqa: E402
 from opensmp.api.model.model_parts import as_part as _as_part  # noqa: E402

@@ -37,6 +37,10 @@ _MALLOC = {
     "MALLOC_TOP_PAD_": str(16 << 20),
 }
 
+# Memory that is freed in an arena of glibc is used again in that arena only. Several arenas help
+# threads that allocate at the same time, which those of a rank with one core do not.
+_ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+
 
 @command(RunOptions, [key_option(name) for name in KEYS])
 def run(options: RunOptions) -> None:
@@ -206,9 +210,10 @@ def environment(
         own["JOIN_SECONDS"] = join_seconds
     if marks is not None:
         own["MARKS"] = marks
+    malloc = {**_MALLOC, **(_ONE_ARENA if len(os.sched_getaffinity(0)) < 2 * size else {})}
     inherited = {k: v for k, v in environ.items() if not k.startswith(LAUNCHER_PREFIX)}
     return {
-        **_MALLOC,
+        **malloc,
         "PYTHONUNBUFFERED": "1",
         "TF_CPP_MIN_LOG_LEVEL": "1",  # otherwise every rank logs how it joined
         **inherited,

@@ -13,7 +13,7 @@ from opensmp.config.faults import (
     missing_default_partition,
     raise_all,
 )
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.pipelines import DEFAULT_PIPELINE
 from opensmp.config.recompute import NONE, Setting, as_dict
 from opensmp.config.sources import Given, from_dict, from_service, from_variables
 
@@ -39,9 +39,9 @@ class Config:
         default_partition: The partition of operations outside every `smp.partition`.
         contiguous: Whether each partition must be a connected part of the graph.
         horovod: Whether the script is a hybrid script that makes Horovod-style calls.
-        active_microbatches: Maximum number of microbatches in flight. The default is
-            `partitions + 2`; schedules that keep all microbatches in flight, such as `"simple"`,
-            have at least `microbatches`.
+        active_microbatches: Maximum number of microbatches in flight. None means as few, up to
+            `partitions + 2`, as give the same predicted step time within 1 %. Schedules that keep
+            all microbatches in flight, such as `"simple"`, accept no fewer than `microbatches`.
         devices: `"cpu"`, `"gpu"`, the logical device of each partition such as
             `("CPU:0", "CPU:1")`, or None for the GPUs if there are any, else the CPU.
         plan: Path of a plan's JSON file to use instead of computing a plan; or, if several models
@@ -74,7 +74,7 @@ class Config:
         ```python
         config = Config(partitions=2, microbatches=4)
         print(config)  # partitions=2, microbatches=4, pipeline='interleaved', ...
-        config.active_microbatches  # 4
+        config.active_microbatches  # None: chosen with the schedule
         ```
     """
 
@@ -87,7 +87,7 @@ class Config:
     default_partition: int = 0
     contiguous: bool = True
     horovod: bool = False
-    active_microbatches: int = 0  # 0 means the default, which depends on other keys
+    active_microbatches: int | None = None
     devices: str | tuple[str, ...] | None = None
     plan: str | tuple[tuple[str, str], ...] | None = None
     processes_per_replica: int | None = None
@@ -102,19 +102,12 @@ class Config:
         given = {
             field.name: Given(field.name, getattr(self, field.name), source)
             for field in fields(self)
-            if not (field.name == "active_microbatches" and self._leaves_active_open())
         }
         values, faults = check_all(given.values())
         faults += contradictions({key: given[key]._replace(value=values[key]) for key in values})
         raise_all(faults)
-        if "active_microbatches" not in values:
-            values["active_microbatches"] = _default_active_microbatches(**values)
         for key, value in values.items():
             object.__setattr__(self, key, value)
-
-    def _leaves_active_open(self) -> bool:
-        active = self.active_microbatches  # not validated yet, so of any type
-        return isinstance(active, int) and not isinstance(active, bool) and active == 0
 
     @classmethod
     def resolve(
@@ -211,10 +204,3 @@ def _implied_partitions(given: Mapping[str, Given], default_partitions: int) -> 
     if isinstance(devices, tuple):
         return len(devices)
     return 1 if devices == "cpu" else default_partitions
-
-
-def _default_active_microbatches(
-    partitions: int, microbatches: int, pipeline: str, **_: Any
-) -> int:
-    limit = partitions + 2
-    return max(limit, microbatches) if PIPELINES[pipeline].holds_all else limit

@@ -104,6 +104,7 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
     microbatches = given.get("microbatches")
     if (
         active
+        and active.value is not None
         and pipeline
         and microbatches
         and PIPELINES[pipeline.value].holds_all

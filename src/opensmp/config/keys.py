@@ -83,10 +83,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Whether the script makes Horovod-style calls.",
         ),
         "active_microbatches": Key(
-            _MICROBATCHES,
-            "Most microbatches in flight.",
-            default="partitions + 2; at least microbatches with "
-            + " and ".join(name for name, row in PIPELINES.items() if row.holds_all),
+            OptionalIntegerKind(_MICROBATCHES),
+            "Most microbatches in flight. By default as few, up to partitions + 2, as give the "
+            "same predicted step time; all with "
+            + " and ".join(name for name, row in PIPELINES.items() if row.holds_all)
+            + ".",
         ),
         "devices": Key(
             DevicesKind(),

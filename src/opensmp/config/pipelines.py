@@ -50,3 +50,11 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType({row.name: row for row in _
 """All schedules, by name."""
 
 DEFAULT_PIPELINE = "interleaved"
+
+
+def most_in_flight(partitions: int) -> int:
+    """Returns the most microbatches that are in flight by default, if they need not all be.
+
+    Two more than a pipeline of equal partitions needs, for partitions that are not equal.
+    """
+    return partitions + 2

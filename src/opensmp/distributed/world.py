@@ -166,6 +166,7 @@ class World:
         sums_early: Whether gradients are all-reduced over the replicas while the backward pass
             continues with earlier layers. Between CPUs of one machine this would only take time
             from the cores that compute.
+        resident_bytes: Resident memory of this process at the end of `smp.init`.
     """
 
     config: Config
@@ -179,6 +180,7 @@ class World:
     one_core_each: bool = False
     nested_calls: int = 0
     sums_early: bool = False
+    resident_bytes: int = 0
 
     @property
     def my_partitions(self) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from opensmp.compiler.plan.cost_model import evaluate, seconds_to_move
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine, SharedVariable
+from opensmp.compiler.schedule.actions import TaskGraph
+from opensmp.compiler.schedule.pipelines import build
 from opensmp.errors import PlanError
 
 # 100 B take one second, and so does nothing at all.
@@ -90,13 +92,32 @@ def test_sent_tensor_is_held_once_however_many_partitions_read_it() -> None:
         (8, "simple", 3, 8),
         (8, "interleaved", 3, 3),
         (2, "interleaved", 3, 2),
-        (8, "interleaved", None, 6),
+        (8, "interleaved", None, 4),
+        (2, "interleaved", None, 2),
+        (8, "zero_bubble", None, 6),
+        (8, "simple", None, 8),
     ],
 )
 def test_in_flight_is_all_or_the_active_ones(
     microbatches: int, pipeline: str, active: int | None, expected: int
 ) -> None:
     assert PlanSettings(microbatches, pipeline, active).microbatches_in_flight(4) == expected
+
+
+@pytest.mark.parametrize("pipeline", ["interleaved", "zero_bubble"])
+@pytest.mark.parametrize("partitions", [1, 2, 3, 5])
+@pytest.mark.parametrize("microbatches", [1, 3, 12])
+def test_prediction_counts_no_fewer_in_flight_than_the_schedule_has(
+    microbatches: int, partitions: int, pipeline: str
+) -> None:
+    schedule = build(pipeline, TaskGraph.chain(partitions, microbatches, split_backward=True))
+    assert schedule.active_microbatches is not None
+    counted = PlanSettings(microbatches, pipeline).microbatches_in_flight(partitions)
+    assert schedule.active_microbatches <= counted
+
+
+def test_pieces_of_a_partition_count_two_microbatches_more() -> None:
+    assert PlanSettings(8, pieces=2).microbatches_in_flight(2) == 4
 
 
 def test_graph_without_units_costs_nothing() -> None:

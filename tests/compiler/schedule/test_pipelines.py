@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from opensmp.compiler.schedule import pipelines as package
-from opensmp.compiler.schedule.actions import Schedule, TaskGraph
+from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaved import interleaved
+from opensmp.compiler.schedule.interleaving import seconds_with_transfers
 from opensmp.compiler.schedule.pipelines import BUILDERS, build
 from opensmp.compiler.schedule.simple import simple
+from opensmp.compiler.schedule.simulate import simulate
 from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ScheduleError
 
@@ -66,3 +69,61 @@ def test_every_module_with_a_schedule_has_a_row() -> None:
 def test_row_without_a_module_is_told() -> None:
     with pytest.raises(ImportError, match=r"has a row 'gpipe'\. Expected: the module .*gpipe, and"):
         package._builder("gpipe")
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 16])
+def test_few_microbatches_are_in_flight_by_default(partitions: int, microbatches: int) -> None:
+    graph = TaskGraph.chain(partitions, microbatches, split_backward=True)
+    few = build("interleaved", graph)
+    widest = build("interleaved", graph, partitions + 2)
+    assert few.active_microbatches == min(partitions, microbatches)
+    held = simulate(few, graph).live_activations
+    assert held[0] == min(partitions, microbatches)
+    assert held[-1] == 1
+    assert simulate(few, graph).makespan_seconds <= simulate(widest, graph).makespan_seconds
+
+
+@pytest.mark.parametrize("name", ["interleaved", "zero_bubble"])
+@pytest.mark.parametrize("partitions", [2, 3, 5])
+def test_no_fewer_in_flight_than_the_time_of_a_step_needs(name: str, partitions: int) -> None:
+    graph = TaskGraph.chain(partitions, 12, split_backward=True)
+    few = build(name, graph)
+    assert few.active_microbatches is not None
+    assert few.active_microbatches <= partitions + 2
+    limit = 1.01 * seconds_with_transfers(graph, build(name, graph, partitions + 2))
+    assert seconds_with_transfers(graph, few) <= limit
+    fewer = build(name, graph, few.active_microbatches - 1)
+    assert seconds_with_transfers(graph, fewer) > limit
+
+
+def test_uneven_partitions_get_as_many_as_keep_the_slowest_busy() -> None:
+    graph = TaskGraph.chain(3, 12, split_backward=True)
+    uneven = {a: s * (10 if graph.device[a] == 0 else 1) for a, s in graph.seconds.items()}
+    slow = replace(graph, seconds=uneven)
+    few = build("interleaved", slow)
+    assert few.active_microbatches == 2
+    assert simulate(few, slow).makespan_seconds <= 1.01 * (
+        simulate(build("interleaved", slow, 5), slow).makespan_seconds
+    )
+
+
+def test_microbatches_that_need_each_other_are_in_flight_together() -> None:
+    graph = TaskGraph.chain(2, 3)
+    last = Action("F", 1, 2)
+    needs = {
+        a: n | ({last} if a.kind == "B" and a.segment == 1 else set())
+        for a, n in graph.needs.items()
+    }
+    schedule = build("interleaved", replace(graph, needs=needs))
+    assert schedule.active_microbatches == 3
+
+
+def test_all_microbatches_are_in_flight_where_the_schedule_holds_them() -> None:
+    graph = TaskGraph.chain(2, 9)
+    assert build("simple", graph) == simple(graph)
+
+
+def test_nothing_to_schedule() -> None:
+    graph = TaskGraph({}, {}, {}, 2)
+    assert build("interleaved", graph).orders == ((), ())

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from processes import check_ranks
+from small import STEP_OF_TWO, TWO_BY_FOUR
 
 import opensmp.api.comm.gradient_norms  # noqa: F401 - what TensorFlow asks
 from opensmp.compiler.trace.structure import Structure
@@ -118,3 +120,46 @@ def test_what_tensorflow_made_of_it_is_no_zeros():
     for compute in (lambda g: tf.cast(g, tf.float16), lambda g: tf.clip_by_norm(g, 1.0)):
         with pytest.raises(ElsewhereError, match="another rank"):
             tf.norm(compute(gradient()))
+
+
+MICROBATCHES = 8
+
+ONE_PLACEHOLDER = f"""
+import numpy as np
+import opensmp as smp
+
+smp.init({{**{TWO_BY_FOUR}, "microbatches": {MICROBATCHES}}})
+{STEP_OF_TWO}
+rows = tf.reshape(tf.range({MICROBATCHES}.0 * 4), [{MICROBATCHES}, 4])
+
+@tf.function
+def each(x):
+    gradients, _ = forward(x)
+    return [[tf.convert_to_tensor(g) for g in row.outputs] for row in gradients]
+
+@tf.function
+def sums(x):
+    gradients, _ = forward(x)
+    return [g.reduce_sum() for g in gradients]
+
+kept = forward.get_concrete_function(rows).structured_outputs[0]
+remote = [row for row in kept if isinstance(row[0], tf.IndexedSlices)]
+print(len(kept), [len(row) for row in remote], all(g is row[0] for row in remote for g in row))
+for _ in range(10):
+    values = each(rows)
+first = [np.outer(row, [4.0] * 4) for row in rows]
+second = [np.outer(row, [1.0] * 4) for row in tf.matmul(rows, tf.ones([4, 4]))]
+np.testing.assert_array_equal(values[0], first)
+np.testing.assert_array_equal(values[2], second)
+kernel, bias, later_kernel, later_bias = sums(rows)
+np.testing.assert_array_equal(kernel, np.sum(first, 0))
+np.testing.assert_array_equal(bias, [{MICROBATCHES} * 4.0] * 4)
+np.testing.assert_array_equal(later_kernel, np.sum(second, 0))
+np.testing.assert_array_equal(later_bias, [{MICROBATCHES} * 1.0] * 4)
+print("right")
+"""
+
+
+def test_gradients_of_all_microbatches_share_a_placeholder_and_keep_their_values():
+    for result in check_ranks(ONE_PLACEHOLDER, 2):
+        assert result.lines[-2:] == [f"4 {[MICROBATCHES] * 2} True", "right"]

@@ -31,7 +31,7 @@ from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.models.layer_calls import calls_taken
 from opensmp.execution.models.registry import some_wait_for_partitions
-from opensmp.execution.multi_process.remote_gradient import pack
+from opensmp.execution.multi_process.remote_gradient import Made, pack
 from opensmp.execution.multi_process.remote_values import note_step
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
@@ -329,14 +329,15 @@ class Step:
         flat = [t for row in wanted for leaf in row for t in Structure.of(leaf).tensors]
         finished = iter(pipeline.finish(flat))
 
-        def finish(leaf: Any) -> Any:
+        def finish(leaf: Any, made: Made) -> Any:
             parts = Structure.of(leaf)
-            return pack(parts, [next(finished) for _ in parts.tensors])
+            return pack(parts, [next(finished) for _ in parts.tensors], made)
 
         count, made = len(results), Returned if joins else StepOutput
         outputs = []
         for row, device in zip(wanted, devices, strict=True):
-            values = [finish(leaf) for leaf in row]
+            placeholders: Made = {}  # the same for all microbatches
+            values = [finish(leaf, placeholders) for leaf in row]
             output = made(values[:count], device or None, values[count:])
             outputs.append(None if row[0] is None else output)
         if joins:

@@ -246,14 +246,21 @@ class StepOutput(Unreduced):
     # tf.nest and tf.function flatten and rebuild a StepOutput with these methods.
 
     # Terms are dropped: a function applied to each tensor need not preserve the equality of the
-    # sums.
+    # sums. One placeholder of another process's gradient stands for those of all microbatches: in a
+    # step with many weights and microbatches, they would be most of the graph.
 
-    def __tf_flatten__(self) -> tuple[tuple[str | None], tuple[Tensor, ...]]:
-        return (self._device,), tuple(self._outputs)
+    def __tf_flatten__(self) -> tuple[Any, tuple[Tensor, ...]]:
+        return (self._device, len(self._outputs)), tuple(self._smp_distinct())
 
     @classmethod
-    def __tf_unflatten__(cls, metadata: tuple[str | None], leaves: Sequence[Tensor]) -> StepOutput:
-        return cls(leaves, metadata[0])
+    def __tf_unflatten__(cls, metadata: Any, leaves: Sequence[Tensor]) -> StepOutput:
+        device, count = metadata
+        return cls(list(leaves) * (count // len(leaves)), device)
+
+    def _smp_distinct(self) -> list[Tensor]:
+        first = self._outputs[0]
+        is_one = isinstance(first, RemoteGradient) and all(t is first for t in self._outputs)
+        return [first] if is_one else self._outputs
 
 
 class Returned(StepOutput):
@@ -263,13 +270,15 @@ class Returned(StepOutput):
     """
 
     def __tf_flatten__(self) -> tuple[Any, tuple[Tensor, ...]]:
-        return (self._device, len(self._outputs)), (*self._outputs, *self._terms)
+        distinct = self._smp_distinct()
+        return (self._device, len(self._outputs), len(distinct)), (*distinct, *self._terms)
 
     @classmethod
     def __tf_unflatten__(cls, metadata: Any, leaves: Sequence[Tensor]) -> StepOutput:
-        device, count = metadata
+        device, count, distinct = metadata
+        outputs = list(leaves[:distinct]) * (count // distinct)
         is_inside = tf.compat.v1.get_default_graph() in _step_graphs
-        return (cls if is_inside else StepOutput)(leaves[:count], device, leaves[count:])
+        return (cls if is_inside else StepOutput)(outputs, device, leaves[distinct:])
 
 
 _step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight
 from opensmp.config.recompute import NONE, Setting, as_dict
 
 
@@ -18,7 +18,7 @@ class PlanSettings:
         microbatches: Microbatches per step.
         pipeline: Name of the schedule, a key of `opensmp.config.pipelines.PIPELINES`.
         active_microbatches: Maximum number of microbatches in flight, unless the schedule
-            keeps all; None for the number of partitions + 2.
+            keeps all; None for as few as keep the partitions busy.
         optimize: `"speed"` minimizes the step time. `"memory"` minimizes the peak of the fullest
             device and, among plans within 2 % of that, the step time.
         contiguous: Whether each partition must be connected (within each component, if the graph
@@ -42,9 +42,12 @@ class PlanSettings:
         """Returns the maximum number of microbatches whose residuals a device holds at once."""
         if PIPELINES[self.pipeline].holds_all:
             return self.microbatches
-        active = (
-            num_partitions + 2 if self.active_microbatches is None else self.active_microbatches
-        )
+        active = self.active_microbatches
+        if active is None:
+            # A chain of equal partitions needs as many microbatches as there are partitions, and
+            # up to two more if weight gradients wait or microbatches return to a partition.
+            returns = PIPELINES[self.pipeline].defers_weights or self.pieces > 1
+            active = most_in_flight(num_partitions) if returns else num_partitions
         return min(self.microbatches, active)
 
     @classmethod

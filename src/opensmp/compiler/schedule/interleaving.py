@@ -50,13 +50,35 @@ def by_turns(graph: TaskGraph) -> Priority:
 def quickest(graph: TaskGraph, schedules: Iterable[Schedule]) -> Schedule:
     """Returns the schedule with the shortest step; the first one of equals.
 
-    Transfers between devices count as a tenth of an average action, so that of otherwise equal
-    schedules the one that waits less for transfers is chosen.
+    By `seconds_with_transfers`, so that of otherwise equal schedules the one that waits less for
+    transfers is chosen.
     """
-    transfer = _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))
+    return min(schedules, key=lambda schedule: seconds_with_transfers(graph, schedule))
 
-    def makespan(schedule: Schedule) -> float:
-        seconds = simulate(schedule, graph, transfer_seconds=transfer).makespan_seconds
-        return float(f"{seconds:.9g}")  # ignores rounding differences between sums
 
-    return min(schedules, key=makespan)
+def seconds_with_transfers(graph: TaskGraph, schedule: Schedule) -> float:
+    """Returns the time of a step in which a transfer takes a tenth of an average action."""
+    transfer = _transfer_seconds(graph)
+    seconds = simulate(schedule, graph, transfer_seconds=transfer).makespan_seconds
+    return float(f"{seconds:.9g}")  # ignores rounding differences between sums
+
+
+def longest_ways(graph: TaskGraph) -> float:
+    """Returns the sum over microbatches of the time that each takes alone, with transfers."""
+    transfer = _transfer_seconds(graph)
+    end: dict[Action, float] = {}
+    last: dict[int, float] = defaultdict(float)
+    for action in graph.topological_order:
+        device, microbatch = graph.device[action], action.microbatch
+        starts = (
+            end[needed] + transfer * (graph.device[needed] != device)
+            for needed in graph.needs[action]
+            if needed.microbatch == microbatch
+        )
+        end[action] = max(starts, default=0.0) + graph.seconds[action]
+        last[microbatch] = max(last[microbatch], end[action])
+    return sum(last.values())
+
+
+def _transfer_seconds(graph: TaskGraph) -> float:
+    return _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))

@@ -8,14 +8,17 @@ print(schedule)
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
 
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
+from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
 from opensmp.compiler.schedule.validate import validate
-from opensmp.config.pipelines import PIPELINES
+from opensmp.config.pipelines import PIPELINES, most_in_flight
 from opensmp.errors import ScheduleError
 
 Builder = Callable[[TaskGraph, int], Schedule]
@@ -38,14 +41,18 @@ BUILDERS: Mapping[str, Builder] = MappingProxyType({name: _builder(name) for nam
 """The function of each schedule in `opensmp.config.pipelines`."""
 
 
-def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
+_SAME_TIME = 1.01  # steps of up to this ratio count as equally long
+
+
+def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
     """Builds a schedule by name and validates it.
 
     Args:
         name: One of `BUILDERS`.
         graph: The tasks.
         active_microbatches: Maximum number of microbatches in flight, >= 1; schedules that keep
-            all in flight ignore it.
+            all in flight ignore it. None for the fewest with which a step takes at most 1 % longer
+            than with `most_in_flight`, by a simulation with transfers.
 
     Raises:
         ScheduleError: If the name is unknown or `active_microbatches` is below 1.
@@ -64,6 +71,26 @@ def build(name: str, graph: TaskGraph, active_microbatches: int) -> Schedule:
         raise ScheduleError(
             f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
         )
-    schedule = BUILDERS[name](graph, active_microbatches)
+    if active_microbatches is None:
+        schedule = _with_few_in_flight(name, graph)
+    else:
+        schedule = BUILDERS[name](graph, active_microbatches)
     validate(schedule, graph)
     return schedule
+
+
+def _with_few_in_flight(name: str, graph: TaskGraph) -> Schedule:
+    """Builds a schedule with the fewest microbatches in flight that keep a step as short."""
+    make = functools.partial(BUILDERS[name], graph)
+    most = max(1, min(most_in_flight(graph.num_devices), len(graph.microbatches)))
+    widest = make(most)
+    if PIPELINES[name].holds_all:
+        return widest
+    limit = _SAME_TIME * seconds_with_transfers(graph, widest)
+    # With k in flight, a step takes a k-th of the time that its microbatches take one by one.
+    least = max(1, math.ceil(longest_ways(graph) / limit)) if limit else 1
+    for count in range(least, most):
+        schedule = make(count)
+        if seconds_with_transfers(graph, schedule) <= limit:
+            return schedule
+    return widest

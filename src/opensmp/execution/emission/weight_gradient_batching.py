@@ -20,6 +20,7 @@ from opensmp.compiler.lowering.passes import Backward
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.schedule.actions import Action
 from opensmp.config import Config
+from opensmp.config.pipelines import PIPELINES, most_in_flight
 from opensmp.distributed.watchdog.root_cause import Place
 from opensmp.execution.emission.task_graph import live_operations
 
@@ -35,7 +36,11 @@ def group_size(num_microbatches: int, config: Config) -> int:
     """
     if config.optimize != "speed":
         return 1
-    return max(1, min(_LARGEST_GROUP, num_microbatches // 2, config.active_microbatches))
+    active = config.active_microbatches
+    if active is None:
+        holds_all = PIPELINES[config.pipeline].holds_all
+        active = num_microbatches if holds_all else most_in_flight(config.partitions)
+    return max(1, min(_LARGEST_GROUP, num_microbatches // 2, active))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from opensmp import _private
 from opensmp.base.types import Model
+from opensmp.compiler.plan.plan import Plan
 from opensmp.distributed.world import World
 
 _models: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -26,6 +27,13 @@ def layer_names() -> set[str]:
 def some_wait_for_partitions(here: World) -> bool:
     """Whether some model has not been called since `smp.init`."""
     return any(not model._smp_partitions.is_done(here) for model in _models)
+
+
+def plans(here: World) -> list[Plan]:
+    """The plans of all models that have been partitioned since `smp.init`."""
+    found = (model._smp_partitions.plan for model in _models if model._smp_partitions.is_done(here))
+    # Views of a model share its plan.
+    return list({id(plan): plan for plan in found if plan is not None}.values())
 
 
 def holders_of(layer: Any) -> Callable[[], list[Model]]:

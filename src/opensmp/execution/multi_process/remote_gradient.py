@@ -35,7 +35,9 @@ class Sparse(NamedTuple):
     indices: tf.DType
 
 
-class _Note(NamedTuple):
+class Note(NamedTuple):
+    """What a placeholder knows; see `RemoteGradient`."""
+
     process: int
     shape: tuple[int, ...]
     sparse: Sparse | None
@@ -56,18 +58,12 @@ class RemoteGradient(_private.NotedSlices):
     def of(
         cls, gradient: Gradient, process: int, shape: tuple[int, ...] | None = None
     ) -> RemoteGradient:
-        """Creates the placeholder of a gradient."""
-        sparse = None
-        if isinstance(gradient, RemoteGradient):
-            sparse = gradient.sparse
-        elif isinstance(gradient, tf.IndexedSlices):
-            sparse = Sparse(gradient.indices.dtype)
-        if shape is None or (sparse is None and gradient.shape.is_fully_defined()):
-            shape = tuple(size or 1 for size in gradient.shape)
-        return cls._of_note(_Note(process, shape, sparse), gradient.dtype)
+        """Creates the placeholder of a gradient, of which only shape and dtype are used."""
+        return cls.of_note(_note_of(gradient, process, shape), gradient.dtype)
 
     @classmethod
-    def _of_note(cls, note: _Note, dtype: Any) -> RemoteGradient:
+    def of_note(cls, note: Note, dtype: Any) -> RemoteGradient:
+        """Creates a placeholder of this dtype."""
         return cls(
             values=tf.zeros([0, *note.shape[1:]], dtype),
             indices=tf.zeros([0], tf.int32),
@@ -78,19 +74,19 @@ class RemoteGradient(_private.NotedSlices):
     @property
     def shape(self) -> tf.TensorShape:
         """The static shape, which slices returned by a function otherwise lose."""
-        note: _Note = self.note
+        note: Note = self.note
         return tf.TensorShape(note.shape)
 
     @property
     def process(self) -> int:
         """Position in the replica of the process that owns the gradient."""
-        note: _Note = self.note
+        note: Note = self.note
         return note.process
 
     @property
     def sparse(self) -> Sparse | None:
         """Set if the gradient is `tf.IndexedSlices`; None if it is a tensor."""
-        note: _Note = self.note
+        note: Note = self.note
         return note.sparse
 
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> Any:
@@ -101,8 +97,8 @@ class RemoteGradient(_private.NotedSlices):
         both = tf.broadcast_static_shape(self.shape, tf.TensorShape(shape))
         if both.rank is None or both == self.shape:
             return self
-        note: _Note = self.note
-        return self._of_note(note._replace(shape=tuple(size or 1 for size in both)), self.dtype)
+        note: Note = self.note
+        return self.of_note(note._replace(shape=tuple(size or 1 for size in both)), self.dtype)
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __pow__ = _with
 
@@ -113,12 +109,41 @@ class RemoteGradient(_private.NotedSlices):
         return self
 
 
-def pack(parts: Structure, values: Sequence[Tensor | OwnedBy]) -> Gradient:
-    """Assembles a gradient from its tensors' values; a `RemoteGradient` if another owns it."""
+Made = dict[tuple[Note, Any], RemoteGradient]
+"""Placeholders by note and dtype."""
+
+
+def pack(
+    parts: Structure, values: Sequence[Tensor | OwnedBy], made: Made | None = None
+) -> Gradient:
+    """Assembles a gradient from its tensors' values; a `RemoteGradient` if another owns it.
+
+    Args:
+        parts: The gradient.
+        values: The values of its tensors.
+        made: Placeholders to use again, such as those of other microbatches; new ones are added.
+    """
     keeper = next((value for value in values if isinstance(value, OwnedBy)), None)
     if keeper is None:
         return parts.pack(values)
-    return RemoteGradient.of(parts.template, keeper.process, keeper.shape)
+    gradient = parts.template
+    key = _note_of(gradient, keeper.process, keeper.shape), gradient.dtype
+    made = {} if made is None else made
+    if key not in made:
+        made[key] = RemoteGradient.of_note(*key)
+    return made[key]
+
+
+def _note_of(gradient: Gradient, process: int, shape: tuple[int, ...] | None) -> Note:
+    """See `RemoteGradient.of`."""
+    sparse = None
+    if isinstance(gradient, RemoteGradient):
+        sparse = gradient.sparse
+    elif isinstance(gradient, tf.IndexedSlices):
+        sparse = Sparse(gradient.indices.dtype)
+    if shape is None or (sparse is None and gradient.shape.is_fully_defined()):
+        shape = tuple(size or 1 for size in gradient.shape)
+    return Note(process, shape, sparse)
 
 
 def is_elsewhere(gradient: Gradient) -> bool:
