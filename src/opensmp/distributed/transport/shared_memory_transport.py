@@ -34,6 +34,7 @@ from opensmp.errors import CommunicationError
 _SHORTEST_SLEEP_SECONDS = 20e-6
 _LONGEST_SLEEP_SECONDS = 0.1
 _NOWHERE = -1  # an invalid buffer index
+_NOT_CONSTANT = 1024  # elements; graphs hold smaller tensors as constants
 _SHARE_OF_WAIT = 0.01  # maximum delay of detection, as a fraction of the wait
 
 
@@ -126,11 +127,13 @@ class Inbox:
         self._functions: dict[Any, Any] = {}
         with tf.device(device):
             self._counters = _in_place(memory.counters)
+            with tf.init_scope():
+                self._heard = tf.zeros([_NOT_CONSTANT], tf.int64)
         self._thread = threading.Thread(target=self._look, name="opensmp-inbox", daemon=True)
         self._thread.start()
 
     def take(self, slot: Slot, transfer: Transfer, run: Tensor) -> Tensor:
-        """Inserts a call that returns a transfer's tensor on arrival; an int64 if it has none."""
+        """Inserts a call that returns a transfer's tensor on arrival; int64 if it has none."""
         tensor = transfer.tensor
         dtype = tf.int64 if tensor is None else tensor.dtype
         with tf.init_scope(), tf.device(self._device):
@@ -146,7 +149,12 @@ class Inbox:
                 name="shared",
                 **_private.call_attributes(),
             )
-        result.set_shape([] if tensor is None else tensor.shape)
+        if tensor is None:
+            # Nothing reads the result; operations wait for it by control edges. TensorFlow's
+            # optimizer removes such operations, unless they write in place.
+            with tf.device(self._device):
+                return _write(self._heard, tf.constant(0), result).outputs[0]
+        result.set_shape(tensor.shape)
         return result
 
     def _function(self, shape: tuple[int, ...] | None, dtype: tf.DType, *word: tf.DType) -> Any:
