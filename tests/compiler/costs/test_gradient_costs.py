@@ -97,6 +97,9 @@ CASES = {
     "L2Loss": (tf.nn.l2_loss, X),
 }
 
+ONLY_THE_FIRST = ("ResizeBilinearGrad", "ResizeBicubicGrad")
+"""Gradients that read their first input, and the shape of the second."""
+
 
 def differentiated(op_type, function, shapes):
     """What the rule says, and which inputs and outputs gradients of all float inputs read."""
@@ -111,7 +114,12 @@ def differentiated(op_type, function, shapes):
     new = [made for made in graph.get_operations() if made not in set(operations)]
     # Reading no more than the shape of a tensor is not reading it.
     for_shape = ("Shape", "ShapeN", "Size", "ZerosLike")
-    read = {id(t) for made in new if made.type not in for_shape for t in made.inputs}
+    read = {
+        id(t)
+        for made in new
+        if made.type not in for_shape
+        for t in (made.inputs[:1] if made.type in ONLY_THE_FIRST else made.inputs)
+    }
     wiring = Wiring.of(operations, unknown_size=1)
     i = wiring.index[op]
     call = Call(op.type, wiring.input_arrays(i), wiring.arrays[i], op.get_attr)

@@ -183,10 +183,10 @@ _ROWS = (
     Family("ImageProjectiveTransformV3", per_output(20)),
     # Bilinear: three interpolations of a difference, a product and a sum each. Bicubic: 16 points
     # instead of 4.
-    Family("ResizeBicubic", per_output(36), reads=all_inputs),
+    Family("ResizeBicubic", per_output(36), reads=nothing),
     Family("ScaleAndTranslate", per_output(9)),
     Family("CropAndResize", per_output(9), reads=all_inputs),
-    Family("ResizeBilinear", per_output(9), reads=all_inputs, reshapes=True),
+    Family("ResizeBilinear", per_output(9), reads=nothing, reshapes=True),
     # Maximum, difference, exponential, sum, quotient.
     Family("LogSoftmax Softmax", per_input(5), reads=all_outputs, passes=4),
     # Softmax, then the loss and the difference to the labels.

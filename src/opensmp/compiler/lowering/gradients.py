@@ -13,6 +13,7 @@ from opensmp.base.types import Op, Tensor
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.lowering.sparse_gradients import SameRows, marked
+from opensmp.compiler.recomputation.shorter_reads import shorten_reads
 from opensmp.compiler.trace.differentiable import is_differentiable
 from opensmp.compiler.trace.trace import TracedGraph
 
@@ -112,7 +113,12 @@ def differentiate(
         if dense:
             gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
         gradients = [marked(traced, gradient) for gradient in gradients]
-    return SegmentGradient(tuple(outputs), tuple(upstream), tuple(wrt), tuple(gradients))
+    found = SegmentGradient(tuple(outputs), tuple(upstream), tuple(wrt), tuple(gradients))
+    if not dense:  # dense gradients may be differentiated again, through all that they read
+        boundary = _boundary(segment, found)
+        operations = needed([t.op for t in found.flat], boundary, lambda op: False)
+        shorten_reads(traced.graph, operations, set(traced.operations))
+    return found
 
 
 def residuals(

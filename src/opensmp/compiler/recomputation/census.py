@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opensmp.base.types import Tensor
 from opensmp.compiler.costs.families import ALIASES
@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 
 INPUT = "(input)"
 """The type under which the inputs of segments are counted: they come from elsewhere."""
+
+
+class Kept(NamedTuple):
+    """A piece of memory that is kept.
+
+    Attributes:
+        owner: The tensor whose memory it is.
+        read: The tensors in this memory that the backward pass reads.
+    """
+
+    owner: Tensor
+    read: tuple[Tensor, ...]
 
 
 def kept_bytes(program: Program, partition: int | None = None) -> dict[str, int]:
@@ -41,18 +53,18 @@ def kept_bytes(program: Program, partition: int | None = None) -> dict[str, int]
         if partition not in (None, segment.partition):
             continue
         inputs = {id(t) for t in segment.inputs}
-        for tensor in _kept(program, segment):
+        for tensor, _ in kept_tensors(program, segment):
             kind = INPUT if id(tensor) in inputs else tensor.op.type
             found[kind] = found.get(kind, 0) + size_of(tensor)
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _kept(program: Program, segment: Segment) -> list[Tensor]:
-    """Returns the tensors, one of those that share their memory, that backward passes read."""
+def kept_tensors(program: Program, segment: Segment) -> list[Kept]:
+    """Returns what the backward pass of a segment reads of its forward pass, without variables."""
     backward = program.backward(segment, segment.outputs)
     inputs = {id(t) for t in segment.inputs}
     leaves = {id(t) for t in (*segment.variables, *segment.captures)}
-    found: dict[int, Tensor] = {}
+    found: dict[int, tuple[Tensor, dict[int, Tensor]]] = {}
     half: Backward | None = backward
     again = backward.recompute if backward is not None else None
     made_later = {id(t) for t in again.fetches} if again is not None else set()
@@ -66,8 +78,8 @@ def _kept(program: Program, segment: Segment) -> list[Tensor]:
             while id(root) not in inputs and root.op.type in ALIASES and root.op.inputs:
                 root = root.op.inputs[root.value_index if root.op.type == "IdentityN" else 0]
             if id(root) not in leaves:
-                found[id(root)] = root
+                found.setdefault(id(root), (root, {}))[1][id(tensor)] = tensor
         made_later |= {id(t) for t in half.handed}
         feeds = ()
         half = half.weights
-    return list(found.values())
+    return [Kept(root, tuple(read.values())) for root, read in found.values()]
