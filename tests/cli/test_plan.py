@@ -107,6 +107,15 @@ def test_plan_is_printed_written_drawn_and_explained(run, tmp_path):
     assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
 
 
+def test_the_call_that_uses_a_plan_recomputes_as_the_plan_does(run):
+    status, out, _ = run(
+        "plan cli_models:mlp --partitions 2 --microbatches 4 --batch 32 --device-memory 1GiB "
+        "--recompute auto --output plan.json"
+    )
+    assert status == 0
+    assert '"recompute": "auto", "plan": "plan.json"})' in out
+
+
 def test_written_plan_is_used_by_a_script(run, tmp_path, smp_init):
     status, _, err = run(
         "plan cli_models:mlp --partitions 2 --microbatches 2 --batch 8 --output plan.json"

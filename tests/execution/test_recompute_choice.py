@@ -133,3 +133,17 @@ def test_a_layer_of_another_model_is_known(smp_init):
 
     forward(batch(4))
     assert other.layers
+
+
+def test_a_plan_that_recomputes_is_not_used_without_it_silently(smp_init, tmp_path, caplog):
+    path = str(tmp_path / "plan.json")
+    for recompute, made in (("full", None), ("none", path), ("selective", path)):
+        caplog.clear()
+        smp_init({"partitions": 2, "plan": made, "recompute": recompute})
+        model = Net()
+        model(batch(4))
+        if made is None:
+            model.plan.save(path)
+        told = [r.getMessage() for r in caplog.records if "recomputes nothing" in r.getMessage()]
+        assert len(told) == (recompute == "none")
+        assert not told or 'Add "recompute": "full" to smp.init' in told[0]

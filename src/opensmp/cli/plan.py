@@ -40,6 +40,7 @@ from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config
+from opensmp.config.recompute import as_dict
 from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
 from opensmp.execution.profiling.calibration import a_device, calibrate, measure
@@ -319,6 +320,8 @@ def _use_of(result: Plan, output: Path) -> str:
         keys["pipeline"] = settings.pipeline
     if settings.active_microbatches is not None:
         keys["active_microbatches"] = settings.active_microbatches
+    if settings.recompute != Config.recompute:
+        keys["recompute"] = as_dict(settings.recompute)
     keys["plan"] = str(output)
     text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
     return f"use it: smp.init({{{text}}})".replace("'", '"')

@@ -9,7 +9,7 @@ from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
-from opensmp.config.recompute import partitions_of
+from opensmp.config.recompute import as_dict, partitions_of
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
 
@@ -80,8 +80,9 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
     if partitions and recompute:
         beyond = [p for p in partitions_of(recompute.value) if p >= partitions.value]
         if beyond:
+            written = recompute._replace(value=as_dict(recompute.value))
             faults.append(
-                f"{recompute}, which names partition {beyond[0]}, but partitions is "
+                f"{written}, which names partition {beyond[0]}, but partitions is "
                 f"{partitions.value}; accepted: partitions from 0 to {partitions.value - 1}"
             )
     processes = given.get("processes_per_replica")

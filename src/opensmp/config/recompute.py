@@ -38,16 +38,16 @@ class RecomputeKind(NamedTuple):
         for key in value:
             if key not in _PARTS:
                 raise ValueError(f"unknown key {shown(key, 40)}; {did_you_mean(key, _PARTS)}")
-        default = _one_of(value.get("default", NONE), LEVELS)
+        default = _level_of("'default'", value.get("default", NONE))
         partitions = {
-            _partition(key): _one_of(level, LEVELS)
+            _partition(key): _level_of(f"partition {key}", level)
             for key, level in _pairs(value.get("partitions", ()), "partitions")
         }
         layers = []
         for pattern, level in _pairs(value.get("layers", ()), "layers"):
             if not isinstance(pattern, str) or not pattern.strip():
                 raise ValueError(f"{shown(pattern, 40)} is not the name of a layer")
-            layers.append((pattern, _one_of(level, LEVELS)))
+            layers.append((pattern, _level_of(f"layer {pattern!r}", level)))
         return (
             ("default", default),
             ("partitions", tuple(sorted(partitions.items()))),
@@ -82,6 +82,16 @@ def partitions_of(setting: Setting) -> tuple[int, ...]:
     if isinstance(setting, str):
         return ()
     return tuple(partition for partition, _ in dict(setting)["partitions"])
+
+
+def _level_of(what: str, value: Any) -> str:
+    """Returns the level of an entry of the dict, which the error names."""
+    if value == AUTO:
+        raise ValueError(f"{what} cannot be 'auto', which is for the whole model alone")
+    try:
+        return _one_of(value, LEVELS)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
 
 
 def _one_of(value: Any, choices: tuple[str, ...]) -> str:

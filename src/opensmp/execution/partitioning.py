@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import logging
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +27,7 @@ from opensmp.compiler.trace.intermediate_outputs import taps
 from opensmp.compiler.trace.trace import TracedGraph, trace
 from opensmp.compiler.trace.variables import is_keras, tf_dtype
 from opensmp.config import Config
+from opensmp.config.recompute import NONE, as_dict
 from opensmp.distributed.collectives.variable_moves import copy_variables, move_between_ranks
 from opensmp.distributed.world import World
 from opensmp.execution.context import Prepared
@@ -34,6 +37,8 @@ from opensmp.execution.models.shared_layers import trace_anew
 from opensmp.execution.variables.early_reads import note_placing
 from opensmp.execution.variables.known_placement import known_homes, note_homes, placed_before
 from opensmp.execution.variables.placement import mark_copies, place
+
+_logger = logging.getLogger("opensmp")
 
 
 class Partitioning:
@@ -166,6 +171,15 @@ class Partitioning:
         if path is None:
             return None
         plan = Plan.load(path)
+        if plan.settings.recompute != config.recompute == NONE:
+            made = json.dumps(as_dict(plan.settings.recompute))
+            _logger.warning(
+                "plan '%s' was made with recompute %s, but this run recomputes nothing, and may "
+                'need more memory than the plan predicts. Add "recompute": %s to smp.init.',
+                path,
+                made,
+                made,
+            )
         is_other = isinstance(config.plan, str) and plan.model != self._name
         return None if self._is_part and is_other else plan
 

@@ -72,13 +72,18 @@ class Policy:
 def is_match(pattern: str, label: str) -> bool:
     """Returns whether a pattern names a layer call, or a layer around it.
 
-    It may match their path or their name; the number of a repeated call does not matter.
+    It may match their path or their name. A pattern without "#" matches all calls of a layer, one
+    with it a call alone, such as the second one "dense#2".
 
     Example:
         >>> is_match("block_?", "block_3/attention"), is_match("block", "block_3")
         (True, False)
+        >>> is_match("dense", "dense#2"), is_match("dense#2", "dense#2")
+        (True, True)
     """
-    parts = [part.partition("#")[0] for part in label.split("/")]
+    parts = label.split("/")
+    if "#" not in pattern:
+        parts = [part.partition("#")[0] for part in parts]
     around = range(1, len(parts) + 1)
     return any(
         fnmatchcase("/".join(parts[:end]), pattern) or fnmatchcase(parts[end - 1], pattern)
