@@ -255,7 +255,7 @@ def shed_slot(variable: Any, slot: Any) -> None:
         return
     set_shard(slot, True)
     if is_left_to_another(variable) and not is_elsewhere(slot):
-        give_up(slot, f"{slot.path} of replica {updater}, by shard_optimizer_state")
+        give_up(slot, f"{slot.path} of replica {updater} (shard_optimizer_state)")
 
 
 def lend(variable: Any, value: Any) -> None:
