@@ -50,6 +50,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "pieces_per_partition": (1, 2),
     "check_finite": (True, False),
     "shard_optimizer_state": (True, False),
+    "recompute": ("none", "selective", "full", "auto", {"partitions": {0: "full"}}),
 }
 NAMES = (*RIGHT, *ALIASES)
 

@@ -86,7 +86,7 @@ def partitions_of(setting: Setting) -> tuple[int, ...]:
 
 def _level_of(what: str, value: Any) -> str:
     """Returns the level of an entry of the dict, which the error names."""
-    if value == AUTO:
+    if isinstance(value, str) and value == AUTO:
         raise ValueError(f"{what} cannot be 'auto', which is for the whole model alone")
     try:
         return _one_of(value, LEVELS)

@@ -35,7 +35,10 @@ def graph() -> CoarseGraph:
 
 def predicted(recompute, memory=None):
     settings = PlanSettings(
-        microbatches=HELD, recompute=recompute, machine=Machine(memory_bytes=memory)
+        microbatches=HELD,
+        active_microbatches=HELD,
+        recompute=recompute,
+        machine=Machine(memory_bytes=memory),
     )
     return evaluate(graph(), [0, 1], 2, settings)
 
@@ -76,7 +79,8 @@ def test_a_level_is_had_by_that_many_of_the_microbatches_in_flight():
 
 
 def test_the_planner_finds_a_plan_by_recomputation_alone():
-    settings = PlanSettings(microbatches=HELD, machine=Machine(memory_bytes=204))
+    machine = Machine(memory_bytes=204)
+    settings = PlanSettings(microbatches=HELD, active_microbatches=HELD, machine=machine)
     with pytest.raises(PlanError, match="recompute='selective': 204 B per device"):
         partition_units(graph(), 2, settings)
     placed = partition_units(graph(), 2, replace(settings, recompute="auto"))
