@@ -185,13 +185,18 @@ class PlanKind(NamedTuple):
 
     def read(self, text: str) -> Any:
         """See `Kind`."""
-        word = text.strip()
-        if not word.startswith("{"):
-            return word
-        try:
-            return parse_json(word)
-        except JsonFault as error:
-            raise ValueError(f"it is not JSON that can be used ({error})") from None
+        return word_or_json(text)
+
+
+def word_or_json(text: str) -> Any:
+    """Returns a text without the spaces around it, or the dict that it is in JSON."""
+    word = text.strip()
+    if not word.startswith("{"):
+        return word
+    try:
+        return parse_json(word)
+    except JsonFault as error:
+        raise ValueError(f"it is not JSON that can be used ({error})") from None
 
 
 def _is_named_path(value: Any) -> bool:

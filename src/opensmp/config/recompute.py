@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from opensmp.base.message_text import did_you_mean, shown
-from opensmp.base.strict_json import JsonFault, parse_json
+from opensmp.config.kinds import word_or_json
 
 NONE, SELECTIVE, FULL, AUTO = "none", "selective", "full", "auto"
 
@@ -56,13 +56,7 @@ class RecomputeKind(NamedTuple):
 
     def read(self, text: str) -> Any:
         """See `opensmp.config.kinds.Kind`."""
-        word = text.strip()
-        if not word.startswith("{"):
-            return word
-        try:
-            return parse_json(word)
-        except JsonFault as error:
-            raise ValueError(f"it is not JSON that can be used ({error})") from None
+        return word_or_json(text)
 
 
 def as_dict(setting: Setting) -> str | dict[str, Any]:
