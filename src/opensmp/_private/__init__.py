@@ -179,10 +179,12 @@ from opensmp._private.tensorflow.function_graphs import (
 from opensmp._private.tensorflow.host_calls import host_call
 from opensmp._private.tensorflow.indexed_slices import NotedSlices
 from opensmp._private.tensorflow.tracing import (
+    UNORDERED,
     call_attributes,
     hand_out_results,
     trace_apart_while,
     unspecialized,
+    variant_of,
     with_autograph,
 )
 from opensmp._private.tensorflow.variable_placement import (

@@ -103,3 +103,32 @@ def test_unspecialized():
     assert concrete.function_def.attr["_nospecialize"].b
     call = tf.function(lambda x: concrete(x)[1])
     assert float(call(tf.ones([2]))) == 2.0
+
+
+def test_unordered():
+    counter = tf.Variable(0)
+
+    def body(x):
+        counter.assign_add(1)
+        return x + 1.0
+
+    function = tf.function(body, autograph=False, experimental_attributes=_private.UNORDERED)
+    graph = function.get_concrete_function(tf.TensorSpec([2])).graph
+    assert graph.control_outputs == []
+    assert graph.outputs[0].op.type == "AddV2"  # not an identity that waits for the assignment
+
+
+def test_variant_of():
+    def body(x):
+        return x * 2.0 + weight
+
+    weight = tf.constant([1.0, 2.0])
+    attributes = {"_noinline": True}
+    function = tf.function(body, autograph=False, experimental_attributes=attributes)
+    concrete = function.get_concrete_function(tf.TensorSpec([2]))
+    variant = _private.variant_of(concrete, {})
+    assert concrete.function_def.attr["_noinline"].b
+    assert "_noinline" not in variant.function_def.attr
+    assert variant.name != concrete.name
+    del function, concrete
+    assert variant(tf.ones([2])).numpy().tolist() == [3.0, 4.0]

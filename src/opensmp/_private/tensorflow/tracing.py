@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -13,10 +13,14 @@ from tensorflow.python.eager import context
 from tensorflow.python.eager.polymorphic_function import attributes as attributes_lib
 from tensorflow.python.eager.polymorphic_function import (
     autograph_util,
+    concrete_function,
     function_context,
 )
 
-from opensmp.base.types import Op
+from opensmp.base.types import ConcreteFunction, Op
+
+UNORDERED = {attributes_lib.DISABLE_ACD: True}
+"""Attributes of a `tf.function` that adds no control dependencies between its operations."""
 
 _UNSPECIALIZED = "_nospecialize"
 _ALLOWLISTS = (
@@ -42,6 +46,19 @@ def unspecialized() -> Iterator[dict[str, Any]]:
     finally:
         for name, known in before.items():
             setattr(attributes_lib, name, known)
+
+
+def variant_of(function: ConcreteFunction, attributes: Mapping[str, Any]) -> ConcreteFunction:
+    """A function with the graph of another one and with other attributes.
+
+    TensorFlow compiles the graph again, but it need not be traced again. The graph lives as long as
+    the first function.
+    """
+    made = concrete_function.ConcreteFunction.from_func_graph(
+        function.graph, function.function_type, dict(attributes), shared_func_graph=True
+    )
+    made._opensmp_graph_of = function
+    return made
 
 
 def call_attributes(one_thread: bool = False) -> dict[str, Any]:

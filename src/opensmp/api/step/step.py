@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.api.step.split import freeze_sets, split_arguments, thaw_sets
-from opensmp.api.step.step_output import Returned, StepOutput, returns_terms
+from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
 from opensmp.compiler.lowering.sparse_gradients import SameRows
 from opensmp.compiler.schedule.actions import Schedule
 from opensmp.compiler.trace.structure import Structure
@@ -257,7 +257,7 @@ class Step:
         batches = self._split(num_microbatches, args, kwargs)
         traces = None
         if some_wait_for_partitions(here):
-            with warming_up(num_microbatches) as traces, calls_taken():
+            with warming_up(here, num_microbatches, joins) as traces, calls_taken():
                 function(*batches[0][0], **batches[0][1])
         stamps = Stamps() if has_listeners() else None
         pipeline = Pipeline(here, num_microbatches, stamps, joins, traces)
@@ -338,7 +338,10 @@ class Step:
         for row, device in zip(wanted, devices, strict=True):
             placeholders: Made = {}  # the same for all microbatches
             values = [finish(leaf, placeholders) for leaf in row]
-            output = made(values[:count], device or None, values[count:])
+            single, terms = values[:count], values[count:]
+            if joins:
+                single = Stacked.of(single, terms)
+            output = made(single, device or None, terms)
             outputs.append(None if row[0] is None else output)
         if joins:
             returns_terms(tf.compat.v1.get_default_graph())

@@ -49,14 +49,19 @@ class StepOutput(Unreduced):
     def __init__(
         self, outputs: Sequence[Tensor], device: str | None = None, terms: Sequence[Tensor] = ()
     ) -> None:
-        self._outputs = list(outputs)
+        self._outputs = outputs if isinstance(outputs, Stacked) else list(outputs)
         self._device = device
         self._terms = list(terms)
 
     @property
+    def _sample(self) -> Tensor:
+        """A tensor with the type of an output, and with its shape if all have the same."""
+        return self._terms[0] if isinstance(self._outputs, Stacked) else self._outputs[0]
+
+    @property
     def outputs(self) -> list[Tensor]:
         """The tensor of each microbatch."""
-        return known(self._outputs)
+        return known(list(self._outputs))
 
     def __len__(self) -> int:
         return len(self._outputs)
@@ -68,7 +73,7 @@ class StepOutput(Unreduced):
         return self.outputs[self._smp_position(microbatch)]
 
     def __repr__(self) -> str:
-        count, first = len(self._outputs), self._outputs[0]
+        count, first = len(self._outputs), self._sample
         if not hasattr(first, "dtype"):  # tf.nest has replaced the tensors with placeholders
             return f"StepOutput({self._outputs!r})"
         return (
@@ -77,7 +82,7 @@ class StepOutput(Unreduced):
         )
 
     def _smp_mend(self) -> str:
-        first = self._outputs[0]
+        first = self._sample
         if isinstance(first, tf.Tensor) and first.shape.rank == 0:
             return "call `reduce_mean()` on it first, as in `loss = loss.reduce_mean()`"
         return (
@@ -113,10 +118,10 @@ class StepOutput(Unreduced):
     @tf.autograph.experimental.do_not_convert
     def concat(self, axis: int = 0) -> Tensor:
         """Concatenates the outputs along `axis`; scalars are stacked into a vector."""
-        first = self._outputs[0]
+        first = self._sample
         with self._on_device():
             if isinstance(first, tf.SparseTensor):
-                return tf.sparse.concat(axis, self._outputs)
+                return tf.sparse.concat(axis, list(self._outputs))
             dense = [_dense(t) for t in self.outputs]
             if not isinstance(first, tf.RaggedTensor) and dense[0].shape.rank == 0:
                 return tf.stack(dense)
@@ -155,7 +160,7 @@ class StepOutput(Unreduced):
         self._check_accumulate(method, var)
         self._check_addable("accumulate", "mean")
         with self._on_device():
-            first, *rest = self._terms or self._outputs
+            first, *rest = self._terms or list(self._outputs)
             if var is not None and not isinstance(first, RemoteGradient):
                 var.assign(_dense(first))
                 for tensor in rest:
@@ -166,7 +171,7 @@ class StepOutput(Unreduced):
             return _known(_divide(self._sum(how[method]), len(self._outputs)))
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
-        terms = self._terms or self._outputs
+        terms = self._terms or list(self._outputs)
         first = terms[0]
         if isinstance(first, RemoteGradient):
             return first
@@ -180,7 +185,7 @@ class StepOutput(Unreduced):
         return tf.device(self._device) if self._device else contextlib.nullcontext()
 
     def _check_addable(self, method: str, what: str) -> None:
-        dtype = self._outputs[0].dtype
+        dtype = self._sample.dtype
         if dtype in (tf.bool, tf.string):
             raise StepError(
                 f"StepOutput.{method}: a {what} of {dtype.name} values is not defined; use concat, "
@@ -189,6 +194,8 @@ class StepOutput(Unreduced):
         self._check_same_shape(method)
 
     def _check_same_shape(self, method: str) -> None:
+        if isinstance(self._outputs, Stacked):
+            return
         first, *rest = [t.shape for t in self._outputs]
         other = next((shape for shape in rest if not shape.is_compatible_with(first)), None)
         if other is not None and not isinstance(self._outputs[0], tf.RaggedTensor):
@@ -224,7 +231,7 @@ class StepOutput(Unreduced):
             )
         if var is None:
             return
-        first = self._outputs[0]
+        first = self._sample
         if method != "variable":
             raise StepError(
                 f"StepOutput.accumulate: var can be used with method='variable' only, received "
@@ -258,27 +265,74 @@ class StepOutput(Unreduced):
         return cls(list(leaves) * (count // len(leaves)), device)
 
     def _smp_distinct(self) -> list[Tensor]:
-        first = self._outputs[0]
+        first = self._sample
         is_one = isinstance(first, RemoteGradient) and all(t is first for t in self._outputs)
-        return [first] if is_one else self._outputs
+        return [first] if is_one else list(self._outputs)
 
 
 class Returned(StepOutput):
     """A `StepOutput` inside the step's own `tf.function`; it keeps its terms when flattened.
 
-    The caller gets a `StepOutput`.
+    The caller gets a `StepOutput`. Where there are terms, the outputs themselves are hardly ever
+    read: they leave the function as one stacked tensor, which TensorFlow prunes if nothing reads
+    it. As results of their own they would be most of the graph of a step with many weights and
+    microbatches.
     """
 
     def __tf_flatten__(self) -> tuple[Any, tuple[Tensor, ...]]:
+        count = len(self._outputs)
+        if isinstance(self._outputs, Stacked):
+            return (self._device, count, 0), (self._outputs.tensor, *self._terms)
         distinct = self._smp_distinct()
-        return (self._device, len(self._outputs), len(distinct)), (*distinct, *self._terms)
+        return (self._device, count, len(distinct)), (*distinct, *self._terms)
 
     @classmethod
     def __tf_unflatten__(cls, metadata: Any, leaves: Sequence[Tensor]) -> StepOutput:
         device, count, distinct = metadata
-        outputs = list(leaves[:distinct]) * (count // distinct)
         is_inside = tf.compat.v1.get_default_graph() in _step_graphs
-        return (cls if is_inside else StepOutput)(outputs, device, leaves[distinct:])
+        made = cls if is_inside else StepOutput
+        if not distinct:
+            return made(Stacked(leaves[0], count), device, leaves[1:])
+        outputs = list(leaves[:distinct]) * (count // distinct)
+        return made(outputs, device, leaves[distinct:])
+
+
+class Stacked(Sequence[Tensor]):
+    """Tensors of equal shape that were stacked into one; they are taken apart when read.
+
+    Args:
+        tensor: The stacked tensor, shape (count, ...).
+        count: Number of tensors.
+    """
+
+    def __init__(self, tensor: Tensor, count: int) -> None:
+        self.tensor = tensor
+        self._count = count
+        self._parts: tuple[Any, list[Tensor]] | None = None  # the graph, and its tensors
+
+    @classmethod
+    def of(cls, values: Sequence[Any], terms: Sequence[Any]) -> Sequence[Any]:
+        """The values stacked, if they are tensors of one known shape which have terms."""
+        if not terms or not all(isinstance(t, tf.Tensor) for t in (*values, *terms)):
+            return values
+        shape = values[0].shape
+        if not shape.is_fully_defined() or any(t.shape != shape for t in (*values, *terms)):
+            return values
+        with tf.device(values[0].device or None):
+            return cls(tf.stack(values), len(values))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._unstacked()[index]
+
+    def _unstacked(self) -> list[Tensor]:
+        graph = tf.compat.v1.get_default_graph()
+        if self._parts is None or self._parts[0] is not graph:
+            with tf.device(self.tensor.device or None):
+                self._parts = graph, tf.unstack(self.tensor, self._count)
+        return self._parts[1]
 
 
 _step_graphs: weakref.WeakSet[Any] = weakref.WeakSet()

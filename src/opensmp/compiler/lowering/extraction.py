@@ -50,6 +50,7 @@ class Part:
         fetches: Tensors that it computes.
         outside: Maps names to tensors that its operations read from outside.
         captures: Maps the id of a captured tensor's placeholder to the tensor outside of the graph.
+        has_state: Whether any of its operations is stateful.
     """
 
     graph_def: Any
@@ -57,6 +58,7 @@ class Part:
     fetches: tuple[Tensor, ...]
     outside: Mapping[str, Tensor]
     captures: Mapping[int, Tensor]
+    has_state: bool
 
     def paste(self, values: Sequence[Tensor], name: str = "") -> list[Tensor]:
         """Adds a copy of the part to the current graph and returns the copies of the fetches."""
@@ -138,7 +140,8 @@ class Extractor:
                 results[len(fetches) :] = [finite_flags(results[len(fetches) :])]
             return [*results, tf.constant(0, name="done")] if must_run else results
 
-        return self.compiled(name, body, feeds, is_open, returns_all)
+        is_pure = not must_run and not part.has_state
+        return self.compiled(name, body, feeds, is_open, returns_all, is_pure)
 
     def compiled(
         self,
@@ -147,14 +150,19 @@ class Extractor:
         specs: Sequence[Tensor],
         is_open: bool = False,
         returns_all: bool = False,
+        is_pure: bool = False,
     ) -> ConcreteFunction:
         """Compiles `body`, a function of tensors like `specs`, into a concrete function.
 
         Calls of it may be inlined if `is_open`, even if the extractor's `units` is set. With
-        `returns_all` a call computes all results even if only some of them are read.
+        `returns_all` a call computes all results even if only some of them are read. A function
+        without stateful operations, `is_pure`, needs none of TensorFlow's automatic control
+        dependencies.
         """
         body.__name__ = name
         attributes = {"_noinline": True} if self._units and not is_open else {}
+        if is_pure:
+            attributes |= _private.UNORDERED
         with contextlib.ExitStack() as stack:
             if returns_all:
                 attributes |= stack.enter_context(_private.unspecialized())
@@ -181,7 +189,8 @@ class Extractor:
             if id(t) in stop or t.op not in members
         }
         graph_def = self._graph_def(operations)
-        return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures)
+        has_state = any(map(_private.is_stateful, operations))
+        return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures, has_state)
 
     def _graph_def(self, operations: Sequence[Op]) -> Any:
         """Returns a GraphDef of the operations with all functions that they run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,20 +118,23 @@ def _phases(
         key = (phase[op], plan.partition(op))
         groups.setdefault(key, _Group(key[1], key[0], [])).operations.append(op)
     ordered = [groups[key] for key in sorted(groups)]
+    known = frozenset(traced.operations)
     for op in dict.fromkeys(t.op for t in traced.results if t.op in replicated):
-        _first_reader(ordered, op, plan, replicated).operations.append(op)
+        _first_reader(ordered, op, plan, replicated, known).operations.append(op)
     return ordered
 
 
-def _first_reader(groups: list[_Group], op: Op, plan: Plan, replicated: frozenset[Op]) -> _Group:
+def _first_reader(
+    groups: list[_Group], op: Op, plan: Plan, replicated: frozenset[Op], traced: frozenset[Op]
+) -> _Group:
     """Returns the group that computes a replicated result: the first that reads the same state.
 
     Then the next seed is available after the first segment, and later segments of one microbatch do
     not delay the first segment of the next microbatch.
     """
-    state = {id(t) for t in _reads([op], set(), replicated)}
+    state = {id(t) for t in _reads([op], set(), replicated, traced)}
     for group in groups:
-        read = _reads(group.operations, set(group.operations), replicated)
+        read = _reads(group.operations, set(group.operations), replicated, traced)
         if not state or any(id(t) in state for t in read):
             return group
     groups.append(_Group(plan.partition(op), 0, []))
@@ -220,7 +223,7 @@ def _finish(
     for index, g in enumerate(order):
         operations = sorted(groups[g].operations, key=creation.__getitem__)
         members = set(operations)
-        read = _reads(operations, members, replicated)
+        read = _reads(operations, members, replicated, creation)
         outputs = [t for op in operations for t in op.outputs if id(t) in read_elsewhere]
         data = {home[t.op] for t in read if t.op in home}
         segments.append(
@@ -239,8 +242,14 @@ def _finish(
     return tuple(segments)
 
 
-def _reads(operations: list[Op], members: set[Op], replicated: frozenset[Op]) -> list[Tensor]:
-    """Returns the outside tensors that operations read, also through replicated operations."""
+def _reads(
+    operations: list[Op], members: set[Op], replicated: frozenset[Op], traced: Container[Op]
+) -> list[Tensor]:
+    """Returns the outside tensors that operations read, also through replicated operations.
+
+    Those of operations that are not `traced` are left out: a gradient that was taken before gives
+    loops further inputs, which do not depend on anything that the segment gets from outside.
+    """
     found: dict[int, Tensor] = {}
     seen: set[Op] = set()
     stack = list(reversed(operations))
@@ -252,7 +261,7 @@ def _reads(operations: list[Op], members: set[Op], replicated: frozenset[Op]) ->
         for tensor in op.inputs:
             if tensor.op in replicated:
                 stack.append(tensor.op)
-            elif tensor.op not in members:
+            elif tensor.op not in members and tensor.op in traced:
                 found.setdefault(id(tensor), tensor)
     return list(found.values())
 

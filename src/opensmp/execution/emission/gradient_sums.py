@@ -117,7 +117,10 @@ class _AddingPasses:
                     results[position] = total + results[position]
                 return results
 
-            self._made[key] = program.extractor.compiled("adding", body, specs, is_open)
+            is_pure = not any(map(_private.is_stateful, inner.graph.get_operations()))
+            self._made[key] = program.extractor.compiled(
+                "adding", body, specs, is_open, is_pure=is_pure
+            )
         return self._made[key]
 
 

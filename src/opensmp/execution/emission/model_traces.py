@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import tensorflow as tf
+
 from opensmp import _private
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.program import Program
@@ -45,9 +47,17 @@ class ModelTraces:
             self._attributes[id(model)].append((attributes(model), key[-1]))
         return self._prepared[key]
 
-    def forget(self, key: tuple[Any, ...]) -> None:
-        """Drops the trace for a key."""
-        del self._prepared[key]
+    def forget_symbolic(self) -> None:
+        """Drops the traces that capture tensors of a graph, and their programs."""
+        symbolic = {
+            key
+            for key, prepared in self._prepared.items()
+            if any(tf.is_symbolic_tensor(outer) for outer, _ in prepared.traced.captures)
+        }
+        for key in symbolic:
+            del self._prepared[key]
+        for whole in [whole for whole in self._programs if whole[0][0] in symbolic]:
+            del self._programs[whole]
 
     def program(
         self,
@@ -56,7 +66,7 @@ class ModelTraces:
         optional: Sequence[Tensor],
         make: Callable[[], Program],
     ) -> Program:
-        """The program for a key of `key`; calls `make` to lower the model on the first use.
+        """The program for a key of `key` and a policy; calls `make` to lower on the first use.
 
         `required` are the leaves whose gradients will be used, `optional` those for which they may
         be.

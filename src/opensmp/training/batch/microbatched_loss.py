@@ -111,9 +111,10 @@ class _Separate:
         ready = model._smp_partitions.is_done(self._world) and model.optimizer.built
         if ready and (self._loss is None or self._loss.built):
             return
-        with warming_up(len(self._split.parts)) as self._traces:
+        with warming_up(self._world, len(self._split.parts), joins=True) as self._traces:
             first = self._split.take((x, y, sample_weight))[0]
-            outputs = _private.call_in_training(model, first[0])
+            with tf.GradientTape():  # lowers the model as in the run that counts
+                outputs = _private.call_in_training(model, first[0])
             if not outputs_allow_it(outputs):
                 raise NotSeparable
         with tf.init_scope():
