@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -102,3 +104,19 @@ def test_gradients_go_into_another_step_by_microbatch(smp_init):
     expected = [a + tf.reduce_sum(b) for a, b in zip(plain, gradients, strict=True)]
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
     assert np.array_equal(gradients, again)
+
+
+def test_what_the_trace_needed_is_freed(smp_init):
+    """The traced model and the graphs of the emitted functions, which TensorFlow would keep."""
+    backward = made_step(smp_init, 4)
+    gc.collect()
+    before = {id(each) for each in function_graphs()}
+    train = tf.function(lambda x: [g.accumulate() for g in backward(x)])
+    train(X)
+    names = [each.name for each in function_graphs() if id(each) not in before]
+    assert sorted(names) == ["<lambda>", "smp_step_backward"]
+    assert np.array_equal(train(X)[0], train(X)[0])
+
+
+def function_graphs():
+    return [each for each in gc.get_objects() if isinstance(each, tf.__internal__.FuncGraph)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import tensorflow as tf
 from canaries import graph_with
@@ -313,3 +316,30 @@ def test_read_nothing():
 
     full = int(tf.strings.length(tf.io.serialize_tensor(variable)))
     assert int(function()) < full  # what was read is empty
+
+
+def test_note_body():
+    graph = _private.new_graph("caller")
+    inner = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+    _private.note_body(graph, inner)
+    _private.note_body(graph, inner)
+    assert list(graph._smp_bodies.values()) == [inner]
+
+
+def test_forget_bodies():
+    @tf.function
+    def caller(x):
+        graph = tf.compat.v1.get_default_graph()
+        inner = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+        references.append(weakref.ref(inner.graph))
+        _private.note_body(graph, inner)
+        result = tf.raw_ops.PartitionedCall(args=[x], Tout=[tf.float32], f=inner)
+        _private.forget_bodies(graph)
+        return result
+
+    references = []
+    called = caller.get_concrete_function(tf.TensorSpec([]))
+    gc.collect()
+    assert references[0]() is None
+    assert float(called(tf.constant(2.0))[0]) == 3.0
+    assert len(called.graph.as_graph_def().library.function) == 1

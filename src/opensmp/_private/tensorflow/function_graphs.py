@@ -11,9 +11,12 @@ import tensorflow as tf
 from tensorflow.python.framework import auto_control_deps
 from tensorflow.python.ops import handle_data_util, resource_variable_ops
 
-from opensmp.base.types import Op, Tensor
+from opensmp.base.types import ConcreteFunction, Op, Tensor
 
 _TAG = "_smp_partition"
+
+
+_BODIES = "_smp_bodies"
 
 
 _STRIPPED_ATTRIBUTES = ("_class", _TAG, "_gradient_op_type")
@@ -51,6 +54,26 @@ def graphs_around() -> list[Any]:
 def captured_from_outside() -> set[int]:
     """Ids of the outer tensors that the current function graph and its outer graphs captured."""
     return {id(outside) for graph in graphs_around() for outside, _ in graph.captures}
+
+
+def note_body(graph: Any, function: ConcreteFunction) -> None:
+    """Notes that a function which was made for this graph alone is called in it."""
+    if not hasattr(graph, _BODIES):
+        setattr(graph, _BODIES, {})
+    getattr(graph, _BODIES)[function.name] = function
+
+
+def forget_bodies(graph: Any) -> None:
+    """Frees the graphs of the functions noted with `note_body`, and of those called by these.
+
+    TensorFlow's runtime has their definitions, but keeps their graphs for as long as the caller
+    lives, although it hardly ever reads them again; it would then make them from the definitions.
+    """
+    bodies = getattr(graph, _BODIES, {})
+    setattr(graph, _BODIES, {})
+    for function in bodies.values():
+        forget_bodies(function.graph)
+        function.inference_fn._cached_graph = None
 
 
 def is_stateful(op: Op) -> bool:

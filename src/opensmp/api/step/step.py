@@ -19,6 +19,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.api.step.split import freeze_sets, split_arguments, thaw_sets
 from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
+from opensmp.base.garbage import collected_once
 from opensmp.compiler.lowering.sparse_gradients import SameRows
 from opensmp.compiler.schedule.actions import Schedule
 from opensmp.compiler.trace.structure import Structure
@@ -238,7 +239,8 @@ class Step:
             function = bound.python_function
             if autograph:
                 function = _private.with_autograph(function, features)
-            return bound._trace(here, joins, function, args, kwargs)
+            with collected_once():
+                return bound._trace(here, joins, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
         whole_batch.__signature__ = self._compiled.signature  # type: ignore[attr-defined]
@@ -275,6 +277,7 @@ class Step:
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())
+        pipeline.release()
         return outputs
 
     def _split(
@@ -338,10 +341,9 @@ class Step:
         for row, device in zip(wanted, devices, strict=True):
             placeholders: Made = {}  # the same for all microbatches
             values = [finish(leaf, placeholders) for leaf in row]
-            single, terms = values[:count], values[count:]
-            if joins:
-                single = Stacked.of(single, terms)
-            output = made(single, device or None, terms)
+            singles, terms = values[:count], values[count:]
+            stacked = Stacked.of(singles, terms) if joins else singles
+            output = made(stacked, device or None, terms)
             outputs.append(None if row[0] is None else output)
         if joins:
             returns_terms(tf.compat.v1.get_default_graph())

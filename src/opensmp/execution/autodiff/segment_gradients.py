@@ -159,6 +159,15 @@ def differentiable_call(
     ]
 
 
+def release_gradients(graph: Any) -> None:
+    """Frees what the gradients of a complete graph hold; one taken later fails when it is run."""
+
+    def refuse(args: Sequence[Tensor], upstream: Sequence[Any]) -> list[Tensor | None]:
+        return fails_when_run(args, FROM_OUTSIDE, upstream)
+
+    _private.release_gradients(graph, refuse)
+
+
 def _upstream(output: Tensor) -> int:
     """Dictionary key of an output's upstream gradient, distinct from that of the output's value."""
     return -id(output)

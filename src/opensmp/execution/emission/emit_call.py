@@ -68,6 +68,7 @@ def emit_call(
     """
     outputs = function.outputs
     graph = tf.compat.v1.get_default_graph()
+    _private.note_body(graph, function)
     with graph.gradient_override_map({"PartitionedCall": SECOND_ORDER}):
         results = tf.raw_ops.PartitionedCall(
             args=[*args, *function.captured_inputs],

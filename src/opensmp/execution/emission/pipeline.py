@@ -31,6 +31,7 @@ from opensmp.execution.autodiff.segment_gradients import (
     LateGradient,
     Saved,
     differentiable_call,
+    release_gradients,
 )
 from opensmp.execution.context import Prepare, as_current
 from opensmp.execution.emission.emitted_calls import EmittedCalls
@@ -417,6 +418,11 @@ class Pipeline:
             with tf.control_dependencies(done):
                 results = [t if isinstance(t, OwnedBy) else in_place(t) for t in results]
         return results
+
+    def release(self) -> None:
+        """Frees what only the trace needed: traces and programs, and the graphs of functions."""
+        release_gradients(self._graph)
+        _private.forget_bodies(self._graph)
 
     def _read(self, partition: int, done: Tensor) -> Op:
         """Reads the zero returned by a call with side effects, so that the call is not pruned."""

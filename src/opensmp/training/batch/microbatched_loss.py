@@ -14,6 +14,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.garbage import collected_once
 from opensmp.base.types import Tensor
 from opensmp.compiler.trace.variables import tf_variable
 from opensmp.distributed.world import World
@@ -86,7 +87,8 @@ class _Separate:
         if not weights:
             raise NotSeparable
         inner = tf.function(self.train_step, autograph=False)
-        loss, trackers, outputs, gradients = inner(x, y, sample_weight)
+        with collected_once():
+            loss, trackers, outputs, gradients = inner(x, y, sample_weight)
         split = self._split
         if len(split.replicas) > 1:
             loss = split.sum(loss)
@@ -154,6 +156,7 @@ class _Separate:
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())
+        pipeline.release()
         return loss, tracked, joined, gradients
 
     def _loss_of(

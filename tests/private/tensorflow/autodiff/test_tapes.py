@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -102,3 +105,29 @@ def test_watches_variable():
             assert not _private.watches_variable(other)
     with tf.GradientTape():
         assert _private.watches_variable(other)
+
+
+def test_release_gradients():
+    held = tf.function(lambda x: x)  # anything that a weak reference can point to
+    seen = []
+
+    def gradient(upstream, held=held):
+        return [upstream]
+
+    def refuse(args, upstream):
+        seen.append((len(args), len(upstream)))
+        return [100.0 * each for each in upstream]
+
+    reference = weakref.ref(held)
+    graph = tf.Graph()
+    with graph.as_default():
+        x = tf.constant(2.0)
+        (y,) = _private.with_gradient([tf.identity(x)], [x], gradient)
+        _private.release_gradients(graph, refuse)
+        del held, gradient
+        gc.collect()
+        assert reference() is None
+        (found,) = tf.gradients(y, x)
+        with tf.compat.v1.Session(graph=graph) as session:
+            assert session.run(found) == 100.0
+    assert seen == [(1, 1)]

@@ -42,6 +42,9 @@ _BRIDGE = "OpensmpBridge"
 _GRADIENTS = "_smp_gradients"
 
 
+_REFUSE = "_smp_refuse"
+
+
 def with_gradient(
     results: Sequence[Tensor], args: Sequence[Tensor], gradient: Callable[..., Sequence[Any]]
 ) -> list[Tensor]:
@@ -62,7 +65,7 @@ def with_gradient(
         copy_handle_data(source, target)
     if not hasattr(graph, _GRADIENTS):
         setattr(graph, _GRADIENTS, {})
-    getattr(graph, _GRADIENTS)[passed[0].op.name] = of_all
+    getattr(graph, _GRADIENTS)[passed[0].op.name] = len(results), of_all
     # Records only the results as outputs: for each argument that `passed` has as well, the tape
     # would create zeros, in each microbatch.
     record.record_operation(_BRIDGE, passed[: len(results)], tensors, of_all)
@@ -74,7 +77,23 @@ def with_gradient(
 def _bridge_gradient(op: Op, *upstream: Any) -> Any:
     if op is None:  # tf.saved_model.save stores the gradients of all operations
         return None
-    return getattr(op.graph, _GRADIENTS)[op.name](*upstream)
+    count, gradient = getattr(op.graph, _GRADIENTS)[op.name]
+    if gradient is None:
+        refuse = getattr(op.graph, _REFUSE)
+        return [None] * count + list(refuse(list(op.inputs[count:]), upstream[:count]))
+    return gradient(*upstream)
+
+
+def release_gradients(graph: Any, refuse: Callable[..., Sequence[Any]]) -> None:
+    """Frees the functions given to `with_gradient` in a graph, with all that they hold.
+
+    A gradient that is taken through one of its bridges from now on is what `refuse` returns for the
+    arguments and the upstream gradients.
+    """
+    gradients = getattr(graph, _GRADIENTS, {})
+    for name, (count, _) in gradients.items():
+        gradients[name] = count, None
+    setattr(graph, _REFUSE, refuse)
 
 
 def is_bridge(op: Op) -> bool:
