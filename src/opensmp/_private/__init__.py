@@ -168,6 +168,7 @@ from opensmp._private.tensorflow.function_graphs import (
     is_of_function,
     is_stateful,
     is_traced_by_function,
+    keep_functions,
     leave_out,
     must_run,
     new_graph,

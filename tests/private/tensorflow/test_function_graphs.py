@@ -326,11 +326,15 @@ def test_note_body():
     assert list(graph._smp_bodies.values()) == [inner]
 
 
+def doubled(x):
+    return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, 2.0 * y), [0, x])[1]
+
+
 def test_forget_bodies():
     @tf.function
     def caller(x):
         graph = tf.compat.v1.get_default_graph()
-        inner = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([]))
+        inner = tf.function(doubled).get_concrete_function(tf.TensorSpec([]))
         references.append(weakref.ref(inner.graph))
         _private.note_body(graph, inner)
         result = tf.raw_ops.PartitionedCall(args=[x], Tout=[tf.float32], f=inner)
@@ -341,5 +345,24 @@ def test_forget_bodies():
     called = caller.get_concrete_function(tf.TensorSpec([]))
     gc.collect()
     assert references[0]() is None
-    assert float(called(tf.constant(2.0))[0]) == 3.0
-    assert len(called.graph.as_graph_def().library.function) == 1
+    assert float(called(tf.constant(2.0))[0]) == 16.0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_keep_functions(kept):
+    @tf.function
+    def copied(x):
+        inner = tf.function(doubled).get_concrete_function(tf.TensorSpec([])).graph
+        (result,) = inner.outputs
+        if kept:
+            _private.keep_functions(tf.compat.v1.get_default_graph(), [inner])
+        given, wanted = {inner.inputs[0].name: x}, [result.name]
+        return tf.graph_util.import_graph_def(inner.as_graph_def(), given, wanted)[0]
+
+    called = copied.get_concrete_function(tf.TensorSpec([]))
+    gc.collect()
+    if kept:
+        assert float(called(tf.constant(2.0))) == 16.0
+    else:  # shows that it is needed
+        with pytest.raises(tf.errors.OpError):
+            called(tf.constant(2.0))

@@ -19,6 +19,9 @@ _TAG = "_smp_partition"
 _BODIES = "_smp_bodies"
 
 
+_KEPT = "_smp_kept"
+
+
 _STRIPPED_ATTRIBUTES = ("_class", _TAG, "_gradient_op_type")
 
 
@@ -73,7 +76,18 @@ def forget_bodies(graph: Any) -> None:
     setattr(graph, _BODIES, {})
     for function in bodies.values():
         forget_bodies(function.graph)
+        keep_functions(graph, [function.graph])
         function.inference_fn._cached_graph = None
+
+
+def keep_functions(graph: Any, of: Iterable[Any]) -> None:
+    """Keeps the functions of other graphs, such as bodies of loops, for the life of a graph.
+
+    TensorFlow removes a function that nothing in Python refers to, even if an operation that was
+    copied from one graph to another runs it.
+    """
+    kept = [function for other in of for function in other._functions.values()]
+    setattr(graph, _KEPT, [*getattr(graph, _KEPT, ()), *kept])
 
 
 def is_stateful(op: Op) -> bool:

@@ -47,6 +47,11 @@ class ModelTraces:
             self._attributes[id(model)].append((attributes(model), key[-1]))
         return self._prepared[key]
 
+    @property
+    def graphs(self) -> list[Any]:
+        """The graphs of the traces."""
+        return [prepared.traced.graph for prepared in self._prepared.values()]
+
     def forget_symbolic(self) -> None:
         """Drops the traces that capture tensors of a graph, and their programs."""
         symbolic = {

@@ -423,6 +423,7 @@ class Pipeline:
         """Frees what only the trace needed: traces and programs, and the graphs of functions."""
         release_gradients(self._graph)
         _private.forget_bodies(self._graph)
+        _private.keep_functions(self._graph, self._traces.graphs)
 
     def _read(self, partition: int, done: Tensor) -> Op:
         """Reads the zero returned by a call with side effects, so that the call is not pruned."""
