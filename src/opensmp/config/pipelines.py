@@ -1,7 +1,7 @@
 """The pipeline schedules by name, the values of the configuration key `pipeline`.
 
 The function that builds a schedule has the schedule's name, in a module of this name in
-`opensmp.compiler.schedule`.
+`opensmp.compiler.schedule.methods`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
+from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
 Kind = Literal["F", "B", "W", "R"]
@@ -126,7 +127,12 @@ class TaskGraph:
     num_devices: int = 0
 
     def __post_init__(self) -> None:
-        faults = [fault for action in self.device for fault in _action_faults(action)]
+        faults = [
+            fault
+            for action in self.device
+            if action.kind not in _SECONDS_OF_KIND or min(action[1:]) < 0
+            for fault in _action_faults(action)
+        ]
         num_devices = self.num_devices or 1 + max(self.device.values(), default=-1)
         faults += [
             f"{action} is on device {device}, but there are only devices 0 to {num_devices - 1}"
@@ -136,11 +142,12 @@ class TaskGraph:
         for action, needed in self.needs.items():
             if action not in self.device:
                 faults.append(f"{action} has dependencies, but no device")
-            faults += [
-                f"{action} needs {other}, which has no device"
-                for other in sorted(needed)
-                if other not in self.device
-            ]
+            if not self.device.keys() >= needed:
+                faults += [
+                    f"{action} needs {other}, which has no device"
+                    for other in sorted(needed)
+                    if other not in self.device
+                ]
         for action, seconds in self.seconds.items():
             if action not in self.device:
                 faults.append(f"{action} has a duration, but no device")
@@ -191,6 +198,11 @@ class TaskGraph:
             for needed in self.needs[action]:
                 dependents[needed].append(action)
         return {action: tuple(others) for action, others in dependents.items()}
+
+    @cached_property
+    def table(self) -> TaskTable:
+        """The same graph by numbers, for loops over all actions."""
+        return TaskTable.of(self)
 
     @cached_property
     def microbatches(self) -> tuple[int, ...]:

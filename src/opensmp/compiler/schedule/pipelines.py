@@ -17,6 +17,7 @@ from typing import cast
 
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
+from opensmp.compiler.schedule.methods.zero_bubble import MOST_ACTIONS_TO_SEARCH
 from opensmp.compiler.schedule.validate import validate
 from opensmp.config.pipelines import PIPELINES, most_in_flight
 from opensmp.errors import ScheduleError
@@ -27,7 +28,7 @@ Builder = Callable[[TaskGraph, int], Schedule]
 
 def _builder(name: str) -> Builder:
     """Returns the function `name` of the module `name` in this folder."""
-    module = f"{__package__}.{name}"
+    module = f"{__package__}.methods.{name}"
     try:
         return cast(Builder, getattr(importlib.import_module(module), name))
     except (ModuleNotFoundError, AttributeError) as error:
@@ -89,8 +90,30 @@ def _with_few_in_flight(name: str, graph: TaskGraph) -> Schedule:
     limit = _SAME_TIME * seconds_with_transfers(graph, widest)
     # With k in flight, a step takes a k-th of the time that its microbatches take one by one.
     least = max(1, math.ceil(longest_ways(graph) / limit)) if limit else 1
-    for count in range(least, most):
+    short: dict[int, Schedule] = {most: widest}
+
+    def is_short(count: int) -> bool:
         schedule = make(count)
-        if seconds_with_transfers(graph, schedule) <= limit:
-            return schedule
-    return widest
+        if seconds_with_transfers(graph, schedule) > limit:
+            return False
+        short[count] = schedule
+        return True
+
+    if len(graph.device) <= MOST_ACTIONS_TO_SEARCH:
+        return short[next(filter(is_short, range(least, most)), most)]
+    return short[_first(is_short, least, most, guess=graph.num_devices)]
+
+
+def _first(is_right: Callable[[int], bool], low: int, high: int, guess: int) -> int:
+    """Returns the first number from `low` to `high` that is right, if all after it are; or `high`.
+
+    Tries the guess and the number before it first, then halves what is left.
+    """
+    tries = [guess, guess - 1]
+    while low < high:
+        middle = next((number for number in tries if low <= number < high), (low + high) // 2)
+        if is_right(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaved import backward_first
 from opensmp.compiler.schedule.interleaving import by_turns, quickest
-from opensmp.compiler.schedule.list_scheduling import Priority, list_schedule
+from opensmp.compiler.schedule.list_scheduling import Priority, draft
+from opensmp.compiler.schedule.methods.interleaved import backward_first
 
 # From this number of devices on, only some of the possible numbers of deferred microbatches are
 # tried.
 _DEVICES_PER_STRIDE = 9
+
+MOST_ACTIONS_TO_SEARCH = 4_000
+"""Of larger graphs only the numbers that are best in a chain of equal partitions are tried."""
 
 
 def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
@@ -36,18 +39,24 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     """
     turns = by_turns(graph)
     deferred = sorted({action.microbatch for action in graph.device if action.kind == "W"})
-    orders = [backward_first, *(_waiting(turns, last) for last in _endings(deferred, graph))]
-    orders += [_waiting(backward_first, deferred)]
-    schedules = [
-        list_schedule(
+    endings = list(_endings(deferred, graph))
+    if len(graph.device) <= MOST_ACTIONS_TO_SEARCH:
+        orders = [backward_first, *(_waiting(turns, last) for last in endings)]
+        orders += [_waiting(backward_first, deferred)]
+    else:
+        orders = [backward_first]
+        for last in _usual_endings(endings, graph.num_devices, active_microbatches):
+            orders.append(_waiting(turns, last))
+    drafts = (
+        draft(
             graph,
             name="zero_bubble",
             priority=priority,
             active_microbatches=active_microbatches,
         )
         for priority in orders
-    ]
-    return quickest(graph, schedules)
+    )
+    return quickest(graph, drafts)
 
 
 def _endings(microbatches: Sequence[int], graph: TaskGraph) -> Iterator[Sequence[int]]:
@@ -56,6 +65,19 @@ def _endings(microbatches: Sequence[int], graph: TaskGraph) -> Iterator[Sequence
     for count in range(0, most, 1 + graph.num_devices // _DEVICES_PER_STRIDE):
         yield microbatches[len(microbatches) - count :]
     yield microbatches
+
+
+def _usual_endings(
+    endings: Sequence[Sequence[int]], num_devices: int, bound: int
+) -> Iterator[Sequence[int]]:
+    """Yields the endings that fill the bubble of equal partitions.
+
+    Each device idles for about one pass per device at the end. More deferred weight gradients do
+    not help, and if they are more than may be in flight they keep new microbatches out.
+    """
+    possible = [last for last in endings if len(last) <= bound] or [endings[0]]
+    enough = [last for last in possible if len(last) > num_devices] or possible[-1:]
+    yield from enough[:2]
 
 
 def _waiting(priority: Priority, microbatches: Sequence[int]) -> Priority:
