@@ -269,11 +269,11 @@ MISUSES = [
         [
             "pipeline",
             "'simpel' (str)",
-            "'interleaved', 'simple' or 'zero_bubble'",
+            "'v_min', 'zb_h2', 'zb_v' or 'zero_bubble'",
             "did you mean 'simple'?",
         ],
     ),
-    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'interleaved', 'simple' or 'zero_bubble'"]),
+    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'zb_v' or 'zero_bubble'"]),
     ({"optimize": "size"}, {}, ["optimize", "'size' (str)", "'memory' or 'speed'"]),
     (
         {"placement_strategy": "clustered"},

@@ -54,7 +54,8 @@ class Config:
             shared memory on the same machine and TensorFlow collectives between machines;
             `"collective"` always uses TensorFlow collectives.
         pieces_per_partition: Number of pieces (interleaved stages) that automatic partitioning
-            gives to each partition, assigned round-robin. More pieces give a smaller bubble and
+            gives to each partition, assigned round-robin; always 2, assigned forth and back, if
+            `pipeline` is a schedule of a V. More pieces give a smaller bubble and
             more transfers.
         check_finite: Whether each step checks activations and gradients for NaN and infinity, and
             raises `opensmp.NonFiniteError`, which names the first such tensor.

@@ -116,6 +116,16 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
             f"microbatches in flight; accepted: {microbatches.value} or more, no "
             f"active_microbatches at all, or pipeline {DEFAULT_PIPELINE!r}"
         )
+    pieces = given.get("pieces_per_partition")
+    if pieces and pipeline:
+        wanted = PIPELINES[pipeline.value].pieces
+        # The default, 1, stands for what the schedule is for.
+        if wanted is not None and pieces.value not in (1, wanted):
+            faults.append(
+                f"{pieces}, but pipeline is {pipeline.value!r}, which is for {wanted} "
+                f"piece{'s' * (wanted != 1)} a partition; accepted: {wanted}, no "
+                f"pieces_per_partition at all, or pipeline {DEFAULT_PIPELINE!r}"
+            )
     return faults
 
 

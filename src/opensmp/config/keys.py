@@ -110,7 +110,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "pieces_per_partition": Key(
             _PARTITIONS,
             "Pieces of the model that automatic partitioning gives to each partition in turn: more "
-            "have a smaller bubble and more transfers.",
+            "have a smaller bubble and more transfers. The schedules of a V always have two.",
         ),
         "check_finite": Key(
             BooleanKind(),

@@ -6,9 +6,12 @@ The function that builds a schedule has the schedule's name, in a module of this
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Placement = Literal["loop", "v"]
+"""How several pieces of the model go to the partitions: in turn, or forth and back."""
 
 
 class Pipeline(NamedTuple):
@@ -21,12 +24,21 @@ class Pipeline(NamedTuple):
         defers_weights: Whether the second half of backward passes, the actions W for weights, may
             run later than right after B. The other schedules split backward passes only to make the
             next partition wait less.
+        pieces: How many pieces of the model each partition has; None for any number, as
+            `pieces_per_partition` says.
+        placement: Which pieces they are. With `"v"` the first partition has the first and the last
+            piece.
+        held: Of a schedule with an order of its own: the microbatches whose activations the fullest
+            of so many partitions holds. None if `active_microbatches` says it.
     """
 
     name: str
     summary: str
     holds_all: bool = False
     defers_weights: bool = False
+    pieces: int | None = None
+    placement: Placement = "loop"
+    held: Callable[[int], int] | None = None
 
 
 _ROWS = (
@@ -43,6 +55,50 @@ _ROWS = (
         "zero_bubble",
         "defers weight gradients to fill the bubble at the end",
         defers_weights=True,
+    ),
+    Pipeline(
+        "zb_h2",
+        "fills the whole bubble after the start, with twice the microbatches in flight",
+        defers_weights=True,
+        pieces=1,
+        held=lambda partitions: 2 * partitions - 1,
+    ),
+    Pipeline(
+        "breadth_first",
+        "runs all microbatches through a piece before the next piece",
+        holds_all=True,
+    ),
+    Pipeline(
+        "zb_v",
+        "goes through two pieces a partition in a V, almost without a bubble",
+        defers_weights=True,
+        pieces=2,
+        placement="v",
+        held=lambda partitions: partitions,
+    ),
+    Pipeline(
+        "v_half",
+        "does so with half the activations of interleaved",
+        defers_weights=True,
+        pieces=2,
+        placement="v",
+        held=lambda partitions: partitions // 2 + 1,
+    ),
+    Pipeline(
+        "v_min",
+        "does so with a third of them",
+        defers_weights=True,
+        pieces=2,
+        placement="v",
+        held=lambda partitions: (partitions + 4) // 3,
+    ),
+    Pipeline(
+        "dualpipe_v",
+        "pairs forward and backward passes of a V",
+        defers_weights=True,
+        pieces=2,
+        placement="v",
+        held=lambda partitions: partitions + 1,
     ),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import graphlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
@@ -216,6 +216,7 @@ class TaskGraph:
         num_microbatches: int,
         backward: bool = True,
         split_backward: bool = False,
+        devices: Sequence[int] | None = None,
     ) -> TaskGraph:
         """Returns the linear pipeline: segment s on device s feeds segment s + 1.
 
@@ -226,9 +227,11 @@ class TaskGraph:
                 forward pass and the backward pass of the next segment.
             split_backward: Whether weight gradients are separate actions W, each after the B of its
                 segment. The first segment has a B without a separate W.
+            devices: Device of each segment, if it is not that of its number: `(0, 1, 1, 0)` is a V
+                of two devices with two pieces each.
 
         Raises:
-            ScheduleError: If a number is below 1.
+            ScheduleError: If a number is below 1, or there is not a device for each segment.
 
         Example:
             >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=1)
@@ -240,25 +243,31 @@ class TaskGraph:
                 f"TaskGraph.chain: num_partitions={num_partitions} and "
                 f"num_microbatches={num_microbatches} must both be at least 1."
             )
+        homes = range(num_partitions) if devices is None else devices
+        if len(homes) != num_partitions:
+            raise ScheduleError(
+                f"TaskGraph.chain: devices={tuple(homes)} must give one device for each of the "
+                f"{num_partitions} segments; received {len(homes)}."
+            )
         device: dict[Action, int] = {}
         needs: dict[Action, frozenset[Action]] = {}
         for microbatch in range(num_microbatches):
             for segment in range(num_partitions):
                 forward = Action("F", segment, microbatch)
-                device[forward] = segment
+                device[forward] = homes[segment]
                 if segment > 0:
                     needs[forward] = frozenset({Action("F", segment - 1, microbatch)})
                 if backward:
                     back = Action("B", segment, microbatch)
-                    device[back] = segment
+                    device[back] = homes[segment]
                     needs[back] = frozenset({forward})
                     if segment + 1 < num_partitions:
                         needs[back] |= {Action("B", segment + 1, microbatch)}
                     if split_backward and segment > 0:
                         weights = Action("W", segment, microbatch)
-                        device[weights] = segment
+                        device[weights] = homes[segment]
                         needs[weights] = frozenset({back})
-        return cls(device, needs, default_seconds(device), num_partitions)
+        return cls(device, needs, default_seconds(device), 1 + max(homes))
 
 
 def _action_faults(action: Action) -> list[str]:

@@ -52,8 +52,9 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         name: One of `BUILDERS`.
         graph: The tasks.
         active_microbatches: Maximum number of microbatches in flight, >= 1; schedules that keep
-            all in flight ignore it. None for the fewest with which a step takes at most 1 % longer
-            than with `most_in_flight`, by a simulation with transfers.
+            all in flight ignore it. None for what a schedule with an order of its own needs, and
+            otherwise for the fewest with which a step takes at most 1 % longer than with
+            `most_in_flight`, by a simulation with transfers.
 
     Raises:
         ScheduleError: If the name is unknown or `active_microbatches` is below 1.
@@ -72,7 +73,9 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         raise ScheduleError(
             f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
         )
-    if active_microbatches is None:
+    if active_microbatches is None and PIPELINES[name].held is not None:
+        schedule = BUILDERS[name](graph, max(1, len(graph.microbatches)))
+    elif active_microbatches is None:
         schedule = _with_few_in_flight(name, graph)
     else:
         schedule = BUILDERS[name](graph, active_microbatches)

@@ -38,8 +38,9 @@ def group_size(num_microbatches: int, config: Config) -> int:
         return 1
     active = config.active_microbatches
     if active is None:
-        holds_all = PIPELINES[config.pipeline].holds_all
-        active = num_microbatches if holds_all else most_in_flight(config.partitions)
+        row = PIPELINES[config.pipeline]
+        held = row.held or most_in_flight
+        active = num_microbatches if row.holds_all else held(config.partitions)
     return max(1, min(_LARGEST_GROUP, num_microbatches // 2, active))
 
 

@@ -14,6 +14,7 @@ from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.schedule.simulate import Simulation, simulate
+from opensmp.config.pipelines import PIPELINES
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class PredictedSchedule:
 def predict_schedule(plan: Plan) -> PredictedSchedule:
     """Predicts when each action of a step runs."""
     tasks = _tasks(plan)
-    active = plan.settings.microbatches_in_flight(plan.num_partitions)
+    active: int | None = plan.settings.microbatches_in_flight(plan.num_partitions)
+    if PIPELINES[plan.settings.pipeline].held is not None:
+        active = plan.settings.active_microbatches
     schedule = build(plan.settings.pipeline, tasks, active)
     return PredictedSchedule(tasks, schedule, simulate(schedule, tasks))
 
