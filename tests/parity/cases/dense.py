@@ -277,9 +277,9 @@ CASES = (
         mlp,
         num_stages=4,
         layouts=(
-            Layout(2, 16, "v_half", "v"),
+            Layout(2, 5, "v_half", "v"),
             Layout(2, 3, "v_min", "v"),
-            Layout(4, 8, "zb_h2"),
+            Layout(4, 5, "zb_h2"),
             Layout(3, 4, "zb_v", "v"),
         ),
     ),
