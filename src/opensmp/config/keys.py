@@ -15,6 +15,7 @@ from opensmp.config.kinds import (
     IntegerKind,
     Kind,
     OptionalIntegerKind,
+    PipelineKind,
     PlanKind,
 )
 from opensmp.config.pipelines import PIPELINES
@@ -51,10 +52,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Number of microbatches per step, which must divide the batch size.",
         ),
         "pipeline": Key(
-            ChoiceKind(tuple(sorted(PIPELINES))),
+            PipelineKind(tuple(sorted(PIPELINES))),
             "Schedule of a step: "
             + "; ".join(f"{name} {PIPELINES[name].summary}" for name in sorted(PIPELINES))
-            + ".",
+            + "; a file or a function gives an order of your own.",
         ),
         "optimize": Key(
             ChoiceKind(("memory", "speed")),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Placement = Literal["loop", "v"]
 """How several pieces of the model go to the partitions: in turn, or forth and back."""
@@ -30,6 +30,8 @@ class Pipeline(NamedTuple):
             piece.
         held: Of a schedule with an order of its own: the microbatches whose activations the fullest
             of so many partitions holds. None if `active_microbatches` says it.
+        uses_costs: Whether it orders by the predicted times of the segments, instead of counting
+            them as equal.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Pipeline(NamedTuple):
     pieces: int | None = None
     placement: Placement = "loop"
     held: Callable[[int], int] | None = None
+    uses_costs: bool = False
 
 
 _ROWS = (
@@ -100,12 +103,42 @@ _ROWS = (
         placement="v",
         held=lambda partitions: partitions + 1,
     ),
+    Pipeline(
+        "auto",
+        "takes the fastest of all of these and of orders of its own, by the predicted times",
+        defers_weights=True,
+        held=lambda partitions: most_in_flight(partitions),
+        uses_costs=True,
+    ),
 )
 
 PIPELINES: Mapping[str, Pipeline] = MappingProxyType({row.name: row for row in _ROWS})
 """All schedules, by name."""
 
 DEFAULT_PIPELINE = "interleaved"
+
+OwnPipeline = str | Callable[..., Any]
+"""A schedule that a user has written: the path of a JSON file, or a function of a task graph."""
+
+_OWN = Pipeline(
+    "own",
+    "is the order of a file or a function",
+    defers_weights=True,
+    uses_costs=True,
+)
+
+
+def row_of(pipeline: OwnPipeline) -> Pipeline:
+    """Returns what must be known about a value of the key `pipeline`."""
+    return PIPELINES.get(pipeline, _OWN) if isinstance(pipeline, str) else _OWN
+
+
+def pipeline_name(pipeline: OwnPipeline) -> str:
+    """Returns the name of a schedule, the path of its file or the name of its function."""
+    if isinstance(pipeline, str):
+        return pipeline
+    named = pipeline if hasattr(pipeline, "__qualname__") else type(pipeline)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def most_in_flight(partitions: int) -> int:

@@ -269,6 +269,8 @@ CASES = (
                 ("zb_v", "auto"),
                 ("zb_h2", "blocks"),
                 ("breadth_first", "cyclic"),
+                ("auto", "v"),
+                ("auto", "blocks"),
             )
         ),
     ),

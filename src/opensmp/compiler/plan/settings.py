@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight, pipeline_name
 from opensmp.config.recompute import NONE, Setting, as_dict
 
 
@@ -77,9 +77,11 @@ class PlanSettings:
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
         """Returns the settings of a configuration."""
+        name = pipeline_name(config.pipeline)
         return cls(
             microbatches=config.microbatches,
-            pipeline=config.pipeline,
+            # An order of a user's own is known only for the tasks of a step.
+            pipeline=name if name in PIPELINES else DEFAULT_PIPELINE,
             active_microbatches=config.active_microbatches,
             optimize=config.optimize,
             contiguous=config.contiguous,

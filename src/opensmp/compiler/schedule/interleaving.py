@@ -55,7 +55,7 @@ def quickest(graph: TaskGraph, drafts: Iterable[Draft]) -> Schedule:
     By `seconds_with_transfers`, so that of otherwise equal schedules the one that waits less for
     transfers is chosen.
     """
-    transfer = _transfer_seconds(graph)
+    transfer = transfer_share(graph)
     best: tuple[Draft, list[tuple[int, int]]] | None = None
     least = math.inf
     for draft in drafts:
@@ -78,7 +78,7 @@ def _seconds(draft: Draft, releases: Sequence[tuple[int, int]], transfer: float)
 
 def seconds_with_transfers(graph: TaskGraph, schedule: Schedule) -> float:
     """Returns the time of a step in which a transfer takes a tenth of an average action."""
-    return _rounded(step_seconds(schedule, graph, _transfer_seconds(graph)))
+    return _rounded(step_seconds(schedule, graph, transfer_share(graph)))
 
 
 def _rounded(seconds: float) -> float:
@@ -87,7 +87,7 @@ def _rounded(seconds: float) -> float:
 
 def longest_ways(graph: TaskGraph) -> float:
     """Returns the sum over microbatches of the time that each takes alone, with transfers."""
-    transfer = _transfer_seconds(graph)
+    transfer = transfer_share(graph)
     end: dict[Action, float] = {}
     last: dict[int, float] = defaultdict(float)
     for action in graph.topological_order:
@@ -102,5 +102,6 @@ def longest_ways(graph: TaskGraph) -> float:
     return sum(last.values())
 
 
-def _transfer_seconds(graph: TaskGraph) -> float:
+def transfer_share(graph: TaskGraph) -> float:
+    """Returns the time of a transfer that schedules are compared with: a share of an action's."""
     return _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))

@@ -18,8 +18,10 @@ from typing import cast
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
 from opensmp.compiler.schedule.methods.zero_bubble import MOST_ACTIONS_TO_SEARCH
+from opensmp.compiler.schedule.own_schedule import own_schedule
+from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
-from opensmp.config.pipelines import PIPELINES, most_in_flight
+from opensmp.config.pipelines import PIPELINES, OwnPipeline, most_in_flight
 from opensmp.errors import ScheduleError
 
 Builder = Callable[[TaskGraph, int], Schedule]
@@ -45,11 +47,11 @@ BUILDERS: Mapping[str, Builder] = MappingProxyType({name: _builder(name) for nam
 _SAME_TIME = 1.01  # steps of up to this ratio count as equally long
 
 
-def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
-    """Builds a schedule by name and validates it.
+def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
+    """Builds a schedule by name, or one of a user's own, and validates it.
 
     Args:
-        name: One of `BUILDERS`.
+        name: One of `BUILDERS`, the path of a JSON file, or a function; see `own_schedule`.
         graph: The tasks.
         active_microbatches: Maximum number of microbatches in flight, >= 1; schedules that keep
             all in flight ignore it. None for what a schedule with an order of its own needs, and
@@ -57,7 +59,8 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
             `most_in_flight`, by a simulation with transfers.
 
     Raises:
-        ScheduleError: If the name is unknown or `active_microbatches` is below 1.
+        ScheduleError: If the name is unknown, `active_microbatches` is below 1, or a schedule of a
+            user's own does not fit the graph, or holds more microbatches than that in flight.
 
     Example:
         >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)
@@ -66,6 +69,12 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         device 1 | .. F0 B0--- F1 B1--- .. ..
         interleaved: makespan 9 s, bubble 33.3 %, one column 1 s
     """
+    if not isinstance(name, str) or name.endswith(".json"):
+        schedule = own_schedule(name, graph)
+        validate(schedule, graph)
+        if active_microbatches is not None:
+            _refuse_more_in_flight(schedule, graph, active_microbatches)
+        return schedule
     if name not in BUILDERS:
         known = ", ".join(map(repr, BUILDERS))
         near = difflib.get_close_matches(name, BUILDERS, n=1)
@@ -81,6 +90,15 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         schedule = BUILDERS[name](graph, active_microbatches)
     validate(schedule, graph)
     return schedule
+
+
+def _refuse_more_in_flight(schedule: Schedule, graph: TaskGraph, most: int) -> None:
+    in_flight = simulate(schedule, graph).peak_in_flight
+    if in_flight > most:
+        raise ScheduleError(
+            f"Schedule {schedule.name!r}: it has {in_flight} microbatches in flight at once, but "
+            f"active_microbatches is {most}; change its orders, or leave out active_microbatches."
+        )
 
 
 def _with_few_in_flight(name: str, graph: TaskGraph) -> Schedule:

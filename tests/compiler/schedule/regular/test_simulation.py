@@ -87,6 +87,6 @@ def test_negative_transfer_is_refused() -> None:
 def test_large_pipelines_take_few_bytes_and_their_formulas_hold() -> None:
     pipeline = RegularPipeline(128, 512, 2, "v")
     simulation = simulate_regular(pipeline.schedule("v_half", v_half.passes))
-    assert simulation.makespan_seconds == 6 * 512 + (7 * 128 - 8) // 2
+    assert simulation.makespan_seconds == 6 * 512 + (7 * 128 - 6) // 2
     assert max(simulation.live_activations) == 130
     assert np.isfinite(simulation.end).all()
