@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import by_turns, quickest
@@ -39,14 +39,12 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     """
     turns = by_turns(graph)
     deferred = sorted({action.microbatch for action in graph.device if action.kind == "W"})
-    endings = list(_endings(deferred, graph))
-    if len(graph.device) <= MOST_ACTIONS_TO_SEARCH:
-        orders = [backward_first, *(_waiting(turns, last) for last in endings)]
-        orders += [_waiting(backward_first, deferred)]
-    else:
-        orders = [backward_first]
-        for last in _usual_endings(endings, graph.num_devices, active_microbatches):
-            orders.append(_waiting(turns, last))
+    counts, is_thorough = deferred_counts(
+        len(deferred), graph.num_devices, len(graph.device), active_microbatches
+    )
+    endings = [deferred[len(deferred) - count :] for count in counts]
+    orders = [backward_first, *(_waiting(turns, last) for last in endings)]
+    orders += [_waiting(backward_first, deferred)] * is_thorough
     drafts = (
         draft(
             graph,
@@ -59,25 +57,22 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     return quickest(graph, drafts)
 
 
-def _endings(microbatches: Sequence[int], graph: TaskGraph) -> Iterator[Sequence[int]]:
-    """Yields the last 0 or more microbatches, up to twice the number of devices, and then all."""
-    most = min(len(microbatches), 2 * graph.num_devices + 1)
-    for count in range(0, most, 1 + graph.num_devices // _DEVICES_PER_STRIDE):
-        yield microbatches[len(microbatches) - count :]
-    yield microbatches
+def deferred_counts(
+    num_microbatches: int, num_devices: int, num_actions: int, bound: int
+) -> tuple[list[int], bool]:
+    """Returns the numbers of deferred microbatches to try, and whether they are all possible ones.
 
-
-def _usual_endings(
-    endings: Sequence[Sequence[int]], num_devices: int, bound: int
-) -> Iterator[Sequence[int]]:
-    """Yields the endings that fill the bubble of equal partitions.
-
-    Each device idles for about one pass per device at the end. More deferred weight gradients do
-    not help, and if they are more than may be in flight they keep new microbatches out.
+    These are 0 or more, up to twice the number of devices, and then all. Of a large graph those are
+    tried that fill the bubble of equal partitions: each device idles for about one pass per device
+    at the end. More do not help, and if they are more than may be in flight they keep new
+    microbatches out.
     """
-    possible = [last for last in endings if len(last) <= bound] or [endings[0]]
-    enough = [last for last in possible if len(last) > num_devices] or possible[-1:]
-    yield from enough[:2]
+    most = min(num_microbatches, 2 * num_devices + 1)
+    counts = [*range(0, most, 1 + num_devices // _DEVICES_PER_STRIDE), num_microbatches]
+    if num_actions <= MOST_ACTIONS_TO_SEARCH:
+        return counts, True
+    possible = [count for count in counts if count <= bound]
+    return ([count for count in possible if count > num_devices] or possible[-1:])[:2], False
 
 
 def _waiting(priority: Priority, microbatches: Sequence[int]) -> Priority:
