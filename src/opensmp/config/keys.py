@@ -88,7 +88,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Most microbatches in flight. By default as few, up to partitions + 2, as give the "
             "same predicted step time; all with "
             + " and ".join(name for name, row in PIPELINES.items() if row.holds_all)
-            + ".",
+            + "; what their orders need with zb_h2 and with a V.",
         ),
         "devices": Key(
             DevicesKind(),

@@ -61,7 +61,7 @@ _ROWS = (
     ),
     Pipeline(
         "zb_h2",
-        "fills the whole bubble after the start, with twice the microbatches in flight",
+        "keeps twice as many microbatches in flight, and waits only for the first one",
         defers_weights=True,
         pieces=1,
         held=lambda partitions: 2 * partitions - 1,
@@ -73,7 +73,7 @@ _ROWS = (
     ),
     Pipeline(
         "zb_v",
-        "goes through two pieces a partition in a V, almost without a bubble",
+        "goes forth and back through two pieces a partition (a V), with little bubble",
         defers_weights=True,
         pieces=2,
         placement="v",
@@ -81,7 +81,7 @@ _ROWS = (
     ),
     Pipeline(
         "v_half",
-        "does so with half the activations of interleaved",
+        "is a V with half the activations of interleaved",
         defers_weights=True,
         pieces=2,
         placement="v",
@@ -89,7 +89,7 @@ _ROWS = (
     ),
     Pipeline(
         "v_min",
-        "does so with a third of them",
+        "is a V with a third of the activations of interleaved",
         defers_weights=True,
         pieces=2,
         placement="v",
@@ -97,7 +97,7 @@ _ROWS = (
     ),
     Pipeline(
         "dualpipe_v",
-        "pairs forward and backward passes of a V",
+        "is a V that pairs forward and backward passes",
         defers_weights=True,
         pieces=2,
         placement="v",
@@ -105,7 +105,7 @@ _ROWS = (
     ),
     Pipeline(
         "auto",
-        "takes the fastest of all of these and of orders of its own, by the predicted times",
+        "takes the fastest of the others and of orders of its own, by predicted times",
         defers_weights=True,
         held=lambda partitions: most_in_flight(partitions),
         uses_costs=True,
