@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from schedules import v_chain
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
 from opensmp.compiler.schedule.own_schedule import save
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.errors import ScheduleError
+from schedules import v_chain
 
 
 def forward_then_backward(graph: TaskGraph) -> list[list[str]]:
@@ -151,3 +151,10 @@ def test_file_is_json_that_people_can_edit(tmp_path: Path) -> None:
         "format": "opensmp schedule",
         "orders": [["0F0", "0B0"], ["1F0", "1B0"]],
     }
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "folder.json"
+    path.mkdir()
+    with pytest.raises(ScheduleError, match="is no regular file of at most"):
+        build(str(path), TaskGraph.chain(2, 1))

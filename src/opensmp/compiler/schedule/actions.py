@@ -20,7 +20,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 _SECONDS_OF_KIND = {"F": 1.0, "B": 2.0, "W": 1.0, "R": 1.0}
 
-_TEXT = re.compile(r"(\d+)([FBWR])(\d+)(?:\.(\d+))?", re.ASCII)
+_TEXT = re.compile(r"(\d{1,9})([FBWR])(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 
 class Action(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from opensmp.base.message_text import numbered, shown
-from opensmp.base.strict_json import NotJson, parse_json
+from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.config.pipelines import OwnPipeline, pipeline_name
 from opensmp.errors import ScheduleError
@@ -67,11 +68,12 @@ def save(schedule: Schedule, path: str | os.PathLike[str]) -> None:
 def _read(path: str) -> Any:
     """Returns the orders in a file."""
     try:
-        size = os.stat(path).st_size
-        if size > _MOST_BYTES:
+        found = os.stat(path)
+        # Reading a pipe or a device may never end.
+        if not stat.S_ISREG(found.st_mode) or found.st_size > _MOST_BYTES:
             raise ScheduleError(
-                f"Schedule: the file {path!r} has {size} bytes, more than a schedule can have; "
-                f"accepted: at most {_MOST_BYTES}. {_FORM}"
+                f"Schedule: {path!r} of the key pipeline is no regular file of at most "
+                f"{_MOST_BYTES} bytes. {_FORM}"
             )
         data = parse_json(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -79,7 +81,7 @@ def _read(path: str) -> Any:
             f"Schedule: the file {path!r} of the key pipeline cannot be read: {error.strerror}. "
             "Expected: the path of a JSON file, from the folder in which the program runs."
         ) from error
-    except (NotJson, UnicodeDecodeError) as error:
+    except (JsonFault, UnicodeDecodeError) as error:
         raise ScheduleError(f"Schedule: the file {path!r} is not JSON: {error}. {_FORM}") from None
     if not isinstance(data, Mapping) or data.get("format") != FORMAT or "orders" not in data:
         raise ScheduleError(
