@@ -102,8 +102,8 @@ def timed_stages(plan: Plan) -> Stages:
     found = Stages(
         stage,
         partition,
-        np.bincount(stage, graph.forward_seconds, num_stages),
-        np.bincount(stage, graph.backward_seconds + again, num_stages),
+        np.bincount(stage, graph.forward_seconds, num_stages).astype(np.float64),
+        np.bincount(stage, graph.backward_seconds + again, num_stages).astype(np.float64),
         np.zeros(num_stages),
         np.zeros(num_stages),
         [set() for _ in range(num_stages)],
