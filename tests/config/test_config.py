@@ -269,11 +269,11 @@ MISUSES = [
         [
             "pipeline",
             "'simpel' (str)",
-            "'interleaved', 'simple' or 'zero_bubble'",
+            "'zb_v', 'zero_bubble', the path of a",
             "did you mean 'simple'?",
         ],
     ),
-    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'interleaved', 'simple' or 'zero_bubble'"]),
+    ({"pipeline": 1}, {}, ["pipeline", "1 (int)", "'zb_v', 'zero_bubble', the path of a"]),
     ({"optimize": "size"}, {}, ["optimize", "'size' (str)", "'memory' or 'speed'"]),
     (
         {"placement_strategy": "clustered"},
@@ -416,7 +416,7 @@ def test_faulty_value_causes_no_second_fault():
 
 def test_long_value_is_shortened_in_the_message():
     (fault,) = faults_of({"pipeline": "x" * 1000})
-    assert len(fault) < 250
+    assert len(fault) < 350
 
 
 def test_config_error_is_a_value_error_of_the_package():
@@ -452,3 +452,30 @@ def test_processes_per_replica_must_divide_the_partitions(value, part):
 
 def test_variables_of_the_launcher_are_no_keys():
     assert Config.resolve(environ={"OPENSMP_RUN_RANK": "1"}) == Config(partitions=1)
+
+
+def own_order(graph: object) -> list[list[str]]:
+    return []
+
+
+@pytest.mark.parametrize("pipeline", ["mine.json", Path("folder/mine.json"), own_order])
+def test_pipeline_may_be_a_file_or_a_function(pipeline):
+    config = Config.resolve({"pipeline": pipeline})
+    assert config.pipeline == (str(pipeline) if isinstance(pipeline, Path) else pipeline)
+    assert Config.resolve(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("pipeline", ["mine.txt", "a\0.json", TypeError, b"mine.json", ["simple"]])
+def test_pipeline_may_be_nothing_else(pipeline):
+    with pytest.raises(ConfigError, match=r"file that ends with '\.json', or a function"):
+        Config.resolve({"pipeline": pipeline})
+
+
+@pytest.mark.parametrize("pipeline", sorted(n for n, row in PIPELINES.items() if row.pieces))
+def test_schedule_that_is_for_a_number_of_pieces_refuses_others(pipeline):
+    wanted = PIPELINES[pipeline].pieces
+    for pieces in (1, wanted):
+        config = Config.resolve({"pipeline": pipeline, "pieces_per_partition": pieces})
+        assert Config.resolve(config.to_dict()) == config
+    with pytest.raises(ConfigError, match=rf"which is for {wanted} pieces? a partition; accepted:"):
+        Config.resolve({"pipeline": pipeline, "pieces_per_partition": 3})

@@ -35,7 +35,7 @@ from opensmp.config.sources import ALIASES
 RIGHT: dict[str, tuple[Any, ...]] = {
     "partitions": (1, 2, 3, 4, 6),
     "microbatches": (1, 2, 4, 8),
-    "pipeline": tuple(sorted(PIPELINES)),
+    "pipeline": (*sorted(PIPELINES), "mine.json", len),
     "optimize": ("memory", "speed"),
     "placement_strategy": ("cluster", "spread"),
     "auto_partition": (True, False),

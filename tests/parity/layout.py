@@ -19,9 +19,10 @@ class Layout:
     Attributes:
         partitions: Number of partitions.
         microbatches: Number of microbatches.
-        pipeline: "interleaved", "simple" or "zero_bubble".
+        pipeline: Name of a schedule.
         pattern: "blocks" puts neighbouring stages together (0-0-1-1), "cyclic" deals them
-            out in turn (0-1-0-1), "auto" leaves it to the automatic partition.
+            out in turn (0-1-0-1), "v" deals them forth and back (0-1-1-0), "auto" leaves it to the
+            automatic partition.
         optimize: "memory" or "speed", with which gradients of weights are computed for several
             microbatches at once.
     """
@@ -48,6 +49,9 @@ class Layout:
         """The partition of one of a model's stages."""
         if self.pattern == "cyclic":
             return stage % self.partitions
+        if self.pattern == "v":
+            back, place = divmod(stage, self.partitions)
+            return self.partitions - 1 - place if back % 2 else place
         return stage * self.partitions // num_stages
 
     def describe(self, num_stages: int) -> str:

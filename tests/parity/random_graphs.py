@@ -85,7 +85,7 @@ def layouts() -> st.SearchStrategy[Layout]:
         st.integers(1, 4),
         st.integers(1, 4),
         st.sampled_from(sorted(PIPELINES)),
-        st.sampled_from(["blocks", "cyclic", "auto"]),
+        st.sampled_from(["blocks", "cyclic", "v", "auto"]),
     )
 
 

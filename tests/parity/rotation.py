@@ -22,7 +22,7 @@ LAYOUTS = tuple(
     for partitions in (1, 2, 3, 4)
     for microbatches in (1, 2, 3, 4, 8, 16)
     for pipeline in sorted(PIPELINES)
-    for pattern in ("blocks", "cyclic")
+    for pattern in ("blocks", "cyclic", "v")
 )
 
 SWEEP = [

@@ -17,6 +17,7 @@ from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.plan.methods.match import check_partitions
 from opensmp.compiler.plan.plan import Plan
 from opensmp.config import LAUNCHER_PREFIX, Config
+from opensmp.config.pipelines import pipeline_name
 from opensmp.distributed import devices, world
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.objects import allgather_objects
@@ -202,6 +203,8 @@ def _prepare(
 def _facts(config: Config) -> dict[str, Any]:
     """Configuration values and library versions that must be equal in all processes of a run."""
     values = {key: value for key, value in config.to_dict().items() if key not in _LOCAL_KEYS}
+    # The orders themselves are compared when a step is traced.
+    values["pipeline"] = pipeline_name(config.pipeline)
     versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
     return {**values, **versions}
 

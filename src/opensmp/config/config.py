@@ -13,7 +13,7 @@ from opensmp.config.faults import (
     missing_default_partition,
     raise_all,
 )
-from opensmp.config.pipelines import DEFAULT_PIPELINE
+from opensmp.config.pipelines import DEFAULT_PIPELINE, OwnPipeline
 from opensmp.config.recompute import NONE, Setting, as_dict
 from opensmp.config.sources import Given, from_dict, from_service, from_variables
 
@@ -25,7 +25,8 @@ class Config:
     Attributes:
         partitions: Number of partitions of the model.
         microbatches: Number of microbatches per step; it must divide the batch size.
-        pipeline: The pipeline schedule, one of `opensmp.config.pipelines.PIPELINES`.
+        pipeline: The pipeline schedule: one of `opensmp.config.pipelines.PIPELINES`, or one of your
+            own, as the path of a JSON file or as a function of a task graph.
             `"interleaved"` prefers the backward pass of a microbatch as soon as it is ready (1F1B
             in steady state). `"simple"` runs all forward passes, then all backward passes (GPipe).
             `"zero_bubble"` is `"interleaved"` with weight gradients deferred to fill the bubble at
@@ -54,7 +55,8 @@ class Config:
             shared memory on the same machine and TensorFlow collectives between machines;
             `"collective"` always uses TensorFlow collectives.
         pieces_per_partition: Number of pieces (interleaved stages) that automatic partitioning
-            gives to each partition, assigned round-robin. More pieces give a smaller bubble and
+            gives to each partition, assigned round-robin; always 2, assigned forth and back, if
+            `pipeline` is a schedule of a V. More pieces give a smaller bubble and
             more transfers.
         check_finite: Whether each step checks activations and gradients for NaN and infinity, and
             raises `opensmp.NonFiniteError`, which names the first such tensor.
@@ -80,7 +82,7 @@ class Config:
 
     partitions: int
     microbatches: int = 1
-    pipeline: str = DEFAULT_PIPELINE
+    pipeline: OwnPipeline = DEFAULT_PIPELINE
     optimize: str = "memory"
     placement_strategy: str = "cluster"
     auto_partition: bool = True

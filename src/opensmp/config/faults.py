@@ -8,7 +8,7 @@ from typing import Any
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config.keys import KEYS
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES
+from opensmp.config.pipelines import DEFAULT_PIPELINE, row_of
 from opensmp.config.recompute import as_dict, partitions_of
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
@@ -108,7 +108,7 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
         and active.value is not None
         and pipeline
         and microbatches
-        and PIPELINES[pipeline.value].holds_all
+        and row_of(pipeline.value).holds_all
         and active.value < microbatches.value
     ):
         faults.append(
@@ -116,6 +116,16 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
             f"microbatches in flight; accepted: {microbatches.value} or more, no "
             f"active_microbatches at all, or pipeline {DEFAULT_PIPELINE!r}"
         )
+    pieces = given.get("pieces_per_partition")
+    if pieces and pipeline:
+        wanted = row_of(pipeline.value).pieces
+        # The default, 1, stands for what the schedule is for.
+        if wanted is not None and pieces.value not in (1, wanted):
+            faults.append(
+                f"{pieces}, but pipeline is {pipeline.value!r}, which is for {wanted} "
+                f"piece{'s' * (wanted != 1)} a partition; accepted: {wanted}, no "
+                f"pieces_per_partition at all, or pipeline {DEFAULT_PIPELINE!r}"
+            )
     return faults
 
 

@@ -15,6 +15,7 @@ from opensmp.config.kinds import (
     IntegerKind,
     Kind,
     OptionalIntegerKind,
+    PipelineKind,
     PlanKind,
 )
 from opensmp.config.pipelines import PIPELINES
@@ -51,10 +52,10 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Number of microbatches per step, which must divide the batch size.",
         ),
         "pipeline": Key(
-            ChoiceKind(tuple(sorted(PIPELINES))),
+            PipelineKind(tuple(sorted(PIPELINES))),
             "Schedule of a step: "
             + "; ".join(f"{name} {PIPELINES[name].summary}" for name in sorted(PIPELINES))
-            + ".",
+            + "; a file or a function gives an order of your own.",
         ),
         "optimize": Key(
             ChoiceKind(("memory", "speed")),
@@ -87,7 +88,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Most microbatches in flight. By default as few, up to partitions + 2, as give the "
             "same predicted step time; all with "
             + " and ".join(name for name, row in PIPELINES.items() if row.holds_all)
-            + ".",
+            + "; what their orders need with zb_h2 and with a V.",
         ),
         "devices": Key(
             DevicesKind(),
@@ -110,7 +111,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "pieces_per_partition": Key(
             _PARTITIONS,
             "Pieces of the model that automatic partitioning gives to each partition in turn: more "
-            "have a smaller bubble and more transfers.",
+            "have a smaller bubble and more transfers. The schedules of a V always have two.",
         ),
         "check_finite": Key(
             BooleanKind(),

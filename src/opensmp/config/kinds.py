@@ -127,6 +127,39 @@ class ChoiceKind(NamedTuple):
         return text.strip()
 
 
+class PipelineKind(NamedTuple):
+    """One of several strings, the path of a JSON file, or a function."""
+
+    choices: tuple[str, ...]
+
+    @property
+    def accepted(self) -> str:
+        """See `Kind`."""
+        return (
+            f"{', '.join(map(repr, self.choices))}, the path of a schedule's file that ends with "
+            "'.json', or a function of a task graph"
+        )
+
+    def check(self, value: Any) -> Any:
+        """See `Kind`."""
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if isinstance(value, str):
+            if value in self.choices:
+                return value
+            if value.endswith(".json") and "\0" not in value:
+                return value
+            raise ValueError(did_you_mean(value, self.choices))
+        # A class is callable too, but makes an object of itself.
+        if not callable(value) or isinstance(value, type):
+            raise ValueError
+        return value
+
+    def read(self, text: str) -> str:
+        """See `Kind`."""
+        return text.strip()
+
+
 class DevicesKind(NamedTuple):
     """`"cpu"`, `"gpu"`, distinct logical devices or None; device names are normalized."""
 

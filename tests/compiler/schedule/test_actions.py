@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph, default_seconds
-from opensmp.compiler.schedule.simple import simple
+from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.errors import ScheduleError
 
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaved import interleaved
+from opensmp.compiler.schedule.actions import Action, TaskGraph
 from opensmp.compiler.schedule.interleaving import by_turns, quickest
-from opensmp.compiler.schedule.list_scheduling import list_schedule
+from opensmp.compiler.schedule.list_scheduling import Draft, Priority, draft, list_schedule
+from opensmp.compiler.schedule.methods.interleaved import backward_first, interleaved
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
 
@@ -50,10 +50,11 @@ def test_with_one_segment_each_it_is_one_forward_one_backward() -> None:
 
 def test_of_equally_long_schedules_the_one_that_waits_less_for_transfers_is_quickest() -> None:
     graph = looped(2, 1, 2)
-    orders = interleaved(graph, active_microbatches=2).orders
-    good = Schedule("good", orders, 2, (), graph)
-    assert quickest(graph, [good, Schedule("same", orders, 2, (), graph)]).name == "good"
-    one_by_one = list_schedule(
-        graph, name="slow", priority=lambda a: (a.microbatch,), active_microbatches=1
-    )
+
+    def made(name: str, priority: Priority, bound: int) -> Draft:
+        return draft(graph, name=name, priority=priority, active_microbatches=bound)
+
+    good = made("good", backward_first, 2)
+    assert quickest(graph, [good, made("same", backward_first, 2)]).name == "good"
+    one_by_one = made("slow", lambda a: (a.microbatch,), 1)
     assert quickest(graph, [one_by_one, good]).name == "good"

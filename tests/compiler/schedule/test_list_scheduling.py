@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
-from opensmp.compiler.schedule.interleaved import backward_first
 from opensmp.compiler.schedule.list_scheduling import list_schedule
+from opensmp.compiler.schedule.methods.interleaved import backward_first
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
 from opensmp.errors import ScheduleError

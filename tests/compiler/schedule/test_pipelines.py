@@ -8,10 +8,10 @@ import pytest
 
 from opensmp.compiler.schedule import pipelines as package
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaved import interleaved
 from opensmp.compiler.schedule.interleaving import seconds_with_transfers
+from opensmp.compiler.schedule.methods.interleaved import interleaved
+from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.pipelines import BUILDERS, build
-from opensmp.compiler.schedule.simple import simple
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ScheduleError
@@ -19,7 +19,7 @@ from opensmp.errors import ScheduleError
 
 def test_pipelines_are_built_by_name() -> None:
     graph = TaskGraph.chain(num_partitions=2, num_microbatches=4)
-    assert tuple(BUILDERS) == ("simple", "interleaved", "zero_bubble")
+    assert tuple(BUILDERS) == tuple(PIPELINES)
     assert build("simple", graph, active_microbatches=2) == simple(graph)
     assert build("interleaved", graph, active_microbatches=2) == interleaved(graph, 2)
 
@@ -29,10 +29,10 @@ def test_unknown_pipeline_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ScheduleError) as error:
         build("interleave", graph, active_microbatches=1)
     assert str(error.value) == (
-        "Schedule: pipeline='interleave' is not known; choose one of 'simple', 'interleaved', "
-        "'zero_bubble'; did you mean 'interleaved'?"
+        "Schedule: pipeline='interleave' is not known; choose one of "
+        f"{', '.join(map(repr, PIPELINES))}; did you mean 'interleaved'?"
     )
-    with pytest.raises(ScheduleError, match=r"choose one of .*, 'zero_bubble'\.$"):
+    with pytest.raises(ScheduleError, match=r"choose one of .*, 'zero_bubble', .*'\.$"):
         build("gpipe", graph, active_microbatches=1)
 
 
@@ -46,7 +46,7 @@ def test_built_schedule_is_validated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_schedules_know_nothing_of_tensorflow() -> None:
-    for path in Path(package.__file__).parent.glob("*.py"):
+    for path in Path(package.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
             if isinstance(node, ast.ImportFrom):
@@ -58,7 +58,7 @@ def test_schedules_know_nothing_of_tensorflow() -> None:
 def test_every_module_with_a_schedule_has_a_row() -> None:
     written = {
         path.stem
-        for path in Path(package.__file__).parent.glob("*.py")
+        for path in (Path(package.__file__).parent / "methods").glob("*.py")
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name == path.stem
         if node.returns is not None and ast.unparse(node.returns) == "Schedule"
@@ -127,3 +127,26 @@ def test_all_microbatches_are_in_flight_where_the_schedule_holds_them() -> None:
 def test_nothing_to_schedule() -> None:
     graph = TaskGraph({}, {}, {}, 2)
     assert build("interleaved", graph).orders == ((), ())
+
+
+@pytest.mark.parametrize("name", ["interleaved", "zero_bubble"])
+def test_large_graphs_are_searched_in_few_steps_for_what_small_ones_try_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = TaskGraph.chain(6, 24, split_backward=True)
+    thorough = build(name, graph)
+    monkeypatch.setattr(package, "MOST_ACTIONS_TO_SEARCH", 0)
+    assert build(name, graph) == thorough
+
+
+@pytest.mark.parametrize("first", range(3, 10))
+@pytest.mark.parametrize("guess", [1, 4, 8, 20])
+def test_the_first_number_that_is_right_is_found(first: int, guess: int) -> None:
+    tried = []
+
+    def is_right(number: int) -> bool:
+        tried.append(number)
+        return number >= first
+
+    assert package._first(is_right, 3, 9, guess) == first
+    assert len(tried) == len(set(tried)) <= 5

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.grid import grid
-from opensmp.compiler.schedule.interleaved import interleaved
+from opensmp.compiler.schedule.methods.interleaved import interleaved
+from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.pipelines import build
-from opensmp.compiler.schedule.simple import simple
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
 from opensmp.config.pipelines import PIPELINES

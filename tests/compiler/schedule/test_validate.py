@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaved import interleaved
-from opensmp.compiler.schedule.simple import simple
+from opensmp.compiler.schedule.methods.interleaved import interleaved
+from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.validate import validate
 from opensmp.errors import ScheduleError
 

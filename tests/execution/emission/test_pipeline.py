@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import itertools
 import weakref
 from typing import Any
@@ -11,7 +12,9 @@ import tensorflow as tf
 from small import MANUAL, TWO_BY_FOUR, TWO_BY_TWO, Net, Scale, Wrapped, batch
 
 import opensmp as smp
-from opensmp.errors import StepError
+from opensmp.compiler.schedule.actions import Action
+from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
+from opensmp.errors import ScheduleError, StepError
 from opensmp.execution.context import current_runner
 from opensmp.execution.emission.pipeline import Pipeline
 
@@ -132,6 +135,59 @@ class TestOrder:
         for order in step.schedule.orders:
             for before, after in itertools.pairwise(order):
                 assert calls[before.text] in calls[after.text].control_inputs
+
+    @pytest.mark.parametrize("pipeline", ["zb_v", "v_half", "v_min", "dualpipe_v"])
+    def test_model_in_a_v_runs_in_the_order_of_the_arrays(self, smp_init, pipeline):
+        smp_init({**TWO_BY_FOUR, "pipeline": pipeline, "auto_partition": True})
+        inputs = keras.Input((4,))
+        x = inputs
+        for _ in range(8):
+            x = keras.layers.Dense(4, activation="tanh")(x)
+        step = training_step(smp.DistributedModel(inputs, x))
+        graph_of(step, tf.ones([8, 4]))
+        passes = importlib.import_module(f"opensmp.compiler.schedule.methods.{pipeline}").passes
+        regular = RegularPipeline(2, 4, 2, "v").schedule(pipeline, passes).schedule()
+        # Partition 1 runs its two pieces, which follow each other, as one segment; the backward
+        # pass of the first segment is not split.
+        turned = {"0F": "0F", "0B": "0B", "1F": "1F", "1B": "1B", "1W": "1W"}
+        turned |= {f"3{kind}": f"2{kind}" for kind in "FBW"}
+        expected = [
+            [turned[a.text[:2]] + a.text[2:] for a in order if a.text[:2] in turned]
+            for order in regular.orders
+        ]
+        assert [[a.text for a in order] for order in step.schedule.orders] == expected
+
+    def test_order_of_a_users_own_is_that_of_the_calls(self, smp_init):
+        def newest_first(graph):
+            orders = []
+            for device in range(graph.num_devices):
+                forward = [f"{device}F{m}" for m in graph.microbatches]
+                trains = any(action.kind == "B" for action in graph.device)
+                backward = [f"{device}B{m}" for m in reversed(graph.microbatches)]
+                orders.append(forward + backward * trains)
+            return orders
+
+        smp_init({**TWO_BY_FOUR, "pipeline": newest_first})
+        model = Net()
+        step = training_step(model)
+        step(batch(8))
+        texts = [[action.text for action in order] for order in step.schedule.orders]
+        assert texts[0] == ["0F0", "0F1", "0F2", "0F3", "0B3", "0B2", "0B1", "0B0"]
+        assert texts[1][4:] == ["1B3", "1W3", "1B2", "1W2", "1B1", "1W1", "1B0", "1W0"]
+        assert model(batch(2)).shape[0] == 2  # a call outside of a step is one microbatch
+
+    def test_order_of_a_users_own_that_does_not_fit_is_refused(self, smp_init):
+        smp_init({**TWO_BY_FOUR, "pipeline": lambda graph: [["0F0"], ["1F0"]]})
+        with pytest.raises(ScheduleError, match="missing: 0F1 is in no order"):
+            graph_of(training_step(Net()), batch(8))
+
+    def test_automatic_schedule_knows_the_costs_of_the_plan(self, smp_init):
+        smp_init({**TWO_BY_FOUR, "pipeline": "auto"})
+        step = training_step(Net())
+        graph_of(step, batch(8))
+        assert step.schedule.name == "auto"
+        seconds = step.schedule.graph.seconds
+        assert 0 < seconds[Action.parse("0F0")] < 1e-2
 
     def test_microbatches_in_flight_are_bounded(self, smp_init):
         smp_init({**TWO_BY_FOUR, "active_microbatches": 1})

@@ -88,3 +88,25 @@ def test_releases_become_control_edges_between_devices(graph):
     assert add_schedule_edges(schedule, tasks) == 2
     held_back = tasks[Action.parse("0F1")].first.control_inputs
     assert {op.name for op in held_back} == {"task_0F0", "task_1F0"}
+
+
+def test_predicted_times_of_segments_are_those_of_their_passes(graph):
+    forward, backward = task("0F0", 0), task("0B0", 0)
+    whole, half, rest = task("1F0", 1), task("1B0", 1), task("1W0", 1)
+    listed = [forward, backward, whole, half, rest]
+    live = live_operations([each.last for each in listed])
+    times = {0: (5.0, 7.0), 1: (2.0, 6.0)}
+    seconds = task_graph(listed, live, 2, times).seconds
+    assert [seconds[each.action] for each in listed] == [5.0, 7.0, 2.0, 3.0, 3.0]
+    relative = task_graph(listed, live, 2).seconds
+    assert task_graph(listed, live, 2, {0: (5.0, 7.0)}).seconds == relative
+    assert task_graph(listed, live, 2, {**times, 1: None}).seconds == relative
+
+
+def test_joint_pass_takes_the_predicted_time_of_its_microbatches(graph):
+    with tf.control_dependencies([]):
+        op = tf.no_op()
+    joint = Task(Action.parse("1W2"), 0, first=op, last=op, microbatches=(0, 1, 2))
+    backward = task("1B2", 0)
+    tasks = task_graph([joint, backward], live_operations([op, backward.last]), 1, {1: (2.0, 6.0)})
+    assert tasks.seconds[joint.action] == 9.0

@@ -255,6 +255,36 @@ CASES = (
         num_stages=4,
         layouts=(Layout(2, 4, "interleaved", "auto"), Layout(4, 3, "simple", "auto")),
     ),
+    _dense(
+        "forth and back",
+        mlp,
+        num_stages=4,
+        layouts=tuple(
+            Layout(2, 4, pipeline, pattern)
+            for pipeline, pattern in (
+                ("zb_v", "v"),
+                ("v_half", "v"),
+                ("v_min", "v"),
+                ("dualpipe_v", "v"),
+                ("zb_v", "auto"),
+                ("zb_h2", "blocks"),
+                ("breadth_first", "cyclic"),
+                ("auto", "v"),
+                ("auto", "blocks"),
+            )
+        ),
+    ),
+    _dense(
+        "forth and back, other numbers",
+        mlp,
+        num_stages=4,
+        layouts=(
+            Layout(2, 5, "v_half", "v"),
+            Layout(2, 3, "v_min", "v"),
+            Layout(4, 5, "zb_h2"),
+            Layout(3, 4, "zb_v", "v"),
+        ),
+    ),
     _dense("MLP, open batch size", mlp, num_stages=4, dynamic=True, evaluate=evaluation()),
     Case(
         "wide layers, joined gradients",

@@ -2,6 +2,7 @@
 
     opensmp run -n 2 moves.py FOLDER two
     opensmp run -n 4 moves.py FOLDER hybrid
+    opensmp run -n 2 moves.py FOLDER v
 
 The ranks take over a run that one process has saved in FOLDER/one, and leave what they have of
 their own checkpoints and losses in FOLDER.
@@ -109,12 +110,13 @@ def same(left: Values, right: Values) -> None:
 
 
 def main(folder: pathlib.Path, how: str) -> None:
-    smp.init({"partitions": 2, "microbatches": 2})
+    pipeline = "zb_v" if how == "v" else "interleaved"
+    smp.init({"partitions": 2, "microbatches": 2, "pipeline": pipeline})
     run = Run(2, folder / "one")
     run.manager.restore()
     run.build()
     record: dict[str, Any] = {"restored": run.values()}
-    record["losses of one"] = [run.train() for _ in range(2)] if how == "two" else []
+    record["losses of one"] = [run.train() for _ in range(2)] if smp.size() == 2 else []
     run = Run(3, folder / how)
     run.train()
     run.train()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
-from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight
+from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight, pipeline_name
 from opensmp.config.recompute import NONE, Setting, as_dict
 
 
@@ -24,7 +27,7 @@ class PlanSettings:
         contiguous: Whether each partition must be connected (within each component, if the graph
             itself is not connected). Dropped if no such plan is found that fits the memory.
         machine: The devices; no partition exceeds their memory.
-        pieces: Pieces (interleaved stages) per partition, assigned round-robin.
+        pieces: Pieces (interleaved stages) per partition, unless the schedule says how many.
         recompute: What backward passes compute again, as in the configuration. `"auto"` recomputes
             in the partitions that would not fit the memory otherwise.
     """
@@ -38,24 +41,47 @@ class PlanSettings:
     pieces: int = 1
     recompute: Setting = NONE
 
+    @property
+    def pieces_per_partition(self) -> int:
+        """Number of pieces of each partition: that of the schedule, or else `pieces`."""
+        return PIPELINES[self.pipeline].pieces or self.pieces
+
+    def partition_of_stage(
+        self, stages: NDArray[np.int64], num_partitions: int
+    ) -> NDArray[np.int64]:
+        """Returns the partitions of stages that are numbered in model order.
+
+        Round-robin, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
+        Clusters Using Megatron-LM", SC 2021, section 2.2; or back and forth for a schedule of a V.
+        """
+        piece, place = np.divmod(stages, num_partitions)
+        back = (PIPELINES[self.pipeline].placement == "v") & (piece % 2 == 1)
+        return np.where(back, num_partitions - 1 - place, place)
+
     def microbatches_in_flight(self, num_partitions: int) -> int:
         """Returns the maximum number of microbatches whose residuals a device holds at once."""
-        if PIPELINES[self.pipeline].holds_all:
+        row = PIPELINES[self.pipeline]
+        if row.holds_all:
             return self.microbatches
         active = self.active_microbatches
+        if row.held is not None:
+            held = row.held(num_partitions)
+            return min(self.microbatches, held if active is None else min(held, active))
         if active is None:
             # A chain of equal partitions needs as many microbatches as there are partitions, and
             # up to two more if weight gradients wait or microbatches return to a partition.
-            returns = PIPELINES[self.pipeline].defers_weights or self.pieces > 1
+            returns = row.defers_weights or self.pieces_per_partition > 1
             active = most_in_flight(num_partitions) if returns else num_partitions
         return min(self.microbatches, active)
 
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
         """Returns the settings of a configuration."""
+        name = pipeline_name(config.pipeline)
         return cls(
             microbatches=config.microbatches,
-            pipeline=config.pipeline,
+            # An order of a user's own is known only for the tasks of a step.
+            pipeline=name if name in PIPELINES else DEFAULT_PIPELINE,
             active_microbatches=config.active_microbatches,
             optimize=config.optimize,
             contiguous=config.contiguous,

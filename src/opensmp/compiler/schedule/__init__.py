@@ -1,6 +1,6 @@
 """Schedules: the order in which every device runs the actions of a step, as plain data.
 
-A `TaskGraph` defines the actions, their devices and their dependencies. `simple`, `interleaved` and
-`zero_bubble` order them; `validate` checks any order, `simulate` measures it, and `grid` draws it.
+A `TaskGraph` defines the actions, their devices and their dependencies. The functions in `methods`
+order them; `validate` checks any order, `simulate` measures it, and `grid` draws it.
 The package does not depend on TensorFlow.
 """

@@ -5,11 +5,12 @@ from __future__ import annotations
 import graphlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
+from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
 Kind = Literal["F", "B", "W", "R"]
@@ -19,7 +20,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 _SECONDS_OF_KIND = {"F": 1.0, "B": 2.0, "W": 1.0, "R": 1.0}
 
-_TEXT = re.compile(r"(\d+)([FBWR])(\d+)(?:\.(\d+))?", re.ASCII)
+_TEXT = re.compile(r"(\d{1,9})([FBWR])(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 
 
 class Action(NamedTuple):
@@ -126,7 +127,12 @@ class TaskGraph:
     num_devices: int = 0
 
     def __post_init__(self) -> None:
-        faults = [fault for action in self.device for fault in _action_faults(action)]
+        faults = [
+            fault
+            for action in self.device
+            if action.kind not in _SECONDS_OF_KIND or min(action[1:]) < 0
+            for fault in _action_faults(action)
+        ]
         num_devices = self.num_devices or 1 + max(self.device.values(), default=-1)
         faults += [
             f"{action} is on device {device}, but there are only devices 0 to {num_devices - 1}"
@@ -136,11 +142,12 @@ class TaskGraph:
         for action, needed in self.needs.items():
             if action not in self.device:
                 faults.append(f"{action} has dependencies, but no device")
-            faults += [
-                f"{action} needs {other}, which has no device"
-                for other in sorted(needed)
-                if other not in self.device
-            ]
+            if not self.device.keys() >= needed:
+                faults += [
+                    f"{action} needs {other}, which has no device"
+                    for other in sorted(needed)
+                    if other not in self.device
+                ]
         for action, seconds in self.seconds.items():
             if action not in self.device:
                 faults.append(f"{action} has a duration, but no device")
@@ -193,6 +200,11 @@ class TaskGraph:
         return {action: tuple(others) for action, others in dependents.items()}
 
     @cached_property
+    def table(self) -> TaskTable:
+        """The same graph by numbers, for loops over all actions."""
+        return TaskTable.of(self)
+
+    @cached_property
     def microbatches(self) -> tuple[int, ...]:
         """The numbers of all microbatches, ascending."""
         return tuple(sorted({action.microbatch for action in self.device}))
@@ -204,6 +216,7 @@ class TaskGraph:
         num_microbatches: int,
         backward: bool = True,
         split_backward: bool = False,
+        devices: Sequence[int] | None = None,
     ) -> TaskGraph:
         """Returns the linear pipeline: segment s on device s feeds segment s + 1.
 
@@ -214,9 +227,11 @@ class TaskGraph:
                 forward pass and the backward pass of the next segment.
             split_backward: Whether weight gradients are separate actions W, each after the B of its
                 segment. The first segment has a B without a separate W.
+            devices: Device of each segment, if it is not that of its number: `(0, 1, 1, 0)` is a V
+                of two devices with two pieces each.
 
         Raises:
-            ScheduleError: If a number is below 1.
+            ScheduleError: If a number is below 1, or there is not a device for each segment.
 
         Example:
             >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=1)
@@ -228,25 +243,31 @@ class TaskGraph:
                 f"TaskGraph.chain: num_partitions={num_partitions} and "
                 f"num_microbatches={num_microbatches} must both be at least 1."
             )
+        homes = range(num_partitions) if devices is None else devices
+        if len(homes) != num_partitions:
+            raise ScheduleError(
+                f"TaskGraph.chain: devices={tuple(homes)} must give one device for each of the "
+                f"{num_partitions} segments; received {len(homes)}."
+            )
         device: dict[Action, int] = {}
         needs: dict[Action, frozenset[Action]] = {}
         for microbatch in range(num_microbatches):
             for segment in range(num_partitions):
                 forward = Action("F", segment, microbatch)
-                device[forward] = segment
+                device[forward] = homes[segment]
                 if segment > 0:
                     needs[forward] = frozenset({Action("F", segment - 1, microbatch)})
                 if backward:
                     back = Action("B", segment, microbatch)
-                    device[back] = segment
+                    device[back] = homes[segment]
                     needs[back] = frozenset({forward})
                     if segment + 1 < num_partitions:
                         needs[back] |= {Action("B", segment + 1, microbatch)}
                     if split_backward and segment > 0:
                         weights = Action("W", segment, microbatch)
-                        device[weights] = segment
+                        device[weights] = homes[segment]
                         needs[weights] = frozenset({back})
-        return cls(device, needs, default_seconds(device), num_partitions)
+        return cls(device, needs, default_seconds(device), 1 + max(homes))
 
 
 def _action_faults(action: Action) -> list[str]:

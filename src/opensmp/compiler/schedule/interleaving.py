@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.list_scheduling import Priority
-from opensmp.compiler.schedule.simulate import simulate
+from opensmp.compiler.schedule.list_scheduling import Draft, Priority
+from opensmp.compiler.schedule.simulate import step_seconds
+from opensmp.compiler.schedule.validate import run_orders
 
 _TRANSFER_SHARE = 0.1
 
@@ -47,25 +49,45 @@ def by_turns(graph: TaskGraph) -> Priority:
     return priority
 
 
-def quickest(graph: TaskGraph, schedules: Iterable[Schedule]) -> Schedule:
+def quickest(graph: TaskGraph, drafts: Iterable[Draft]) -> Schedule:
     """Returns the schedule with the shortest step; the first one of equals.
 
     By `seconds_with_transfers`, so that of otherwise equal schedules the one that waits less for
     transfers is chosen.
     """
-    return min(schedules, key=lambda schedule: seconds_with_transfers(graph, schedule))
+    transfer = transfer_share(graph)
+    best: tuple[Draft, list[tuple[int, int]]] | None = None
+    least = math.inf
+    for draft in drafts:
+        # Waiting for releases only makes a step longer: they are not looked for in vain.
+        if _rounded(_seconds(draft, (), transfer)) >= least:
+            continue
+        releases = draft.releases()
+        seconds = _rounded(_seconds(draft, releases, transfer))
+        if seconds < least:
+            best, least = (draft, releases), seconds
+    assert best is not None, "give at least one draft"
+    return best[0].finished(best[1])
+
+
+def _seconds(draft: Draft, releases: Sequence[tuple[int, int]], transfer: float) -> float:
+    times = run_orders(draft.orders, releases, draft.graph.table, transfer)
+    assert times is not None, "list schedules cannot deadlock"
+    return max(times[1], default=0.0)
 
 
 def seconds_with_transfers(graph: TaskGraph, schedule: Schedule) -> float:
     """Returns the time of a step in which a transfer takes a tenth of an average action."""
-    transfer = _transfer_seconds(graph)
-    seconds = simulate(schedule, graph, transfer_seconds=transfer).makespan_seconds
+    return _rounded(step_seconds(schedule, graph, transfer_share(graph)))
+
+
+def _rounded(seconds: float) -> float:
     return float(f"{seconds:.9g}")  # ignores rounding differences between sums
 
 
 def longest_ways(graph: TaskGraph) -> float:
     """Returns the sum over microbatches of the time that each takes alone, with transfers."""
-    transfer = _transfer_seconds(graph)
+    transfer = transfer_share(graph)
     end: dict[Action, float] = {}
     last: dict[int, float] = defaultdict(float)
     for action in graph.topological_order:
@@ -80,5 +102,6 @@ def longest_ways(graph: TaskGraph) -> float:
     return sum(last.values())
 
 
-def _transfer_seconds(graph: TaskGraph) -> float:
+def transfer_share(graph: TaskGraph) -> float:
+    """Returns the time of a transfer that schedules are compared with: a share of an action's."""
     return _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))

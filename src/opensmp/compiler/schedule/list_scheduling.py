@@ -12,8 +12,13 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
 Priority = Callable[[Action], tuple[int, ...]]
@@ -24,8 +29,6 @@ Gate = Callable[[Action], int]
 
 A gate must not decrease along a dependency.
 """
-
-_Entry = tuple[int, tuple[int, ...], Action]
 
 # Ends that differ by less count as simultaneous: sums of durations in different orders differ in
 # the last digits, and a device must not miss an action because of that.
@@ -44,6 +47,24 @@ def list_schedule(
     active_microbatches: int,
     gate: Gate = _no_gate,
 ) -> Schedule:
+    """Schedules any task graph by priority; see `draft`."""
+    return draft(
+        graph,
+        name=name,
+        priority=priority,
+        active_microbatches=active_microbatches,
+        gate=gate,
+    ).finished()
+
+
+def draft(
+    graph: TaskGraph,
+    *,
+    name: str,
+    priority: Priority,
+    active_microbatches: int,
+    gate: Gate = _no_gate,
+) -> Draft:
     """Schedules any task graph by priority, with a bound on microbatches in flight.
 
     A microbatch is in flight from the start of its first action until the end of its last one. That
@@ -64,161 +85,261 @@ def list_schedule(
             f"Schedule {name!r}: active_microbatches={active_microbatches} is not possible; "
             "give at least 1, the number of microbatches that may be in flight at once."
         )
+    table = graph.table
+    gates = None if gate is _no_gate else [gate(action) for action in table.actions]
+    if gates is not None:
+        _refuse_descents(name, table, gates)
+    engine = _Engine(
+        table, _ranks(table, priority, gates), gates, active_microbatches, graph.num_devices
+    )
+    engine.run()
+    return Draft(name, graph, engine.bound, engine.orders, engine.sequence, engine.follows)
+
+
+class Draft(NamedTuple):
+    """A list schedule by numbers of actions; `finished` makes the `Schedule` of it.
+
+    Attributes:
+        name: Name of the schedule.
+        graph: Its tasks.
+        bound: Maximum number of microbatches in flight.
+        orders: Numbers of the actions of each device, in its order.
+        sequence: Numbers of all actions, in the order of their starts.
+        follows: By microbatches that enter when another has finished: that other one.
+    """
+
+    name: str
+    graph: TaskGraph
+    bound: int
+    orders: list[list[int]]
+    sequence: list[int]
+    follows: dict[int, int]
+
+    def releases(self) -> list[tuple[int, int]]:
+        """Pairs (before, after) that keep the bound, see `Schedule`."""
+        return _releases(self.graph.table, self.sequence, self.follows, self.graph.num_devices)
+
+    def finished(self, releases: Sequence[tuple[int, int]] | None = None) -> Schedule:
+        """Returns the schedule, with the `releases` if they are known already."""
+        actions = self.graph.table.actions
+        pairs = self.releases() if releases is None else releases
+        return Schedule(
+            name=self.name,
+            orders=tuple(tuple([actions[i] for i in order]) for order in self.orders),
+            active_microbatches=self.bound,
+            releases=tuple((actions[before], actions[after]) for before, after in pairs),
+            graph=self.graph,
+        )
+
+
+def _refuse_descents(name: str, table: TaskTable, gates: Sequence[int]) -> None:
+    """Raises an error if an action has a lower gate than one that it needs."""
     descents = [
-        f"{action} (gate {gate(action)}) needs {needed} (gate {gate(needed)})"
-        for action in graph.topological_order
-        for needed in sorted(graph.needs[action])
-        if gate(needed) > gate(action)
+        f"{table.actions[i]} (gate {gates[i]}) needs {table.actions[j]} (gate {gates[j]})"
+        for i, needed in enumerate(table.needs)
+        for j in needed
+        if gates[j] > gates[i]
     ]
     if descents:
         raise ScheduleError(
             f"Schedule {name!r}: a gate must not be below that of a dependency, or devices "
             f"would wait for each other for ever: {'; '.join(descents)}."
         )
-    engine = _Engine(graph, priority, gate, active_microbatches)
-    engine.run()
-    return Schedule(
-        name=name,
-        orders=tuple(tuple(order) for order in engine.orders),
-        active_microbatches=engine.bound,
-        releases=_releases(graph, engine.sequence, engine.follows),
-        graph=graph,
-    )
+
+
+def _ranks(table: TaskTable, priority: Priority, gates: Sequence[int] | None) -> list[int]:
+    """Returns the place of each action if all were sorted by gate, priority and action."""
+    keys = [priority(action) for action in table.actions]
+    numbers = range(len(keys))
+    if gates is None:
+        best_first = sorted(numbers, key=keys.__getitem__)  # stable, and numbered by action
+    else:
+        best_first = sorted(numbers, key=lambda i: (gates[i], keys[i]))
+    ranks = [0] * len(keys)
+    for rank, i in enumerate(best_first):
+        ranks[i] = rank
+    return ranks
 
 
 class _Engine:
     """The state of one simulation; `run` fills `orders`, `sequence`, `bound` and `follows`.
 
-    A ready action of a microbatch in flight is in the `ready` heap of its device; one of a
-    microbatch that has not started is in the `fresh` heap and in `parked`.
+    Actions are numbers. A ready action of a microbatch in flight is in the `ready` heap of its
+    device, by rank; one of a microbatch that has not started is in the `fresh` heap and in
+    `parked`. `touched` are the devices for which the best action may have changed.
     """
 
-    def __init__(self, graph: TaskGraph, priority: Priority, gate: Gate, bound: int) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        table: TaskTable,
+        ranks: Sequence[int],
+        gates: Sequence[int] | None,
+        bound: int,
+        num_devices: int,
+    ) -> None:
         self.bound = bound
-        self.orders: list[list[Action]] = [[] for _ in range(graph.num_devices)]
-        self.sequence: list[Action] = []  # all actions in the order of their starts
+        self.orders: list[list[int]] = [[] for _ in range(num_devices)]
+        self.sequence: list[int] = []  # all actions in the order of their starts
         # Maps a microbatch admitted after the first `bound` to the finished one that it replaces.
         self.follows: dict[int, int] = {}
-        self._entries: dict[Action, _Entry] = {
-            action: (gate(action), priority(action), action) for action in graph.device
-        }
-        self._gates: list[list[int]] = [[] for _ in self.orders]
-        for action, (number, _, _) in self._entries.items():
-            self._gates[graph.device[action]].append(number)
-        for gates in self._gates:
-            gates.sort()
-        self._ready: list[list[_Entry]] = [[] for _ in self.orders]
-        self._fresh: list[list[_Entry]] = [[] for _ in self.orders]
-        self._parked: dict[int, list[Action]] = {m: [] for m in graph.microbatches}
-        self._in_flight_or_done: set[int] = set()
-        self._unfinished = dict.fromkeys(graph.microbatches, 0)
-        self._missing = {action: len(needed) for action, needed in graph.needs.items()}
+        self._table = table
+        self._rank = ranks
+        self._with_rank = [0] * len(ranks)
+        for i, rank in enumerate(ranks):
+            self._with_rank[rank] = i
+        self._gates = gates
+        self._next_gates: list[list[int]] = [[] for _ in self.orders]
+        if gates is not None:
+            for i, number in enumerate(gates):
+                self._next_gates[table.device[i]].append(number)
+            for each in self._next_gates:
+                each.sort()
+        num_microbatches = 1 + max(table.microbatch, default=-1)
+        self._ready: list[list[int]] = [[] for _ in self.orders]
+        self._fresh: list[list[int]] = [[] for _ in self.orders]
+        self._parked: list[list[int]] = [[] for _ in range(num_microbatches)]
+        self._admitted = [False] * num_microbatches
+        self._unfinished = [0] * num_microbatches
+        for microbatch in table.microbatch:
+            self._unfinished[microbatch] += 1
+        self._missing = [len(needed) for needed in table.needs]
         self._free_slots = bound
         self._finished_microbatches: deque[int] = deque()
-        self._idle = set(range(graph.num_devices))
-        self._ends: list[tuple[float, int, Action]] = []
-        self._num_started = 0
+        self._idle = [True] * num_devices
+        self._touched = set(range(num_devices))
+        self._ends: list[tuple[float, int, int]] = []
 
     def run(self) -> None:
         """Simulates the devices until all actions have run."""
-        for action, missing in self._missing.items():
-            self._unfinished[action.microbatch] += 1
+        for i, missing in enumerate(self._missing):
             if not missing:
-                self._make_ready(action)
+                self._make_ready(i)
         now = 0.0
+        ends = self._ends
         while True:
             self._start_all(now)
-            if not self._ends:
-                if self._num_started == len(self._entries):
+            if not ends:
+                if len(self.sequence) == len(self._rank):
                     return
                 # All devices are idle, so only the bound prevents a ready action from starting.
                 self.bound += 1
                 self._free_slots += 1
+                self._touch_fresh()
                 continue
-            moment = self._ends[0][0] * _SAME_MOMENT
-            while self._ends and self._ends[0][0] <= moment:
-                now, _, action = heapq.heappop(self._ends)
-                self._finish(action)
+            moment = ends[0][0] * _SAME_MOMENT
+            while ends and ends[0][0] <= moment:
+                now, _, i = heapq.heappop(ends)
+                self._finish(i)
 
     def _start_all(self, now: float) -> None:
-        # Picks the best action over all idle devices, so that a free slot goes to the best
+        # Takes the best action over all idle devices, so that a free slot goes to the best
         # microbatch instead of the first device.
-        while choices := [entry for d in self._idle if (entry := self._choose(d)) is not None]:
-            self._start(min(choices)[-1], now)
+        choices: list[tuple[int, int]] = []
+        self._offer(choices)
+        while choices:
+            rank, device = heapq.heappop(choices)
+            if not self._idle[device]:
+                continue
+            best = self._choose(device)
+            if best == rank:
+                self._start(self._with_rank[rank], now)
+                self._offer(choices)
+            elif best is not None:  # what was offered has no slot any more
+                heapq.heappush(choices, (best, device))
 
-    def _choose(self, device: int) -> _Entry | None:
-        """Returns the best action that an idle device may start now; None if there is none."""
+    def _offer(self, choices: list[tuple[int, int]]) -> None:
+        """Adds the best action of each idle device for which it may have changed."""
+        for device in self._touched:
+            if self._idle[device]:
+                best = self._choose(device)
+                if best is not None:
+                    heapq.heappush(choices, (best, device))
+        self._touched.clear()
+
+    def _choose(self, device: int) -> int | None:
+        """Returns the rank of the best action that an idle device may start now; None if none."""
         ready, fresh = self._ready[device], self._fresh[device]
-        while fresh and fresh[0][-1].microbatch in self._in_flight_or_done:
-            heapq.heappop(fresh)
-        heads = ready[:1]
-        if self._free_slots or self._finished_microbatches:
-            heads += fresh[:1]
-        if not heads:
-            return None
-        best = min(heads)
-        gate = self._gates[device][len(self.orders[device])]
-        return best if best[0] == gate else None
+        best = ready[0] if ready else None
+        if fresh:
+            microbatch, number = self._table.microbatch, self._with_rank
+            while fresh and self._admitted[microbatch[number[fresh[0]]]]:
+                heapq.heappop(fresh)
+            if fresh and (self._free_slots or self._finished_microbatches):
+                best = fresh[0] if best is None else min(best, fresh[0])
+        if best is None or self._gates is None:
+            return best
+        gate = self._next_gates[device][len(self.orders[device])]
+        return best if self._gates[self._with_rank[best]] == gate else None
 
-    def _start(self, action: Action, now: float) -> None:
+    def _start(self, i: int, now: float) -> None:
         """Starts an action on its device, and admits its microbatch if necessary."""
-        device = self.graph.device[action]
-        if action.microbatch not in self._in_flight_or_done:
-            self._admit(action.microbatch)
+        device = self._table.device[i]
+        if not self._admitted[self._table.microbatch[i]]:
+            self._admit(self._table.microbatch[i])
         heapq.heappop(self._ready[device])
-        self.orders[device].append(action)
-        self.sequence.append(action)
-        self._idle.remove(device)
-        heapq.heappush(self._ends, (now + self.graph.seconds[action], self._num_started, action))
-        self._num_started += 1
+        self.orders[device].append(i)
+        self._idle[device] = False
+        heapq.heappush(self._ends, (now + self._table.seconds[i], len(self.sequence), i))
+        self.sequence.append(i)
 
     def _admit(self, microbatch: int) -> None:
         if self._free_slots:
             self._free_slots -= 1
         else:
             self.follows[microbatch] = self._finished_microbatches.popleft()
-        self._in_flight_or_done.add(microbatch)
-        for action in self._parked.pop(microbatch):
-            self._make_ready(action)
+        self._admitted[microbatch] = True
+        for i in self._parked[microbatch]:
+            self._make_ready(i)
 
-    def _make_ready(self, action: Action) -> None:
-        device, entry = self.graph.device[action], self._entries[action]
-        if action.microbatch in self._in_flight_or_done:
-            heapq.heappush(self._ready[device], entry)
+    def _make_ready(self, i: int) -> None:
+        device, microbatch = self._table.device[i], self._table.microbatch[i]
+        if self._admitted[microbatch]:
+            heapq.heappush(self._ready[device], self._rank[i])
         else:
-            heapq.heappush(self._fresh[device], entry)
-            self._parked[action.microbatch].append(action)
+            heapq.heappush(self._fresh[device], self._rank[i])
+            self._parked[microbatch].append(i)
+        self._touched.add(device)
 
-    def _finish(self, action: Action) -> None:
-        self._idle.add(self.graph.device[action])
-        self._unfinished[action.microbatch] -= 1
-        if not self._unfinished[action.microbatch]:
-            self._finished_microbatches.append(action.microbatch)
-        for dependent in self.graph.dependents[action]:
-            self._missing[dependent] -= 1
-            if not self._missing[dependent]:
+    def _touch_fresh(self) -> None:
+        """A microbatch may start: notes the devices that have one to start."""
+        self._touched.update(device for device, fresh in enumerate(self._fresh) if fresh)
+
+    def _finish(self, i: int) -> None:
+        device, microbatch = self._table.device[i], self._table.microbatch[i]
+        self._idle[device] = True
+        self._touched.add(device)
+        self._unfinished[microbatch] -= 1
+        if not self._unfinished[microbatch]:
+            self._finished_microbatches.append(microbatch)
+            self._touch_fresh()
+        missing = self._missing
+        for dependent in self._table.dependents[i]:
+            missing[dependent] -= 1
+            if not missing[dependent]:
                 self._make_ready(dependent)
 
 
 def _releases(
-    graph: TaskGraph, sequence: Sequence[Action], follows: dict[int, int]
-) -> tuple[tuple[Action, Action], ...]:
+    table: TaskTable, sequence: Sequence[int], follows: dict[int, int], num_devices: int
+) -> list[tuple[int, int]]:
     """Returns pairs that make each microbatch wait for the one that it replaces.
 
     Without them the bound would hold only if the actions take as long as simulated: a device
     without backward passes, for example, could run arbitrarily far ahead.
     """
+    if not follows:
+        return []
     # All actions of a microbatch lie between its sources and its sinks, and a device runs its
     # actions in order, so the first source and the last sink per device suffice.
-    first_source: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
-    last_sink: dict[int, dict[int, Action]] = {m: {} for m in graph.microbatches}
-    for action in sequence:
-        device, microbatch = graph.device[action], action.microbatch
-        if all(needed.microbatch != microbatch for needed in graph.needs[action]):
-            first_source[microbatch].setdefault(device, action)
-        if all(other.microbatch != microbatch for other in graph.dependents[action]):
-            last_sink[microbatch][device] = action
+    first_source: dict[int, dict[int, int]] = {m: {} for m in follows}
+    last_sink: dict[int, dict[int, int]] = {m: {} for m in follows.values()}
+    microbatch = table.microbatch
+    for i in sequence:
+        device, own = table.device[i], microbatch[i]
+        if own in first_source and all(microbatch[j] != own for j in table.needs[i]):
+            first_source[own].setdefault(device, i)
+        if own in last_sink and all(microbatch[j] != own for j in table.dependents[i]):
+            last_sink[own][device] = i
     wanted = [
         (before, after)
         for entering, finished in sorted(follows.items())
@@ -227,32 +348,49 @@ def _releases(
         )
         if source != sink
     ]
-    return _not_implied(wanted, graph, sequence)
+    return _not_implied(wanted, table, sequence, num_devices)
 
 
 def _not_implied(
-    pairs: Iterable[tuple[Action, Action]], graph: TaskGraph, sequence: Iterable[Action]
-) -> tuple[tuple[Action, Action], ...]:
+    pairs: Sequence[tuple[int, int]], table: TaskTable, sequence: Iterable[int], num_devices: int
+) -> list[tuple[int, int]]:
     """Returns the pairs (before, after) that neither dependencies nor device orders imply.
 
     Often `after` already waits, directly or through earlier actions of its device, for a later
-    action of the device of `before`.
+    action of the device of `before`. A device's clock has the number of actions of each device
+    that have ended when its latest action starts (Mattern, "Virtual Time and Global States of
+    Distributed Systems", 1989). An action's clock is kept only until its last reader has it.
     """
-    number: dict[Action, int] = {}  # position on its device, from 1
-    ended: dict[Action, list[int]] = {}  # actions ended per device at its start
-    last: dict[int, Action] = {}
-    for action in sequence:
-        device = graph.device[action]
-        counts = [0] * graph.num_devices
-        for earlier in (*graph.needs[action], *([last[device]] if device in last else [])):
-            counts = list(map(max, counts, ended[earlier]))
-            home = graph.device[earlier]
-            counts[home] = max(counts[home], number[earlier])
-        ended[action] = counts
-        number[action] = 1 + (number[last[device]] if device in last else 0)
-        last[device] = action
-    return tuple(
-        (before, after)
-        for before, after in pairs
-        if ended[after][graph.device[before]] < number[before]
-    )
+    if not pairs:
+        return []
+    device = table.device
+    afters: dict[int, list[int]] = {}
+    for index, (_, after) in enumerate(pairs):
+        afters.setdefault(after, []).append(index)
+    place = [0] * len(device)  # position on its device, from 1
+    clocks = np.zeros((num_devices, num_devices), dtype=np.int32)
+    counts = [0] * num_devices
+    sent: dict[int, tuple[NDArray[np.int32], int]] = {}  # clock and readers to come
+    kept = []
+    for i in sequence:
+        home = device[i]
+        clock = clocks[home]
+        clock[home] = counts[home]
+        for j in table.needs[i]:
+            other = device[j]
+            if other != home:
+                theirs, readers = sent.pop(j)
+                if readers > 1:
+                    sent[j] = theirs, readers - 1
+                np.maximum(clock, theirs, out=clock)
+        counts[home] = place[i] = counts[home] + 1
+        for index in afters.get(i, ()):
+            before = pairs[index][0]
+            if clock[device[before]] < place[before]:
+                kept.append(index)
+        readers = sum([device[k] != home for k in table.dependents[i]])
+        if readers:
+            theirs = clock.copy()
+            theirs[home] = place[i]
+            sent[i] = theirs, readers
+    return [pairs[index] for index in sorted(kept)]

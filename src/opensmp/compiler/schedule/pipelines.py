@@ -17,8 +17,11 @@ from typing import cast
 
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
+from opensmp.compiler.schedule.methods.zero_bubble import MOST_ACTIONS_TO_SEARCH
+from opensmp.compiler.schedule.own_schedule import own_schedule
+from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
-from opensmp.config.pipelines import PIPELINES, most_in_flight
+from opensmp.config.pipelines import PIPELINES, OwnPipeline, most_in_flight
 from opensmp.errors import ScheduleError
 
 Builder = Callable[[TaskGraph, int], Schedule]
@@ -27,7 +30,7 @@ Builder = Callable[[TaskGraph, int], Schedule]
 
 def _builder(name: str) -> Builder:
     """Returns the function `name` of the module `name` in this folder."""
-    module = f"{__package__}.{name}"
+    module = f"{__package__}.methods.{name}"
     try:
         return cast(Builder, getattr(importlib.import_module(module), name))
     except (ModuleNotFoundError, AttributeError) as error:
@@ -44,18 +47,20 @@ BUILDERS: Mapping[str, Builder] = MappingProxyType({name: _builder(name) for nam
 _SAME_TIME = 1.01  # steps of up to this ratio count as equally long
 
 
-def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
-    """Builds a schedule by name and validates it.
+def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
+    """Builds a schedule by name, or one of a user's own, and validates it.
 
     Args:
-        name: One of `BUILDERS`.
+        name: One of `BUILDERS`, the path of a JSON file, or a function; see `own_schedule`.
         graph: The tasks.
         active_microbatches: Maximum number of microbatches in flight, >= 1; schedules that keep
-            all in flight ignore it. None for the fewest with which a step takes at most 1 % longer
-            than with `most_in_flight`, by a simulation with transfers.
+            all in flight ignore it. None for what a schedule with an order of its own needs, and
+            otherwise for the fewest with which a step takes at most 1 % longer than with
+            `most_in_flight`, by a simulation with transfers.
 
     Raises:
-        ScheduleError: If the name is unknown or `active_microbatches` is below 1.
+        ScheduleError: If the name is unknown, `active_microbatches` is below 1, or a schedule of a
+            user's own does not fit the graph, or holds more microbatches than that in flight.
 
     Example:
         >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=2)
@@ -64,6 +69,12 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         device 1 | .. F0 B0--- F1 B1--- .. ..
         interleaved: makespan 9 s, bubble 33.3 %, one column 1 s
     """
+    if not isinstance(name, str) or name.endswith(".json"):
+        schedule = own_schedule(name, graph)
+        validate(schedule, graph)
+        if active_microbatches is not None:
+            _refuse_more_in_flight(schedule, graph, active_microbatches)
+        return schedule
     if name not in BUILDERS:
         known = ", ".join(map(repr, BUILDERS))
         near = difflib.get_close_matches(name, BUILDERS, n=1)
@@ -71,12 +82,23 @@ def build(name: str, graph: TaskGraph, active_microbatches: int | None = None) -
         raise ScheduleError(
             f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
         )
-    if active_microbatches is None:
+    if active_microbatches is None and PIPELINES[name].held is not None:
+        schedule = BUILDERS[name](graph, max(1, len(graph.microbatches)))
+    elif active_microbatches is None:
         schedule = _with_few_in_flight(name, graph)
     else:
         schedule = BUILDERS[name](graph, active_microbatches)
     validate(schedule, graph)
     return schedule
+
+
+def _refuse_more_in_flight(schedule: Schedule, graph: TaskGraph, most: int) -> None:
+    in_flight = simulate(schedule, graph).peak_in_flight
+    if in_flight > most:
+        raise ScheduleError(
+            f"Schedule {schedule.name!r}: it has {in_flight} microbatches in flight at once, but "
+            f"active_microbatches is {most}; change its orders, or leave out active_microbatches."
+        )
 
 
 def _with_few_in_flight(name: str, graph: TaskGraph) -> Schedule:
@@ -89,8 +111,30 @@ def _with_few_in_flight(name: str, graph: TaskGraph) -> Schedule:
     limit = _SAME_TIME * seconds_with_transfers(graph, widest)
     # With k in flight, a step takes a k-th of the time that its microbatches take one by one.
     least = max(1, math.ceil(longest_ways(graph) / limit)) if limit else 1
-    for count in range(least, most):
+    short: dict[int, Schedule] = {most: widest}
+
+    def is_short(count: int) -> bool:
         schedule = make(count)
-        if seconds_with_transfers(graph, schedule) <= limit:
-            return schedule
-    return widest
+        if seconds_with_transfers(graph, schedule) > limit:
+            return False
+        short[count] = schedule
+        return True
+
+    if len(graph.device) <= MOST_ACTIONS_TO_SEARCH:
+        return short[next(filter(is_short, range(least, most)), most)]
+    return short[_first(is_short, least, most, guess=graph.num_devices)]
+
+
+def _first(is_right: Callable[[int], bool], low: int, high: int, guess: int) -> int:
+    """Returns the first number from `low` to `high` that is right, if all after it are; or `high`.
+
+    Tries the guess and the number before it first, then halves what is left.
+    """
+    tries = [guess, guess - 1]
+    while low < high:
+        middle = next((number for number in tries if low <= number < high), (low + high) // 2)
+        if is_right(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import graphlib
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.validate import blocking_needs, validate
+from opensmp.compiler.schedule.table import TaskTable
+from opensmp.compiler.schedule.validate import run_times, validate
 from opensmp.errors import ScheduleError
 
 
@@ -54,7 +57,7 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         ScheduleError: If the schedule is invalid, or `transfer_seconds` is negative.
 
     Example:
-        >>> from opensmp.compiler.schedule.simple import simple
+        >>> from opensmp.compiler.schedule.methods.simple import simple
         >>> graph = TaskGraph.chain(num_partitions=2, num_microbatches=4)
         >>> simulation = simulate(simple(graph), graph)
         >>> simulation.makespan_seconds, simulation.bubble, simulation.live_activations
@@ -64,22 +67,13 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         raise ScheduleError(
             f"simulate: transfer_seconds={transfer_seconds} is not possible; give a number >= 0."
         )
-    validate(schedule, graph)
-    blockers = blocking_needs(schedule, graph)
-    before_on_device = {
-        later: earlier for order in schedule.orders for earlier, later in pairwise(order)
-    }
-    start: dict[Action, float] = {}
-    end: dict[Action, float] = {}
-    for action in _executable_order(blockers, before_on_device):
-        earliest = 0.0
-        if action in before_on_device:
-            earliest = end[before_on_device[action]]
-        for needed in blockers[action]:
-            moved = graph.device[needed] != graph.device[action]
-            earliest = max(earliest, end[needed] + transfer_seconds * moved)
-        start[action] = earliest
-        end[action] = earliest + graph.seconds[action]
+    times = run_times(schedule, graph.table, graph.num_devices, transfer_seconds)
+    if times is None:
+        validate(schedule, graph)
+        raise AssertionError(f"schedule {schedule.name!r} cannot run, but has no fault")
+    actions = graph.table.actions
+    starts, ends = (np.array(each, dtype=np.float64) for each in times)
+    start, end = (dict(zip(actions, each, strict=True)) for each in times)
 
     busy = tuple(math.fsum(graph.seconds[action] for action in order) for order in schedule.orders)
     makespan = max(end.values(), default=0.0)
@@ -92,58 +86,64 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         makespan_seconds=makespan,
         busy_seconds=busy,
         bubble=idle / available if available else 0.0,
-        live_activations=_live_activations(graph, start, end),
-        peak_in_flight=_peak(_flights(start, end)),
+        live_activations=_live_activations(graph.table, graph.num_devices, starts, ends),
+        peak_in_flight=_most_in_flight(graph.table, starts, ends),
     )
 
 
-def _executable_order(
-    blockers: Mapping[Action, frozenset[Action]], before_on_device: Mapping[Action, Action]
-) -> Iterable[Action]:
-    sorter = graphlib.TopologicalSorter(blockers)
-    for later, earlier in before_on_device.items():
-        sorter.add(later, earlier)
-    return sorter.static_order()
+def step_seconds(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0) -> float:
+    """Returns `simulate(...).makespan_seconds` alone, which takes less time."""
+    times = run_times(schedule, graph.table, graph.num_devices, transfer_seconds)
+    if times is None:
+        return simulate(schedule, graph, transfer_seconds).makespan_seconds  # names the faults
+    return max(times[1], default=0.0)
 
 
 def _live_activations(
-    graph: TaskGraph, start: Mapping[Action, float], end: Mapping[Action, float]
+    table: TaskTable, num_devices: int, start: NDArray[np.float64], end: NDArray[np.float64]
 ) -> tuple[int, ...]:
     """Returns the maximum number of forward results held by each device; see `simulate`."""
-    last_use: dict[tuple[int, int], float] = {}
-    for action, ended in end.items():
-        key = action.segment, action.microbatch
-        last_use[key] = max(ended, last_use.get(key, 0.0))
-    held_from: list[dict[tuple[int, int], float]] = [{} for _ in range(graph.num_devices)]
-    for action, started in start.items():
-        if action.kind != "F":
-            continue
-        key = action.segment, action.microbatch
-        held = held_from[graph.device[action]]
-        held[key] = min(started, held.get(key, started))
-        used = (end[dependent] for dependent in graph.dependents[action])
-        last_use[key] = max(last_use[key], *used, 0.0)
-    return tuple(_peak((begin, last_use[key]) for key, begin in held.items()) for held in held_from)
-
-
-def _flights(
-    start: Mapping[Action, float], end: Mapping[Action, float]
-) -> Iterable[tuple[float, float]]:
-    flights: dict[int, tuple[float, float]] = {}
-    for action, started in start.items():
-        first, last = flights.get(action.microbatch, (started, 0.0))
-        flights[action.microbatch] = min(first, started), max(last, end[action])
-    return flights.values()
-
-
-def _peak(intervals: Iterable[tuple[float, float]]) -> int:
-    """Returns the maximum number of overlapping half-open intervals [begin, end)."""
-    # Ends sort before begins at the same time.
-    changes = sorted(
-        change for begin, end in intervals if begin < end for change in ((begin, 1), (end, -1))
+    results: dict[tuple[int, int], int] = {}
+    result = np.array(
+        [
+            results.setdefault((action.segment, action.microbatch), len(results))
+            for action in table.actions
+        ],
+        dtype=np.int64,
     )
-    peak = held = 0
-    for _, change in changes:
-        held += change
-        peak = max(peak, held)
-    return peak
+    forward = np.array([action.kind == "F" for action in table.actions], dtype=np.bool_)
+    device = np.array(table.device, dtype=np.int64)
+    last_use = np.zeros(len(results))
+    np.maximum.at(last_use, result, end)
+    reader = np.repeat(np.arange(len(device)), [len(needed) for needed in table.needs])
+    read = np.fromiter(itertools.chain.from_iterable(table.needs), np.int64, len(reader))
+    reads_forward = forward[read]
+    np.maximum.at(last_use, result[read[reads_forward]], end[reader[reads_forward]])
+    # A result that several calls make on a device is held from the first one on.
+    key = device[forward] * len(results) + result[forward]
+    held, position = np.unique(key, return_inverse=True)
+    begin = np.full(len(held), np.inf)
+    np.minimum.at(begin, position, start[forward])
+    until = last_use[held % max(1, len(results))]
+    # `unique` sorts, so that the results of a device follow each other.
+    cuts = np.searchsorted(held, len(results) * np.arange(num_devices + 1))
+    return tuple(peak(begin[a:b], until[a:b]) for a, b in itertools.pairwise(cuts))
+
+
+def _most_in_flight(table: TaskTable, start: NDArray[np.float64], end: NDArray[np.float64]) -> int:
+    microbatch = np.array(table.microbatch, dtype=np.int64)
+    count = int(microbatch.max(initial=-1)) + 1
+    first, last = np.full(count, np.inf), np.zeros(count)
+    np.minimum.at(first, microbatch, start)
+    np.maximum.at(last, microbatch, end)
+    return peak(first, last)
+
+
+def peak(begin: NDArray[np.float64], end: NDArray[np.float64]) -> int:
+    """Returns the maximum number of overlapping half-open intervals [begin, end)."""
+    lasting = begin < end
+    times = np.concatenate([end[lasting], begin[lasting]])
+    changes = np.repeat([-1, 1], len(times) // 2)
+    # Stable, so that ends come before begins at the same time.
+    order = np.argsort(times, kind="stable")
+    return int(np.cumsum(changes[order]).max(initial=0))

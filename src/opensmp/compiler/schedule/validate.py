@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
+from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
 _Places = Mapping[Action, list[tuple[int, int]]]
@@ -21,6 +22,80 @@ def validate(schedule: Schedule, graph: TaskGraph) -> None:
     The devices, each running its order and blocking on unmet dependencies on other devices, must
     not deadlock.
     """
+    if run_times(schedule, graph.table, graph.num_devices) is None:
+        _tell_faults(schedule, graph)
+
+
+def run_times(
+    schedule: Schedule, table: TaskTable, num_devices: int, transfer_seconds: float = 0.0
+) -> tuple[list[float], list[float]] | None:
+    """Runs the orders with blocking semantics; None if the schedule is invalid.
+
+    Returns the start and the end of each action of the table, each as early as possible.
+    """
+    number, device = table.number, table.device
+    orders = []
+    for order in schedule.orders:
+        numbers = [number.get(action, -1) for action in order]
+        orders.append(numbers)
+        if any(i < 0 or device[i] != len(orders) - 1 for i in numbers):
+            return None
+    if len(orders) != num_devices or sum(map(len, orders)) != len(device):
+        return None
+    if any(action not in number for pair in schedule.releases for action in pair):
+        return None
+    releases = [(number[before], number[after]) for before, after in schedule.releases]
+    return run_orders(orders, releases, table, transfer_seconds)
+
+
+def run_orders(
+    orders: Sequence[Sequence[int]],
+    releases: Iterable[tuple[int, int]],
+    table: TaskTable,
+    transfer_seconds: float,
+) -> tuple[list[float], list[float]] | None:
+    """Does the same as `run_times` for numbers of actions, each on its own device."""
+    device, needs = table.device, table.needs
+    count, num_devices = len(device), len(orders)
+    released: dict[int, list[int]] = {}
+    for before, after in releases:
+        released.setdefault(after, []).append(before)
+    start, end = [0.0] * count, [-1.0] * count  # negative: has not run
+    heads, times = [0] * num_devices, [0.0] * num_devices
+    waiting: dict[int, list[int]] = {}  # an action, and the devices that wait for it
+    stack, done = list(range(num_devices)), 0
+    while stack:
+        own = stack.pop()
+        order, position, now = orders[own], heads[own], times[own]
+        while position < len(order):
+            i = order[position]
+            if end[i] >= 0:
+                return None  # doubled
+            first = now
+            for j in (*needs[i], *released[i]) if i in released else needs[i]:
+                ended = end[j]
+                if ended < 0:
+                    waiting.setdefault(j, []).append(own)
+                    break
+                if device[j] != own:
+                    ended += transfer_seconds
+                if ended > first:
+                    first = ended
+            else:
+                start[i] = first
+                end[i] = now = first + table.seconds[i]
+                position += 1
+                if i in waiting:
+                    stack += waiting.pop(i)
+                continue
+            break
+        done += position - heads[own]
+        heads[own], times[own] = position, now
+    return (start, end) if done == count else None
+
+
+def _tell_faults(schedule: Schedule, graph: TaskGraph) -> None:
+    """Raises the error that names all faults of a schedule."""
     places = _places(schedule)
     homes = {
         action: home

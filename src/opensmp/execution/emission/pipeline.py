@@ -14,6 +14,7 @@ from opensmp.compiler.lowering.passes import Backward, Forward, Pass, RecomputeP
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.lowering.segments import Segment
 from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.plan.report.segment_seconds import segment_seconds
 from opensmp.compiler.schedule.actions import Action, Schedule
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.trace.structure import Structure
@@ -23,7 +24,7 @@ from opensmp.compiler.trace.variables import (
     read_after_assignment,
     tf_variable,
 )
-from opensmp.config.pipelines import PIPELINES
+from opensmp.config.pipelines import row_of
 from opensmp.distributed.watchdog.root_cause import Place, note
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.segment_gradients import (
@@ -103,6 +104,7 @@ class Pipeline:
         self._calls = 0
         self._traces = traces or ModelTraces()
         self._numbers: dict[tuple[int, int], int] = {}
+        self._seconds: dict[int, tuple[float, float] | None] = {}  # if the schedule asks
         self._state: dict[int, tuple[Any, Tensor]] = {}
         self._late: list[LateGradient] = []
         self._reads: dict[int, tuple[Any, Tensor]] = {}
@@ -144,7 +146,7 @@ class Pipeline:
         Always with several partitions: the preceding partition needs the input gradients, and
         should not wait for the weight gradients.
         """
-        deferred = PIPELINES[self._world.config.pipeline].defers_weights
+        deferred = row_of(self._world.config.pipeline).defers_weights
         alone = deferred or self._group_size > 1
         return len(self._world.devices) > 1 or (self._emitted.is_ordered and alone)
 
@@ -245,6 +247,9 @@ class Pipeline:
         Returns the call's operation; None if no forward call was emitted.
         """
         number = self._numbers.setdefault((ordinal, segment.index), len(self._numbers))
+        if number not in self._seconds and row_of(self._world.config.pipeline).uses_costs:
+            names = (op.name for op in segment.operations)
+            self._seconds[number] = segment_seconds(program.plan, names)
         microbatch = self._microbatch
 
         def emit(kind: str, what: Pass | RecomputePass, args: Sequence[Tensor]) -> list[Tensor]:
@@ -375,7 +380,9 @@ class Pipeline:
             self._gradients = [(v, without_bridge(g, instead)) for v, g in self._gradients]
             self._saved = [(instead.get(id(t), t), p) for t, p in self._saved]
             live = live_operations(roots())
-        graph = task_graph(self._emitted.tasks.values(), live, len(self._world.devices))
+        graph = task_graph(
+            self._emitted.tasks.values(), live, len(self._world.devices), self._seconds
+        )
         if not graph.device and not self._may_be_empty:
             raise nothing_to_run(bool(self._emitted.tasks))
         config = self._world.config

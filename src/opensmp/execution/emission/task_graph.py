@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from opensmp import _private
 from opensmp.base.types import Op
@@ -39,8 +40,17 @@ def live_operations(roots: Iterable[Op]) -> list[Op]:
     return needed(roots, frozenset(), lambda op: True)
 
 
-def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -> TaskGraph:
-    """Dependencies between the live tasks, read from the graph; `live` is in topological order."""
+def task_graph(
+    tasks: Iterable[Task],
+    live: Iterable[Op],
+    num_partitions: int,
+    segment_seconds: Mapping[int, tuple[float, float] | None] = MappingProxyType({}),
+) -> TaskGraph:
+    """Dependencies between the live tasks, read from the graph; `live` is in topological order.
+
+    `segment_seconds` has the times of forward and backward passes; unless all are known, all
+    segments count as equal.
+    """
     listed = list(tasks)
     by_op = {task.last: index for index, task in enumerate(listed)}
     nearest: dict[Op, int] = {}  # bit set of the tasks that an operation directly depends on
@@ -56,11 +66,13 @@ def task_graph(tasks: Iterable[Task], live: Iterable[Op], num_partitions: int) -
             needs[task.action] = frozenset(listed[i].action for i in _bits(waits))
             waits = 1 << by_op[op]
         nearest[op] = waits
-    seconds = _seconds([task for task in listed if task.action in device])
+    seconds = _seconds([task for task in listed if task.action in device], segment_seconds)
     return TaskGraph(device=device, needs=needs, seconds=seconds, num_devices=num_partitions)
 
 
-def _seconds(tasks: Sequence[Task]) -> dict[Action, float]:
+def _seconds(
+    tasks: Sequence[Task], segment_seconds: Mapping[int, tuple[float, float] | None]
+) -> dict[Action, float]:
     """Relative durations; that of a joint task is the sum over its microbatches."""
     apart = {
         task.action: [task.action._replace(microbatch=m) for m in task.microbatches]
@@ -68,6 +80,13 @@ def _seconds(tasks: Sequence[Task]) -> dict[Action, float]:
         for task in tasks
     }
     seconds = default_seconds(action for actions in apart.values() for action in actions)
+    known = {action.segment: segment_seconds.get(action.segment) for action in seconds}
+    for action, relative in seconds.items():
+        if (times := known[action.segment]) is None or None in known.values():
+            break  # predicted times and relative ones cannot be compared
+        forward, backward = times
+        # A whole backward pass counts 2, each half of one 1.
+        seconds[action] = relative * (forward if action.kind in "FR" else backward / 2)
     return {action: sum(seconds[a] for a in actions) for action, actions in apart.items()}
 
 

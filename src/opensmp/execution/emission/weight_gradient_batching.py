@@ -20,7 +20,7 @@ from opensmp.compiler.lowering.passes import Backward
 from opensmp.compiler.lowering.program import Program
 from opensmp.compiler.schedule.actions import Action
 from opensmp.config import Config
-from opensmp.config.pipelines import PIPELINES, most_in_flight
+from opensmp.config.pipelines import most_in_flight, row_of
 from opensmp.distributed.watchdog.root_cause import Place
 from opensmp.execution.emission.task_graph import live_operations
 
@@ -38,8 +38,9 @@ def group_size(num_microbatches: int, config: Config) -> int:
         return 1
     active = config.active_microbatches
     if active is None:
-        holds_all = PIPELINES[config.pipeline].holds_all
-        active = num_microbatches if holds_all else most_in_flight(config.partitions)
+        row = row_of(config.pipeline)
+        held = row.held or most_in_flight
+        active = num_microbatches if row.holds_all else held(config.partitions)
     return max(1, min(_LARGEST_GROUP, num_microbatches // 2, active))
 
 

@@ -80,3 +80,15 @@ def test_partition_that_is_come_back_to_has_several_stages():
 def test_empty_partition_does_nothing():
     table = predict_schedule(plan_of(chain(2), [0, 2], 3))
     assert table.simulation.busy_seconds[1] == 0
+
+
+@pytest.mark.parametrize("pipeline", ["zb_v", "v_half", "v_min", "dualpipe_v", "auto"])
+def test_each_visit_of_a_v_is_a_stage(pipeline):
+    plan = plan_of(chain(4), [0, 1, 1, 0], 2, microbatches=5, pipeline=pipeline)
+    predicted = predict_schedule(plan)
+    device = predicted.graph.device
+    assert [device[Action("F", stage, 0)] for stage in range(3)] == [0, 1, 0]
+    # The two pieces of partition 1 follow each other, as one stage.
+    assert {action.segment for action in device} == {0, 1, 2}
+    busy = predicted.simulation.busy_seconds
+    assert busy == pytest.approx([5 * s for s in plan.prediction.stage_seconds])

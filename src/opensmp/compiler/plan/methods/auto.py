@@ -43,10 +43,8 @@ def plan_units(
     homes: Mapping[int, int] | None = None,
 ) -> Plan:
     """Does the same as `auto_plan` for a model whose units and costs are known."""
-    stages = _stages(graph, num_partitions * settings.pieces, settings)
-    # Round-robin, as in Narayanan et al., "Efficient Large-Scale Language Model Training on GPU
-    # Clusters Using Megatron-LM", SC 2021, section 2.2.
-    assignment = free = stages % num_partitions
+    stages = _stages(graph, num_partitions * settings.pieces_per_partition, settings)
+    assignment = free = settings.partition_of_stage(stages, num_partitions)
     kept = kept_units(traced, graph, homes or {})
     if kept:
         assignment = partition_around(graph, kept, num_partitions, settings, free)
@@ -71,17 +69,17 @@ def plan_units(
 
 def _stages(graph: CoarseGraph, count: int, settings: PlanSettings) -> NDArray[np.int64]:
     """Returns the stage of each unit; stages are numbered in model order, several per device."""
-    machine = settings.machine
+    machine, pieces = settings.machine, settings.pieces_per_partition
     if machine.memory_bytes is not None:
-        machine = replace(machine, memory_bytes=machine.memory_bytes // settings.pieces)
+        machine = replace(machine, memory_bytes=machine.memory_bytes // pieces)
     try:
         return partition_units(graph, count, replace(settings, machine=machine))
     except PlanError as error:
-        if settings.pieces == 1:
+        if pieces == 1:
             raise
         raise PlanError(
-            f"{error} Here a partition is one of the {settings.pieces} pieces that each device "
-            f"holds (pieces_per_partition={settings.pieces}), and may take its share of the memory."
+            f"{error} Here a partition is one of the {pieces} pieces that each device "
+            f"holds (pieces_per_partition={pieces}), and may take its share of the memory."
         ) from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.schedule.simulate import Simulation, simulate
+from opensmp.config.pipelines import PIPELINES
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class PredictedSchedule:
 def predict_schedule(plan: Plan) -> PredictedSchedule:
     """Predicts when each action of a step runs."""
     tasks = _tasks(plan)
-    active = plan.settings.microbatches_in_flight(plan.num_partitions)
+    active: int | None = plan.settings.microbatches_in_flight(plan.num_partitions)
+    if PIPELINES[plan.settings.pipeline].held is not None:
+        active = plan.settings.active_microbatches
     schedule = build(plan.settings.pipeline, tasks, active)
     return PredictedSchedule(tasks, schedule, simulate(schedule, tasks))
 
@@ -63,19 +67,50 @@ def stages(graph: CoarseGraph, assignment: NDArray[np.int64]) -> NDArray[np.int6
     return np.array([number[key] for key in keys], dtype=np.int64)
 
 
-def _tasks(plan: Plan) -> TaskGraph:
-    """Returns the actions of a step with predicted seconds, including transfers."""
+class Stages(NamedTuple):
+    """The stages of a plan with their predicted times; arrays have one entry per stage.
+
+    Attributes:
+        of_unit: Stage of each unit.
+        partition: Partition of each stage.
+        forward: Seconds of a forward pass, without transfers.
+        backward: Seconds of a backward pass, without transfers.
+        forward_transfers: Seconds of the transfers that a forward pass waits for.
+        backward_transfers: Seconds of the transfers that a backward pass waits for.
+        needs: Stages whose forward passes send something to that of each stage.
+        returns: Stages whose backward passes send gradients to that of each stage.
+    """
+
+    of_unit: NDArray[np.int64]
+    partition: NDArray[np.int64]
+    forward: NDArray[np.float64]
+    backward: NDArray[np.float64]
+    forward_transfers: NDArray[np.float64]
+    backward_transfers: NDArray[np.float64]
+    needs: list[set[int]]
+    returns: list[set[int]]
+
+
+def timed_stages(plan: Plan) -> Stages:
+    """Returns the stages of a plan with their predicted times."""
     graph, machine = plan.costs, plan.settings.machine
     stage = stages(graph, plan.assignment)
     num_stages = int(stage.max(initial=-1)) + 1
     partition = np.zeros(num_stages, dtype=np.int64)
     partition[stage] = plan.assignment
-    forward = np.bincount(stage, graph.forward_seconds, num_stages)
     again = recomputed(graph, plan.settings, plan.assignment).seconds
-    backward = np.bincount(stage, graph.backward_seconds + again, num_stages)
-    trains = backward > 0
-    needs: list[set[int]] = [set() for _ in range(num_stages)]
-    returns: list[set[int]] = [set() for _ in range(num_stages)]  # stages that send gradients back
+    found = Stages(
+        stage,
+        partition,
+        np.bincount(stage, graph.forward_seconds, num_stages).astype(np.float64),
+        np.bincount(stage, graph.backward_seconds + again, num_stages).astype(np.float64),
+        np.zeros(num_stages),
+        np.zeros(num_stages),
+        [set() for _ in range(num_stages)],
+        [set() for _ in range(num_stages)],
+    )
+    forward, backward = found.forward_transfers, found.backward_transfers
+    needs, returns = found.needs, found.returns
     for tensor in graph.tensors:
         home = int(stage[tensor.producer])
         for reader in sorted({int(stage[unit]) for unit in tensor.consumers} - {home}):
@@ -92,6 +127,17 @@ def _tasks(plan: Plan) -> TaskGraph:
                 forward[reader] += seconds_to_move(machine, variable.parameter_bytes)
                 if variable.gradient_bytes:
                     backward[home] += seconds_to_move(machine, variable.gradient_bytes)
+    return found
+
+
+def _tasks(plan: Plan) -> TaskGraph:
+    """Returns the actions of a step with predicted seconds, including transfers."""
+    found = timed_stages(plan)
+    partition, needs, returns = found.partition, found.needs, found.returns
+    num_stages = len(partition)
+    trains = found.backward > 0
+    forward = found.forward + found.forward_transfers
+    backward = found.backward + found.backward_transfers
     last = [s for s in range(num_stages) if not any(s in needed for needed in needs)]
     device: dict[Action, int] = {}
     needed: dict[Action, frozenset[Action]] = {}

@@ -17,7 +17,10 @@ from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import PlanError
 
-_WITH_KNOWN_COSTS = tuple(name for name, row in PIPELINES.items() if not row.defers_weights)
+# Without those that differ from `simple` only with several pieces a partition.
+_WITH_KNOWN_COSTS = tuple(
+    name for name, row in PIPELINES.items() if not row.defers_weights and name != "breadth_first"
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine, SharedVariable
 from opensmp.compiler.trace.layer_calls import LayerCall
 from opensmp.config.keys import KEYS
+from opensmp.config.pipelines import PIPELINES
 from opensmp.config.recompute import NONE
 
 SECONDS = ("forward_seconds", "backward_seconds")
@@ -61,6 +62,8 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
         kind = KEYS[_KEY_OF[name]].kind
         try:
             kind.check(value)
+            if name == "pipeline" and value not in PIPELINES:
+                raise ValueError  # an order of a user's own is not that of a plan
         except ValueError:
             faults.append(f"settings: {name} is {shown(value, 60)}; expected {kind.accepted}")
     check_machine(machine, faults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import by_turns, quickest
-from opensmp.compiler.schedule.list_scheduling import list_schedule
+from opensmp.compiler.schedule.list_scheduling import draft
 
 # A recomputation ranks as the backward pass that follows it; weight gradients run right after their
 # backward pass.
@@ -37,7 +37,7 @@ def interleaved(graph: TaskGraph, active_microbatches: int) -> Schedule:
     return quickest(
         graph,
         [
-            list_schedule(
+            draft(
                 graph,
                 name="interleaved",
                 priority=priority,

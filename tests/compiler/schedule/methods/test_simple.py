@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
-from opensmp.compiler.schedule.simple import simple
+from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
 

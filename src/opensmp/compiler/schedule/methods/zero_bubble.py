@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaved import backward_first
 from opensmp.compiler.schedule.interleaving import by_turns, quickest
-from opensmp.compiler.schedule.list_scheduling import Priority, list_schedule
+from opensmp.compiler.schedule.list_scheduling import Priority, draft
+from opensmp.compiler.schedule.methods.interleaved import backward_first
 
 # From this number of devices on, only some of the possible numbers of deferred microbatches are
 # tried.
 _DEVICES_PER_STRIDE = 9
+
+MOST_ACTIONS_TO_SEARCH = 4_000
+"""Of larger graphs only the numbers that are best in a chain of equal partitions are tried."""
 
 
 def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
@@ -36,26 +39,40 @@ def zero_bubble(graph: TaskGraph, active_microbatches: int) -> Schedule:
     """
     turns = by_turns(graph)
     deferred = sorted({action.microbatch for action in graph.device if action.kind == "W"})
-    orders = [backward_first, *(_waiting(turns, last) for last in _endings(deferred, graph))]
-    orders += [_waiting(backward_first, deferred)]
-    schedules = [
-        list_schedule(
+    counts, is_thorough = deferred_counts(
+        len(deferred), graph.num_devices, len(graph.device), active_microbatches
+    )
+    endings = [deferred[len(deferred) - count :] for count in counts]
+    orders = [backward_first, *(_waiting(turns, last) for last in endings)]
+    orders += [_waiting(backward_first, deferred)] * is_thorough
+    drafts = (
+        draft(
             graph,
             name="zero_bubble",
             priority=priority,
             active_microbatches=active_microbatches,
         )
         for priority in orders
-    ]
-    return quickest(graph, schedules)
+    )
+    return quickest(graph, drafts)
 
 
-def _endings(microbatches: Sequence[int], graph: TaskGraph) -> Iterator[Sequence[int]]:
-    """Yields the last 0 or more microbatches, up to twice the number of devices, and then all."""
-    most = min(len(microbatches), 2 * graph.num_devices + 1)
-    for count in range(0, most, 1 + graph.num_devices // _DEVICES_PER_STRIDE):
-        yield microbatches[len(microbatches) - count :]
-    yield microbatches
+def deferred_counts(
+    num_microbatches: int, num_devices: int, num_actions: int, bound: int
+) -> tuple[list[int], bool]:
+    """Returns the numbers of deferred microbatches to try, and whether they are all possible ones.
+
+    These are 0 or more, up to twice the number of devices, and then all. Of a large graph those are
+    tried that fill the bubble of equal partitions: each device idles for about one pass per device
+    at the end. More do not help, and if they are more than may be in flight they keep new
+    microbatches out.
+    """
+    most = min(num_microbatches, 2 * num_devices + 1)
+    counts = [*range(0, most, 1 + num_devices // _DEVICES_PER_STRIDE), num_microbatches]
+    if num_actions <= MOST_ACTIONS_TO_SEARCH:
+        return counts, True
+    possible = [count for count in counts if count <= bound]
+    return ([count for count in possible if count > num_devices] or possible[-1:])[:2], False
 
 
 def _waiting(priority: Priority, microbatches: Sequence[int]) -> Priority:

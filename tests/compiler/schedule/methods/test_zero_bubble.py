@@ -7,11 +7,12 @@ import pytest
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph, default_seconds
 from opensmp.compiler.schedule.grid import grid
-from opensmp.compiler.schedule.interleaved import interleaved
+from opensmp.compiler.schedule.methods import zero_bubble as module
+from opensmp.compiler.schedule.methods.interleaved import interleaved
+from opensmp.compiler.schedule.methods.zero_bubble import zero_bubble
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
-from opensmp.compiler.schedule.zero_bubble import zero_bubble
 from opensmp.errors import ScheduleError
 
 
@@ -80,3 +81,15 @@ def test_is_known_by_its_name() -> None:
 def test_refuses_a_bound_of_zero() -> None:
     with pytest.raises(ScheduleError, match="active_microbatches=0"):
         zero_bubble(split_chain(2, 2), 0)
+
+
+@pytest.mark.parametrize("partitions", [3, 4, 8, 12])
+@pytest.mark.parametrize("more", [0, 2, 20])
+def test_large_chains_are_as_fast_with_the_few_numbers_that_are_tried(
+    partitions: int, more: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = split_chain(partitions, 3 * partitions)
+    best = simulate(zero_bubble(graph, partitions + more), graph).makespan_seconds
+    monkeypatch.setattr(module, "MOST_ACTIONS_TO_SEARCH", 0)
+    few = simulate(zero_bubble(graph, partitions + more), graph).makespan_seconds
+    assert few <= 1.01 * best

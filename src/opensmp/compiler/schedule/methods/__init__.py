@@ -1,0 +1,1 @@
+"""The schedules, one module each, with a function of the module's name that builds it."""
