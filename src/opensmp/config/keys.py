@@ -17,6 +17,7 @@ from opensmp.config.kinds import (
     OptionalIntegerKind,
     PlanKind,
 )
+from opensmp.config.offload import FolderKind, OffloadKind
 from opensmp.config.pipelines import PIPELINES
 from opensmp.config.recompute import RecomputeKind
 
@@ -127,6 +128,17 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Which activations the backward pass computes again instead of keeping them: none; "
             "selective, those that are large and cheap; full, all but the inputs of a partition; "
             "auto, as many as the memory limit of the plan asks for.",
+        ),
+        "offload": Key(
+            OffloadKind(),
+            "What a partition keeps elsewhere while it does not need it: none; residuals, what "
+            "forward passes keep for backward passes; optimizer, the state of optimizers; all, "
+            "both.",
+        ),
+        "offload_folder": Key(
+            FolderKind(),
+            "Folder on a disk for what partitions on CPUs offload. Those on GPUs offload to the "
+            "memory of the host.",
         ),
     }
 )
