@@ -135,8 +135,8 @@ class Offload:
             if not offloads_residuals(self._world.config.offload, partition):
                 continue
             calls = [tasks[action] for action in schedule.orders[partition]]
-            later = {id(t) for t, home in saved if home == partition}
-            for life in _lives(calls):
+            later = {id(t): t for t, home in saved if home == partition}
+            for life in _lives(calls, later.values()):
                 if id(life.tensor) in self._given:
                     self._read_again(life, calls, partition)
                 elif is_large(life.tensor) and len(life.microbatches) == 1:
@@ -235,10 +235,14 @@ def is_large(tensor: Tensor) -> bool:
     return bool(tensor.shape.num_elements() * tensor.dtype.size >= LEAST_BYTES)
 
 
-def _lives(calls: Sequence[Task]) -> list[_Life]:
-    """The tensors that calls of a partition read, with what they do with each."""
+def _lives(calls: Sequence[Task], saved: Iterable[Tensor]) -> list[_Life]:
+    """The tensors that calls of a partition read or that are saved, with what they do with each."""
     made = {id(t): i for i, call in enumerate(calls) for op in call.ops for t in op.outputs}
     lives: dict[int, _Life] = {}
+    for tensor in saved:
+        if id(tensor) in made:
+            maker = made[id(tensor)]
+            lives[id(tensor)] = _Life(tensor, maker, microbatches={calls[maker].action.microbatch})
     for position, call in enumerate(calls):
         for op in call.ops:
             for index, tensor in enumerate(op.inputs):
