@@ -12,6 +12,10 @@ NONE, RESIDUALS, OPTIMIZER, ALL = "none", "residuals", "optimizer", "all"
 LEVELS = (NONE, RESIDUALS, OPTIMIZER, ALL)
 """What can be said of the whole model, or of one partition."""
 
+MOST_RESIDENT = 3
+"""Microbatches whose residuals are in memory although they are offloaded: one is used, one is read
+for what comes next, and one is written. Partitions that hold no more at once offload nothing."""
+
 Setting = str | tuple[tuple[int, str], ...]
 """A level, or pairs of a partition and its level; other partitions offload nothing."""
 

@@ -14,6 +14,7 @@ Scale Deep Learning", SC 2021).
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -23,7 +24,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action, Schedule
-from opensmp.config.offload import offloads_residuals
+from opensmp.config.offload import MOST_RESIDENT, offloads_residuals
 from opensmp.distributed.world import World
 from opensmp.execution.emission.task_graph import Task, live_operations
 from opensmp.execution.memory.offload_places import on_cpu_device, spill_file
@@ -33,8 +34,9 @@ LEAST_BYTES = 1 << 20
 """Smaller tensors stay: to write one takes longer than it is worth."""
 
 LEAST_BETWEEN = 3
-"""A tensor is offloaded if passes of so many other microbatches run before it is read again. With
-two microbatches in flight all would have to be back at once."""
+"""A tensor is offloaded if passes of so many other microbatches run before it is read again."""
+
+_logger = logging.getLogger("opensmp")
 
 _HOST = "/device:CPU:0"
 _FLOATS = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
@@ -131,11 +133,14 @@ class Offload:
         """
         found: dict[int, Offloaded] = {}
         saved = list(saved)
+        self._tell(schedule, tasks, is_whole=not saved and not self._given)
         for partition in self._world.my_partitions:
             if not offloads_residuals(self._world.config.offload, partition):
                 continue
             calls = [tasks[action] for action in schedule.orders[partition]]
             later = {id(t): t for t, home in saved if home == partition}
+            if not self._given and not later and held_by(calls) <= MOST_RESIDENT:
+                continue
             for life in _lives(calls, later.values()):
                 if id(life.tensor) in self._given:
                     self._read_again(life, calls, partition)
@@ -151,13 +156,31 @@ class Offload:
                 offloaded.spill.request(self._reads.get(key, 0) + direct)
         return found
 
+    def _tell(self, schedule: Schedule, tasks: Mapping[Action, Task], is_whole: bool) -> None:
+        """Warns if no partition holds enough microbatches; all ranks know that of each."""
+        setting = self._world.config.offload
+        chosen = [
+            order for p, order in enumerate(schedule.orders) if offloads_residuals(setting, p)
+        ]
+        if self._world.rank or not is_whole or all(a.kind == "F" for o in chosen for a in o):
+            return
+        most = max(held_by([tasks[action] for action in order]) for order in chosen)
+        if most <= MOST_RESIDENT:
+            _logger.warning(
+                "offload: the partitions hold %d microbatches at most at once, of which none is "
+                "offloaded: only from %d on, some of them can wait elsewhere. More partitions, or "
+                'the pipeline \'simple\', hold more; or set "offload" to "none".',
+                most,
+                MOST_RESIDENT + 1,
+            )
+
     def _offload(
         self, life: _Life, calls: Sequence[Task], partition: int, is_saved: bool
     ) -> Offloaded | None:
         """Offloads a tensor of this graph if it is worth it."""
         first = life.uses[0].position if life.made is None else life.made
         groups = _groups(life, calls, first)
-        several = len({call.action.microbatch for call in calls}) > LEAST_BETWEEN
+        several = len({call.action.microbatch for call in calls}) > MOST_RESIDENT
         if not groups and not (is_saved and several):
             return None
         offloaded = self._write(life.tensor, partition)
@@ -228,6 +251,18 @@ class Offload:
         return value
 
 
+def held_by(calls: Sequence[Task]) -> int:
+    """The most microbatches of which a partition, in this order of calls, holds tensors at once."""
+    span: dict[int, tuple[int, int]] = {}
+    for position, call in enumerate(calls):
+        for microbatch in call.microbatches or (call.action.microbatch,):
+            span[microbatch] = span.get(microbatch, (position, 0))[0], position
+    return max(
+        (sum(a <= i <= b for a, b in span.values()) for i in range(len(calls))),
+        default=0,
+    )
+
+
 def is_large(tensor: Tensor) -> bool:
     """Whether a tensor is large enough to be offloaded, and of a known shape and kind."""
     if tensor.dtype.name not in _DTYPES or not tensor.shape.is_fully_defined():
@@ -241,8 +276,8 @@ def _lives(calls: Sequence[Task], saved: Iterable[Tensor]) -> list[_Life]:
     lives: dict[int, _Life] = {}
     for tensor in saved:
         if id(tensor) in made:
-            maker = made[id(tensor)]
-            lives[id(tensor)] = _Life(tensor, maker, microbatches={calls[maker].action.microbatch})
+            place = made[id(tensor)]
+            lives[id(tensor)] = _Life(tensor, place, microbatches={calls[place].action.microbatch})
     for position, call in enumerate(calls):
         for op in call.ops:
             for index, tensor in enumerate(op.inputs):

@@ -45,10 +45,15 @@ class SpillFile:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._file = tempfile.TemporaryFile(dir=folder, prefix="opensmp-", buffering=0)  # noqa: SIM115
+        self._descriptor, path = tempfile.mkstemp(dir=folder, prefix="opensmp-")
+        os.unlink(path)
         self._free: list[Block] = []  # by offset, none adjacent
         self._size = 0
         self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be ending
+            os.close(self._descriptor)
 
     @property
     def num_bytes(self) -> int:
@@ -67,9 +72,7 @@ class SpillFile:
         try:
             written = 0
             while written < len(data):
-                written += os.pwrite(
-                    self._file.fileno(), data[written:].data, block.offset + written
-                )
+                written += os.pwrite(self._descriptor, data[written:].data, block.offset + written)
         except OSError as error:
             self.free(block)
             raise StepError(
@@ -87,7 +90,7 @@ class SpillFile:
         data = room[start : start + size]
         done = 0
         while done < size:
-            count = os.preadv(self._file.fileno(), [data[done:].data], block.offset + done)
+            count = os.preadv(self._descriptor, [data[done:].data], block.offset + done)
             if not count:
                 raise StepError(
                     f"offload: a file in the folder '{self.folder}' ended {size - done} bytes "
