@@ -411,7 +411,9 @@ def show_offload(size: str = "full") -> int:
             peak, data[pipeline, level] = (
                 max(column) for column in list(zip(*ranks, strict=True))[:2]
             )
-            loss, wall, used = (max(each) for each in zip(*(r[2].split(",") for r in ranks), strict=True))
+            loss, wall, used = (
+                max(each) for each in zip(*(r[2].split(",") for r in ranks), strict=True)
+            )
             base = base or [loss, float(wall), float(used)]
             if loss != base[0]:
                 failed.append(f"{pipeline}: the loss is {loss} instead of {base[0]}")
