@@ -95,7 +95,7 @@ def test_all_bits_are_equal_with_every_schedule(reads, tmp_path, config):
 def test_all_bits_are_equal_in_low_precision(reads, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        check(reads, tmp_path, "drawing")
+        check(reads, tmp_path, "attending")
     finally:
         keras.config.set_dtype_policy("float32")
 
@@ -224,10 +224,19 @@ def test_a_folder_in_memory_is_told(caplog):
     assert "'/dev/shm' is in memory (tmpfs)" in caplog.text
 
 
+def dense() -> keras.Model:
+    x = inputs = keras.Input((12,))
+    for _ in range(4):
+        x = keras.layers.Dense(12, activation="tanh")(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(x))
+
+
 def test_a_full_disk_is_an_error_with_a_name_and_training_goes_on_after_it(
     reads, tmp_path, monkeypatch
 ):
-    none = trained("drawing", "none", pipeline="simple", microbatches=4)
+    # Nothing random, of which the run that fails would draw.
+    monkeypatch.setitem(recomputing.MODELS, "dense", dense)
+    none = trained("dense", "none", pipeline="simple", microbatches=4)
     write = os.pwrite
     full = [True]
 
@@ -241,14 +250,12 @@ def test_a_full_disk_is_an_error_with_a_name_and_training_goes_on_after_it(
     def twice_if_it_fails(model: Any, x: Any, y: Any) -> list[Any]:
         with pytest.raises(tf.errors.OpError, match=r"No space left on device\. Make room there"):
             by_step(model, x, y)
-        tf.random.set_seed(1)
         return by_step(model, x, y)
 
     config = {"offload": "residuals", "offload_folder": tmp_path}
-    found = trained(
-        "drawing", "none", twice_if_it_fails, pipeline="simple", microbatches=4, **config
-    )
-    assert_equal(found[1:], none[1:], "after an error")
+    found = trained("dense", "none", twice_if_it_fails, pipeline="simple", microbatches=4, **config)
+    assert_equal(found, none, "after an error")
+    assert reads["read"] > 0
 
 
 # ------------------------------------------------------------------------------- processes
