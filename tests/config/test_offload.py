@@ -5,18 +5,23 @@ from pathlib import Path
 import pytest
 
 from opensmp.config import Config
-from opensmp.config.offload import level_of, offloads_optimizer, offloads_residuals
+from opensmp.config.offload import level_of, offloads_residuals
 from opensmp.errors import ConfigError
 
 
 def test_a_dict_says_it_by_partition():
-    config = Config.resolve({"partitions": 12, "offload": {10: "all", "2": "residuals"}})
-    assert config.to_dict()["offload"] == {"2": "residuals", "10": "all"}
+    config = Config.resolve(
+        {"partitions": 12, "offload": {10: "residuals", "2": "residuals", 3: "none"}}
+    )
+    assert config.to_dict()["offload"] == {
+        "2": "residuals",
+        "3": "none",
+        "10": "residuals",
+    }
     assert Config.resolve(config.to_dict()) == config
     assert hash(config)
-    assert [level_of(config.offload, p) for p in (2, 3, 10)] == ["residuals", "none", "all"]
+    assert [level_of(config.offload, p) for p in (2, 3, 4)] == ["residuals", "none", "none"]
     assert [offloads_residuals(config.offload, p) for p in (2, 3, 10)] == [True, False, True]
-    assert [offloads_optimizer(config.offload, p) for p in (2, 3, 10)] == [False, False, True]
 
 
 def test_it_may_be_json_in_the_environment():
@@ -33,10 +38,12 @@ def test_it_may_be_json_in_the_environment():
         ({}, "accepted: 'none'"),
         ({0: "most"}, "partition 0: 'most' is not one of"),
         ({0: None}, "partition 0: None is not one of"),
-        ({-1: "all"}, "is not the number of a partition"),
-        ({True: "all"}, "is not the number of a partition"),
-        ({2: "all"}, r"received \{'2': 'all'\}.*partitions from 0 to 1"),
-        (["all"], "accepted: 'none'"),
+        ("optimizer", "the state of optimizers cannot be offloaded"),
+        ({0: "all"}, "partition 0: the state of optimizers cannot.*shard_optimizer_state"),
+        ({-1: "none"}, "is not the number of a partition"),
+        ({True: "none"}, "is not the number of a partition"),
+        ({2: "residuals"}, r"received \{'2': 'residuals'\}.*partitions from 0 to 1"),
+        (["residuals"], "accepted: 'none'"),
         (None, "accepted: 'none'"),
     ],
 )

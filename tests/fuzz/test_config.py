@@ -51,7 +51,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "check_finite": (True, False),
     "shard_optimizer_state": (True, False),
     "recompute": ("none", "selective", "full", "auto", {"partitions": {0: "full"}}),
-    "offload": ("none", "residuals", "optimizer", "all", {0: "residuals"}),
+    "offload": ("none", "residuals", {0: "residuals"}),
     "offload_folder": (None, "scratch"),
 }
 NAMES = (*RIGHT, *ALIASES)

@@ -132,8 +132,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "offload": Key(
             OffloadKind(),
             "What a partition keeps elsewhere while it does not need it: none; residuals, what "
-            "forward passes keep for backward passes; optimizer, the state of optimizers; all, "
-            "both.",
+            "forward passes keep for backward passes.",
         ),
         "offload_folder": Key(
             FolderKind(),

@@ -8,11 +8,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from opensmp.base.message_text import numbered
 from opensmp.config import Config
-from opensmp.config.offload import NONE, level_of, offloads_optimizer
+from opensmp.config.faults import raise_all
+from opensmp.config.offload import NONE, level_of
 from opensmp.distributed.world import World
-from opensmp.errors import ConfigError
 from opensmp.execution.memory.spill_file import SpillFile
 
 _logger = logging.getLogger("opensmp")
@@ -29,16 +28,10 @@ def check_offload(config: Config, devices: Sequence[str], own: Sequence[int]) ->
         own: The partitions of this process.
 
     Raises:
-        ConfigError: Partitions on CPUs have no folder, the folder cannot be used, or the state of
-            optimizers is to be offloaded.
+        ConfigError: Partitions on CPUs have no folder, or it cannot be used.
     """
     offloading = [p for p in own if level_of(config.offload, p) != NONE]
     faults = []
-    if any(offloads_optimizer(config.offload, p) for p in offloading):
-        faults.append(
-            "offload: the state of optimizers cannot be offloaded yet; accepted: "
-            '"residuals". With several replicas, "shard_optimizer_state": True makes it smaller'
-        )
     on_cpu = [p for p in offloading if on_cpu_device(devices[p])]
     if on_cpu and config.offload_folder is None:
         faults.append(
@@ -48,8 +41,7 @@ def check_offload(config: Config, devices: Sequence[str], own: Sequence[int]) ->
         )
     elif on_cpu:
         faults += _faults_of(str(config.offload_folder))
-    if faults:
-        raise ConfigError("\n".join(["smp.init: offload is not possible.", *numbered(faults)]))
+    raise_all(faults)
 
 
 def on_cpu_device(device: str) -> bool:
