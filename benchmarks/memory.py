@@ -50,8 +50,9 @@ With --offload: the same Transformer and microbatches, once all in flight (`simp
 (`interleaved`), without and with `offload="residuals"` into the folder for temporary files: the
 peak of the larger rank above that after the imports, and the time of a step, of the clock and of
 the processor, as ratios. Then the limit as above, between what the two take with `simple`.
-Found: 1459 and 820 MiB with `simple`, 627 and 638 with `interleaved`, where too few microbatches are in
-flight to offload any; under the limit the run without fails and the other trains.
+Found: 1459 and 820 MiB with `simple`, 627 and 638 with `interleaved`, where too few
+microbatches are in flight to offload any; under the limit the run without fails and the other
+trains.
 
 With --transformer: 8 blocks of 256, length 128, batch 32 in microbatches, SGD, in two ranks for
 each schedule; in one plain process that calls a `tf.function` for each microbatch and adds up; and

@@ -74,7 +74,7 @@ class _Life:
         tensor: The tensor.
         made: Position of the call that returns it; None if it comes from elsewhere.
         uses: Where calls read it, in their order.
-        microbatches: The microbatches of these calls.
+        microbatches: The microbatches of these calls, without joint ones.
     """
 
     tensor: Tensor
@@ -149,11 +149,11 @@ class Offload:
                     offloaded = self._offload(life, calls, partition, id(life.tensor) in later)
                     if offloaded is not None and id(life.tensor) in later:
                         found[id(life.tensor)] = offloaded
-        live = set(live_operations(roots)) if self._given else set()
+        live = live_operations(roots) if self._given else []
+        others = {id(t) for op in live for t in op.inputs}  # what more than calls read
         for key, offloaded in self._given.items():
             if offloaded.spill is not None:
-                direct = any(id(t) == key for op in live for t in op.inputs)
-                offloaded.spill.request(self._reads.get(key, 0) + direct)
+                offloaded.spill.request(self._reads.get(key, 0) + (key in others))
         return found
 
     def _tell(self, schedule: Schedule, tasks: Mapping[Action, Task], is_whole: bool) -> None:
@@ -290,7 +290,8 @@ def _lives(calls: Sequence[Task], saved: Iterable[Tensor]) -> list[_Life]:
                     if maker is not None:
                         life.microbatches.add(calls[maker].action.microbatch)
                 life.uses.append(_Use(position, op, index))
-                life.microbatches.update(call.microbatches or (call.action.microbatch,))
+                if not call.microbatches:
+                    life.microbatches.add(call.action.microbatch)
     return list(lives.values())
 
 
