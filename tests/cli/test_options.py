@@ -69,11 +69,13 @@ def test_keys_that_were_given_are_flags(words, flags):
 def test_flags_of_every_kind_reach_the_ranks():
     script = "import os; print(os.environ['OPENSMP_RUN_FLAGS'])"
     words = ["--pieces-per-partition", "2", "--transport", "collective", "--check-finite"]
-    words += ["--recompute", "full"]
+    words += ["--recompute", "full", "--offload", "residuals", "--offload-folder", "/tmp"]
     result = launch(script, ["-n", "1", *words])
     assert json.loads(result.stdout.removeprefix("[0] ")) == {
         "transport": "collective",
         "pieces_per_partition": 2,
         "check_finite": True,
         "recompute": "full",
+        "offload": "residuals",
+        "offload_folder": "/tmp",
     }

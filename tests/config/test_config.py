@@ -50,6 +50,8 @@ def test_defaults_are_those_of_the_api():
         "check_finite": False,
         "shard_optimizer_state": False,
         "recompute": "none",
+        "offload": "none",
+        "offload_folder": None,
     }
 
 
@@ -87,6 +89,8 @@ def test_every_key_of_the_dict_arrives():
         "check_finite": True,
         "shard_optimizer_state": True,
         "recompute": {"default": "none", "partitions": {"0": "full"}, "layers": {"a_*": "full"}},
+        "offload": {"0": "residuals"},
+        "offload_folder": "/scratch",
     }
     assert Config.resolve(keys).to_dict() == keys
 

@@ -51,6 +51,8 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "check_finite": (True, False),
     "shard_optimizer_state": (True, False),
     "recompute": ("none", "selective", "full", "auto", {"partitions": {0: "full"}}),
+    "offload": ("none", "residuals", {0: "residuals"}),
+    "offload_folder": (None, "scratch"),
 }
 NAMES = (*RIGHT, *ALIASES)
 

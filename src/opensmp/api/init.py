@@ -34,6 +34,7 @@ from opensmp.distributed.watchdog import (
 )
 from opensmp.errors import AlreadyInitializedError, LaunchError
 from opensmp.execution.emission import finite_checks
+from opensmp.execution.memory.offload_places import check_offload, uses_files
 from opensmp.execution.models import hooks
 from opensmp.execution.models.shared_layers import refuse_unwrapped_models
 from opensmp.execution.profiling import peak_memory
@@ -41,7 +42,7 @@ from opensmp.execution.profiling import peak_memory
 _logger = logging.getLogger("opensmp")
 
 # Keys that may differ between processes: device types and file paths.
-_LOCAL_KEYS = ("devices", "plan")
+_LOCAL_KEYS = ("devices", "plan", "offload_folder")
 
 
 def init(config: Mapping[str, Any] | None = None) -> None:
@@ -116,7 +117,9 @@ def init(config: Mapping[str, Any] | None = None) -> None:
 def _alone(config: Config, num_gpus: int) -> world.World:
     """World of a single process that owns all partitions."""
     assigned = devices.assign(config, num_gpus)
-    devices.prepare(assigned)
+    own = range(config.partitions)
+    check_offload(config, assigned, own)
+    devices.prepare(assigned, writes=uses_files(config, assigned, own))
     return world.World(config=config, devices=assigned)
 
 
@@ -195,8 +198,10 @@ def _prepare(
 ) -> tuple[str, ...]:
     """Assigns devices to all partitions and creates those of the partitions this process owns."""
     assigned = devices.assign(config, num_gpus, own, members.local_rank, members.local_size)
+    check_offload(config, assigned, own)
     own_devices = [assigned[partition] for partition in own]
-    devices.prepare(own_devices, members.local_size, finite_checks.is_wanted(config))
+    nests, writes = finite_checks.is_wanted(config), uses_files(config, assigned, own)
+    devices.prepare(own_devices, members.local_size, nests, writes)
     return assigned
 
 

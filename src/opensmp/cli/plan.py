@@ -39,8 +39,7 @@ from opensmp.compiler.plan.report.table import (
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.compiler.trace.trace import TracedGraph
-from opensmp.config import Config
-from opensmp.config.recompute import as_dict
+from opensmp.config import Config, offload, recompute
 from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
 from opensmp.execution.profiling.calibration import a_device, calibrate, measure
@@ -64,6 +63,7 @@ KEY_OPTIONS = (
     key_option("contiguous", default=Config.contiguous),
     key_option("pieces_per_partition", default=Config.pieces_per_partition, bounded=True),
     key_option("recompute", show_default="none"),
+    key_option("offload", show_default="none"),
 )
 """The keys of the configuration that a plan depends on."""
 
@@ -78,6 +78,7 @@ NO_OPTIONS: Mapping[str, str] = {
     "transport": _OF_A_RUN,
     "check_finite": _OF_A_RUN,
     "shard_optimizer_state": _OF_A_RUN,
+    "offload_folder": _OF_A_RUN,
     "horovod": _OF_A_RUN,
 }
 """The other keys, and why they are no options of this command."""
@@ -321,7 +322,9 @@ def _use_of(result: Plan, output: Path) -> str:
     if settings.active_microbatches is not None:
         keys["active_microbatches"] = settings.active_microbatches
     if settings.recompute != Config.recompute:
-        keys["recompute"] = as_dict(settings.recompute)
+        keys["recompute"] = recompute.as_dict(settings.recompute)
+    if settings.offload != Config.offload:
+        keys["offload"] = offload.as_dict(settings.offload)
     keys["plan"] = str(output)
     text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
     return f"use it: smp.init({{{text}}})".replace("'", '"')

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from opensmp.config import offload as offloading
 from opensmp.config.faults import (
     check_all,
     contradictions,
@@ -68,6 +69,11 @@ class Config:
             of a partition), `"auto"` (as many as the memory limit of the plan asks for), or a dict
             with the keys `"default"`, `"partitions"` (level by partition) and `"layers"` (level by
             name or pattern of layers; it overrides the partitions, and the last match counts).
+        offload: What partitions keep elsewhere while they do not need it, in the memory of the
+            host or, for partitions on CPUs, in files: `"none"`, `"residuals"` (what forward passes
+            keep for backward passes), or a dict of these by partition.
+        offload_folder: Existing folder on a disk for these files. They have no names, so that
+            nothing is left behind however the process ends.
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -98,6 +104,8 @@ class Config:
     check_finite: bool = False
     shard_optimizer_state: bool = False
     recompute: Setting = NONE
+    offload: offloading.Setting = offloading.NONE
+    offload_folder: str | None = None
 
     def __post_init__(self) -> None:
         source = "Config"
@@ -191,6 +199,7 @@ class Config:
         if isinstance(self.plan, tuple):
             values["plan"] = dict(self.plan)
         values["recompute"] = as_dict(self.recompute)
+        values["offload"] = offloading.as_dict(self.offload)
         return values
 
     def plan_path(self, model: str) -> str | None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
+from opensmp.config import offload, recompute
 from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import DEFAULT_PIPELINE, row_of
-from opensmp.config.recompute import as_dict, partitions_of
 from opensmp.config.sources import ALIASES, Given, shown
 from opensmp.errors import ConfigError
 
@@ -76,11 +76,13 @@ def contradictions(given: Mapping[str, Given]) -> list[str]:
                 f"{devices}, which names {count} device{'s' * (count != 1)}, but partitions is "
                 f"{partitions.value}; accepted: one device per partition"
             )
-    recompute = given.get("recompute")
-    if partitions and recompute:
-        beyond = [p for p in partitions_of(recompute.value) if p >= partitions.value]
+    for module in (recompute, offload):
+        setting = given.get(module.__name__.rpartition(".")[2])
+        if not partitions or not setting:
+            continue
+        beyond = [p for p in module.partitions_of(setting.value) if p >= partitions.value]
         if beyond:
-            written = recompute._replace(value=as_dict(recompute.value))
+            written = setting._replace(value=module.as_dict(setting.value))
             faults.append(
                 f"{written}, which names partition {beyond[0]}, but partitions is "
                 f"{partitions.value}; accepted: partitions from 0 to {partitions.value - 1}"

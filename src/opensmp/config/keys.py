@@ -18,6 +18,7 @@ from opensmp.config.kinds import (
     PipelineKind,
     PlanKind,
 )
+from opensmp.config.offload import FolderKind, OffloadKind
 from opensmp.config.pipelines import PIPELINES
 from opensmp.config.recompute import RecomputeKind
 
@@ -128,6 +129,16 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Which activations the backward pass computes again instead of keeping them: none; "
             "selective, those that are large and cheap; full, all but the inputs of a partition; "
             "auto, as many as the memory limit of the plan asks for.",
+        ),
+        "offload": Key(
+            OffloadKind(),
+            "What a partition keeps elsewhere while it does not need it: none; residuals, what "
+            "forward passes keep for backward passes.",
+        ),
+        "offload_folder": Key(
+            FolderKind(),
+            "Folder on a disk for what partitions on CPUs offload. Those on GPUs offload to the "
+            "memory of the host.",
         ),
     }
 )

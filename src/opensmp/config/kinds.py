@@ -210,11 +210,11 @@ class PlanKind(NamedTuple):
         if isinstance(value, tuple) and all(map(_is_named_path, value)):
             value = dict(value)
         if not isinstance(value, Mapping):
-            return _path(value)
+            return path_of(value)
         if not value or not all(isinstance(name, str) and name for name in value):
             raise ValueError("name the models")
         # Sorted pairs keep the configuration hashable.
-        return tuple(sorted((name, _path(path)) for name, path in value.items()))
+        return tuple(sorted((name, path_of(path)) for name, path in value.items()))
 
     def read(self, text: str) -> Any:
         """See `Kind`."""
@@ -236,7 +236,8 @@ def _is_named_path(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str)
 
 
-def _path(value: Any) -> str:
+def path_of(value: Any) -> str:
+    """Returns a path as text; raises `ValueError` if it is none."""
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError
     path = os.fspath(value)

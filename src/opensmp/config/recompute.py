@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from opensmp.base.message_text import did_you_mean, shown
 from opensmp.config.kinds import word_or_json
+from opensmp.config.partition_levels import is_pairs, one_of, pairs, partition_number
 
 NONE, SELECTIVE, FULL, AUTO = "none", "selective", "full", "auto"
 
@@ -30,8 +31,8 @@ class RecomputeKind(NamedTuple):
     def check(self, value: Any) -> Setting:
         """See `opensmp.config.kinds.Kind`."""
         if isinstance(value, str):
-            return _one_of(value, (*LEVELS, AUTO))
-        if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
+            return one_of(value, (*LEVELS, AUTO))
+        if is_pairs(value):
             value = dict(value)
         if not isinstance(value, Mapping) or not value:
             raise ValueError
@@ -40,11 +41,11 @@ class RecomputeKind(NamedTuple):
                 raise ValueError(f"unknown key {shown(key, 40)}; {did_you_mean(key, _PARTS)}")
         default = _level_of("'default'", value.get("default", NONE))
         partitions = {
-            _partition(key): _level_of(f"partition {key}", level)
-            for key, level in _pairs(value.get("partitions", ()), "partitions")
+            partition_number(key): _level_of(f"partition {key}", level)
+            for key, level in pairs(value.get("partitions", ()), "partitions")
         }
         layers = []
-        for pattern, level in _pairs(value.get("layers", ()), "layers"):
+        for pattern, level in pairs(value.get("layers", ()), "layers"):
             if not isinstance(pattern, str) or not pattern.strip():
                 raise ValueError(f"{shown(pattern, 40)} is not the name of a layer")
             layers.append((pattern, _level_of(f"layer {pattern!r}", level)))
@@ -83,29 +84,6 @@ def _level_of(what: str, value: Any) -> str:
     if isinstance(value, str) and value == AUTO:
         raise ValueError(f"{what} cannot be 'auto', which is for the whole model alone")
     try:
-        return _one_of(value, LEVELS)
+        return one_of(value, LEVELS)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from None
-
-
-def _one_of(value: Any, choices: tuple[str, ...]) -> str:
-    if isinstance(value, str) and value in choices:
-        return value
-    near = did_you_mean(value, choices)
-    raise ValueError(near or f"{shown(value, 40)} is not one of {', '.join(map(repr, choices))}")
-
-
-def _pairs(value: Any, name: str) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, tuple) and all(isinstance(p, tuple) and len(p) == 2 for p in value):
-        return list(value)
-    raise ValueError(f"{name!r} is a dict with a level each; received {shown(value, 40)}")
-
-
-def _partition(key: Any) -> int:
-    if isinstance(key, int) and not isinstance(key, bool) and key >= 0:
-        return key
-    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) < 10:
-        return int(key)  # as JSON writes it
-    raise ValueError(f"{shown(key, 40)} is not the number of a partition")

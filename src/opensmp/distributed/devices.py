@@ -84,16 +84,19 @@ def _refuse_gpus(config: Config, num_gpus: int, missing: Sequence[str]) -> NoRet
     )
 
 
-def prepare(devices: Sequence[str], local_size: int = 1, nests: bool = False) -> None:
+def prepare(
+    devices: Sequence[str], local_size: int = 1, nests: bool = False, writes: bool = False
+) -> None:
     """Creates the devices and configures TensorFlow to use them concurrently.
 
     `nests` says whether calls of functions wait for functions that they call; see `nested_calls`.
+    `writes` says whether operations that read and write files shall run beside these calls.
     """
     cpus = [name for name in devices if name.startswith("/device:CPU:")]
     if cpus:
         _make_cpu_devices(1 + max(_index(name) for name in cpus), len(devices))
     if len(cpus) * local_size > 1:
-        _share_threads(len(cpus), local_size, nests)
+        _share_threads(len(cpus), local_size, nests, writes)
     if len(cpus) < len(devices):
         _grow_gpu_memory()
     if not tf.config.get_soft_device_placement():
@@ -145,7 +148,7 @@ def _make_cpu_devices(count: int, partitions: int) -> None:
         ) from error
 
 
-def _share_threads(num_cpus: int, local_size: int, nests: bool) -> None:
+def _share_threads(num_cpus: int, local_size: int, nests: bool, writes: bool) -> None:
     """Sizes TensorFlow's thread pools so that partitions on CPU devices overlap.
 
     Processes of one machine divide its cores. All CPU devices of a process share one pool per kind.
@@ -164,6 +167,7 @@ def _share_threads(num_cpus: int, local_size: int, nests: bool) -> None:
             # One more than partitions if there are sends and receives to overlap, or functions
             # that partitions wait for.
             inter = num_cpus + 1 if local_size > 1 or nests else max(2, num_cpus)
+            inter += writes
             threading.set_inter_op_parallelism_threads(inter)
             _pool_sizes["TF_NUM_INTEROP_THREADS"] = inter
     except RuntimeError:

@@ -26,8 +26,7 @@ from opensmp.compiler.plan.variable_placement import variable_homes
 from opensmp.compiler.trace.intermediate_outputs import taps
 from opensmp.compiler.trace.trace import TracedGraph, trace
 from opensmp.compiler.trace.variables import is_keras, tf_dtype
-from opensmp.config import Config
-from opensmp.config.recompute import NONE, as_dict
+from opensmp.config import Config, offload, recompute
 from opensmp.distributed.collectives.variable_moves import copy_variables, move_between_ranks
 from opensmp.distributed.world import World
 from opensmp.execution.context import Prepared
@@ -171,15 +170,19 @@ class Partitioning:
         if path is None:
             return None
         plan = Plan.load(path)
-        if plan.settings.recompute != config.recompute == NONE:
-            made = json.dumps(as_dict(plan.settings.recompute))
-            _logger.warning(
-                "plan '%s' was made with recompute %s, but this run recomputes nothing, and may "
-                'need more memory than the plan predicts. Add "recompute": %s to smp.init.',
-                path,
-                made,
-                made,
-            )
+        for key, module in (("recompute", recompute), ("offload", offload)):
+            made = getattr(plan.settings, key)
+            if made != getattr(config, key) == module.NONE:
+                text = json.dumps(module.as_dict(made))
+                _logger.warning(
+                    "plan '%s' was made with %s %s, but this run has none, and may need more "
+                    'memory than the plan predicts. Add "%s": %s to smp.init.',
+                    path,
+                    key,
+                    text,
+                    key,
+                    text,
+                )
         is_other = isinstance(config.plan, str) and plan.model != self._name
         return None if self._is_part and is_other else plan
 

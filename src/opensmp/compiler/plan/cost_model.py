@@ -85,7 +85,8 @@ def evaluate(
 
     The memory of a partition is that of its variables and their state, plus, for each microbatch in
     flight, the residuals of its units and the tensors that it sends and receives. Residuals that
-    are recomputed exist once, while a backward pass runs, which takes as much longer. A partition
+    are recomputed exist once, while a backward pass runs, which takes as much longer. Those that
+    are offloaded count for the few microbatches that are in memory all the same. A partition
     holds one copy and one gradient of every shared variable that it reads.
 
     Args:
@@ -107,7 +108,8 @@ def evaluate(
     forward = np.bincount(placed, graph.forward_seconds, num_partitions)
     backward = np.bincount(placed, graph.backward_seconds + again.seconds, num_partitions)
     peak = np.zeros(num_partitions, dtype=np.int64)
-    np.add.at(peak, placed, bytes_of_units(graph, held, again))
+    resident = [settings.microbatches_in_memory(num_partitions, p) for p in range(num_partitions)]
+    np.add.at(peak, placed, bytes_of_units(graph, np.array(resident)[placed], again))
     transfer = np.zeros(num_partitions)
     cut_bytes = 0
     for link in links_of(graph, held):
@@ -120,13 +122,13 @@ def evaluate(
         peak[readers] += link.received_bytes
         peak[home] += link.sent_bytes
         cut_bytes += len(readers) * (link.forward_bytes + link.backward_bytes)
-    chosen = choices(graph, placed, peak, held, settings)
+    chosen = choices(graph, placed, peak, resident, settings)
     for partition, choice in enumerate(chosen):
         if choice.recomputed:
             saved = savings(graph, placed, num_partitions, choice.level)[partition]
             peak[partition] -= (choice.recomputed - 1) * saved
             added = of_levels(graph, [choice.level] * len(graph)).seconds
-            share = choice.recomputed / held
+            share = choice.recomputed / resident[partition]
             backward[partition] += share * float(added[placed == partition].sum())
     stage = forward + backward + transfer
     total, slowest = float(stage.sum()), float(stage.max())
@@ -188,8 +190,13 @@ def links_of(graph: CoarseGraph, held: int) -> Iterator[Link]:
         yield Link(units[0], units, value, gradient, value + gradient, 0, ordered=False)
 
 
-def bytes_of_units(graph: CoarseGraph, held: int, again: Recomputed) -> NDArray[np.int64]:
-    """Returns the peak memory of each unit; a shared variable counts for its home only."""
+def bytes_of_units(
+    graph: CoarseGraph, held: int | NDArray[np.int64], again: Recomputed
+) -> NDArray[np.int64]:
+    """Returns the peak memory of each unit, with residuals of `held` microbatches in memory.
+
+    A shared variable counts for its home only.
+    """
     kept = graph.parameter_bytes + graph.state_bytes
     kept = kept + held * again.kept_bytes + again.passing_bytes
     kept = kept.astype(np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ class Choice(NamedTuple):
 
     Attributes:
         level: The level of the microbatches that recompute.
-        recomputed: How many of the microbatches in flight do; the others keep everything.
+        recomputed: How many of the microbatches in memory do; the others keep everything.
     """
 
     level: str = NONE
@@ -88,7 +89,7 @@ def choices(
     graph: CoarseGraph,
     placed: NDArray[np.int64],
     peaks: NDArray[np.int64],
-    held: int,
+    resident: Sequence[int],
     settings: PlanSettings,
 ) -> tuple[Choice, ...]:
     """Returns the least recomputation with which each partition fits the memory.
@@ -100,7 +101,7 @@ def choices(
         graph: The units.
         placed: The partition of each unit.
         peaks: Peak memory of each partition without recomputation.
-        held: Microbatches in flight.
+        resident: Of how many microbatches in flight each partition has the residuals in memory.
         settings: The settings; `"auto"` with a memory limit, otherwise nothing is chosen.
     """
     cap = settings.machine.memory_bytes
@@ -109,7 +110,7 @@ def choices(
         return tuple(found)
     saved = {level: savings(graph, placed, len(peaks), level) for level in (SELECTIVE, FULL)}
     for partition in np.flatnonzero(peaks > cap):
-        excess = int(peaks[partition]) - cap
+        excess, held = int(peaks[partition]) - cap, resident[int(partition)]
         found[partition] = Choice(FULL, held)
         for level in (SELECTIVE, FULL):
             # What is recomputed exists once, beside what the others keep.

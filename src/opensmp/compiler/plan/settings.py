@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
+from opensmp.config import offload as offloading
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight, pipeline_name
 from opensmp.config.recompute import NONE, Setting, as_dict
 
@@ -30,6 +31,7 @@ class PlanSettings:
         pieces: Pieces (interleaved stages) per partition, unless the schedule says how many.
         recompute: What backward passes compute again, as in the configuration. `"auto"` recomputes
             in the partitions that would not fit the memory otherwise.
+        offload: What partitions keep elsewhere, as in the configuration.
     """
 
     microbatches: int = 1
@@ -40,6 +42,7 @@ class PlanSettings:
     machine: Machine = field(default_factory=Machine)
     pieces: int = 1
     recompute: Setting = NONE
+    offload: offloading.Setting = offloading.NONE
 
     @property
     def pieces_per_partition(self) -> int:
@@ -74,6 +77,20 @@ class PlanSettings:
             active = most_in_flight(num_partitions) if returns else num_partitions
         return min(self.microbatches, active)
 
+    def microbatches_in_memory(self, num_partitions: int, partition: int | None = None) -> int:
+        """Returns of how many microbatches in flight the residuals are in a device's memory.
+
+        Args:
+            num_partitions: Number of partitions.
+            partition: The partition; None for what holds for each of them.
+        """
+        held = self.microbatches_in_flight(num_partitions)
+        if partition is None and not isinstance(self.offload, str):
+            return held
+        if not offloading.offloads_residuals(self.offload, partition or 0):
+            return held
+        return min(held, offloading.MOST_RESIDENT)
+
     @classmethod
     def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
         """Returns the settings of a configuration."""
@@ -88,9 +105,12 @@ class PlanSettings:
             machine=machine or Machine(),
             pieces=config.pieces_per_partition,
             recompute=config.recompute,
+            offload=config.offload,
         )
 
     def __str__(self) -> str:
         count = "1 microbatch" if self.microbatches == 1 else f"{self.microbatches} microbatches"
         again = "" if self.recompute == NONE else f", recompute {as_dict(self.recompute)!r}"
-        return f"{count}, pipeline {self.pipeline!r}, optimize {self.optimize!r}{again}"
+        away = offloading.as_dict(self.offload)
+        away = "" if away == offloading.NONE else f", offload {away!r}"
+        return f"{count}, pipeline {self.pipeline!r}, optimize {self.optimize!r}{again}{away}"

@@ -29,6 +29,7 @@ from opensmp.compiler.trace.variables import (
 from opensmp.distributed.world import World
 from opensmp.execution.autodiff.segment_gradients import FROM_OUTSIDE, Emit, Saved, fails_when_run
 from opensmp.execution.emission.pipeline import Pipeline
+from opensmp.execution.memory.offload import Offloaded
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 
 Indices = tuple[int, ...]
@@ -98,6 +99,15 @@ class ForwardPasses(_Passes):
     def saved(self) -> Sequence[tuple[Tensor, int]]:
         """The saved tensors with their partitions."""
         return self._saved
+
+    def offloaded(self, index: int) -> Offloaded | None:
+        """The saved tensor at a position, if this process has offloaded it; after `finish`."""
+        return self._offloaded.get(id(self._saved[index][0]))
+
+    def kept(self, index: int) -> Tensor:
+        """The saved tensor at a position, or what stands for it if it is offloaded."""
+        offloaded = self.offloaded(index)
+        return self._saved[index][0] if offloaded is None else offloaded.handle
 
     def _key(self, model: Any, call: Structure, ordinal: int) -> tuple[Any, ...]:
         key = super()._key(model, call, ordinal)
@@ -220,10 +230,13 @@ class BackwardPasses(_Passes):
         if index not in self._values:
             tensor, partition = self._forward.saved[index]
             with _private.stop_recording(), tf.device(self._emitted.device(partition)):
-                given = self._given.get(index)
+                given, offloaded = self._given.get(index), self._forward.offloaded(index)
                 if given is None:
                     given = tf.compat.v1.placeholder(tensor.dtype, tensor.shape)
-                value = tf.identity(given, name=f"saved_{index}")
+                if offloaded is None:
+                    value = tf.identity(given, name=f"saved_{index}")
+                else:
+                    value = self._offload.given(offloaded, given, partition)
             value.set_shape(tensor.shape)
             _private.copy_handle_data(tensor, value)
             self._placed[value.op] = partition

@@ -63,11 +63,12 @@ from opensmp.execution.emission.weight_gradient_batching import (
     WeightGradientPass,
     group_size,
 )
+from opensmp.execution.memory.offload import Offload, Offloaded
+from opensmp.execution.memory.recompute_choice import RecomputeChoice
 from opensmp.execution.multi_process.distribute import Traced, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.timestamps import Stamps
-from opensmp.execution.recompute_choice import RecomputeChoice
 
 
 class Pipeline:
@@ -97,6 +98,8 @@ class Pipeline:
         self._checks = FiniteChecks(world) if is_wanted(world.config) else None
         self._sums = joins and num_microbatches > 1
         self._recompute = RecomputeChoice(world.config)
+        self._offload = Offload(world, self._emitted.device)
+        self._offloaded: dict[int, Offloaded] = {}  # by id of a saved tensor
         self._group_size = group_size(num_microbatches, world.config) if joins else 1
         self._weight_passes: dict[Action, WeightGradientPass] = {}
         self._graph = tf.compat.v1.get_default_graph()
@@ -410,6 +413,15 @@ class Pipeline:
             self._saved = kept.saved
             _private.must_run(self._graph, kept.must_run)
         add_schedule_edges(self.schedule, self._emitted.tasks, self._world.my_partitions)
+        if self._offload.is_wanted:
+            made = [t for t in results if not isinstance(t, OwnedBy)]
+            values = (*made, *flags, *(value for _, value in state))
+            self._offloaded = self._offload.insert(
+                self.schedule,
+                self._emitted.tasks,
+                self._saved,
+                [t.op for t in values] + side_effects,
+            )
         looks = []
         if self._checks is not None:
             looks = self._checks.look(flags, self.schedule, self._graph.name)

@@ -109,7 +109,7 @@ class _WholeCall:
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())
-        return found, [_saved(passes.saved[index][0]) for index in passes.own]
+        return found, [_saved(passes.kept(index)) for index in passes.own]
 
     def _wants(self, variable: Any) -> bool:
         """Whether a tape watches a trainable variable."""

@@ -4,7 +4,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from schedules import v_chain
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
 from opensmp.compiler.schedule.interleaving import seconds_with_transfers
@@ -13,6 +12,7 @@ from opensmp.compiler.schedule.pipelines import build
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
 from opensmp.config.pipelines import PIPELINES, most_in_flight
+from schedules import v_chain
 
 
 def uneven(graph: TaskGraph, seed: int) -> TaskGraph:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-from schedules import is_drawn_in_docstring
 
 from opensmp.compiler.schedule.actions import TaskGraph
 from opensmp.compiler.schedule.methods.breadth_first import breadth_first, passes
@@ -9,6 +8,7 @@ from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
 from opensmp.compiler.schedule.regular.simulation import simulate_regular
 from opensmp.compiler.schedule.simulate import simulate
+from schedules import is_drawn_in_docstring
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 4, 8])

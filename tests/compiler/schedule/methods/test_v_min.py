@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from schedules import is_drawn_in_docstring, simulated, v_chain
 
 from opensmp.compiler.schedule.methods.v_min import passes, v_min
 from opensmp.compiler.schedule.regular.passes import BACKWARD
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.config.pipelines import PIPELINES
 from opensmp.errors import ScheduleError
+from schedules import is_drawn_in_docstring, simulated, v_chain
 
 
 @pytest.mark.parametrize("partitions", [2, 3, 4, 5, 6, 7, 8, 9, 12, 16])

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import pytest
-from schedules import is_drawn_in_docstring, simulated
 
 from opensmp.compiler.schedule.actions import TaskGraph
 from opensmp.compiler.schedule.methods.zb_h2 import passes, zb_h2
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.config.pipelines import PIPELINES
+from schedules import is_drawn_in_docstring, simulated
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 4, 5, 8, 16])

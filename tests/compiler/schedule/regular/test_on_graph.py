@@ -3,7 +3,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from schedules import v_chain
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
 from opensmp.compiler.schedule.methods.zb_h2 import zb_h2
@@ -11,6 +10,7 @@ from opensmp.compiler.schedule.methods.zb_v import passes, zb_v
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.schedule.validate import validate
+from schedules import v_chain
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 3, 5])

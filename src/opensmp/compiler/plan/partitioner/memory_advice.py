@@ -14,6 +14,7 @@ from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
+from opensmp.config.offload import NONE, RESIDUALS
 from opensmp.config.recompute import LEVELS
 
 _NUM_ORDERS = 3
@@ -76,6 +77,7 @@ def _remedies(
         "a smaller microbatch, though not even {} microbatches are enough alone",
     )
     yield from _recomputation(graph, num_partitions, settings, cap)
+    yield from _offloading(graph, num_partitions, settings, cap)
 
 
 def _recomputation(
@@ -93,6 +95,23 @@ def _recomputation(
                 f"recompute={level!r}: {_size(needed)} per device{enough}"
             )
             return
+
+
+def _offloading(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
+) -> Iterator[str]:
+    """Yields how far it helps to offload residuals, unless few microbatches are in flight."""
+    everywhere = replace(settings, offload=RESIDUALS)
+    held = settings.microbatches_in_memory(num_partitions)
+    if settings.offload != NONE or not graph.residual_bytes.any():
+        return
+    if everywhere.microbatches_in_memory(num_partitions) < held:
+        needed = _least_bytes(graph, num_partitions, everywhere)
+        enough = "" if needed <= cap else ", which is not enough alone"
+        yield (
+            "moving what the forward pass keeps elsewhere until it is needed, by "
+            f"offload={RESIDUALS!r}: {_size(needed)} per device{enough}"
+        )
 
 
 def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> int:

@@ -211,10 +211,10 @@ def _text(explanation: Explanation) -> Iterable[str]:
     )
     for partition, choice in enumerate(prediction.recompute):
         if choice.recomputed:
-            held = settings.microbatches_in_flight(plan.num_partitions)
+            held = settings.microbatches_in_memory(plan.num_partitions, partition)
             yield (
                 f"Partition {partition} recomputes ({choice.level}) in {choice.recomputed} of the "
-                f"{held} microbatches in flight."
+                f"{held} microbatches in memory."
             )
     first, second = ("peak memory", "step time")
     if settings.optimize != "memory":

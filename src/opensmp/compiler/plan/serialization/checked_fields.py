@@ -38,6 +38,7 @@ _KEY_OF = {
     "active_microbatches": "active_microbatches",
     "pieces": "pieces_per_partition",
     "recompute": "recompute",
+    "offload": "offload",
 }
 _MAY_BE_NONE = ("active_microbatches", "memory_bytes", "narrow_flops_per_second")
 _MAY_BE_NOTHING = ("operation_seconds", "transfer_seconds")
@@ -69,8 +70,8 @@ def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
     check_machine(machine, faults)
     if len(faults) > count:
         return PlanSettings()
-    recompute = KEYS["recompute"].kind.check(data.get("recompute", NONE))
-    return PlanSettings(**{**data, "machine": Machine(**machine), "recompute": recompute})
+    checked = {key: KEYS[key].kind.check(data.get(key, NONE)) for key in ("recompute", "offload")}
+    return PlanSettings(**{**data, "machine": Machine(**machine), **checked})
 
 
 def check_machine(machine: Mapping[str, Any], faults: list[str]) -> None:

@@ -39,8 +39,8 @@ from opensmp.compiler.plan.serialization.checked_fields import (
 )
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.layer_calls import MODEL, LayerCall, Piece
+from opensmp.config import offload, recompute
 from opensmp.config.keys import KEYS
-from opensmp.config.recompute import as_dict
 from opensmp.errors import PlanError
 
 FORMAT = "opensmp plan"
@@ -68,7 +68,11 @@ def to_json(plan: Plan) -> dict[str, Any]:
             label: dict(entry) if isinstance(entry, Mapping) else entry
             for label, entry in plan.layers.items()
         },
-        "settings": {**asdict(plan.settings), "recompute": as_dict(plan.settings.recompute)},
+        "settings": {
+            **asdict(plan.settings),
+            "recompute": recompute.as_dict(plan.settings.recompute),
+            "offload": offload.as_dict(plan.settings.offload),
+        },
     }
     if plan.has_costs:
         prediction = plan.prediction

@@ -44,8 +44,11 @@ class RecomputeChoice:
             raise ConfigError(_NO_LIMIT.format(model=plan.model))
         if id(plan) not in self._chosen:
             self._chosen[id(plan)] = plan, plan.prediction.recompute
-        held = plan.settings.microbatches_in_flight(plan.num_partitions)
-        levels = (choice.level_of(microbatch, held) for choice in self._chosen[id(plan)][1])
+        settings, number = plan.settings, plan.num_partitions
+        levels = (
+            choice.level_of(microbatch, settings.microbatches_in_memory(number, partition))
+            for partition, choice in enumerate(self._chosen[id(plan)][1])
+        )
         return Policy(NONE, tuple(enumerate(levels)))
 
     def noted(self, program: Program) -> Program:

@@ -144,6 +144,6 @@ def test_a_plan_that_recomputes_is_not_used_without_it_silently(smp_init, tmp_pa
         model(batch(4))
         if made is None:
             model.plan.save(path)
-        told = [r.getMessage() for r in caplog.records if "recomputes nothing" in r.getMessage()]
+        told = [r.getMessage() for r in caplog.records if "this run has none" in r.getMessage()]
         assert len(told) == (recompute == "none")
         assert not told or 'Add "recompute": "full" to smp.init' in told[0]
