@@ -132,7 +132,8 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
     members = cluster.joined()
     if members is None:
         members = cluster.meet(launch, _facts(config))
-        watch = monitor.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
+        channels = members.meeting.channels
+        watch = monitor.watch(launch.rank, launch.size, channels, launch.idle_seconds)
         preemption.attach(watch, launch.rank, launch.size)
         exit_hooks.install(watch)
         _recover(launch, watch)
