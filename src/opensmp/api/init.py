@@ -21,8 +21,9 @@ from opensmp.distributed import devices, world
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.objects import allgather_objects
 from opensmp.distributed.collectives.updates import updates_of
-from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers, rendezvous
+from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers
 from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.meeting import rendezvous
 from opensmp.distributed.watchdog import (
     call_log,
     exit_hooks,

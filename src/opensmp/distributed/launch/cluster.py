@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from opensmp import _private
-from opensmp.distributed.launch import rendezvous
 from opensmp.distributed.launch.confinement import confined
 from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.meeting import rendezvous
 from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
 
 _logger = logging.getLogger("opensmp")
