@@ -133,8 +133,9 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
     members = cluster.joined()
     if members is None:
         members = cluster.meet(launch, _facts(config))
+        hosts = [cluster.host_of(peer.machine) for peer in members.meeting.peers]
         channels = members.meeting.channels
-        watch = monitor.watch(launch.rank, launch.size, channels, launch.idle_seconds)
+        watch = monitor.watch(launch.rank, hosts, channels, launch.idle_seconds)
         preemption.attach(watch, launch.rank, launch.size)
         exit_hooks.install(watch)
         _recover(launch, watch)

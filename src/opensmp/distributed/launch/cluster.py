@@ -152,6 +152,11 @@ def bypass_proxies(hosts: Iterable[str]) -> None:
         os.environ[name] = ",".join(dict.fromkeys([*known, *added]))
 
 
+def host_of(machine: str) -> str:
+    """The host name in a `machine_name`."""
+    return machine.partition(" ")[0]
+
+
 def machine_name() -> str:
     """A name that processes share if, and only if, they run on the same machine."""
     # Containers of one machine share the boot id; cloned machines share the host name.

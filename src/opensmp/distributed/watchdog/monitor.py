@@ -4,8 +4,9 @@ TensorFlow alone would hang forever in many of these cases. One thread per proce
 rank 0 over the connections of the rendezvous, and that of rank 0 with all:
 
 - the connection of a process that was killed, or crashed, closes at once;
-- a process whose heartbeats stop is probed through TensorFlow's C++ threads, which answer even when
-  Python is busy: if they do not, the process is frozen;
+- if the heartbeats of a process stop, its system tells whether the network is interrupted, see
+  `opensmp.distributed.channel.link`; if not, the process is probed through TensorFlow's C++
+  threads, which answer even when Python is busy: if they do not, the process is frozen;
 - a process that ends by an exception reports it first;
 - `opensmp.distributed.watchdog.verdicts.deadlock` finds calls that can never complete;
 - `opensmp.distributed.watchdog.verdicts.stalls` finds runs in which all ranks are in some call and
@@ -27,12 +28,14 @@ import selectors
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opensmp.distributed.channel.channel import Channel, Message, as_text
+from opensmp.distributed.channel.link import Link, LinkState
 from opensmp.distributed.watchdog import heartbeat
 from opensmp.distributed.watchdog.call_log import CallLog, waits
+from opensmp.distributed.watchdog.verdicts import silence
 from opensmp.distributed.watchdog.verdicts.judge import Judge, Verdict, beat_seconds
 from opensmp.distributed.watchdog.verdicts.recovery_rounds import Reaction, Rounds
 from opensmp.distributed.watchdog.verdicts.stalls import DEFAULT_SECONDS
@@ -44,10 +47,12 @@ PREEMPTED = 143
 """Exit code after a preemption signal (128 + SIGTERM): restart."""
 
 _SILENT_SECONDS = 4.0  # without a heartbeat, before a process is probed
-_ANSWER_SECONDS = 3.0
+_DOUBT_SECONDS = 1.5  # without a heartbeat, before the connection is observed
+_ANSWER_SECONDS, _ACKNOWLEDGE_SECONDS = 2.75, 0.25
 _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 _VERDICT_SECONDS = 8.0
 _PARTING_SECONDS = 10.0
+_STALL_SECONDS = 1.0
 _MANY = 64  # ranks from which on messages that arrive within _PAUSE_SECONDS are read together
 _PAUSE_SECONDS = 0.05
 
@@ -59,6 +64,7 @@ class _Neighbour:
     rank: int
     channel: Channel
     heard: float
+    link: Link
     heartbeats: heartbeat.Receiver = field(default_factory=heartbeat.Receiver)
     gone: bool = False
 
@@ -74,6 +80,7 @@ class Watch:
         idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
             limit. Rank 0's value counts.
         size: Number of ranks, if it is not that of the channels and this process.
+        machines: Names of the machines of all ranks, for messages.
     """
 
     def __init__(
@@ -84,10 +91,13 @@ class Watch:
         leave: Callable[[int], None] = os._exit,
         idle_seconds: float = DEFAULT_SECONDS,
         size: int | None = None,
+        machines: Sequence[str] = (),
     ) -> None:
         now = time.monotonic()
-        self._rank = rank
-        self._neighbours = {peer: _Neighbour(peer, c, now) for peer, c in channels.items()}
+        self._rank, self._machines = rank, machines
+        self._neighbours = {
+            peer: _Neighbour(peer, c, now, Link(c.connection)) for peer, c in channels.items()
+        }
         self._record = record
         self._leave = leave
         self._lock = threading.Lock()
@@ -103,6 +113,8 @@ class Watch:
         self._arrivals = selectors.DefaultSelector()
         for neighbour in self._neighbours.values():
             self._arrivals.register(neighbour.channel, selectors.EVENT_READ, neighbour)
+        self._awake_since = now  # this thread, which the interpreter's lock may keep from working
+        self._probing = 0.0  # seconds that the last turn has spent for that
         self._failing = False  # this process is ending with its own error
         self._leaving = threading.Lock()
         self._rounds = Rounds(size)
@@ -173,9 +185,12 @@ class Watch:
     # ------------------------------------------------------------------------------ thread
 
     def _run(self) -> None:
-        next_beat = 0.0
+        next_beat, turn = 0.0, time.monotonic()
         while True:
             now = time.monotonic()
+            if now - turn - self._probing > self._beat_seconds + _STALL_SECONDS:
+                self._awake_since = now
+            turn, self._probing = now, 0.0
             is_beat = now >= next_beat
             if is_beat:
                 next_beat = now + self._beat_seconds
@@ -264,22 +279,55 @@ class Watch:
             self._decide(Verdict(*outcome.lost))
 
     def _look_for_silence(self) -> None:
+        unheard: list[tuple[_Neighbour, LinkState]] = []
         for neighbour in self._neighbours.values():
             if neighbour.channel.fileno() == -1 and not neighbour.gone:  # closed by this process
                 self._lose(neighbour)
-            silent = time.monotonic() - neighbour.heard
-            if neighbour.gone or silent < _SILENT_SECONDS or self.answers is None:
+            now = time.monotonic()
+            silent = now - neighbour.heard
+            if neighbour.gone or silent < _DOUBT_SECONDS:
                 continue
-            began = time.monotonic()
-            if self.answers(neighbour.rank, _ANSWER_SECONDS):
-                neighbour.heard = time.monotonic()
+            link = neighbour.link.sample(now)
+            if silent < _SILENT_SECONDS:
                 continue
-            # Counts messages that arrived while this thread was waiting.
+            # If this thread was kept from sending, there was nothing to acknowledge.
+            was_awake = now - self._awake_since >= _SILENT_SECONDS
+            if link is not None and link.is_lost and was_awake:
+                unheard.append((neighbour, link))
+            elif self.answers is not None:
+                self._probe(neighbour, self.answers)
+        if not unheard:
+            return
+        (first, link), *others = unheard
+        seconds = time.monotonic() - first.heard
+        if seconds >= _SILENT_SECONDS + _ANSWER_SECONDS + _ACKNOWLEDGE_SECONDS:
+            here, there = self._place(self._rank), self._place(first.rank)
+            ranks = [other.rank for other, _ in others]
+            text = silence.interrupted(here, there, seconds, link, ranks)
+            self._note(Verdict(None, text), consequence=False)
+
+    def _probe(self, neighbour: _Neighbour, answers: Callable[[int, float], bool]) -> None:
+        """Finds out whether a process that is not heard is frozen."""
+        began = time.monotonic()
+        if answers(neighbour.rank, _ANSWER_SECONDS):
+            neighbour.heard = time.monotonic()
+        else:
+            # What is sent now is acknowledged if the network works. Messages that arrived while
+            # this thread was waiting count.
+            self._send_reports()
+            time.sleep(_ACKNOWLEDGE_SECONDS)
             self._receive(0.0)
-            if neighbour.heard < began and not neighbour.gone:
-                seconds = time.monotonic() - neighbour.heard
-                text = f"it is frozen: it has given no sign of life for {seconds:.0f} s"
+            now = time.monotonic()
+            link = neighbour.link.sample(now)
+            is_lost = link is not None and link.is_deaf
+            if neighbour.heard < began and not neighbour.gone and not is_lost:
+                text = silence.frozen(now - neighbour.heard, link)
                 self._note(Verdict(neighbour.rank, text), consequence=False)
+        self._probing += time.monotonic() - began
+
+    def _place(self, rank: int) -> silence.Place:
+        is_known = rank < len(self._machines)
+        return silence.Place(rank, self._machines[rank] if is_known else "")
 
     # ---------------------------------------------------------------------------- decision
 
@@ -364,10 +412,14 @@ _GONE = "it ended without notice: it was killed, as by a signal or for want of m
 _watch: Watch | None = None
 
 
-def watch(rank: int, size: int, channels: Mapping[int, Channel], idle_seconds: float) -> Watch:
-    """Creates and starts the watch of this process."""
+def watch(
+    rank: int, machines: Sequence[str], channels: Mapping[int, Channel], idle_seconds: float
+) -> Watch:
+    """Creates and starts the watch of this process; `machines` are those of all ranks."""
     global _watch
-    _watch = Watch(rank, channels, waits, idle_seconds=idle_seconds, size=size)
+    _watch = Watch(
+        rank, channels, waits, idle_seconds=idle_seconds, size=len(machines), machines=machines
+    )
     _watch.start()
     return _watch
 

@@ -25,13 +25,13 @@ def beat_seconds(size: int) -> float:
 
 
 class Verdict(NamedTuple):
-    """Why a run has failed: the rank that did, and what happened to it."""
+    """Why a run has failed: the rank that did, and what happened to it; None if no rank did."""
 
-    rank: int
+    rank: int | None
     text: str
 
     def __str__(self) -> str:
-        return f"rank {self.rank} failed: {self.text}"
+        return self.text if self.rank is None else f"rank {self.rank} failed: {self.text}"
 
 
 @dataclass
