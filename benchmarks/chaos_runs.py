@@ -19,7 +19,7 @@ from pathlib import Path
 import chaos_ranks
 from chaos_ranks import Task
 from opensmp.cli.run import environment
-from opensmp.distributed.launch.rendezvous import reserve_port
+from opensmp.distributed.launch.meeting.rendezvous import reserve_port
 
 LIMIT_SECONDS = 240.0  # for a run of all ranks, on a machine that does much else
 ALONE_SECONDS = 60.0  # for the other ranks to end after one has failed

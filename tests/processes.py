@@ -23,7 +23,7 @@ from typing import IO, Any, NamedTuple
 from forks import Forked, prepare, start_rank
 
 from opensmp.cli.run import environment
-from opensmp.distributed.launch.rendezvous import reserve_port
+from opensmp.distributed.launch.meeting.rendezvous import reserve_port
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_SECONDS = 500.0

@@ -49,19 +49,24 @@ class _Exchange:
         self._changed = threading.Condition()
         self._rounds: Counter[Any] = Counter()
         self._laid: dict[Any, dict[int, Any]] = {}
+        self._made: dict[Any, Any] = {}
 
-    def of(self, key: Any, size: int, rank: int, value: Any) -> dict[int, Any]:
-        """What each rank has laid down for the same use of a key."""
+    def of(
+        self, key: Any, size: int, rank: int, value: Any, combine: Callable[[dict[int, Any]], Any]
+    ) -> Any:
+        """What is made, once, of all that the ranks have laid down for the same use of a key."""
         with self._changed:
             number = self._rounds[key, rank]
             self._rounds[key, rank] += 1
             laid = self._laid.setdefault((key, number), {})
             laid[rank] = value
-            self._changed.notify_all()
-            assert self._changed.wait_for(lambda: len(laid) == size, _SECONDS), (
+            if len(laid) == size:
+                self._made[key, number] = combine(laid)
+                self._changed.notify_all()
+            assert self._changed.wait_for(lambda: (key, number) in self._made, _SECONDS), (
                 f"rank {rank} waits for {size} ranks and only {sorted(laid)} came to {key}"
             )
-            return laid
+            return self._made[key, number]
 
 
 class SimulatedRanks:
@@ -102,26 +107,37 @@ class SimulatedRanks:
             thread.join(2 * _SECONDS)
         return {rank: found[rank] for rank in self.ranks}
 
-    def _all(self, given: dict[str, Any], value: Any) -> dict[int, Any]:
+    def _all(self, given: dict[str, Any], value: Any, combine: Callable[..., Any]) -> Any:
         key = tuple(int(given[name]) for name in ("group_key", "instance_key"))
-        return self._exchange.of(key, int(given["group_size"]), self._own.cluster.rank, value)
+        rank = self._own.cluster.rank
+        return self._exchange.of(key, int(given["group_size"]), rank, value, combine)
 
     def _GatherV2(self, input: Any, **given: Any) -> Any:
-        laid = self._all(given, input.numpy())
-        return tf.constant(np.concatenate([laid[rank] for rank in by_name(list(laid))]))
+        def together(laid: dict[int, Any]) -> Any:
+            return tf.constant(np.concatenate([laid[rank] for rank in by_name(list(laid))]))
+
+        return self._all(given, input.numpy(), together)
 
     def _ReduceV2(self, input: Any, **given: Any) -> Any:
         assert given["merge_op"] == "Add"
-        laid = self._all(given, input.numpy())
-        return tf.constant(sum(laid[rank] for rank in by_name(list(laid))))
+
+        def total(laid: dict[int, Any]) -> Any:
+            return tf.constant(sum(laid[rank] for rank in by_name(list(laid))))
+
+        return self._all(given, input.numpy(), total)
 
     def _BcastSendV2(self, input: Any, **given: Any) -> Any:
-        self._all(given, input.numpy())
+        self._all(given, input.numpy(), _sent)
         return input
 
     def _BcastRecvV2(self, **given: Any) -> Any:
-        (sent,) = [value for value in self._all(given, None).values() if value is not None]
-        return tf.constant(sent)
+        return self._all(given, None, _sent)
+
+
+def _sent(laid: dict[int, Any]) -> Any:
+    """The value of the only rank that sends."""
+    (sent,) = [value for value in laid.values() if value is not None]
+    return tf.constant(sent)
 
 
 class _OfThisThread:

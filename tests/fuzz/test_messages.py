@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import hmac
+import json
 import secrets
 import socket
 import struct
+import zlib
 from typing import Any
 
 import pytest
@@ -18,9 +21,9 @@ from hypothesis import strategies as st
 
 from opensmp.distributed.channel.channel import Channel
 from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
-from opensmp.distributed.launch import rendezvous, rendezvous_client
 from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.launch.launchers import detect
+from opensmp.distributed.launch.meeting import rendezvous, rendezvous_client, table
 
 TOKEN = "secret"
 NUMBER = "0123456789abcdef0123456789abcdef"
@@ -37,11 +40,21 @@ HELLO = {
     "network": "net:[4026531840]",
     "facts": {"partitions": 2, "devices": ["CPU:0"], "plan": None},
 }
-ROWS = [
-    {"rank": rank, "address": f"node{rank}:1", "machine": "m", "process": 7, "network": "n"}
-    for rank in range(2)
-]
-TABLE = {"kind": "table", "rows": ROWS}
+COLUMNS = {
+    "address": ["node0:1", "node1:1"],
+    "machine": ["m", "m"],
+    "process": [7, 7],
+    "network": ["n", "n"],
+}
+
+
+def table_of(columns: str) -> dict[str, Any]:
+    """A table as rank 0 sends it, whatever stands in it."""
+    text = zlib.compress(columns.encode("utf-8", "surrogatepass"))
+    return {"kind": "table", "rows": base64.b64encode(text).decode()}
+
+
+TABLE = table_of(json.dumps(COLUMNS))
 REFUSED = {"kind": "refused", "text": "there are two processes of rank 1"}
 MESSAGES = st.sampled_from((KNOCK, CHALLENGE, STRANGER, HELLO, TABLE, REFUSED, {"kind": "welcome"}))
 SIZES = (0, 1, 3, 1 << 10, (1 << 20) + 1, (1 << 32) - 1)
@@ -172,19 +185,18 @@ def test_what_ranks_say_of_themselves_is_taken_or_refused(rows):
 
 
 @cases()
-@given(reply=mutated(st.sampled_from((TABLE, REFUSED))) | json_values())
+@given(
+    reply=mutated(st.sampled_from((TABLE, REFUSED)))
+    | json_values()
+    | json_texts(mutated(st.just(COLUMNS)) | json_values()).map(table_of)
+)
 def test_tables_of_ranks_are_taken_or_refused(reply):
     def call() -> Any:
         if not isinstance(reply, dict):
             return None
         if rendezvous_client._is_refusal(reply):
             return reply["text"] + ""
-        if rendezvous_client._is_table(reply, 2):
-            return [
-                rendezvous.Peer(*(row[name] for name in rendezvous_client.ROW))
-                for row in reply["rows"]
-            ]
-        return None
+        return table.unpacked(reply, 2)
 
     taken(call, refusals=())
 

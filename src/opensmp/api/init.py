@@ -22,8 +22,9 @@ from opensmp.distributed import devices, world
 from opensmp.distributed.collectives import clipping
 from opensmp.distributed.collectives.objects import allgather_objects
 from opensmp.distributed.collectives.updates import updates_of
-from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers, rendezvous
+from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers
 from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.meeting import rendezvous
 from opensmp.distributed.watchdog import (
     call_log,
     exit_hooks,
@@ -136,7 +137,9 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
     members = cluster.joined()
     if members is None:
         members = cluster.meet(launch, _facts(config))
-        watch = monitor.watch(launch.rank, members.meeting.channels, launch.idle_seconds)
+        hosts = [cluster.host_of(peer.machine) for peer in members.meeting.peers]
+        channels = members.meeting.channels
+        watch = monitor.watch(launch.rank, hosts, channels, launch.idle_seconds)
         preemption.attach(watch, launch.rank, launch.size)
         exit_hooks.install(watch)
         _recover(launch, watch)

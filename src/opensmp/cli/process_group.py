@@ -19,8 +19,8 @@ from typing import IO, Any, TextIO
 
 from opensmp.cli.guardian import Guardian
 from opensmp.config import LAUNCHER_PREFIX
-from opensmp.distributed.watchdog.deadlock import listed
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
+from opensmp.distributed.watchdog.verdicts.deadlock import listed
 
 GRACE_SECONDS = 20.0
 """Default time that ranks have to exit after a signal."""

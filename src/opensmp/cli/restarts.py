@@ -9,7 +9,7 @@ from typing import Any
 from opensmp.cli.process_group import RunResult
 from opensmp.distributed import world
 from opensmp.distributed.launch.init_markers import Layout
-from opensmp.distributed.watchdog.deadlock import listed
+from opensmp.distributed.watchdog.verdicts.deadlock import listed
 from opensmp.errors import ConfigError
 
 _USAGE, _INTERRUPTED = 2, 130

@@ -23,10 +23,11 @@ from opensmp.cli.run_options import RunOptions
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
 from opensmp.distributed import world
-from opensmp.distributed.launch import horovod_finder, rendezvous
+from opensmp.distributed.launch import horovod_finder
 from opensmp.distributed.launch.exit_notice import ExitNotifier
 from opensmp.distributed.launch.init_markers import clear_marks, read_marks
 from opensmp.distributed.launch.launch import LONGEST_JOIN_SECONDS
+from opensmp.distributed.launch.meeting import rendezvous
 from opensmp.errors import LaunchError
 
 # Large tensors are allocated and freed in every step. If glibc returns the memory to the system

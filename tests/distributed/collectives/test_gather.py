@@ -116,6 +116,32 @@ def test_objects_lie_in_the_order_of_the_ranks(simulation, size):
     assert results == dict.fromkeys(simulation.ranks, expected)
 
 
+def test_a_hundred_ranks_get_all_rows_and_objects_in_their_order(monkeypatch):
+    check_order(monkeypatch, 101)
+
+
+def test_a_thousand_ranks_get_all_rows_and_objects_in_their_order(monkeypatch):
+    check_order(monkeypatch, 1001)
+
+
+def check_order(monkeypatch, size):
+    simulation = SimulatedRanks(monkeypatch, range(size))
+    ranks = list(range(size))
+
+    def work(rank):
+        own = tf.constant([[rank], [-rank]], tf.int64)
+        rows = gather_by_rank(own, ranks, group=1, instance=1)
+        found = objects.allgather_objects(f"rank {rank}", ranks)
+        root = objects.broadcast_object(f"from {rank}", ranks, size - 1)
+        assert consistency.agree(ranks, "a step", ["the same"]) >= 0
+        return rows[:, 0].numpy().tolist(), found, root
+
+    results = simulation(work)
+    expected_rows = [number for rank in ranks for number in (rank, -rank)]
+    expected = (expected_rows, [f"rank {rank}" for rank in ranks], f"from {size - 1}")
+    assert all(result == expected for result in results.values())
+
+
 def test_an_object_that_cannot_be_pickled_is_told_of_its_own_rank(simulation):
     bad = simulation.ranks[-1]
 

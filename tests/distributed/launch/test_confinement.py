@@ -16,7 +16,7 @@ from processes import check_ranks
 
 from opensmp.distributed.launch import confinement
 from opensmp.distributed.launch.confinement import confined
-from opensmp.distributed.launch.rendezvous import reserve_port
+from opensmp.distributed.launch.meeting.rendezvous import reserve_port
 
 EVERYWHERE = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 

@@ -145,6 +145,31 @@ def test_calls_that_do_not_match_end_the_run(star, capsys):
     assert "rank 0 is in smp.barrier, rank 1 came to smp.allgather" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("size", [12, 101])
+def test_many_ranks_end_together_whatever_the_number_of_their_digits(star, capsys, size):
+    many = star(size)
+    many.records[size - 1].enter("smp.allgather", tuple(range(size)))
+    for record in many.records[:-1]:
+        record.enter("smp.barrier", tuple(range(size)))
+    assert many.wait(size) == dict.fromkeys(range(size), ENDED_BY_PEER)
+    err = capsys.readouterr().err
+    text = f"rank {size - 1} failed: the programs do not match: rank 0 is in smp.barrier"
+    assert err.count(text) == size
+
+
+def test_many_programs_end_well(star):
+    many = star(101)
+    threads = [background(watch.finish) for watch in many.watches]
+    for thread in threads[1:]:
+        thread.join(60)
+        assert not thread.is_alive()
+    for channel in many.channels[100:]:
+        channel.close()
+    threads[0].join(60)
+    assert not threads[0].is_alive()
+    assert many.codes == {}
+
+
 # ---------------------------------------------------------------------------- real processes
 
 ROWS = """

@@ -12,7 +12,7 @@ from helpers import output_of
 from processes import check_ranks
 
 from opensmp import _private
-from opensmp.distributed.launch.rendezvous import reserve_port
+from opensmp.distributed.launch.meeting.rendezvous import reserve_port
 
 
 def test_is_tensorflow_started():

@@ -102,7 +102,7 @@ class StepOutput(Unreduced):
         """
         self._check_addable("reduce_mean", "mean")
         with self._on_device():
-            return _known(_divide(self._sum(_running_sum), len(self._outputs)))
+            return _known(_divide(self._sum(_sum_in_order), len(self._outputs)))
 
     @tf.autograph.experimental.do_not_convert
     def reduce_sum(self) -> Tensor:
@@ -113,7 +113,7 @@ class StepOutput(Unreduced):
         """
         self._check_addable("reduce_sum", "sum")
         with self._on_device():
-            return _known(self._sum(_running_sum))
+            return _known(self._sum(_sum_in_order))
 
     @tf.autograph.experimental.do_not_convert
     def concat(self, axis: int = 0) -> Tensor:
@@ -167,7 +167,7 @@ class StepOutput(Unreduced):
                     var.assign_add(_dense(tensor))
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
                 return tf.convert_to_tensor(var)
-            how = {"variable": _running_sum, "add_n": tf.add_n, "accumulate_n": _accumulate_n}
+            how = {"variable": _sum_in_order, "add_n": _add_n, "accumulate_n": _accumulate_n}
             return _known(_divide(self._sum(how[method]), len(self._outputs)))
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
@@ -348,12 +348,42 @@ def _known(value: Tensor) -> Tensor:
     return known([value])[0]
 
 
-def _running_sum(tensors: list[Tensor]) -> Tensor:
-    return reduce(lambda total, tensor: total + tensor, tensors)
+# TensorFlow's optimizer replaces a chain of additions by one operation, and sorts the inputs of
+# such an operation by name. The order of a sum would then differ between ranks, whose graphs
+# differ, and so would the last digits of their losses. `tf.ensure_shape` keeps operations apart.
+
+
+def _sum_in_order(tensors: list[Tensor]) -> Tensor:
+    """The running sum, in this order on all ranks."""
+
+    def add(total: Tensor, tensor: Tensor) -> Tensor:
+        result = total + tensor
+        return tf.ensure_shape(result, result.shape) if _is_tensor(result) else result
+
+    return reduce(add, tensors)
+
+
+def _add_n(tensors: list[Tensor]) -> Tensor:
+    return tf.add_n(_in_order_of_names(tensors))
 
 
 def _accumulate_n(tensors: list[Tensor]) -> Tensor:
-    return tf.math.accumulate_n(tensors)
+    return tf.math.accumulate_n(_in_order_of_names(tensors))
+
+
+def _in_order_of_names(tensors: list[Tensor]) -> list[Tensor]:
+    """The same tensors, of operations whose names are in the same order."""
+    if not all(map(_is_tensor, tensors)):
+        return tensors
+    with tf.name_scope("terms"):
+        return [
+            tf.ensure_shape(tensor, tensor.shape, name=f"term_{index:07d}")
+            for index, tensor in enumerate(tensors)
+        ]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, tf.Tensor)
 
 
 def _dense(tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ _LENGTH = struct.Struct(">I")
 _COUNT = struct.Struct(">Q")
 _SIGNATURE_BYTES = hashlib.sha256().digest_size
 _HEAD_BYTES = _LENGTH.size + _SIGNATURE_BYTES
+_AHEAD_BYTES = 1 << 9  # read at least, so that most messages take one call of the system
 
 Message = dict[str, Any]
 
@@ -66,7 +67,7 @@ class Channel:
         self.connection = connection
         self._out = self._in = hashlib.sha256(os.fsencode(token)).digest()
         self._sent = self._received = 0
-        self._arrived = bytearray()  # an incomplete incoming message
+        self._arrived = bytearray()  # incoming, from the begin of a message on
         self._unsent = memoryview(b"")  # the rest of a message whose sending timed out
         self._sending = threading.Lock()
         connection.setblocking(False)
@@ -84,7 +85,10 @@ class Channel:
 
     def send(self, message: Message, seconds: float = 5.0) -> None:
         """Sends one message; `OSError` if the other side is gone or reads nothing for `seconds`."""
-        text = json.dumps(message).encode()
+        self.send_text(as_text(message), seconds)
+
+    def send_text(self, text: bytes, seconds: float = 5.0) -> None:
+        """Sends a message that `as_text` has made, such as one for many channels."""
         end = time.monotonic() + seconds
         with self._sending:
             self._unsent = self._push(self._unsent, end)
@@ -127,9 +131,10 @@ class Channel:
             raise PermissionError("a message is too long to be one of this run")
         if not self._fill(_HEAD_BYTES + length):
             return None
+        end = _HEAD_BYTES + length
         signature = bytes(self._arrived[_LENGTH.size : _HEAD_BYTES])
-        text = bytes(self._arrived[_HEAD_BYTES:])
-        self._arrived.clear()
+        text = bytes(self._arrived[_HEAD_BYTES:end])
+        del self._arrived[:end]
         expected = _sign(self._in, _COUNT.pack(self._received) + text)
         if not hmac.compare_digest(signature, expected):
             raise UnsignedError(text)
@@ -138,6 +143,11 @@ class Channel:
         if message is None:
             raise PermissionError("a message is not a JSON object")
         return message
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether more than the last message was read, of which no selector tells."""
+        return bool(self._arrived)
 
     def fileno(self) -> int:
         """File descriptor for selectors; -1 once it is closed."""
@@ -163,8 +173,9 @@ class Channel:
     def _fill(self, count: int) -> bool:
         """Reads until `count` bytes of the message have arrived; False if they have not yet."""
         while len(self._arrived) < count:
+            missing = count - len(self._arrived)
             try:
-                part = self.connection.recv(min(count - len(self._arrived), 1 << 16))
+                part = self.connection.recv(min(max(missing, _AHEAD_BYTES), 1 << 16))
             except (BlockingIOError, InterruptedError):
                 return False
             except OSError as error:
@@ -190,6 +201,11 @@ def readable(channels: Iterable[Channel], seconds: float | None) -> list[Channel
     return ready if closed is None else [*ready, closed]
 
 
+def as_text(message: Message) -> bytes:
+    """The text of a message, for `Channel.send_text`."""
+    return json.dumps(message).encode()
+
+
 def parse(text: bytes) -> Message | None:
     """The JSON object in a text; None if it is not one."""
     try:
@@ -200,4 +216,4 @@ def parse(text: bytes) -> Message | None:
 
 
 def _sign(key: bytes, text: bytes) -> bytes:
-    return hmac.new(key, text, hashlib.sha256).digest()
+    return hmac.digest(key, text, "sha256")

@@ -152,6 +152,7 @@ class HandshakeServer:
         secret: What guests must know.
         on_stranger: Called with the knock and the reason when a process that claims a rank of the
             run is rejected.
+        size: Number of guests that may come at once.
     """
 
     def __init__(
@@ -159,8 +160,10 @@ class HandshakeServer:
         listener: socket.socket,
         secret: Secret,
         on_stranger: Callable[[Message, str], Any] | None = None,
+        size: int = 0,
     ) -> None:
         self._listener, self._secret, self._on_stranger = listener, secret, on_stranger
+        self._most_guests = max(_MOST_GUESTS, size)
         self._visits: dict[Channel, _Visit] = {}
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
@@ -220,7 +223,7 @@ class HandshakeServer:
                     self._make_room()
                     continue
                 return  # no connection is pending, or it was closed already
-            if len(self._visits) >= _MOST_GUESTS:
+            if len(self._visits) >= self._most_guests:
                 self._make_room()
             channel = Channel(connection, self._secret.token, _KNOCK_BYTES)
             host = str(address[0]).removeprefix("::ffff:").partition("%")[0]

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from opensmp import _private
-from opensmp.distributed.launch import rendezvous
 from opensmp.distributed.launch.confinement import confined
 from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.meeting import rendezvous
 from opensmp.errors import AlreadyInitializedError, CommunicationError, LaunchError
 
 _logger = logging.getLogger("opensmp")
@@ -150,6 +150,11 @@ def bypass_proxies(hosts: Iterable[str]) -> None:
         if name == "no_grpc_proxy" and not known:
             continue  # if set, gRPC would ignore no_proxy
         os.environ[name] = ",".join(dict.fromkeys([*known, *added]))
+
+
+def host_of(machine: str) -> str:
+    """The host name in a `machine_name`."""
+    return machine.partition(" ")[0]
 
 
 def machine_name() -> str:

@@ -10,7 +10,7 @@ import socket
 import time
 
 from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
-from opensmp.distributed.launch.rendezvous import reserve_port
+from opensmp.distributed.launch.meeting.rendezvous import reserve_port
 
 _SECONDS = 0.5
 _TURN_SECONDS = 0.02  # time limit for one round of handshake messages

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from opensmp.config import IDLE_VARIABLE
 from opensmp.config import LAUNCHER_PREFIX as PREFIX
 from opensmp.distributed.launch.environment import Variables
-from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS
+from opensmp.distributed.watchdog.verdicts.stalls import DEFAULT_SECONDS
 from opensmp.errors import LaunchError
 
 _PORTS_TO_TRY = 8

@@ -1,8 +1,8 @@
 """Log of collective calls entered and pending on this process.
 
 Calls are counted per group of ranks. The heartbeats of a process report the calls it has entered
-and those that it waits in, by which `opensmp.distributed.watchdog.deadlock` tells a slow run from
-one that can never continue. Entering a call costs about a microsecond.
+and those that it waits in, by which `opensmp.distributed.watchdog.verdicts.deadlock` tells a slow
+run from one that can never continue. Entering a call costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ import contextlib
 import resource
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 _NAMES_KEPT = 4
 RUNNING, WAITING, FINISHED = "running", "waiting", "finished"
 
 
-class Group(NamedTuple):
+class Group:
     """Ranks whose calls are counted together.
+
+    There is one object for each value, so that comparing and hashing groups takes the same time for
+    any number of ranks.
 
     Attributes:
         ranks: The ranks, ascending.
@@ -27,8 +30,24 @@ class Group(NamedTuple):
             either direction.
     """
 
+    __slots__ = ("lane", "ranks")
     ranks: tuple[int, ...]
-    lane: str = ""
+    lane: str
+
+    def __new__(cls, ranks: tuple[int, ...], lane: str = "") -> Group:
+        """Returns the group with these values."""
+        known = _groups.get((ranks, lane))
+        if known is None:
+            made = super().__new__(cls)
+            made.ranks, made.lane = ranks, lane
+            known = _groups.setdefault((ranks, lane), made)  # the same one in all threads
+        return known
+
+    def __repr__(self) -> str:
+        return f"Group({self.ranks}, {self.lane!r})"
+
+
+_groups: dict[tuple[tuple[int, ...], str], Group] = {}
 
 
 class Wait(NamedTuple):
@@ -47,16 +66,6 @@ class Wait(NamedTuple):
     name: str
     computes: bool = False
 
-    def to_json(self) -> list[Any]:
-        """Converts it to a value that JSON can represent."""
-        return [list(self.group.ranks), self.group.lane, self.number, self.name, self.computes]
-
-    @classmethod
-    def from_json(cls, data: Sequence[Any]) -> Wait:
-        """Inverse of `to_json`."""
-        ranks, lane, number, name, computes = data
-        return cls(Group(tuple(ranks), lane), number, name, computes)
-
 
 class Entered(NamedTuple):
     """How many calls of a group a process has entered, and the last ones' names, oldest first."""
@@ -66,7 +75,7 @@ class Entered(NamedTuple):
 
 
 class Report(NamedTuple):
-    """State of a process, as sent in its heartbeats.
+    """State of a process, as its heartbeats tell it; see `heartbeat.py` in this folder.
 
     Attributes:
         state: `"running"`, `"waiting"` or `"finished"`.
@@ -93,39 +102,6 @@ class Report(NamedTuple):
     def calls(self) -> tuple[Wait, ...]:
         """The calls that this process is in, that of the main thread first."""
         return (self.wait, *self.aside) if self.wait else self.aside
-
-    def to_json(self) -> dict[str, Any]:
-        """Converts it to a value that JSON can represent."""
-        return {
-            "state": self.state,
-            "moment": self.moment,
-            "wait": self.wait and self.wait.to_json(),
-            "aside": [wait.to_json() for wait in self.aside],
-            "entered": [
-                [list(group.ranks), group.lane, done.number, list(done.names)]
-                for group, done in self.entered.items()
-            ],
-            "steps": self.steps,
-            "worked": self.worked,
-            "faults": self.faults,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Report:
-        """Inverse of `to_json`."""
-        return cls(
-            state=data["state"],
-            moment=data["moment"],
-            wait=data["wait"] and Wait.from_json(data["wait"]),
-            aside=tuple(map(Wait.from_json, data["aside"])),
-            entered={
-                Group(tuple(ranks), lane): Entered(number, tuple(names))
-                for ranks, lane, number, names in data["entered"]
-            },
-            steps=data["steps"],
-            worked=data["worked"],
-            faults=data["faults"],
-        )
 
 
 class CallLog:
@@ -213,6 +189,11 @@ class CallLog:
         with self._lock:
             self._moment += 1
             self._finished = True
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the program has ended."""
+        return self._finished
 
     def report(self) -> Report:
         """The current state; to be called on a dedicated thread, whose CPU time is not counted."""

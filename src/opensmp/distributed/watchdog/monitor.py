@@ -4,12 +4,15 @@ TensorFlow alone would hang forever in many of these cases. One thread per proce
 rank 0 over the connections of the rendezvous, and that of rank 0 with all:
 
 - the connection of a process that was killed, or crashed, closes at once;
-- a process whose heartbeats stop is probed through TensorFlow's C++ threads, which answer even when
-  Python is busy: if they do not, the process is frozen;
+- if the heartbeats of a process stop, its system tells whether the network is interrupted, see
+  `opensmp.distributed.channel.link`; if not, the process is probed through TensorFlow's C++
+  threads, which answer even when Python is busy: if they do not, the process is frozen;
 - a process that ends by an exception reports it first;
-- `opensmp.distributed.watchdog.deadlock` finds calls that can never complete;
-- `opensmp.distributed.watchdog.stalls` finds runs in which all ranks are in some call and none has
-  computed for minutes.
+- `opensmp.distributed.watchdog.verdicts.deadlock` finds calls that can never complete;
+- `opensmp.distributed.watchdog.verdicts.stalls` finds runs in which all ranks are in some call and
+  none has computed for minutes.
+
+The work per message is the same for any number of ranks; rank 0 judges once per heartbeat.
 
 Rank 0 determines the cause, since a failure makes other ranks fail in turn, and tells all. A
 process that computes is never ended for being slow. Survivors end by `os._exit`, because
@@ -21,18 +24,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import selectors
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from opensmp.distributed.channel.channel import Channel, Message, readable
-from opensmp.distributed.watchdog import deadlock
-from opensmp.distributed.watchdog.call_log import FINISHED, CallLog, Report, waits
-from opensmp.distributed.watchdog.recovery_rounds import Reaction, Rounds
-from opensmp.distributed.watchdog.stalls import DEFAULT_SECONDS, Idleness, computes
+from opensmp.distributed.channel.channel import Channel, Message, as_text
+from opensmp.distributed.channel.link import Link, LinkState
+from opensmp.distributed.watchdog import heartbeat
+from opensmp.distributed.watchdog.call_log import CallLog, waits
+from opensmp.distributed.watchdog.verdicts import silence
+from opensmp.distributed.watchdog.verdicts.judge import Judge, Verdict, beat_seconds
+from opensmp.distributed.watchdog.verdicts.recovery_rounds import Reaction, Rounds
+from opensmp.distributed.watchdog.verdicts.stalls import DEFAULT_SECONDS
 
 ENDED_BY_PEER = 75
 """Exit code of a process that ends because another one failed (`EX_TEMPFAIL`: retry)."""
@@ -40,38 +46,15 @@ ENDED_BY_PEER = 75
 PREEMPTED = 143
 """Exit code after a preemption signal (128 + SIGTERM): restart."""
 
-_BEAT_SECONDS = 0.5
 _SILENT_SECONDS = 4.0  # without a heartbeat, before a process is probed
-_ANSWER_SECONDS = 3.0
-_CONFIRM_SECONDS = 3.0  # without a change, before processes count as stuck
+_DOUBT_SECONDS = 1.5  # without a heartbeat, before the connection is observed
+_ANSWER_SECONDS, _ACKNOWLEDGE_SECONDS = 2.75, 0.25
 _CAUSE_SECONDS = 1.5  # to wait for the cause after a consequence
 _VERDICT_SECONDS = 8.0
 _PARTING_SECONDS = 10.0
-
-
-class Verdict(NamedTuple):
-    """Why a run has failed: the rank that did, and what happened to it."""
-
-    rank: int
-    text: str
-
-    def __str__(self) -> str:
-        return f"rank {self.rank} failed: {self.text}"
-
-
-@dataclass
-class _Suspicion:
-    """Ranks that seem to be stuck.
-
-    Attributes:
-        since: When the suspicion arose.
-        finding: Its reason.
-        worked: CPU seconds at that time of the ranks that may be computing.
-    """
-
-    since: float
-    finding: deadlock.Finding
-    worked: Mapping[int, float]
+_STALL_SECONDS = 1.0
+_MANY = 64  # ranks from which on messages that arrive within _PAUSE_SECONDS are read together
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass
@@ -81,8 +64,8 @@ class _Neighbour:
     rank: int
     channel: Channel
     heard: float
-    report: Report | None = None
-    reported: float = 0.0
+    link: Link
+    heartbeats: heartbeat.Receiver = field(default_factory=heartbeat.Receiver)
     gone: bool = False
 
 
@@ -96,6 +79,8 @@ class Watch:
         leave: Ends this process with an exit code.
         idle_seconds: How long all ranks may be in some call without any of them computing; 0: no
             limit. Rank 0's value counts.
+        size: Number of ranks, if it is not that of the channels and this process.
+        machines: Names of the machines of all ranks, for messages.
     """
 
     def __init__(
@@ -105,10 +90,14 @@ class Watch:
         record: CallLog,
         leave: Callable[[int], None] = os._exit,
         idle_seconds: float = DEFAULT_SECONDS,
+        size: int | None = None,
+        machines: Sequence[str] = (),
     ) -> None:
         now = time.monotonic()
-        self._rank = rank
-        self._neighbours = {peer: _Neighbour(peer, c, now) for peer, c in channels.items()}
+        self._rank, self._machines = rank, machines
+        self._neighbours = {
+            peer: _Neighbour(peer, c, now, Link(c.connection)) for peer, c in channels.items()
+        }
         self._record = record
         self._leave = leave
         self._lock = threading.Lock()
@@ -116,11 +105,19 @@ class Watch:
         self._decided = threading.Event()
         self._together = threading.Event()  # all programs have ended without an error
         self._consequence: tuple[float, Verdict] | None = None
-        self._suspicion: _Suspicion | None = None
-        self._idleness = Idleness(len(channels) + 1, idle_seconds)
+        size = len(channels) + 1 if size is None else size
+        self._beat_seconds = beat_seconds(size)
+        self._judge = Judge(size, idle_seconds)
+        self._heartbeats = heartbeat.Sender()
+        self._sending = threading.Lock()
+        self._arrivals = selectors.DefaultSelector()
+        for neighbour in self._neighbours.values():
+            self._arrivals.register(neighbour.channel, selectors.EVENT_READ, neighbour)
+        self._awake_since = now  # this thread, which the interpreter's lock may keep from working
+        self._probing = 0.0  # seconds that the last turn has spent for that
         self._failing = False  # this process is ending with its own error
         self._leaving = threading.Lock()
-        self._rounds = Rounds(len(channels) + 1)
+        self._rounds = Rounds(size)
         self._in_round = threading.Lock()
         self.hear: Callable[[Message], None] = lambda message: None
         self._process = os.getpid()
@@ -155,7 +152,7 @@ class Watch:
     def send(self, rank: int, message: Message) -> None:
         """Sends a message to the `hears` of a process to which this one has a connection."""
         neighbour = self._neighbours[rank]
-        if not neighbour.gone:  # else `_receive` notices it
+        if not neighbour.gone:  # `_hear` notices it
             with contextlib.suppress(OSError):
                 neighbour.channel.send(message)
 
@@ -188,54 +185,72 @@ class Watch:
     # ------------------------------------------------------------------------------ thread
 
     def _run(self) -> None:
-        next_beat = 0.0
+        next_beat, turn = 0.0, time.monotonic()
         while True:
             now = time.monotonic()
-            if now >= next_beat:
-                next_beat = now + _BEAT_SECONDS
+            if now - turn - self._probing > self._beat_seconds + _STALL_SECONDS:
+                self._awake_since = now
+            turn, self._probing = now, 0.0
+            is_beat = now >= next_beat
+            if is_beat:
+                next_beat = now + self._beat_seconds
                 self._send_reports()
             self._receive(max(0.0, next_beat - time.monotonic()))
             if not self._together.is_set():
-                self._look_for_silence()
+                if is_beat:
+                    self._look_for_silence()
                 if self._rank == 0:
-                    self._judge()
+                    self._look(is_beat)
             elif self._rank or all(n.gone for n in self._neighbours.values()):
                 return
 
     def _send_reports(self) -> None:
-        report = self._record.report()
-        message: Message = {"kind": "alive"}
-        if self._rank:
-            message["report"] = report.to_json()
-        for neighbour in self._neighbours.values():
-            if not neighbour.gone:
-                # `_receive` notices a closed connection, after its last messages.
-                with contextlib.suppress(OSError):
-                    neighbour.channel.send(message)
+        if self._rank == 0:
+            self._send_to_all(as_text({"kind": "alive"}))
+            return
+        with self._sending:
+            # `_hear` notices a closed connection, after its last messages.
+            try:
+                message = self._heartbeats.heartbeat(self._record.report())
+                self._neighbours[0].channel.send(message, seconds=1.0)
+            except OSError:
+                self._heartbeats.start_anew()
 
     def _receive(self, seconds: float) -> None:
-        by_channel = {n.channel: n for n in self._neighbours.values() if not n.gone}
-        if not by_channel:
-            time.sleep(seconds)
-            return
-        for channel in readable(by_channel, seconds):
-            neighbour = by_channel[channel]
+        ready = self._arrivals.select(seconds)
+        if len(self._neighbours) >= _MANY and ready:
+            time.sleep(_PAUSE_SECONDS)
+            ready = self._arrivals.select(0.0)
+        for key, _ in ready:
+            self._hear(key.data)
+
+    def _hear(self, neighbour: _Neighbour) -> None:
+        """Takes a message of a process that has arrived, and what was read with it."""
+        while True:
             try:
-                message = channel.receive(5.0)
+                message = neighbour.channel.receive_now()
             except OSError:
-                neighbour.gone = True
-                if not self._together.is_set():
-                    self._note(Verdict(neighbour.rank, _GONE), consequence=False)
-                continue
+                self._lose(neighbour)
+                return
+            if message is None:
+                return
             neighbour.heard = time.monotonic()
             self._take(neighbour, message)
+            if not neighbour.channel.has_rest:
+                return
+
+    def _lose(self, neighbour: _Neighbour) -> None:
+        neighbour.gone = True
+        self._arrivals.unregister(neighbour.channel)
+        if not self._together.is_set():
+            self._note(Verdict(neighbour.rank, _GONE), consequence=False)
 
     def _take(self, neighbour: _Neighbour, message: Message) -> None:
         kind = message.get("kind")
-        if kind == "alive" and "report" in message:
-            neighbour.report = Report.from_json(message["report"])
-            neighbour.reported = neighbour.heard
-            self._idleness.hear(neighbour.rank, neighbour.report, neighbour.heard)
+        if kind == "alive":
+            if self._rank == 0:
+                report = neighbour.heartbeats.report(message)
+                self._judge.hear(neighbour.rank, report, neighbour.heard)
         elif kind == "failed":
             verdict = Verdict(neighbour.rank, message["text"])
             self._note(verdict, message["consequence"])
@@ -264,20 +279,55 @@ class Watch:
             self._decide(Verdict(*outcome.lost))
 
     def _look_for_silence(self) -> None:
+        unheard: list[tuple[_Neighbour, LinkState]] = []
         for neighbour in self._neighbours.values():
-            silent = time.monotonic() - neighbour.heard
-            if neighbour.gone or silent < _SILENT_SECONDS or self.answers is None:
+            if neighbour.channel.fileno() == -1 and not neighbour.gone:  # closed by this process
+                self._lose(neighbour)
+            now = time.monotonic()
+            silent = now - neighbour.heard
+            if neighbour.gone or silent < _DOUBT_SECONDS:
                 continue
-            began = time.monotonic()
-            if self.answers(neighbour.rank, _ANSWER_SECONDS):
-                neighbour.heard = time.monotonic()
+            link = neighbour.link.sample(now)
+            if silent < _SILENT_SECONDS:
                 continue
-            # Counts messages that arrived while this thread was waiting.
+            # If this thread was kept from sending, there was nothing to acknowledge.
+            was_awake = now - self._awake_since >= _SILENT_SECONDS
+            if link is not None and link.is_lost and was_awake:
+                unheard.append((neighbour, link))
+            elif self.answers is not None:
+                self._probe(neighbour, self.answers)
+        if not unheard:
+            return
+        (first, link), *others = unheard
+        seconds = time.monotonic() - first.heard
+        if seconds >= _SILENT_SECONDS + _ANSWER_SECONDS + _ACKNOWLEDGE_SECONDS:
+            here, there = self._place(self._rank), self._place(first.rank)
+            ranks = [other.rank for other, _ in others]
+            text = silence.interrupted(here, there, seconds, link, ranks)
+            self._note(Verdict(None, text), consequence=False)
+
+    def _probe(self, neighbour: _Neighbour, answers: Callable[[int, float], bool]) -> None:
+        """Finds out whether a process that is not heard is frozen."""
+        began = time.monotonic()
+        if answers(neighbour.rank, _ANSWER_SECONDS):
+            neighbour.heard = time.monotonic()
+        else:
+            # What is sent now is acknowledged if the network works. Messages that arrived while
+            # this thread was waiting count.
+            self._send_reports()
+            time.sleep(_ACKNOWLEDGE_SECONDS)
             self._receive(0.0)
-            if neighbour.heard < began and not neighbour.gone:
-                seconds = time.monotonic() - neighbour.heard
-                text = f"it is frozen: it has given no sign of life for {seconds:.0f} s"
+            now = time.monotonic()
+            link = neighbour.link.sample(now)
+            is_lost = link is not None and link.is_deaf
+            if neighbour.heard < began and not neighbour.gone and not is_lost:
+                text = silence.frozen(now - neighbour.heard, link)
                 self._note(Verdict(neighbour.rank, text), consequence=False)
+        self._probing += time.monotonic() - began
+
+    def _place(self, rank: int) -> silence.Place:
+        is_known = rank < len(self._machines)
+        return silence.Place(rank, self._machines[rank] if is_known else "")
 
     # ---------------------------------------------------------------------------- decision
 
@@ -290,7 +340,7 @@ class Watch:
             if self._consequence is None:
                 self._consequence = (time.monotonic(), verdict)
 
-    def _judge(self) -> None:
+    def _look(self, is_beat: bool) -> None:
         """Rank 0: ends runs that can never continue, and releases all when all have finished."""
         now = time.monotonic()
         if self._consequence is not None and now - self._consequence[0] > _CAUSE_SECONDS:
@@ -298,51 +348,22 @@ class Watch:
             return
         with self._in_round:
             self._carry_out(self._rounds.due(now))
-        reports = {n.rank: n.report for n in self._neighbours.values() if n.report is not None}
-        reports[0] = self._record.report()
-        self._idleness.hear(0, reports[0], now)
-        if len(reports) == len(self._neighbours) + 1 and all(
-            report.state == FINISHED for report in reports.values()
-        ):
+        if is_beat or self._record.is_finished:
+            self._judge.hear(0, self._record.report(), now)
+        if self._judge.all_finished:
             self._tell({"kind": "together"})
             self._together.set()
             return
-        if any(n.gone for n in self._neighbours.values()):
+        if not is_beat or any(n.gone for n in self._neighbours.values()):
             return
-        finding = deadlock.find_mismatch(reports)
-        if finding is not None:
-            self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
-            return
-        self._confirm(deadlock.find_stuck(reports), reports, now)
-        notice = self._idleness.notice()
-        if notice is not None and notice.ends:
-            self._decide(Verdict(0, notice.text))
-        elif notice is not None:
-            self._tell({"kind": "warning", "text": notice.text})
-            self._warn(notice.text)
-
-    def _confirm(
-        self, finding: deadlock.Finding | None, reports: Mapping[int, Report], now: float
-    ) -> None:
-        """Decides that processes are stuck once newer reports of all of them agree."""
-        if finding is None:
-            self._suspicion = None
-            return
-        worked = {rank: reports[rank].worked for rank in finding.computing}
-        known = self._suspicion
-        if known is None or known.finding.moments != finding.moments:
-            self._suspicion = _Suspicion(now, finding, worked)
-            return
-        again = all(
-            rank == 0 or self._neighbours[rank].reported > known.since + _BEAT_SECONDS
-            for rank, _ in finding.moments
-        )
-        if not again or now - known.since <= _CONFIRM_SECONDS:
-            return
-        if any(computes(used - known.worked[r], now - known.since) for r, used in worked.items()):
-            self._suspicion = _Suspicion(now, finding, worked)
-            return
-        self._decide(Verdict(finding.rank, f"the programs do not match: {finding.text}"))
+        found = self._judge.judge(now)
+        if isinstance(found, Verdict):
+            self._decide(found)
+        elif found is not None and found.ends:
+            self._decide(Verdict(0, found.text))
+        elif found is not None:
+            self._tell({"kind": "warning", "text": found.text})
+            self._warn(found.text)
 
     def _decide(self, verdict: Verdict) -> None:
         """Accepts the first verdict only: tells all ranks, and ends this process."""
@@ -370,16 +391,20 @@ class Watch:
         print(f"opensmp: rank {self._rank} warns: {text}", file=sys.stderr, flush=True)
 
     def _tell(self, message: Message) -> None:
+        self._send_to_all(as_text(message), seconds=1.0)
+
+    def _send_to_all(self, text: bytes, seconds: float = 0.0) -> None:
         for neighbour in self._neighbours.values():
-            if not neighbour.gone:
+            if not neighbour.gone:  # `_hear` notices it
                 with contextlib.suppress(OSError):
-                    neighbour.channel.send(message, seconds=1.0)
+                    neighbour.channel.send_text(text, seconds)
 
     def _let_go(self) -> None:
         """In a forked child: closes the connections, which must end with the parent."""
         for neighbour in self._neighbours.values():
             with contextlib.suppress(OSError):
                 os.close(neighbour.channel.fileno())
+        self._arrivals.close()
 
 
 _GONE = "it ended without notice: it was killed, as by a signal or for want of memory, or crashed"
@@ -387,10 +412,14 @@ _GONE = "it ended without notice: it was killed, as by a signal or for want of m
 _watch: Watch | None = None
 
 
-def watch(rank: int, channels: Mapping[int, Channel], idle_seconds: float) -> Watch:
-    """Creates and starts the watch of this process."""
+def watch(
+    rank: int, machines: Sequence[str], channels: Mapping[int, Channel], idle_seconds: float
+) -> Watch:
+    """Creates and starts the watch of this process; `machines` are those of all ranks."""
     global _watch
-    _watch = Watch(rank, channels, waits, idle_seconds=idle_seconds)
+    _watch = Watch(
+        rank, channels, waits, idle_seconds=idle_seconds, size=len(machines), machines=machines
+    )
     _watch.start()
     return _watch
 

@@ -3,8 +3,8 @@
 Ranks need each other inside a step. If one left it by an error, the others would wait for it,
 forever if its program catches the error and continues. So each call that needs other ranks is
 guarded here: an error is reported to rank 0, which tells all ranks, see
-`opensmp.distributed.watchdog.recovery_rounds`. Their pending operations are interrupted, and they
-raise the same error from the same call of their programs.
+`opensmp.distributed.watchdog.verdicts.recovery_rounds`. Their pending operations are interrupted,
+and they raise the same error from the same call of their programs.
 
 TensorFlow's collectives cannot be used after an interrupt, and tensors in transit must not be
 delivered to a later step. So before the next guarded call all ranks meet and reset their

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import random
 import resource
 import socket
 import struct
@@ -16,9 +17,10 @@ from patience import patient
 
 from opensmp.distributed.channel import handshake
 from opensmp.distributed.channel.handshake import HandshakeServer, Secret, introduce
-from opensmp.distributed.launch import rendezvous
 from opensmp.distributed.launch.launch import Launch
-from opensmp.distributed.launch.rendezvous import Meeting, disagreement, meet, reserve_port
+from opensmp.distributed.launch.meeting import rendezvous
+from opensmp.distributed.launch.meeting.rendezvous import Meeting, disagreement, meet, reserve_port
+from opensmp.distributed.launch.meeting.table import Peer, packed
 from opensmp.errors import LaunchError
 
 
@@ -137,7 +139,9 @@ def test_absent_ranks_may_have_looked_elsewhere(launch):
 def test_processes_of_different_secrets_are_told_so_on_both_sides(
     launch, capsys, monkeypatch, ours, theirs, told
 ):
-    monkeypatch.setattr("opensmp.distributed.launch.rendezvous_client._REFUSED_SECONDS", 0.3)
+    monkeypatch.setattr(
+        "opensmp.distributed.launch.meeting.rendezvous_client._REFUSED_SECONDS", 0.3
+    )
     host = dataclasses.replace(
         launch, token=ours or "x", has_secret=bool(ours), join_seconds=patient(3.0)
     )
@@ -158,7 +162,9 @@ def test_processes_of_different_secrets_are_told_so_on_both_sides(
 
 
 def test_a_process_of_another_user_is_let_in_only_with_a_token(launch, monkeypatch, capsys):
-    monkeypatch.setattr("opensmp.distributed.launch.rendezvous_client._REFUSED_SECONDS", 0.3)
+    monkeypatch.setattr(
+        "opensmp.distributed.launch.meeting.rendezvous_client._REFUSED_SECONDS", 0.3
+    )
     monkeypatch.setattr(handshake, "owner", lambda connection: os.geteuid() + 1)
     both = [launch, dataclasses.replace(launch, rank=1)]
     assert [type(result) for result in meet_all(*both)] == [Meeting, Meeting]
@@ -354,6 +360,33 @@ def test_a_rank_that_leaves_and_comes_again_is_welcome(launch):
     assert [type(result) for result in results] == [Meeting] * 3, results
 
 
+def test_ranks_may_leave_at_any_moment_until_all_are_there(launch):
+    rng, size = random.Random(1), 24
+    secret = Secret("secret", is_secret=True)
+    world = dataclasses.replace(launch, size=size)
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(meet_all(world)))
+    thread.start()
+    row = {"size": size, "port": 1, "machine": "m", "process": 1, "network": "", "facts": {}}
+    reset = struct.pack("ii", 1, 0)
+    for _ in range(100):
+        rank, connection = rng.randrange(1, size), connected(launch.meeting)
+        if rng.random() < 0.5:  # without a word
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        if rng.random() < 0.7:
+            channel = introduce(connection, secret, rank, size, 30.0)
+            if rng.random() < 0.8:
+                channel.send({"kind": "hello", "rank": rank, **row})
+            if rng.random() < 0.5:
+                with contextlib.suppress(TimeoutError):
+                    channel.receive(0.2)
+        connection.close()
+    rest = [dataclasses.replace(world, rank=rank) for rank in range(1, size)]
+    results += meet_all(*rest, facts=[{}] * size)
+    thread.join(60)
+    assert [type(result) for result in results] == [Meeting] * size, results
+
+
 def test_a_rank_that_leaves_while_the_table_goes_out_is_left_to_the_watch(launch, monkeypatch):
     secret = Secret("secret", is_secret=True)
     results: list[Any] = []
@@ -378,7 +411,7 @@ def test_a_rank_that_leaves_while_the_table_goes_out_is_left_to_the_watch(launch
 def test_the_table_of_thousands_of_ranks_is_read(launch):
     size = 3000
     row = {"address": f"{'node' * 60}:20000", "machine": "m" * 300, "process": 1, "network": "n"}
-    rows = [{"rank": rank, **row} for rank in range(size)]
+    peers = [Peer(rank, **row) for rank in range(size)]
     results: list[Any] = []
     with socket.create_server(launch.meeting, reuse_port=True) as listener:
         guest = dataclasses.replace(launch, rank=1, size=size)
@@ -388,11 +421,11 @@ def test_the_table_of_thousands_of_ranks_is_read(launch):
             while not (guests := reception.wait(1.0)):
                 pass
             guests[0].channel.send({"kind": "welcome"})
-            guests[0].channel.send({"kind": "table", "rows": rows}, 60.0)
+            guests[0].channel.send(packed(peers), 60.0)
             thread.join(60)
             guests[0].channel.close()
     assert [type(result) for result in results] == [Meeting], results
-    assert len(results[0].peers) == size
+    assert list(results[0].peers) == peers
 
 
 @pytest.mark.parametrize(
@@ -402,7 +435,8 @@ def test_the_table_of_thousands_of_ranks_is_read(launch):
         {"kind": "refused"},
         {"kind": "table"},
         {"kind": "table", "rows": [1, 2]},
-        {"kind": "table", "rows": [{"rank": 0}, {"rank": 1}]},
+        {"kind": "table", "rows": "AAAA"},
+        packed([Peer(0, "127.0.0.1:1", "m", 1)]),
     ],
 )
 def test_an_answer_that_does_not_fit_is_none(launch, reply):
@@ -433,6 +467,44 @@ def test_another_program_at_the_port_is_named_as_what_it_is(launch):
                 connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 5)
         thread.join(120)
     assert "what listens there is no rank 0 of opensmp" in str(results[0])
+
+
+def test_rank_0_that_leaves_and_comes_again_is_found(launch):
+    secret = Secret("secret", is_secret=True)
+    results: list[Any] = []
+    guest = dataclasses.replace(launch, rank=1)
+    thread = threading.Thread(target=lambda: results.extend(meet_all(guest)))
+    with socket.create_server(launch.meeting, reuse_port=True) as listener:
+        thread.start()
+        with contextlib.closing(HandshakeServer(listener, secret)) as reception:
+            while not (guests := reception.wait(1.0)):
+                pass
+            guests[0].channel.send({"kind": "welcome"})
+            guests[0].channel.close()
+    results += meet_all(launch)
+    thread.join(60)
+    assert [type(result) for result in results] == [Meeting, Meeting], results
+
+
+def test_a_rank_that_comes_after_the_others_have_met_is_told_so(launch):
+    results = meet_all(launch, dataclasses.replace(launch, rank=1))
+    assert [type(result) for result in results] == [Meeting, Meeting], results
+    (late,) = meet_all(dataclasses.replace(launch, rank=1, join_seconds=0.5))
+    assert isinstance(late, LaunchError)
+    assert "A rank that is started anew after all ranks have met cannot come" in str(late)
+
+
+@pytest.mark.parametrize("limit", [24, 64])
+def test_as_many_files_may_be_open_as_there_are_ranks(launch, limit):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held + limit, limits[1]))
+    try:
+        forty = [dataclasses.replace(launch, rank=rank, size=40) for rank in range(40)]
+        results = meet_all(*forty, facts=[{}] * 40)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [type(result) for result in results] == [Meeting] * 40, results
 
 
 def test_derived_port_that_is_taken_is_passed_over():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from opensmp.distributed.watchdog.call_log import FINISHED, RUNNING, WAITING, Group, Report, Wait
-from opensmp.distributed.watchdog.stalls import Idleness
+from opensmp.distributed.watchdog.verdicts.stalls import Idleness
 
 STEP = Wait(Group((0, 1)), 3, "the step train")
 IDLE = Report(WAITING, 5, STEP, {}, worked=1.0)

@@ -14,10 +14,8 @@ from opensmp.distributed.channel.handshake import (
     introduce,
 )
 from opensmp.distributed.launch.launch import Launch
+from opensmp.distributed.launch.meeting.table import Peer, unpacked
 from opensmp.errors import LaunchError
-
-ROW = {"rank": int, "address": str, "machine": str, "process": int, "network": str}
-"""Fields, with types, of the row that all ranks receive about each rank."""
 
 SAME_TOKEN = (
     f"Expected: the same {TOKEN_VARIABLE} in every process of a run, or no such variable in any "
@@ -31,7 +29,7 @@ _REFUSED_SECONDS = 3.0  # time for an earlier run on the port to end
 _MOST_BYTES, _PEER_BYTES = 1 << 20, 1 << 12
 
 
-def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Channel]]:
+def visit(launch: Launch, hello: Message) -> tuple[tuple[Peer, ...], dict[int, Channel]]:
     """Connects to rank 0, retrying until all ranks are there; returns their rows and channels."""
     end = time.monotonic() + launch.join_seconds
     host, first = launch.meeting or ("", 0)
@@ -40,7 +38,7 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
     while time.monotonic() < end:
         for port in range(first, first + launch.num_meeting_ports):
             try:
-                reply, channel = _ask(launch, hello, (host, port))
+                peers, channel = _ask(launch, hello, (host, port))
             except StrangerError as error:
                 problem = error
                 # A derived port may belong to another run, and the next port to this one.
@@ -59,17 +57,15 @@ def visit(launch: Launch, hello: Message) -> tuple[list[Message], dict[int, Chan
             except UnicodeError as error:  # the host name is invalid
                 problem = error
             else:
-                if reply["kind"] == "refused":
-                    channel.close()
-                    raise LaunchError(reply["text"])
-                return reply["rows"], {0: channel}
+                return peers, {0: channel}
         time.sleep(_PAUSE_SECONDS)
     raise LaunchError(
         f"{launch.source}: rank {launch.rank} of {launch.size} did not find rank 0 at "
         f"{host}:{first} within {launch.join_seconds:g} s ({problem}). Expected: rank 0 calls "
         "smp.init in this time, on a machine of that name, behind a port that is open to this "
         "one. Look at what rank 0 was doing, or give it more time with "
-        f"{more_time(launch)}."
+        f"{more_time(launch)}. A rank that is started anew after all ranks have met cannot come "
+        "to them: start all ranks again."
     )
 
 
@@ -78,8 +74,10 @@ def more_time(launch: Launch) -> str:
     return "--join-seconds" if launch.source == "opensmp run" else "OPENSMP_RUN_JOIN_SECONDS"
 
 
-def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Message, Channel]:
-    """The reply of rank 0, if it listens at that address: all rows, or why it refuses."""
+def _ask(
+    launch: Launch, hello: Message, place: tuple[str, int]
+) -> tuple[tuple[Peer, ...], Channel]:
+    """All ranks, by rank 0 if it listens at that address; `LaunchError` if it refuses."""
     # Another program on a derived port fails the handshake.
     channel = introduce(
         socket.create_connection(place, 2.0),
@@ -95,25 +93,17 @@ def _ask(launch: Launch, hello: Message, place: tuple[str, int]) -> tuple[Messag
         if reply.get("kind") == "welcome":
             # Rank 0 may have started to wait later, so that the table may come late.
             reply = channel.receive(launch.join_seconds + _HANDSHAKE_SECONDS)
-        if not _is_refusal(reply) and not _is_table(reply, launch.size):
+        if _is_refusal(reply):
+            raise LaunchError(reply["text"])
+        peers = unpacked(reply, launch.size)
+        if peers is None:
             raise Closed("the answer makes no sense")
     except BaseException:
         channel.close()
         raise
     channel.most_bytes = _MOST_BYTES
-    return reply, channel
+    return peers, channel
 
 
 def _is_refusal(reply: Message) -> bool:
     return reply.get("kind") == "refused" and has(reply, text=str)
-
-
-def _is_table(reply: Message, size: int) -> bool:
-    rows = reply.get("rows")
-    return (
-        reply.get("kind") == "table"
-        and isinstance(rows, list)
-        and len(rows) == size
-        and all(isinstance(row, dict) and has(row, **ROW) for row in rows)
-        and [row["rank"] for row in rows] == list(range(size))
-    )

@@ -1,7 +1,7 @@
 """Measures for how long all ranks have been in some call without any of them computing.
 
-Inside a call that all ranks have entered, such as a step, `opensmp.distributed.watchdog.deadlock`
-cannot tell computing from waiting for a message that never comes. But if no rank computes for
+Inside a call that all ranks have entered, such as a step, `deadlock.py` in this folder cannot tell
+computing from waiting for a message that never comes. But if no rank computes for
 minutes, each waits for another. The time restarts when any rank computes, is swapped in, enters or
 leaves a call, or is in none.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from opensmp.distributed.watchdog.call_log import FINISHED, Report
-from opensmp.distributed.watchdog.deadlock import listed
+from opensmp.distributed.watchdog.verdicts.deadlock import listed
 
 DEFAULT_SECONDS = 600.0
 """Default limit, the usual timeout of collective operations in other libraries."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from opensmp.distributed.watchdog.rank_error import RankError
-from opensmp.distributed.watchdog.recovery_rounds import Rounds
+from opensmp.distributed.watchdog.verdicts.recovery_rounds import Rounds
 
 
 def fault(rank, text="no row", generation=0, consequence=False):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from opensmp.base.message_text import plain, shown
-from opensmp.distributed.channel.channel import Channel, Message
+from opensmp.distributed.channel.channel import Channel, Message, as_text
 from opensmp.distributed.channel.handshake import (
     TOKEN_VARIABLE,
     Guest,
@@ -30,29 +30,13 @@ from opensmp.distributed.channel.handshake import (
 )
 from opensmp.distributed.channel.peer_owner import can_tell, is_loopback
 from opensmp.distributed.launch.launch import Launch
-from opensmp.distributed.launch.rendezvous_client import ROW, SAME_TOKEN, more_time, visit
+from opensmp.distributed.launch.meeting.rendezvous_client import SAME_TOKEN, more_time, visit
+from opensmp.distributed.launch.meeting.table import Peer, packed
+from opensmp.distributed.watchdog.verdicts.deadlock import listed
 from opensmp.errors import LaunchError
 
 _MOST_WARNINGS = 3
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One process, as all others know it.
-
-    Attributes:
-        rank: Its rank.
-        address: `host:port` of its TensorFlow server.
-        machine: Name of its machine, equal for processes of one machine.
-        process: Its process id there.
-        network: Name of its network namespace on that machine.
-    """
-
-    rank: int
-    address: str
-    machine: str
-    process: int
-    network: str = ""
+_OTHER_FILES = 256  # of the program itself, beside the connections of the ranks
 
 
 @dataclass(frozen=True)
@@ -112,14 +96,13 @@ def meet(launch: Launch, machine: str, process: int, facts: Mapping[str, Any]) -
     }
     try:
         if launch.rank == 0:
-            rows, channels = _Host(launch, hello).gather()
+            peers, channels = _Host(launch, hello).gather()
         else:
-            rows, channels = visit(launch, hello)
+            peers, channels = visit(launch, hello)
     except BaseException:
         if reservation is not None:
             reservation.close()
         raise
-    peers = tuple(Peer(*(row[name] for name in ROW)) for row in rows)
     return Meeting(peers, channels, reservation)
 
 
@@ -159,14 +142,15 @@ class _Host:
         self._ranks: dict[Channel, int] = {}
         self._strangers: dict[tuple[str, int], str] = {}
 
-    def gather(self) -> tuple[list[Message], dict[int, Channel]]:
+    def gather(self) -> tuple[tuple[Peer, ...], dict[int, Channel]]:
         launch = self._launch
         end = time.monotonic() + launch.join_seconds
+        _allow_files(launch.size + _OTHER_FILES)
         with _listen(launch) as listener:
             _warn_of_strangers(launch, listener)
             secret = Secret(launch.token, launch.has_secret)
             with contextlib.closing(
-                HandshakeServer(listener, secret, self._turn_away)
+                HandshakeServer(listener, secret, self._turn_away, launch.size)
             ) as reception:
                 self._reception = reception
                 while len(self._rows) < launch.size:
@@ -185,16 +169,22 @@ class _Host:
                 f"The processes do not agree: {difference}. Expected: the same program and the "
                 "same configuration in every process."
             )
-        rows: list[Message] = [self._rows[rank] for rank in range(launch.size)]
-        for row in rows:
-            row["address"] = _address(launch, row, self._rows[0]["machine"])
-        rows = [{name: row[name] for name in ROW} for row in rows]
+        rows = [self._rows[rank] for rank in range(launch.size)]
+        first = rows[0]["machine"]
+        peers = tuple(
+            Peer(rank, _address(launch, row, first), row["machine"], row["process"], row["network"])
+            for rank, row in enumerate(rows)
+        )
+        self._tell(packed(peers))
+        return peers, self._channels
+
+    def _tell(self, message: Message) -> None:
+        text = as_text(message)
         for channel in self._channels.values():
             # The watchdog (`opensmp.distributed.watchdog.monitor`) detects a rank that has left
             # meanwhile.
             with contextlib.suppress(OSError):
-                channel.send({"kind": "table", "rows": rows})
-        return rows, self._channels
+                channel.send_text(text)
 
     def _take(self, guest: Guest) -> None:
         launch, row, channel = self._launch, guest.hello, guest.channel
@@ -247,9 +237,8 @@ class _Host:
         _warn(f"{self._strangers[key]}. {SAME_TOKEN}")
 
     def _refuse_all(self, text: str) -> NoReturn:
+        self._tell({"kind": "refused", "text": text})
         for channel in self._channels.values():
-            with contextlib.suppress(OSError):
-                channel.send({"kind": "refused", "text": text})
             channel.close()
         raise LaunchError(text)
 
@@ -323,12 +312,11 @@ def _address(launch: Launch, row: Message, first_machine: str) -> str:
 
 def _absent(launch: Launch, there: Iterable[int], turned_away: Iterable[str]) -> str:
     missing = sorted(set(range(launch.size)) - set(there))
-    several = len(missing) != 1
     text = (
-        f"{launch.source}: rank{'s' * several} {', '.join(map(str, missing))} of {launch.size} did "
-        f"not call smp.init within {launch.join_seconds:g} s of rank 0. Expected: every process "
-        "calls smp.init at the top of the script. Look at what the missing ones were doing, or "
-        f"give them more time with {more_time(launch)}."
+        f"{launch.source}: {listed(missing)} of {launch.size} did not call smp.init within "
+        f"{launch.join_seconds:g} s of rank 0. Expected: every process calls smp.init at the top "
+        "of the script. Look at what the missing ones were doing, or give them more time with "
+        f"{more_time(launch)}."
     )
     strangers = "; ".join(turned_away)
     if strangers:
@@ -353,6 +341,15 @@ def _is_here(host: str) -> bool:
 
 
 _STREAM = socket.SOCK_STREAM
+
+
+def _allow_files(number: int) -> None:
+    """Raises the number of files that this process may open, if the system lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _too_many_files(launch: Launch, error: OSError) -> str:

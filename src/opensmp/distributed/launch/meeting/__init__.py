@@ -1,0 +1,1 @@
+"""Rendezvous: how the processes of a run find each other."""
