@@ -16,7 +16,6 @@ from recomputing import assert_equal, by_fit, by_own_step, by_step, trained, twi
 
 import opensmp as smp
 from opensmp.distributed import world
-from opensmp.errors import ConfigError
 from opensmp.execution.memory import offload, offload_places
 from opensmp.execution.memory.offload_places import spill_file
 from opensmp.execution.memory.spill_file import Spill
@@ -192,34 +191,6 @@ def test_too_few_microbatches_are_told(reads, tmp_path, caplog):
         trained("drawing", "none", offload="residuals", offload_folder=tmp_path)
     assert "hold 2 microbatches at most at once" in caplog.text
     assert reads == {"written": 0, "read": 0}
-
-
-# ------------------------------------------------------------------------------- the refusals
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"offload": "residuals"}, '"offload_folder": "/path/to/folder"'),
-        ({"offload": {1: "residuals"}}, "partition 1 is on /device:CPU:1"),
-        ({"offload": "residuals", "offload_folder": "/nowhere"}, "No such file or directory"),
-        ({"offload": "residuals", "offload_folder": "/proc"}, "no file can be written"),
-    ],
-)
-def test_what_is_not_possible_is_refused(keys, message):
-    smp.shutdown()
-    with pytest.raises(ConfigError, match=message):
-        smp.init({"partitions": 2, "microbatches": 4, **keys})
-    assert not smp.is_initialized()
-
-
-def test_a_folder_in_memory_is_told(caplog):
-    smp.shutdown()
-    if not os.path.isdir("/dev/shm"):
-        pytest.skip("no folder in memory here")
-    with caplog.at_level(logging.WARNING, logger="opensmp"):
-        smp.init({"partitions": 2, "offload": "residuals", "offload_folder": "/dev/shm"})
-    assert "'/dev/shm' is in memory (tmpfs)" in caplog.text
 
 
 def dense() -> keras.Model:
