@@ -159,13 +159,18 @@ def differentiable_call(
     ]
 
 
-def release_gradients(graph: Any) -> None:
-    """Frees what the gradients of a complete graph hold; one taken later fails when it is run."""
+def release_trace(graph: Any, traced: Sequence[Any]) -> None:
+    """Frees what the calls and gradients of a complete graph hold, with the `traced` graphs.
+
+    A gradient that is taken later fails when it is run.
+    """
 
     def refuse(args: Sequence[Tensor], upstream: Sequence[Any]) -> list[Tensor | None]:
         return fails_when_run(args, FROM_OUTSIDE, upstream)
 
     _private.release_gradients(graph, refuse)
+    _private.forget_bodies(graph)
+    _private.keep_functions(graph, traced)
 
 
 def _upstream(output: Tensor) -> int:

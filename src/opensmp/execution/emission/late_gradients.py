@@ -69,3 +69,9 @@ def in_place(tensor: Tensor) -> Tensor:
     """Copies a tensor on its own device, which orders the copy after the current control inputs."""
     with tf.device(tensor.device):
         return tf.identity(tensor)
+
+
+def read_zero(done: Tensor, device: str) -> Op:
+    """Reads the zero returned by a call with side effects, so that the call is not pruned."""
+    with tf.device(device):
+        return tf.raw_ops.Assert(condition=tf.equal(done, 0), data=[done])

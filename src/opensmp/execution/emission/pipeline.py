@@ -32,7 +32,7 @@ from opensmp.execution.autodiff.segment_gradients import (
     LateGradient,
     Saved,
     differentiable_call,
-    release_gradients,
+    release_trace,
 )
 from opensmp.execution.context import Prepare, as_current
 from opensmp.execution.emission.emitted_calls import EmittedCalls
@@ -41,6 +41,7 @@ from opensmp.execution.emission.gradient_sums import GradientSums
 from opensmp.execution.emission.late_gradients import (
     compute_late_gradients,
     in_place,
+    read_zero,
     side_effects_of,
     without_bridge,
 )
@@ -429,7 +430,7 @@ class Pipeline:
             for variable, value in state:
                 tf_variable(variable).assign(value)
         done = looks + [
-            self._read(partition, done)
+            read_zero(done, self._emitted.device(partition))
             for partition, done in self._done
             if partition in self._world.my_partitions
         ]
@@ -440,14 +441,7 @@ class Pipeline:
 
     def release(self) -> None:
         """Frees what only the trace needed: traces and programs, and the graphs of functions."""
-        release_gradients(self._graph)
-        _private.forget_bodies(self._graph)
-        _private.keep_functions(self._graph, self._traces.graphs)
-
-    def _read(self, partition: int, done: Tensor) -> Op:
-        """Reads the zero returned by a call with side effects, so that the call is not pruned."""
-        with tf.device(self._emitted.device(partition)):
-            return tf.raw_ops.Assert(condition=tf.equal(done, 0), data=[done])
+        release_trace(self._graph, self._traces.graphs)
 
     def finish_nest(self, nest: Any) -> Any:
         """Like `finish`, for a nest of tensors and other leaves."""
