@@ -123,9 +123,16 @@ class OwnStep(smp.DistributedModel):
 
 
 def trained(
-    name: str, recompute: Any, way: Callable[..., list[Any]] = by_step, **config: Any
+    name: str,
+    recompute: Any,
+    way: Callable[..., list[Any]] = by_step,
+    plan_to: str | None = None,
+    **config: Any,
 ) -> list[Any]:
-    """Trains a model of `MODELS`; returns losses, and its variables in this process."""
+    """Trains a model of `MODELS`; returns losses, and its variables in this process.
+
+    Saves its plan as the file `plan_to`.
+    """
     smp.shutdown()
     tf.random.set_seed(1)
     smp.init({"partitions": 2, "microbatches": 4, "recompute": recompute, **config})
@@ -135,6 +142,8 @@ def trained(
     own = way is by_own_step
     model = OwnStep(made) if own else smp.DistributedModel.from_keras(made)
     losses = way(model, x, y)
+    if plan_to is not None:
+        model.plan.save(plan_to)
     values = [np.asarray(v) for v in model.variables if not _private.is_elsewhere(v)]
     return [np.asarray(losses), *values]
 
