@@ -183,3 +183,17 @@ def test_halves_of_a_backward_pass_share_what_is_recomputed():
     assert first.weights is not None
     assert run_in(first).count("Erfc") == 3
     assert "Erfc" not in types(first.weights.function)
+
+
+def test_checked_activations_are_results_when_they_are_computed_again():
+    """TensorFlow fuses an operation into its only reader: the check is one in forward passes."""
+    layers = [each for _ in range(3) for each in (keras.layers.Dense(WIDTH), keras.layers.ReLU())]
+    program = lowered(built(*layers), "full", checks_finite=True)
+    (segment,) = program.segments
+    again = backward_of(program).recompute
+    fetched = {t.op for t in again.fetches}
+    names = {op.name for op in again.function.graph.get_operations()}
+    checked = [each.tensor.op for each in program.forward(segment).activations]
+    computed = [op for op in checked if op.name in names and op.type != "Placeholder"]
+    assert "BiasAdd" in {op.type for op in computed}
+    assert all(op in fetched for op in computed)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.base.types import ConcreteFunction, Gradient, Op, Tensor
 from opensmp.compiler.lowering.extraction import Extractor, needed
+from opensmp.compiler.lowering.finite_cover import tensors_to_read
 from opensmp.compiler.lowering.finite_flags import activations, is_checked
 from opensmp.compiler.lowering.gradients import (
     SegmentGradient,
@@ -289,7 +290,11 @@ class Program:
         self._refuse_other_results(segment, [op for op in operations if op in segment.operations])
         read = {id(t) for op in operations for t in op.inputs}
         feeds = tuple(t for t in (*forward.feeds, *held) if id(t) in read)
-        pinned = _with_fewer_readers(segment, operations)
+        checked = [each.tensor for each in forward.activations]
+        checked += tensors_to_read(checked)
+        inside = set(operations) & set(segment.operations)
+        pinned = [t for t in checked if t.op in inside]
+        pinned += _with_fewer_readers(segment, operations)
         fetches = tuple((wanted | {id(t): t for t in pinned}).values())
         name = f"A{segment.index}"
         function = self._extractor.function(name, feeds, fetches, returns_all=True)
