@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from helpers import run_python
 from processes import launch
 from typer.testing import CliRunner
 
 from opensmp.cli.options import command, key_option
-from opensmp.cli.plan import NO_OPTIONS, plan
-from opensmp.cli.plan_options import PlanOptions
+from opensmp.cli.plan import NO_OPTIONS, PlanOptions, plan
 from opensmp.cli.run import run
 from opensmp.cli.run_options import RunOptions
 from opensmp.config.keys import KEYS
@@ -79,3 +79,29 @@ def test_flags_of_every_kind_reach_the_ranks():
         "offload": "residuals",
         "offload_folder": "/tmp",
     }
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = None  # an import of it raises an error
+from opensmp.cli import main
+sys.argv = {arguments!r}
+main()
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["run", "--help"]], ids=str)
+def test_help_needs_no_tensorflow(arguments):
+    result = run_python(WITHOUT_TENSORFLOW.format(arguments=["opensmp", *arguments]))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Usage: opensmp" in result.stdout
+    assert ("Cuts a model into partitions" in result.stdout) == (arguments[0] != "run")
+
+
+def test_a_plan_without_tensorflow_says_what_to_install():
+    words = ["opensmp", "plan", "models:build", "--batch", "8", "--partitions", "2"]
+    result = run_python(WITHOUT_TENSORFLOW.format(arguments=words))
+    assert result.returncode == 1
+    assert result.stderr.startswith("opensmp: opensmp plan: ")
+    assert "install" in result.stderr
+    assert "Traceback" not in result.stderr

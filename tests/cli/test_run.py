@@ -506,6 +506,11 @@ def test_long_lines_arrive_whole():
         (["."], "the directory '.' has no __main__.py"),
         (["--log-dir", "/dev/null/x", __file__], "--log-dir '/dev/null/x' cannot be made"),
         (["-n", "2", "--show-rank", "2", __file__], "--show-rank 2: there is no such rank"),
+        (["--plan", "lost.json", __file__], "--plan: there is no file 'lost.json' in"),
+        (
+            ["--plan", '{"one": ".", "two": "b.json"}', __file__],
+            "there is no file '.', 'b.json' in",
+        ),
     ],
 )
 def test_what_no_rank_could_begin_with_is_said_before(arguments, part, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from opensmp.errors import SmpError
 
 # `opensmp.cli` also has functions of these names.
 run_module = importlib.import_module("opensmp.cli.run")
-plan_module = importlib.import_module("opensmp.cli.plan")
+plan_module = importlib.import_module("opensmp.cli.planning")
 
 # Typer brings its own copy of click in some versions.
 UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

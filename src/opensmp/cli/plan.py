@@ -1,52 +1,95 @@
-"""`opensmp plan`: partitions a model without running or allocating it."""
+"""`opensmp plan`: the command and its options.
+
+What it does is in `planning`, which imports TensorFlow: help needs no more than this.
+"""
 
 from __future__ import annotations
 
 import inspect
-import logging
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
-import keras
-import tensorflow as tf
-from rich.console import Console
+import typer
 
-from opensmp.base.divisors import nearest_divisors
-from opensmp.base.message_text import shown
-from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
-from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.base.requirements import require_tensorflow
 from opensmp.cli.options import command, key_option
-from opensmp.cli.plan_options import PlanOptions
-from opensmp.cli.target import load_target, parse_arguments
-from opensmp.compiler.format import parse_bytes
-from opensmp.compiler.plan.coarsening.coarsen import coarsen
-from opensmp.compiler.plan.methods.auto import plan_units
-from opensmp.compiler.plan.methods.build import warn_of_empty
-from opensmp.compiler.plan.plan import Plan
-from opensmp.compiler.plan.report.recommendation import Candidate, shortfall
-from opensmp.compiler.plan.report.recommendation import recommend as rank_configurations
-from opensmp.compiler.plan.report.table import (
-    WIDE,
-    heading,
-    plan_table,
-    recommendation_table,
-    summary,
-)
-from opensmp.compiler.plan.settings import PlanSettings
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
-from opensmp.compiler.trace.trace import TracedGraph
-from opensmp.config import Config, offload, recompute
-from opensmp.distributed import world
-from opensmp.errors import ConfigError, PlanError, SmpError
-from opensmp.execution.profiling.calibration import a_device, calibrate, measure
+from opensmp.config import Config
+from opensmp.errors import PlanError
 
-_PICTURES = (".svg", ".png", ".pdf")
-_NUM_SHOWN = 12
-_MOST_FLOPS = 1e24
+_MOST_BATCH = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is given on the command line of `opensmp plan`.
+
+    Attributes:
+        flags: The keys of the configuration that were given or have a default.
+    """
+
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="A function that returns a Keras model, or a class that is one: "
+            "keras.applications:ResNet50, my_models:build, path/to/file.py:build.",
+        ),
+    ]
+    batch: Annotated[int, typer.Option(min=1, max=_MOST_BATCH, help="Examples per step.")]
+    flags: Mapping[str, Any]
+    device_memory: Annotated[
+        str | None, typer.Option(help="Memory of one device, such as 16GiB or 16GB.")
+    ] = None
+    device_flops: Annotated[
+        float | None, typer.Option(help="Speed of one device in FLOPs per second: 1e13.")
+    ] = None
+    device_bandwidth: Annotated[
+        str | None, typer.Option(help="Memory bandwidth of one device per second: 900GB.")
+    ] = None
+    link_bandwidth: Annotated[
+        str | None, typer.Option(help="Bandwidth between devices per second: 25GB.")
+    ] = None
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Measure the speed of this machine's device, and run each piece of the model on "
+            "it, in place of the estimates. Takes seconds to minutes, once for a model.",
+        ),
+    ] = False
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="[NAME=]SHAPE[/DTYPE]",
+            help="What one example looks like: 224x224x3, token_ids=128/int32. Needed where "
+            "the model does not know.",
+        ),
+    ] = None
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Argument of the factory: weights=null."),
+    ] = None
+    allocate: Annotated[
+        bool, typer.Option("--allocate", help="Give variables their memory while planning.")
+    ] = False
+    output: Annotated[Path | None, typer.Option(help="Write the plan here, as JSON.")] = None
+    picture: Annotated[
+        Path | None, typer.Option(help="Draw the plan here: .svg, .png or .pdf.")
+    ] = None
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say why, and what other cuts would cost.")
+    ] = False
+    recommend: Annotated[
+        bool,
+        typer.Option(
+            "--recommend",
+            help="Try other numbers of partitions and microbatches and both schedules, and "
+            "plan for the best.",
+        ),
+    ] = False
 
 
 KEY_OPTIONS = (
@@ -84,16 +127,6 @@ NO_OPTIONS: Mapping[str, str] = {
 """The other keys, and why they are no options of this command."""
 
 
-class Request(NamedTuple):
-    """What the options ask for, checked."""
-
-    config: Config
-    settings: PlanSettings
-    machine: Mapping[str, Any]
-    inputs: list[Any]
-    arguments: dict[str, Any]
-
-
 @command(PlanOptions, KEY_OPTIONS)
 def plan(options: PlanOptions) -> None:
     """Cuts a model into partitions and predicts time and memory of a training step.
@@ -101,230 +134,10 @@ def plan(options: PlanOptions) -> None:
     Nothing is run and nothing is allocated, unless --measure is given: a model that no machine
     at hand could hold is planned as well.
     """
-    request = _checked(options)
-    if not options.measure:
-        _hide_gpus()
-    _enter_world(request.config)
-    model = _model(options.target, request.arguments, options.allocate)
-    symbolic = symbolic_inputs(model)
-    console = Console(soft_wrap=False)
-    if options.measure:
-        request = _measured(console, request)
-
-    def traced_for(count: int) -> TracedGraph:
-        specs = input_specs(symbolic, request.inputs, options.batch // count)
-        return dry_trace(model, specs, training=True)
-
-    def graph_of(traced: TracedGraph) -> CoarseGraph:
-        graph = coarsen(traced, request.settings.machine)
-        if not options.measure:
-            return graph
-        with console.status(f"running the {len(graph)} pieces of the model one by one"):
-            return measure(traced, graph, device=a_device())
-
-    partitions, settings = request.config.partitions, request.settings
-    if options.recommend:
-        best = _recommended(
-            console,
-            lambda count: graph_of(traced_for(count)),
-            options.batch,
-            partitions,
-            settings,
-        )
-        partitions, settings = best.num_partitions, best.settings
-    traced = traced_for(settings.microbatches)
-    result = plan_units(traced, graph_of(traced), partitions, settings)
-    warn_of_empty(result)
-    _print_and_write(console, result, options)
-
-
-def _checked(options: PlanOptions) -> Request:
-    """Validates all options before the model is built; raises one error with all faults."""
-    faults: list[str] = []
-    machine = _machine(options, faults)
-    given = [_read(faults, parse_input, text) for text in options.inputs or ()]
-    arguments = _read(faults, parse_arguments, options.arg or ()) or {}
-    _check_batch(options, faults)
-    _check_paths(options, faults)
-    config = None
     try:
-        config = Config(**{"optimize": "speed" if options.recommend else "memory", **options.flags})
-    except ConfigError as error:
-        faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
-    if faults or config is None:
-        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
-    settings = replace(
-        PlanSettings.of(config, Machine(**machine)),
-        active_microbatches=options.flags.get("active_microbatches"),
-    )
-    return Request(config, settings, machine, given, arguments)
+        require_tensorflow()
+    except ImportError as error:
+        raise PlanError(f"opensmp plan: {error}") from error
+    from opensmp.cli.planning import make_plan
 
-
-def _check_batch(options: PlanOptions, faults: list[str]) -> None:
-    batch, microbatches = options.batch, options.flags["microbatches"]
-    if options.recommend:
-        if options.flags["pieces_per_partition"] > 1:
-            faults.append(
-                "--recommend compares plans of one piece per partition; leave out "
-                "--pieces-per-partition, or --recommend"
-            )
-    elif batch % microbatches:
-        near = nearest_divisors(batch, microbatches, 2)
-        faults.append(
-            f"--batch {batch} cannot be divided into --microbatches {microbatches} of "
-            f"equal size; choose {' or '.join(map(str, near))} microbatches, or a "
-            f"batch of {-(-batch // microbatches) * microbatches}"
-        )
-
-
-def _check_paths(options: PlanOptions, faults: list[str]) -> None:
-    output, picture = options.output, options.picture
-    if picture is not None and picture.suffix.lower() not in _PICTURES:
-        suffixes = ", ".join(_PICTURES)
-        faults.append(f"--picture {shown(str(picture))}: the suffix must be one of {suffixes}")
-    for option, path in (("--output", output), ("--picture", picture)):
-        if path is not None and not os.path.isdir(path.absolute().parent):
-            parent = shown(str(path.absolute().parent), 200)
-            faults.append(f"{option} {shown(str(path))}: there is no directory {parent}")
-
-
-def _read(faults: list[str], read: Callable[[Any], Any], given: Any) -> Any | None:
-    """Parses an option; returns None and appends to `faults` if it is invalid."""
-    try:
-        return read(given)
-    except SmpError as error:
-        faults.append(str(error).removesuffix("."))
-        return None
-
-
-def _machine(options: PlanOptions, faults: list[str]) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    for key, option, text in (
-        ("memory_bytes", "--device-memory", options.device_memory),
-        ("bytes_per_second", "--device-bandwidth", options.device_bandwidth),
-        ("transfer_bytes_per_second", "--link-bandwidth", options.link_bandwidth),
-    ):
-        size = None if text is None else _read(faults, partial(parse_bytes, what=option), text)
-        if size is not None:
-            given[key] = size
-    flops = options.device_flops
-    if options.measure and (flops is not None or options.device_bandwidth is not None):
-        faults.append(
-            "--measure takes measured times in place of those that --device-flops and "
-            "--device-bandwidth predict; leave out these, or --measure"
-        )
-    if flops is not None:
-        if 1 <= flops <= _MOST_FLOPS:
-            given["flops_per_second"] = flops
-        else:
-            faults.append(
-                f"--device-flops: received {flops:g}; give a number from 1 to {_MOST_FLOPS:g}"
-            )
-    return given
-
-
-def _measured(console: Console, request: Request) -> Request:
-    """The request with the measured speed of this machine, but for what was given."""
-    with console.status("measuring the speed of this machine"):
-        machine = replace(calibrate(), **request.machine)
-    console.print(
-        f"measured: {machine.flops_per_second:.2g} FLOPs and {machine.bytes_per_second:.2g} bytes "
-        "of memory per second",
-        highlight=False,
-    )
-    return request._replace(settings=replace(request.settings, machine=machine))
-
-
-def _hide_gpus() -> None:
-    """Prevents TensorFlow from allocating GPU memory, which a dry run does not need."""
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
-
-
-def _enter_world(config: Config) -> None:
-    """Sets a world, so that factories can create `smp.DistributedModel`s; creates no devices."""
-    if not world.is_initialized():
-        world.set_current(world.World(config, ("/device:CPU:0",) * config.partitions))
-
-
-def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Model:
-    factory = load_target(target)
-    if isinstance(factory, keras.Model):
-        return factory  # created when its module was imported
-    if not callable(factory):
-        raise PlanError(
-            f"{shown(target)} is a value of type {type(factory).__name__}. Expected: a function "
-            "that returns a keras.Model, or a class that is one."
-        )
-    if allocate:
-        return checked_model(factory(**arguments), target)
-    return build_model(factory, arguments, target)
-
-
-def _recommended(
-    console: Console,
-    graph_for: Callable[[int], CoarseGraph],
-    batch: int,
-    num_devices: int,
-    settings: PlanSettings,
-) -> Candidate:
-    """Ranks configurations, prints the table and returns the best one that fits."""
-    powers = [2**i for i in range(num_devices.bit_length())]
-    tried = range(1, num_devices + 1) if num_devices <= 8 else [*powers, num_devices]
-    candidates = rank_configurations(
-        graph_for,
-        batch,
-        settings.machine,
-        partitions=tuple(tried),
-        optimize=settings.optimize,
-        contiguous=settings.contiguous,
-    )
-    limit = settings.machine.memory_bytes
-    console.print(recommendation_table(candidates[:_NUM_SHOWN], limit))
-    if len(candidates) > _NUM_SHOWN:
-        console.print(f"and {len(candidates) - _NUM_SHOWN} more\n", highlight=False)
-    missing = shortfall(candidates, settings.machine)
-    if missing:
-        raise PlanError(missing)
-    return candidates[0]
-
-
-def _print_and_write(console: Console, result: Plan, options: PlanOptions) -> None:
-    """Prints a plan, writes the requested files, and prints how to use them."""
-    console.print(heading(result), highlight=False, markup=False)
-    console.print(plan_table(result, compact=console.width < WIDE))
-    console.print(summary(result), highlight=False)
-    if options.explain:
-        console.print()
-        console.print(str(result.explain()), highlight=False, markup=False)
-    lines = []
-    if options.output is not None:
-        result.save(options.output)
-        lines += [f"plan: {options.output}", _use_of(result, options.output)]
-    if options.picture is not None:
-        result.plot(options.picture)
-        lines.insert(0, f"picture: {options.picture}")
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _use_of(result: Plan, output: Path) -> str:
-    """The `smp.init` call that uses a written plan."""
-    settings = result.settings
-    keys: dict[str, Any] = {
-        "partitions": result.num_partitions,
-        "microbatches": settings.microbatches,
-    }
-    if settings.pipeline != Config.pipeline:
-        keys["pipeline"] = settings.pipeline
-    if settings.active_microbatches is not None:
-        keys["active_microbatches"] = settings.active_microbatches
-    if settings.recompute != Config.recompute:
-        keys["recompute"] = recompute.as_dict(settings.recompute)
-    if settings.offload != Config.offload:
-        keys["offload"] = offload.as_dict(settings.offload)
-    keys["plan"] = str(output)
-    text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
-    return f"use it: smp.init({{{text}}})".replace("'", '"')
+    make_plan(options)

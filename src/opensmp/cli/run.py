@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,20 @@ def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str])
     config = Config.resolve(None, flags=known, environ=environ)
     if "partitions" in flags:
         world.replica_size(size, config.partitions, config.processes_per_replica)
+    if "plan" in flags:
+        _check_plans(config.plan_paths)
+
+
+def _check_plans(paths: Sequence[str]) -> None:
+    """Reports plan files that every rank would miss."""
+    missing = [path for path in paths if not os.path.isfile(path)]
+    if missing:
+        listed = ", ".join(map(shown, missing))
+        raise LaunchError(
+            f"opensmp run: --plan: there is no file {listed} in {Path.cwd()}. Make one by `opensmp "
+            "plan MODULE:FACTORY --batch N --partitions P --output plan.json`, or leave out the "
+            "option: then each rank makes the same plan itself."
+        )
 
 
 def _check_files(script: str, module: bool, log_dir: Path | None) -> None:

@@ -202,6 +202,13 @@ class Config:
         values["offload"] = offloading.as_dict(self.offload)
         return values
 
+    @property
+    def plan_paths(self) -> tuple[str, ...]:
+        """All plan files."""
+        if isinstance(self.plan, tuple):
+            return tuple(path for _, path in self.plan)
+        return () if self.plan is None else (self.plan,)
+
     def plan_path(self, model: str) -> str | None:
         """Returns the plan file for the model named `model`; None if its plan is to be computed."""
         return dict(self.plan).get(model) if isinstance(self.plan, tuple) else self.plan
