@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from opensmp.api.timeline.gantt import gantt
+from opensmp.base import notebook
 from opensmp.compiler.schedule.actions import Action
 
 _CATEGORIES = {"F": "forward", "B": "backward", "W": "weight gradient", "R": "recomputation"}
@@ -105,6 +106,10 @@ class StepTimeline:
     def __str__(self) -> str:
         return gantt(self)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the step."""
+        return notebook.preformatted(str(self))
+
 
 class Timeline:
     """What `smp.record_timeline` measured: a `StepTimeline` per run of a step.
@@ -181,6 +186,10 @@ class Timeline:
         if len(self._steps) == 1:
             return drawn
         return f"{drawn}\nthe last of {len(self._steps)} steps"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the timeline."""
+        return notebook.preformatted(str(self))
 
     def to_chrome_trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the timeline in Chrome's trace event format.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.base import notebook
 from opensmp.base.types import Op
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
@@ -208,6 +209,14 @@ class Plan:
         from opensmp.compiler.plan.report.table import plan_text
 
         return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the plan."""
+        if not self.has_costs:
+            return notebook.preformatted(repr(self))
+        from opensmp.compiler.plan.report.table import plan_html
+
+        return plan_html(self)
 
     # --- serialization ------------------------------------------------------------------
 

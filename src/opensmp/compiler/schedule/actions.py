@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
+from opensmp.base import notebook
 from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
@@ -320,3 +321,7 @@ class Schedule:
                 # An invalid schedule must be printable for debugging.
                 pass
         return grid(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the schedule."""
+        return notebook.preformatted(str(self))

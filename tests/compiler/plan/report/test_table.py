@@ -86,3 +86,30 @@ def test_recommendation_lists_what_fits_and_what_does_not():
     assert rows[0][:6] == ["1", "2", "4", "interleaved", "22.5", "s"]
     assert rows[0][-1] == "yes"
     assert (rows[1][3], rows[1][-1]) == ("simple", "no")
+
+
+def test_text_is_the_same_in_a_notebook_and_on_a_terminal(monkeypatch):
+    plan = plan_of(chain(5), [0, 0, 0, 1, 1], 2)
+    expected = str(plan)
+    shown = []
+    monkeypatch.setattr("rich.jupyter.display", lambda *args, **kwargs: shown.append(args))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert str(plan) == expected
+    assert "dense_3" in expected
+    assert not shown
+
+
+def test_a_notebook_shows_a_table_of_html():
+    plan = plan_of(chain(5), [0, 0, 0, 1, 1], 2)
+    made = plan._repr_html_()
+    assert made.count("<tr>") == 3
+    for part in (
+        ">dense_3<",
+        "<th ",
+        ">peak memory<",
+        "predicted step 49.5 s",
+        "over 2 partitions",
+    ):
+        assert part in made
+    assert plan.explain()._repr_html_().startswith("<pre")

@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.base import notebook
 from opensmp.compiler.format import format_bytes, format_change, format_seconds
 from opensmp.compiler.plan.cost_model import Prediction
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE
@@ -85,6 +86,10 @@ class Explanation:
 
     def __str__(self) -> str:
         return "\n".join(_text(self))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the explanation."""
+        return notebook.preformatted(str(self))
 
 
 def explain(plan: Plan) -> Explanation:

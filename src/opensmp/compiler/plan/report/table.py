@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from opensmp.base import notebook
 from opensmp.compiler.format import format_bytes, format_count, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.partition_stats import PartitionRow
@@ -61,6 +62,14 @@ def _sent(sends: Mapping[int, int]) -> str:
 def plan_text(plan: Plan) -> str:
     """Returns heading, table and summary as plain text."""
     return f"{heading(plan)}\n{_rendered(plan_table(plan))}\n{summary(plan)}"
+
+
+def plan_html(plan: Plan) -> str:
+    """Returns heading, table and summary as HTML, for a notebook."""
+    titles = [column.title.replace("-\n", "").replace("\n", " ") for column in _COLUMNS]
+    rows = [[column.cell(row) for column in _COLUMNS] for row in plan.rows]
+    shown = notebook.table(titles, rows, left=["layers"])
+    return notebook.paragraph(heading(plan)) + shown + notebook.paragraph(summary(plan))
 
 
 def heading(plan: Plan) -> str:
@@ -123,7 +132,15 @@ def shown_layers(layers: Iterable[str]) -> str:
 
 
 def _rendered(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDE, color_system=None)
+    # Without the last two arguments, rich would look where it runs, and hand the table to a notebook
+    # instead of the file.
+    console = Console(
+        file=io.StringIO(),
+        width=WIDE,
+        color_system=None,
+        force_jupyter=False,
+        force_terminal=False,
+    )
     console.print(table)
     file = console.file
     assert isinstance(file, io.StringIO)
