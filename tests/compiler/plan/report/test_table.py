@@ -104,12 +104,6 @@ def test_a_notebook_shows_a_table_of_html():
     plan = plan_of(chain(5), [0, 0, 0, 1, 1], 2)
     made = plan._repr_html_()
     assert made.count("<tr>") == 3
-    for part in (
-        ">dense_3<",
-        "<th ",
-        ">peak memory<",
-        "predicted step 49.5 s",
-        "over 2 partitions",
-    ):
+    for part in ("dense_3", "<th ", ">peak memory<", "step 49.5 s", "over 2 partitions"):
         assert part in made
     assert plan.explain()._repr_html_().startswith("<pre")

@@ -132,8 +132,8 @@ def shown_layers(layers: Iterable[str]) -> str:
 
 
 def _rendered(table: Table) -> str:
-    # Without the last two arguments, rich would look where it runs, and hand the table to a notebook
-    # instead of the file.
+    # Without the last two arguments, rich would look where it runs, and hand the table to a
+    # notebook instead of the file.
     console = Console(
         file=io.StringIO(),
         width=WIDE,
