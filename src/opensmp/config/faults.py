@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import did_you_mean, numbered
 from opensmp.config import offload, recompute
+from opensmp.config.foreign_keys import FOREIGN_KEYS, is_neutral
+from opensmp.config.foreign_keys import fault as foreign_fault
 from opensmp.config.keys import KEYS
 from opensmp.config.pipelines import DEFAULT_PIPELINE, row_of
 from opensmp.config.sources import ALIASES, Given, shown
@@ -15,12 +18,19 @@ from opensmp.errors import ConfigError
 
 _MOST_DIVISORS = 12
 
+_logger = logging.getLogger("opensmp")
+
 
 def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
     """Returns one source's keys by canonical name; unknown and conflicting ones go to `faults`."""
     known: dict[str, Given] = {}
     for given in layer:
-        if given.key not in KEYS:
+        if given.key in FOREIGN_KEYS:
+            if is_neutral(given.key, given.value):
+                _logger.info("%s; this key changes nothing here", given)
+            else:
+                faults.append(f"{given}; {foreign_fault(given.key)}")
+        elif given.key not in KEYS:
             names = [*KEYS, *ALIASES]
             hint = did_you_mean(given.name, names, faults) or f"known keys: {', '.join(names)}"
             faults.append(f"{given}; this key is unknown; {hint}")
