@@ -14,13 +14,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from opensmp.base.requirements import require_installed
+from opensmp.base.versions import OWN as __version__
 
 if TYPE_CHECKING:
     from opensmp.api.names import *
 
 require_installed()
-
-__version__ = "0.1.0.dev0"
 
 __all__ = [
     "DP_GROUP",

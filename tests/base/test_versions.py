@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers import run_python
 
+import opensmp
 from opensmp.base import versions as _versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,3 +149,9 @@ class TestOneSourceOfTruth:
         assert f'requires-python = ">={pythons[0]}"' in pyproject
         for page in ("README.md", "docs/install.md"):
             assert f"Python {pythons[0]} to {pythons[-1]}" in (ROOT / page).read_text("utf-8")
+
+
+def test_the_version_of_opensmp_is_that_of_the_package():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert f'\nversion = "{_versions.OWN}"\n' in text
+    assert opensmp.__version__ == _versions.OWN

@@ -11,6 +11,7 @@ from helpers import run_python
 from processes import launch
 from typer.testing import CliRunner
 
+import opensmp
 from opensmp.cli.options import command, key_option
 from opensmp.cli.plan import NO_OPTIONS, PlanOptions, plan
 from opensmp.cli.run import run
@@ -96,6 +97,29 @@ def test_help_needs_no_tensorflow(arguments):
     assert (result.returncode, result.stderr) == (0, "")
     assert "Usage: opensmp" in result.stdout
     assert ("Cuts a model into partitions" in result.stdout) == (arguments[0] != "run")
+
+
+def test_versions_are_shown_without_importing_anything():
+    result = run_python(WITHOUT_TENSORFLOW.format(arguments=["opensmp", "--version"]))
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *rest = result.stdout.splitlines()
+    assert first == f"opensmp {opensmp.__version__}"
+    assert rest[0].startswith("Python 3.")
+    assert [line.split()[0].split("-")[0] for line in rest[1:]] == ["tensorflow", "keras"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands(shell):
+    word = {"bash": "COMP_WORDS", "zsh": "_TYPER_COMPLETE_ARGS", "fish": "_TYPER_COMPLETE_ARGS"}
+    variables = {
+        "_OPENSMP_COMPLETE": f"complete_{shell}",
+        word[shell]: "opensmp ",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    result = run_python(WITHOUT_TENSORFLOW.format(arguments=["opensmp"]), variables)
+    assert "plan" in result.stdout
+    assert "run" in result.stdout
 
 
 def test_a_plan_without_tensorflow_says_what_to_install():

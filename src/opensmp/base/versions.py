@@ -1,4 +1,4 @@
-"""Minimum supported versions of TensorFlow and Keras, and lookup of the installed versions."""
+"""The version of opensmp, minimum supported versions of TensorFlow and Keras, and lookup of the installed versions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+OWN = "0.1.0.dev0"
+"""The version of opensmp; pyproject.toml repeats it, and a test compares both."""
 
 OLDEST: Mapping[str, tuple[int, int]] = {"tensorflow": (2, 19), "keras": (3, 9)}
 """Maps a module to its oldest supported release.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import sys
+from typing import Annotated
 
 import typer
 
+from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.errors import SmpError
@@ -14,15 +18,40 @@ app = typer.Typer(
     name="opensmp",
     help="Pipeline model parallelism for Keras models on TensorFlow.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 
 
+def _print_versions(asked: bool) -> None:
+    """Prints the versions of what a report of a fault should name; imports none of it."""
+    if not asked:
+        return
+    print(f"opensmp {OWN}")
+    print(f"Python {platform.python_version()}")
+    for module, name in NAMES.items():
+        found = [distribution for distribution in DISTRIBUTIONS[module] if _version(distribution)]
+        shown = ", ".join(f"{each} {_version(each)}" for each in found) or f"{name} not installed"
+        print(shown)
+    raise typer.Exit
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 @app.callback()
-def _opensmp() -> None:
+def _opensmp(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_versions, help="Show versions."),
+    ] = False,
+) -> None:
     """Pipeline model parallelism for Keras models on TensorFlow."""
 
 
