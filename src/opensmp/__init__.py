@@ -14,12 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from opensmp.base.requirements import require_installed
-from opensmp.base.versions import OWN as __version__
+from opensmp.base.versions import OWN as _OWN
 
 if TYPE_CHECKING:
     from opensmp.api.names import *
 
 require_installed()
+
+__version__ = _OWN
 
 __all__ = [
     "DP_GROUP",

@@ -1,4 +1,4 @@
-"""The version of opensmp, minimum supported versions of TensorFlow and Keras, and lookup of the installed versions."""
+"""Versions: that of opensmp, the oldest TensorFlow and Keras, and those that are installed."""
 
 from __future__ import annotations
 
