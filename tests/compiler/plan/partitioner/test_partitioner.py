@@ -345,3 +345,16 @@ def test_all_wrong_arguments_are_named_at_once() -> None:
     assert "num_partitions is an integer >= 1, received 0" in message
     assert "microbatches is an integer >= 1, received 0" in message
     assert "optimize is 'memory' or 'speed', received 'fast'" in message
+
+
+@pytest.mark.parametrize(("size", "count"), [(600, 64), (1000, 64), (2000, 256)])
+def test_a_shortage_of_many_partitions_is_told(size: int, count: int) -> None:
+    """Remedies try up to eight times as many partitions, more than there are places to cut."""
+    graph = replace(chain([1.0] * size), parameter_bytes=np.full(size, 100_000))
+    settings = made_for(replace(MACHINE, memory_bytes=1000), 512)
+    with pytest.raises(PlanError) as failure:
+        partition_units(graph, count, settings)
+    message = str(failure.value)
+    assert f"no cut into {count} partitions" in message
+    assert f"not even {8 * count} are enough alone" in message
+    assert "Most of it is for 'unit" in message

@@ -15,9 +15,10 @@ _FEW_UNITS = 128
 
 
 def simple_runs(problem: Problem) -> list[Assignment]:
-    """Returns runs of equal unit count, time and bytes, and the block partition of torchgpipe.
+    """Returns runs of equal unit count, time and bytes, and others.
 
-    Units are taken in their own order.
+    These are the block partition of torchgpipe, and the runs of which the slowest is as fast, and
+    the fullest as small, as possible. Units are taken in their own order.
     """
     size, count = len(problem), problem.num_partitions
     return [
@@ -25,6 +26,8 @@ def simple_runs(problem: Problem) -> list[Assignment]:
         block_runs(problem.ticks, count),
         even_runs(problem.ticks, count),
         even_runs(problem.bytes, count),
+        tightest_runs(problem.ticks, count),
+        tightest_runs(problem.bytes, count),
     ]
 
 
@@ -37,6 +40,32 @@ def even_runs(weights: ArrayLike, count: int) -> Assignment:
     cuts = np.maximum.accumulate(cuts - index) + index  # at least one unit apart
     cuts = np.minimum(cuts, size - count + index)
     return np.searchsorted(cuts, np.arange(size), side="right").astype(np.int64)
+
+
+def tightest_runs(weights: ArrayLike, count: int) -> Assignment:
+    """Returns runs of which the heaviest weighs as little as possible."""
+    before = np.concatenate([[0], np.cumsum(np.asarray(weights, dtype=np.int64))])
+    size = len(before) - 1
+    count = min(count, size)
+    low, high = -1, int(before[-1])  # no runs within the first bound, some within the second
+    while high - low > 1:
+        bound = (low + high) // 2
+        low, high = (low, bound) if _ends(before, count, bound) is not None else (bound, high)
+    ends = _ends(before, count, high)
+    assert ends is not None
+    return np.searchsorted(ends, np.arange(size), side="right").astype(np.int64)
+
+
+def _ends(before: NDArray[np.int64], count: int, bound: int) -> list[int] | None:
+    """Returns the ends of `count` runs of at most `bound`, without the last one; None if none."""
+    size, ends, start = len(before) - 1, list[int](), 0
+    for left in range(count, 1, -1):
+        reach = int(np.searchsorted(before, before[start] + bound, side="right")) - 1
+        start = min(reach, size - left + 1)  # one unit at least for each of the others
+        if ends[-1:] == [start] or not start:
+            return None
+        ends.append(start)
+    return ends if before[-1] - before[start] <= bound else None
 
 
 def block_runs(weights: ArrayLike, count: int) -> Assignment:

@@ -8,7 +8,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.compiler.format import shortened
 from opensmp.compiler.plan.cost_model import evaluate
+from opensmp.compiler.plan.partitioner.baselines import simple_runs
 from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
 from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
@@ -49,8 +51,20 @@ def describe_shortage(
         f"The best one needs {_size(need)} in partition {fullest}, {_size(need - cap)} too much: "
         f"{_size(lasting)} for variables, gradients and optimizer state, and "
         f"{_size(need - lasting)} for what {held} microbatches in flight keep and exchange. "
+        f"{_largest(graph, inside, held)}"
         f"What would help: {'; or '.join(remedies)}."
     )
+
+
+def _largest(graph: CoarseGraph, inside: NDArray[np.bool_], held: int) -> str:
+    """Names the layer of a partition that needs most."""
+    each = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
+    sizes: dict[str, int] = {}
+    for unit in np.flatnonzero(inside).tolist():
+        name = (graph.layers[unit] if graph.layers else "") or graph.names[unit]
+        sizes[name] = sizes.get(name, 0) + int(each[unit])
+    name = max(sizes, key=sizes.__getitem__, default="")
+    return f"Most of it is for '{shortened(name, 60)}': {_size(sizes[name])}. " if sizes else ""
 
 
 def _remedies(
@@ -115,9 +129,12 @@ def _offloading(
 
 
 def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> int:
-    """Returns the peak of the fullest device in the best of the plans that a few orders give."""
+    """Returns the peak of the fullest device in the best of the plans that a few orders give.
+
+    Orders of many units are only cut at some places, which may be fewer than there are partitions.
+    """
     problem = replace(price(graph, num_partitions, settings), minimise_bytes=True)
-    plans = [
+    plans = simple_runs(problem) + [
         placed
         for order in topological_orders(problem, _NUM_ORDERS)
         for placed in cut_order(problem, order, Score(0, 2**62, 0), contiguous=False)
