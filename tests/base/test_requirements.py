@@ -25,8 +25,8 @@ sys.meta_path.insert(0, Hide())
             [
                 "opensmp needs TensorFlow",
                 "No module named 'tensorflow'",
-                'pip install "opensmp[cpu]"',
-                'pip install "opensmp[gpu]"',
+                'pip install "tensorflow-cpu>=',
+                'pip install "tensorflow[and-cuda]>=',
             ],
         ),
         (

@@ -91,10 +91,11 @@ def _not_importable(error: ImportError) -> str:
             f"opensmp needs Keras 3, which could not be imported ({error}). Install it with: "
             f'pip install "keras>={versions.oldest("keras")}".'
         )
+    oldest = versions.oldest("tensorflow")
     return (
         f"opensmp needs TensorFlow, which could not be imported ({error}). Install it with one "
-        'of: pip install "opensmp[cpu]" for machines without a GPU, or '
-        'pip install "opensmp[gpu]" for NVIDIA GPUs.'
+        f'of: pip install "tensorflow-cpu>={oldest}" for machines without a GPU, or '
+        f'pip install "tensorflow[and-cuda]>={oldest}" for NVIDIA GPUs.'
     )
 
 
