@@ -10,9 +10,12 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import opensmp as _opensmp
+
+if TYPE_CHECKING:
+    from opensmp import *  # noqa: F403  # what a type checker sees
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,14 @@ Example:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import opensmp as _opensmp
 from opensmp.compat import keras2 as _keras2
 from opensmp.distributed.launch import horovod_finder as _finder
+
+if TYPE_CHECKING:
+    from opensmp import *  # noqa: F403  # what a type checker sees
 
 _finder.install()
 _keras2.install()
