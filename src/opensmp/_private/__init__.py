@@ -103,6 +103,7 @@ from opensmp._private.keras.variables import (
 )
 from opensmp._private.patching import replaced
 from opensmp._private.tensorflow.api_calls import refuse_in_api_calls
+from opensmp._private.tensorflow.autodiff.custom_gradients import reads_in_custom_gradients
 from opensmp._private.tensorflow.autodiff.forward_mode import (
     accumulators,
     follow_accumulators,

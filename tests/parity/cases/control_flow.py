@@ -133,6 +133,31 @@ def custom_gradient_with_variables(layer: Any, x: Tensor) -> Tensor:
     return call(x, tf.convert_to_tensor(layer.kernel), tf.convert_to_tensor(layer.bias))
 
 
+def custom_gradient_that_reads(layer: Any, x: Tensor) -> Tensor:
+    """The function reads variables that it does not take as arguments."""
+    layer(x[:0])
+
+    @tf.custom_gradient
+    def call(h: Tensor) -> Any:
+        kernel = tf.convert_to_tensor(layer.kernel)
+        y = tf.matmul(h, kernel) + layer.bias
+
+        def gradient(upstream: Tensor, variables: Any = None) -> Any:
+            shapes = {2: tf.matmul(h, upstream, transpose_a=True), 1: tf.reduce_sum(upstream, 0)}
+            of_variables = [3.0 * shapes[len(each.shape)] for each in variables]
+            return tf.matmul(upstream, kernel, transpose_b=True), of_variables
+
+        return y, gradient
+
+    return call(x)
+
+
+def recomputed_layer(layer: Any, x: Tensor) -> Tensor:
+    """`tf.recompute_grad` of a layer, which reads its variables anew in the backward pass."""
+    layer(x[:0])
+    return tf.recompute_grad(layer)(x)
+
+
 def recomputed(layer: Any, x: Tensor) -> Tensor:
     """`tf.recompute_grad` runs its function again in the backward pass."""
     layer(x[:0])
@@ -215,7 +240,9 @@ CASES = (
     ),
     _middle("tf.custom_gradient", custom_gradient, bound=REASSOCIATED),
     _middle("tf.custom_gradient over variables", custom_gradient_with_variables),
+    _middle("tf.custom_gradient that reads variables", custom_gradient_that_reads),
     _middle("tf.recompute_grad", recomputed),
+    _middle("tf.recompute_grad of a layer", recomputed_layer),
     _middle("nested tf.function", nested_function),
     _middle("nested tf.function with AutoGraph", autographed),
     _middle("Lambda", lambda layer, x: layer(x), lambda_layer),

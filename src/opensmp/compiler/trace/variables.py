@@ -81,12 +81,39 @@ class VariableScope(keras.StatelessScope):
         self._raw_values: dict[int, Tensor] = {}
         self._written: dict[int, Variable] = {}
         self._assigned: dict[int, Tensor] = {}
+        self._read: dict[int, Tensor] = {}
+        self._is_tracing = False
 
     @contextlib.contextmanager
     def collecting(self) -> Iterator[None]:
         """Enters the scope for Keras variables and for `tf.Variable`s."""
+        with self._giving_values(), _private.reads_in_custom_gradients(self._reading):
+            self._is_tracing = True
+            try:
+                yield
+            finally:
+                self._is_tracing = False
+
+    @contextlib.contextmanager
+    def _giving_values(self) -> Iterator[None]:
         with self, _private.variable_access(self._read_raw, self._write_raw):
             yield
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[dict[int, Tensor]]:
+        """Yields the values of the trainable variables that are read in this context, by id.
+
+        Gradients may be taken, and functions run again for them, after the trace.
+        """
+        around, self._read = self._read, {}
+        try:
+            if self._is_tracing:
+                yield self._read
+            else:
+                with self._giving_values():
+                    yield self._read
+        finally:
+            self._read = around | self._read
 
     @property
     def inputs(self) -> tuple[VariableInput, ...]:
@@ -114,6 +141,8 @@ class VariableScope(keras.StatelessScope):
         if value is None:
             value = self._placeholder(variable, variable.shape, tf_dtype(variable))
             self.state_mapping[id(variable)] = value
+        if is_trainable(variable):
+            self._read[id(value)] = value
         return value
 
     def add_update(self, update: tuple[Variable, Tensor]) -> None:
@@ -131,7 +160,10 @@ class VariableScope(keras.StatelessScope):
             self._raw_values[id(variable)] = self._placeholder(
                 variable, variable.shape, variable.dtype
             )
-        return self._raw_values[id(variable)]
+        value = self._raw_values[id(variable)]
+        if is_trainable(variable):
+            self._read[id(value)] = value
+        return value
 
     def _write_raw(self, variable: Variable, value: Tensor) -> bool:
         self._raw_values[id(variable)] = self._assign(variable, value)
