@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from opensmp.compiler.schedule.methods.v_min import passes, v_min
-from opensmp.compiler.schedule.regular.passes import BACKWARD
-from opensmp.compiler.schedule.simulate import simulate
+from opensmp.compiler.schedule.methods.v_min import passes
 from opensmp.config.pipelines import PIPELINES
-from opensmp.errors import ScheduleError
-from schedules import is_drawn_in_docstring, simulated, v_chain
+from schedules import simulated
 
 
 @pytest.mark.parametrize("partitions", [2, 3, 4, 5, 6, 7, 8, 9, 12, 16])
@@ -25,34 +22,3 @@ def test_has_a_third_of_the_memory_of_1f1b(partitions: int, more: int) -> None:
     held_by_config = PIPELINES["v_min"].held
     assert held_by_config is not None
     assert held <= held_by_config(partitions) < held + 1
-
-
-@pytest.mark.parametrize("partitions", [1, 2, 3, 8])
-@pytest.mark.parametrize("microbatches", [1, 2, 3, 5])
-def test_few_microbatches_and_a_first_segment_whose_backward_pass_is_whole(
-    partitions: int, microbatches: int
-) -> None:
-    graph = v_chain(partitions, microbatches)
-    schedule = v_min(graph, microbatches)
-    assert schedule.active_microbatches is None, "its own order fits the graph"
-    long = simulate(schedule, graph).makespan_seconds
-    simulation = simulated(passes, partitions, microbatches)
-    assert long <= simulation.makespan_seconds + 2
-    assert (simulation.end[BACKWARD] > 0).all()
-
-
-def test_picture() -> None:
-    graph = v_chain(2, 2)
-    assert is_drawn_in_docstring(v_min(graph, 3), graph, v_min)
-
-
-def test_refuses_a_bound_of_zero() -> None:
-    with pytest.raises(ScheduleError, match="'v_min': active_microbatches=0"):
-        v_min(v_chain(2, 2), 0)
-
-
-def test_keeps_a_bound() -> None:
-    graph = v_chain(3, 9)
-    schedule = v_min(graph, 2)
-    assert schedule.active_microbatches == 2
-    assert simulate(schedule, graph).peak_in_flight <= 2

@@ -65,7 +65,8 @@ def _of_device(device: int, num_devices: int, num_microbatches: int) -> Passes:
         rows.backward(1)
         rows.forward(1)
         rows.backward(0)
-    # From the middle of what is left, weight gradients wait, so that nobody waits for the others.
+    # In the second half of the remaining backward passes, weight gradients are put off, so that no
+    # partition waits for the input gradients of another.
     for i in range(2 * until):
         rows.backward(1 - i % 2, weights_later=i > device)
     for _ in range(after):
