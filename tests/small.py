@@ -139,3 +139,19 @@ def run_forward(program, values):
         made = (*forward.outputs, *forward.residuals)
         values.update({id(t): r for t, r in zip(made, results, strict=True)})
     return values
+
+
+def run_backward(program, values, upstream):
+    """Runs the backward passes in turn; returns the gradients by id, of inputs and variables.
+
+    `values` are those of `run_forward`, `upstream` the gradients of the model's outputs by id.
+    """
+    found, upstream = {}, dict(upstream)
+    for segment in reversed(program.segments):
+        backward = program.backward(segment, segment.outputs)
+        given = zip(backward.gradient.upstream, backward.gradient.outputs, strict=True)
+        fed = values | {id(p): upstream[id(t)] for p, t in given}
+        results = backward.function(*(fed[id(t)] for t in backward.feeds))
+        for t, g in zip(backward.gradient.wrt, backward.gradient.pack(results), strict=True):
+            found[id(t)] = upstream[id(t)] = g
+    return found

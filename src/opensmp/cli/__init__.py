@@ -32,9 +32,9 @@ def _print_versions(asked: bool) -> None:
     print(f"opensmp {OWN}")
     print(f"Python {platform.python_version()}")
     for module, name in NAMES.items():
-        found = [distribution for distribution in DISTRIBUTIONS[module] if _version(distribution)]
-        shown = ", ".join(f"{each} {_version(each)}" for each in found) or f"{name} not installed"
-        print(shown)
+        found = {each: _version(each) for each in DISTRIBUTIONS[module]}
+        listed = [f"{each} {version}" for each, version in found.items() if version]
+        print(", ".join(listed) or f"{name} not installed")
     raise typer.Exit
 
 

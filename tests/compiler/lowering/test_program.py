@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small import in_partition, planned, run_forward, types, values_of
+from small import in_partition, planned, run_backward, run_forward, types, values_of
 
 from opensmp.compiler.lowering.program import Program
 from opensmp.errors import StepError
@@ -42,14 +42,7 @@ def test_backward_functions_in_turn_compute_the_gradients(layers, two):
     program = Program(traced, plan, required=variables)
     values = run_forward(program, values_of(traced, X))
     upstream = {id(traced.outputs[0]): tf.ones([1, 2])}
-    found = {}
-    for segment in reversed(program.segments):
-        backward = program.backward(segment, segment.outputs)
-        given = zip(backward.gradient.upstream, backward.gradient.outputs, strict=True)
-        fed = values | {id(p): upstream[id(t)] for p, t in given}
-        results = backward.function(*(fed[id(t)] for t in backward.feeds))
-        for t, g in zip(backward.gradient.wrt, backward.gradient.pack(results), strict=True):
-            found[id(t)] = upstream[id(t)] = g
+    found = run_backward(program, values, upstream)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layers[1](layers[0](X)))
     expected = tape.gradient(loss, [v.variable for v in traced.variables])

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from small import in_partition, planned, run_forward, values_of
+from small import in_partition, planned, run_backward, run_forward, values_of
 
 from opensmp.compiler.lowering.program import Program
 
@@ -29,14 +29,7 @@ class Counted(keras.layers.Layer):
 def gradients_of(program, traced):
     values = run_forward(program, values_of(traced, X))
     upstream = {id(t): tf.ones_like(values[id(t)]) for t in traced.outputs}
-    found = {}
-    for segment in reversed(program.segments):
-        backward = program.backward(segment, segment.outputs)
-        given = zip(backward.gradient.upstream, backward.gradient.outputs, strict=True)
-        fed = values | {id(p): upstream[id(t)] for p, t in given}
-        results = backward.function(*(fed[id(t)] for t in backward.feeds))
-        for t, g in zip(backward.gradient.wrt, backward.gradient.pack(results), strict=True):
-            found[id(t)] = upstream[id(t)] = g
+    found = run_backward(program, values, upstream)
     return [found[id(v.placeholder)].numpy() for v in traced.variables]
 
 

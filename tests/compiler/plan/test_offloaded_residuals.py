@@ -6,24 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from compiler.plan.unit_graphs import two_units
 
 from opensmp.compiler.plan.cost_model import evaluate
 from opensmp.compiler.plan.partitioner.partitioner import partition_units
 from opensmp.compiler.plan.recompute_levels import Choice
 from opensmp.compiler.plan.settings import PlanSettings
-from opensmp.compiler.plan.unit_graph import CoarseGraph, CutTensor, Machine
+from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config.offload import MOST_RESIDENT
 from opensmp.errors import PlanError
 
 HELD = 12
-GRAPH = CoarseGraph(
-    names=("first", "second"),
-    forward_seconds=np.array([1.0, 1.0]),
-    backward_seconds=np.array([2.0, 2.0]),
-    parameter_bytes=np.array([10, 10]),
-    state_bytes=np.array([0, 0]),
-    residual_bytes=np.array([100, 40]),
-    tensors=(CutTensor(0, (1,), forward_bytes=1, backward_bytes=1),),
+GRAPH = two_units(
     layers=("first", "second"),
     full_bytes=np.array([0, 0]),
 )

@@ -47,6 +47,20 @@ def unit_graph(
     )
 
 
+def two_units(**rest: Any) -> CoarseGraph:
+    """Two units that keep 100 and 40 bytes; `rest` are further fields of the graph."""
+    return CoarseGraph(
+        names=("first", "second"),
+        forward_seconds=np.array([1.0, 1.0]),
+        backward_seconds=np.array([2.0, 2.0]),
+        parameter_bytes=np.array([10, 10]),
+        state_bytes=np.array([0, 0]),
+        residual_bytes=np.array([100, 40]),
+        tensors=(CutTensor(0, (1,), forward_bytes=1, backward_bytes=1),),
+        **rest,
+    )
+
+
 def chain(seconds: Sequence[float], num_bytes: int = 100, **rest: Any) -> CoarseGraph:
     edges = [(i, (i + 1,), num_bytes) for i in range(len(seconds) - 1)]
     return unit_graph(seconds, edges, **rest)
