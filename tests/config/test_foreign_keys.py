@@ -43,7 +43,7 @@ def test_other_values_are_refused_by_name_all_at_once():
         assert repr(foreign.neutral[0]) in line
 
 
-@pytest.mark.parametrize("value", [True, 2, 1.5, None, [1], {"a": 1}, object()], ids=str)
+@pytest.mark.parametrize("value", [True, 2, 1.5, None, [1], {"a": 1}, object()])
 def test_one_is_not_true(value):
     with pytest.raises(ConfigError, match="tensor_parallel_degree"):
         Config.resolve({"tensor_parallel_degree": value})
