@@ -17,14 +17,22 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed import pipelining
+from torch.distributed.pipelining.schedules import ScheduleZBVZeroBubble
 
 LEARNING_RATE = 1e-3
-STAGES_PER_RANK = {"gpipe": 1, "1f1b": 1, "interleaved": 2, "zero bubble": 2}
+STAGES_PER_RANK = {
+    "gpipe": 1,
+    "1f1b": 1,
+    "interleaved": 2,
+    "zero bubble": 2,
+    "zero bubble V": 2,
+}
 SCHEDULES: dict[str, Callable[..., Any]] = {
     "gpipe": pipelining.ScheduleGPipe,
     "1f1b": pipelining.Schedule1F1B,
     "interleaved": pipelining.ScheduleInterleaved1F1B,
     "zero bubble": pipelining.ScheduleInterleavedZeroBubble,
+    "zero bubble V": ScheduleZBVZeroBubble,
 }
 
 
@@ -103,7 +111,8 @@ def plain(workload: str, microbatches: int) -> Callable[[], None]:
 def pipelined(workload: str, microbatches: int, schedule: str) -> Callable[[], None]:
     rank, size = dist.get_rank(), dist.get_world_size()
     count = size * STAGES_PER_RANK[schedule]
-    numbers = range(rank, count, size)
+    is_v = SCHEDULES[schedule] is ScheduleZBVZeroBubble
+    numbers = [rank, count - 1 - rank] if is_v else range(rank, count, size)
     modules = [stage(workload, number, count) for number in numbers]
     stages = [
         pipelining.PipelineStage(module, number, count, torch.device("cpu"))
@@ -117,7 +126,7 @@ def pipelined(workload: str, microbatches: int, schedule: str) -> Callable[[], N
     def step() -> None:
         optimizer.zero_grad()
         arguments = (x,) if rank == 0 else ()
-        if rank == size - 1:
+        if count - 1 in numbers:
             run.step(*arguments, target=y, losses=[])
         else:
             run.step(*arguments)

@@ -12,11 +12,12 @@ The same training step (forward and backward passes of M microbatches, SGD) as
 - one process with one thread: ours, with one partition. It has nothing to overlap, and is quicker
   only where gradients of weights for several microbatches come from one product;
 - two ranks of `opensmp run -n 2 --bind-cores`, a core each, for each of our schedules: `simple`,
-  `interleaved`, `zero_bubble`, and the last two with the model in four pieces that the ranks take
-  in turns; the model is cut by cost;
+  `interleaved`, `zero_bubble`, `auto`, and the last three with the model in four pieces that the
+  ranks take in turns, and `zb_v`, where the first rank has the first and the last of four pieces;
+  the model is cut by cost;
 - the same in torch, with gloo: one thread, and two ranks with each of its schedules, which are
-  named GPipe, 1F1B, interleaved 1F1B and (interleaved) zero bubble there; the model is cut at
-  equal numbers of layers, into four pieces for the last two.
+  named GPipe, 1F1B, interleaved 1F1B, (interleaved) zero bubble and ZBV there; the model is cut at
+  equal numbers of layers, into four pieces for the last three.
 
 All of a row run in turns, a few steps at a time, while the others wait. A speed-up is the
 median over the rounds of the one-thread step of the same library over the pipelined step; as a
@@ -53,7 +54,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
-from served import WARM_UP, Measured, answer_steps, in_turns, spread
+from served import STEPS_PER_TURN, WARM_UP, Measured, answer_steps, in_turns, spread
 
 WORKLOADS = ("mlp", "transformer", "quick")
 # Name: the pipeline, and in how many pieces a rank has its half of the model.
@@ -63,9 +64,12 @@ OURS = {
     "interleaved": ("interleaved", 2),
     "zero bubble": ("zero_bubble", 1),
     "zero bubble, 2 pieces": ("zero_bubble", 2),
+    "zero bubble V": ("zb_v", 2),
+    "auto": ("auto", 1),
+    "auto, 2 pieces": ("auto", 2),
 }
 ALONE, SIDE_BY_SIDE, OURS_ALONE = "one thread", "side by side", "ours, one thread"
-TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble")
+TORCH = ("gpipe", "1f1b", "interleaved", "zero bubble", "zero bubble V")
 PROGRAMS = (SIDE_BY_SIDE, OURS_ALONE, *OURS, *(f"torch {schedule}" for schedule in TORCH))
 RANKS = 2
 
@@ -176,20 +180,22 @@ def row(
     rounds: int,
     torch_python: str | None,
     names: Sequence[str],
+    steps: int,
 ) -> None:
     """Measures one row of the table."""
     with measured(workload, microbatches, torch_python, names) as running:
         first = {name: process.steps(WARM_UP) for name, process in running.items()}
         ours = [answer["loss"] for name, answer in first.items() if not name.startswith("torch")]
         np.testing.assert_allclose(ours[1:], ours[0], rtol=1e-4)
-        times = in_turns(running, rounds)
+        times = in_turns(running, rounds, steps)
     cells = [str(microbatches), f"{1e3 * statistics.median(times[ALONE]):.0f} ms"]
     for name in running:
         if name in (ALONE, f"torch {ALONE}"):
             continue
         base = times[f"torch {ALONE}" if name.startswith("torch") else ALONE]
         perfect = 1 if name in (SIDE_BY_SIDE, OURS_ALONE) else RANKS
-        cells.append(spread([b / t / perfect for b, t in zip(base, times[name], strict=True)]))
+        share = spread([b / t / perfect for b, t in zip(base, times[name], strict=True)])
+        cells.append(f"{share}, {1e3 * statistics.median(times[name]):.0f} ms")
     cells += [f"{bound(microbatches):.2f}", f"{bound(1.5 * microbatches):.2f}"]
     print(f"| {' | '.join(cells)} |", flush=True)
 
@@ -200,6 +206,7 @@ def main() -> int:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="which models")
     parser.add_argument("--microbatches", nargs="+", type=int, help="which M")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each program")
+    parser.add_argument("--steps", type=int, default=STEPS_PER_TURN, help="steps of a turn")
     parser.add_argument("--torch-python", help="a Python that has torch 2.13, to measure it too")
     parser.add_argument("--only", nargs="+", choices=PROGRAMS, metavar="NAME", help=only)
     parser.add_argument("--quick", action="store_true", help="a small model, few steps")
@@ -229,7 +236,7 @@ def main() -> int:
     ]
     print(f"{os.cpu_count()} cores, Python {platform.python_version()}, {rounds} rounds")
     for name in names:
-        print(f"\n{name}: share of a perfect two-way speed-up\n")
+        print(f"\n{name}: share of a perfect two-way speed-up, and the time of a step\n")
         columns = ["M", ALONE]
         columns += [
             f"ours, {name}" if name in OURS else name for name in PROGRAMS if name in programs
@@ -238,7 +245,7 @@ def main() -> int:
         print(f"| {' | '.join(columns)} |")
         print(f"|{' --- |' * len(columns)}", flush=True)
         for count in counts:
-            row(name, count, rounds, torch_python, programs)
+            row(name, count, rounds, torch_python, programs, arguments.steps)
     return 0
 
 

@@ -123,12 +123,14 @@ class Measured:
         self.log.close()
 
 
-def in_turns(running: Mapping[str, Measured], rounds: int) -> dict[str, list[float]]:
+def in_turns(
+    running: Mapping[str, Measured], rounds: int, steps: int = STEPS_PER_TURN
+) -> dict[str, list[float]]:
     """Seconds of a step of each, for each round; while one runs, the others wait."""
     times: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(rounds):
         for name, process in running.items():
-            times[name].append(process.steps(STEPS_PER_TURN)["seconds"])
+            times[name].append(process.steps(steps)["seconds"])
     return times
 
 

@@ -154,6 +154,7 @@ from opensmp._private.tensorflow.cluster import (
 from opensmp._private.tensorflow.flop_registry import registered_flops
 from opensmp._private.tensorflow.function_calls import call_functions_by
 from opensmp._private.tensorflow.function_graphs import (
+    FUNCTION_TO_COME,
     add_control_input,
     at_end_of_trace,
     automatic_control_dependencies,
@@ -176,6 +177,7 @@ from opensmp._private.tensorflow.function_graphs import (
     note_body,
     read_nothing,
     replace_input,
+    set_called_function,
     set_control_inputs,
     strip_attributes,
     tag_of,

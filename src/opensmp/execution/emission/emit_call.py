@@ -69,18 +69,24 @@ def emit_call(
     outputs = function.outputs
     graph = tf.compat.v1.get_default_graph()
     _private.note_body(graph, function)
+    # With fully defined shapes, there is nothing that TensorFlow's inference would add to them.
+    is_known = all(t.shape.is_fully_defined() for t in outputs)
     with graph.gradient_override_map({"PartitionedCall": SECOND_ORDER}):
         results = tf.raw_ops.PartitionedCall(
             args=[*args, *function.captured_inputs],
             Tout=[t.dtype for t in outputs],
-            f=function,
+            f=_private.FUNCTION_TO_COME if is_known else function,
             name=name,
             **_private.call_attributes(one_thread and not has_control_flow(function)),
         )
     if isinstance(results, tf.Operation) or not results:  # functions with side effects only
-        return graph.get_operations()[-1], []
-    results = list(results) if isinstance(results, (list, tuple)) else [results]
+        call, results = graph.get_operations()[-1], []
+    else:
+        results = list(results) if isinstance(results, (list, tuple)) else [results]
+        call = results[0].op
+    if is_known:
+        _private.set_called_function(call, function)
     for result, output in zip(results, outputs, strict=True):
         result.set_shape(output.shape)
         _private.copy_handle_data(output, result)
-    return results[0].op, results
+    return call, results
