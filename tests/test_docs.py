@@ -1,0 +1,53 @@
+"""What the pages show can be copied: programs compile, shell commands and YAML parse."""
+
+import ast
+import itertools
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(*languages):
+    """Pairs of the place of a block and its text, for all pages."""
+    for page in sorted(DOCS.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for found in BLOCK.finditer(text):
+            if found[2] in languages:
+                lines = (line.removeprefix(found[1]) for line in found[3].splitlines())
+                yield f"{page.name}:{text.count(chr(10), 0, found.start()) + 1}", "\n".join(lines)
+
+
+def test_programs_compile():
+    faults = []
+    for place, text in blocks("python", "py"):
+        try:
+            compile(text, place, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        except SyntaxError as error:
+            faults.append(f"{place}: {error}")
+    assert not faults
+
+
+def test_shell_commands_parse():
+    found = list(blocks("sh"))
+    assert len(found) > 20
+    whole = "\n".join(itertools.chain.from_iterable((f"# {place}", text) for place, text in found))
+    parsed = subprocess.run(
+        ["bash", "-n"], input=whole, text=True, capture_output=True, timeout=60, check=False
+    )
+    assert not parsed.returncode, parsed.stderr
+
+
+def test_manifests_parse():
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
+    kinds = {yaml.safe_load(text)["kind"] for _, text in blocks("yaml")}
+    assert {"TFJob", "JobSet"} <= kinds
+
+
+def test_every_page_is_in_the_navigation():
+    named = set(re.findall(r"[\w-]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
+    assert {page.name for page in DOCS.glob("*.md")} == named
