@@ -15,7 +15,7 @@ import opensmp
 from opensmp.cli.options import command, key_option
 from opensmp.cli.plan import NO_OPTIONS, PlanOptions, plan
 from opensmp.cli.run import run
-from opensmp.cli.run_options import RunOptions
+from opensmp.cli.running.run_options import RunOptions
 from opensmp.config.keys import KEYS
 
 

@@ -17,9 +17,9 @@ import typer
 
 from opensmp.base.message_text import shown
 from opensmp.cli.options import command, key_option
-from opensmp.cli.process_group import GRACE_SECONDS, Ranks, RunResult
-from opensmp.cli.restarts import Restarts, known_layout
-from opensmp.cli.run_options import RunOptions
+from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
+from opensmp.cli.running.restarts import Restarts, known_layout
+from opensmp.cli.running.run_options import RunOptions
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
 from opensmp.distributed import world

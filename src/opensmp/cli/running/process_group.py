@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from opensmp.cli.guardian import Guardian
+from opensmp.cli.running.guardian import Guardian
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
 from opensmp.distributed.watchdog.verdicts.deadlock import listed
