@@ -17,9 +17,6 @@ from opensmp.execution.multi_process.remote_gradient import RemoteGradient
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.unreduced import Unreduced
 
-_METHODS = ("variable", "add_n", "accumulate_n")
-
-
 class StepOutput(Unreduced):
     """One returned tensor of an `smp.step` function, with one value per microbatch.
 
@@ -150,9 +147,9 @@ class StepOutput(Unreduced):
         Args:
             method: "variable" adds the microbatches one at a time; "add_n" and
                 "accumulate_n" use the TensorFlow operations of these names.
-            var: A variable with the outputs' shape and dtype to accumulate in; it holds
-                the mean afterwards, in the rank that has the output. Others leave it as it is.
-                Only with method "variable".
+            var: A variable with the outputs' shape and dtype; it holds the mean afterwards, in the
+                rank that has the output. Others leave it as it is. With method "variable" it also
+                holds the sum meanwhile, instead of memory of its own.
 
         Raises:
             StepError: if the method is unknown, or the variable does not fit.
@@ -161,14 +158,16 @@ class StepOutput(Unreduced):
         self._check_addable("accumulate", "mean")
         with self._on_device():
             first, *rest = self._terms or list(self._outputs)
-            if var is not None and not isinstance(first, RemoteGradient):
+            if var is None or isinstance(first, RemoteGradient):
+                return _known(_divide(self._sum(_SUMS[method]), len(self._outputs)))
+            if method == "variable":
                 var.assign(_dense(first))
                 for tensor in rest:
                     var.assign_add(_dense(tensor))
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
-                return tf.convert_to_tensor(var)
-            how = {"variable": _sum_in_order, "add_n": _add_n, "accumulate_n": _accumulate_n}
-            return _known(_divide(self._sum(how[method]), len(self._outputs)))
+            else:
+                var.assign(_dense(_divide(self._sum(_SUMS[method]), len(self._outputs))))
+            return tf.convert_to_tensor(var)
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or list(self._outputs)
@@ -224,19 +223,14 @@ class StepOutput(Unreduced):
         return self._outputs[mb]
 
     def _check_accumulate(self, method: str, var: Any) -> None:
-        if method not in _METHODS:
+        if method not in _SUMS:
             raise StepError(
                 f"StepOutput.accumulate: method={method!r} is unknown; accepted: "
-                f"{', '.join(map(repr, _METHODS))}."
+                f"{', '.join(map(repr, _SUMS))}."
             )
         if var is None:
             return
         first = self._sample
-        if method != "variable":
-            raise StepError(
-                f"StepOutput.accumulate: var can be used with method='variable' only, received "
-                f"method={method!r}."
-            )
         dtype = tf.as_dtype(var.dtype)
         if not var.shape.is_compatible_with(first.shape) or dtype != first.dtype:
             raise StepError(
@@ -369,6 +363,9 @@ def _add_n(tensors: list[Tensor]) -> Tensor:
 
 def _accumulate_n(tensors: list[Tensor]) -> Tensor:
     return tf.math.accumulate_n(_in_order_of_names(tensors))
+
+
+_SUMS = {"variable": _sum_in_order, "add_n": _add_n, "accumulate_n": _accumulate_n}
 
 
 def _in_order_of_names(tensors: list[Tensor]) -> list[Tensor]:
