@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.api.step.function_attributes import FunctionAttributes
 from opensmp.api.step.split import freeze_sets, split_arguments, thaw_sets
 from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
 from opensmp.base.garbage import collected_once
@@ -109,8 +110,8 @@ class _Compiled:
     schedule: Schedule | None = None
 
 
-class Step:
-    """A function decorated with `smp.step`."""
+class Step(FunctionAttributes):
+    """A function decorated with `smp.step`; it has the attributes of a `tf.function`."""
 
     def __init__(
         self,
@@ -179,15 +180,6 @@ class Step:
         with _private.without_accumulators():
             return function(*args, **kwargs)
 
-    def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
-        """Like that of `tf.function`, for arguments of the whole batch."""
-        return self._function().get_concrete_function(*freeze_sets(args), **freeze_sets(kwargs))
-
-    def experimental_get_tracing_count(self) -> int:
-        """Number of traces since `smp.init`."""
-        functions = self._compiled.functions.values()
-        return sum(int(function.experimental_get_tracing_count()) for function in functions)
-
     @property
     def schedule(self) -> Schedule:
         """The schedule of the latest trace; `print` draws it.
@@ -198,6 +190,9 @@ class Step:
         if self._compiled.schedule is None:
             raise StepError(f"{self!r} has no schedule yet: call it once.")
         return self._compiled.schedule
+
+    def _functions(self) -> list[Any]:
+        return [self._compiled.functions[joins] for joins in sorted(self._compiled.functions)]
 
     def _function(self) -> Any:
         """The `tf.function` for the current world and calling context; refuses invalid contexts."""

@@ -17,6 +17,7 @@ from opensmp.execution.multi_process.remote_gradient import RemoteGradient
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.unreduced import Unreduced
 
+
 class StepOutput(Unreduced):
     """One returned tensor of an `smp.step` function, with one value per microbatch.
 
