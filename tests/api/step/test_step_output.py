@@ -348,3 +348,35 @@ def test_gradients_of_other_ranks_are_left_out_of_variables():
     first, second = check_ranks(ACCUMULATED, 2)
     assert first.lines[-2:] == ["True [True, True, False, False]"] * 2, first.output
     assert second.lines[-2:] == ["True [False, False, True, True]"] * 2, second.output
+
+
+class TestNotebook:
+    def test_the_values_of_each_microbatch_are_shown(self):
+        shown = ROWS._repr_html_()
+        assert "StepOutput(2 microbatches of shape=(1, 2)" in shown
+        assert "[[1. 2.]]" in shown
+        assert "[[3. 6.]]" in shown
+
+    def test_many_large_outputs_are_shown_in_short(self):
+        output = StepOutput([tf.zeros([100, 50, 20])] * 12)
+        shown = output._repr_html_()
+        assert shown.count("(100, 50, 20)") == 13
+        assert len(shown) < 8_000
+
+    @pytest.mark.parametrize("output", [slices(), sparse(), ragged(), SCALARS, INTEGERS])
+    def test_every_kind_of_output_is_shown(self, output):
+        assert output._repr_html_().count("<tr>") == 3
+
+    def test_symbolic_outputs_have_a_shape_and_no_values(self):
+        shown = []
+
+        @tf.function
+        def run(x):
+            shown.append(StepOutput([x, x])._repr_html_())
+            return x
+
+        run(tf.zeros([3]))
+        assert shown[0].count("(3,)") == 3
+
+    def test_text_in_an_output_stays_text(self):
+        assert "<b>" not in StepOutput([tf.constant("<b>")])._repr_html_()

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from opensmp.base import notebook
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import side_by_side
 from opensmp.errors import StepError
@@ -78,6 +80,12 @@ class StepOutput(Unreduced):
             f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
             f"dtype={tf.as_dtype(first.dtype).name})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the type, and the values of each microbatch if they are known."""
+        rows = [[str(m), *_cells(value)] for m, value in enumerate(self._outputs)]
+        shown = notebook.table(["microbatch", "shape", "values"], rows, left=["shape", "values"])
+        return notebook.paragraph(repr(self)) + shown
 
     def _smp_mend(self) -> str:
         first = self._sample
@@ -378,6 +386,16 @@ def _in_order_of_names(tensors: list[Tensor]) -> list[Tensor]:
             tf.ensure_shape(tensor, tensor.shape, name=f"term_{index:07d}")
             for index, tensor in enumerate(tensors)
         ]
+
+
+def _cells(value: Any) -> list[str]:
+    """Shape and first values of one output, for a notebook; values only of eager tensors."""
+    if isinstance(value, RemoteGradient) or not hasattr(value, "shape"):
+        return [str(getattr(value, "shape", "")), "in another process"]
+    if not isinstance(value, tf.Tensor) or not hasattr(value, "numpy"):
+        return [str(value.shape), ""]
+    text = np.array2string(np.asarray(value), threshold=8, edgeitems=2, precision=4)
+    return [str(value.shape), text if text.count("\n") < 6 else text[: text.index("\n")] + " ..."]
 
 
 def _is_tensor(value: Any) -> bool:
