@@ -102,7 +102,8 @@ def _add_compute_gradients() -> None:
             variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
             return list(zip(self.get_gradients(loss, variables), variables, strict=True))
         if callable(loss):
-            with tape if tape is not None else tf.GradientTape() as tape:
+            tape = tape if tape is not None else tf.GradientTape()
+            with tape:
                 if not callable(var_list):  # trainable variables of Keras are watched anyway
                     leaves = tf.nest.flatten(var_list)
                     tape.watch([v for v in leaves if isinstance(v, tf.Tensor | tf.Variable)])

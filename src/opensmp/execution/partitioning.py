@@ -17,6 +17,7 @@ from opensmp import _private
 from opensmp.compiler.plan.methods.auto import auto_plan
 from opensmp.compiler.plan.methods.build import warn_of_empty
 from opensmp.compiler.plan.methods.colocation import beside, in_one_place
+from opensmp.compiler.plan.methods.imbalance import warn_of_imbalance
 from opensmp.compiler.plan.methods.manual import manual_plan
 from opensmp.compiler.plan.methods.match import Places, fit, follow, follow_twin
 from opensmp.compiler.plan.plan import Plan
@@ -159,6 +160,8 @@ class Partitioning:
             plan = self._auto_plan(traced, world, settings)
         if not self._plans and not self._is_part:
             warn_of_empty(plan, is_shared=bool(self._homes))
+            if plan.source == "auto" and not self._homes and not world.rank:
+                warn_of_imbalance(plan)
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
