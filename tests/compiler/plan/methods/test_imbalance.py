@@ -28,10 +28,10 @@ def one_slow_layer():
     )
 
 
-def warned(model, caplog, partitions=2, **settings):
+def warned(model, caplog, partitions=2, microbatches=8, **settings):
     traced = trace(model.__call__, [tf.ones([8, *model.input_shape[1:]])], {}, name="net")
     with caplog.at_level(logging.WARNING, logger="opensmp"):
-        plan = auto_plan(traced, partitions, PlanSettings(**settings))
+        plan = auto_plan(traced, partitions, PlanSettings(microbatches, **settings))
         warn_of_imbalance(plan)
     return plan, [record.getMessage() for record in caplog.records]
 
@@ -45,6 +45,11 @@ def test_work_in_one_partition_is_told_with_its_layer_and_what_speed_would_give(
     assert "conv_" in line
     assert '"optimize": "speed" in smp.init gives ' in line
     assert "\n" not in line
+
+
+def test_one_microbatch_has_no_balance(caplog):
+    _, lines = warned(one_slow_layer(), caplog, microbatches=1)
+    assert lines == []
 
 
 def test_a_layer_that_no_cut_can_balance_is_named(caplog):

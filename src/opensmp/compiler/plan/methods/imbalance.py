@@ -25,6 +25,8 @@ def warn_of_imbalance(plan: Plan) -> None:
     settings = plan.settings
     if settings.optimize != "memory" or plan.num_partitions == 1 or plan.empty:
         return
+    if settings.microbatches == 1:  # the partitions take turns, however even they are
+        return
     now = plan.prediction
     if now.balance < _POOR or sum(now.stage_seconds) < _FEW_SECONDS:
         return
@@ -35,13 +37,13 @@ def warn_of_imbalance(plan: Plan) -> None:
     longest = int(inside[np.argmax(seconds[inside])])
     share = 100 * seconds[longest] / now.stage_seconds[slowest]
     _logger.warning(
-        "model '%s': partition %d needs %.1f times the mean time of a partition, most of it for "
-        '\'%s\' (%.0f %%), because "optimize": "memory" balances bytes, not time. %s',
+        "model '%s': partition %d needs %.1f times the mean time of a partition, %.0f %% of it in "
+        '\'%s\', because "optimize": "memory" balances bytes, not time. %s',
         plan.model,
         slowest,
         now.balance,
-        graph.names[longest],
         share,
+        graph.names[longest],
         _advice(plan, graph.names[longest], float(seconds[longest])),
     )
 
