@@ -12,6 +12,7 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base import progress
 from opensmp.base.message_text import shown
 from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.plan.methods.match import check_partitions
@@ -89,6 +90,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             f"{first}. Remove one of the two calls, or call smp.shutdown() before the second one."
         )
     launch = launchers.detect(os.environ)
+    progress.start(launch.rank)
     num_gpus = devices.count_gpus()
     resolved = Config.resolve(
         config,
@@ -112,7 +114,9 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _private.agree_on_finite_with(clipping.agreement_on_finite(made.mp_group))
     _private.shard_with(updates_of(made))
     world.set_current(made)
-    _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
+    own = [made.devices[partition] for partition in made.my_partitions]
+    progress.say("%s", devices.described(resolved, own, made.size))
+    _logger.debug("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
 
 
 def _alone(config: Config, num_gpus: int) -> world.World:

@@ -35,6 +35,7 @@ from opensmp.execution.models.layer_calls import calls_taken
 from opensmp.execution.models.registry import some_wait_for_partitions
 from opensmp.execution.multi_process.remote_gradient import Made, pack
 from opensmp.execution.multi_process.remote_values import note_step
+from opensmp.execution.profiling.building import building, show_microbatch
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
 
@@ -92,7 +93,7 @@ def step(
     return Step(function, non_split_inputs or (), input_split_axes or {}, tf_function_arguments)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Compiled:
     """Compiled state of a step: for one object whose method it is, or for a plain function.
 
@@ -234,7 +235,8 @@ class Step(FunctionAttributes):
             function = bound.python_function
             if autograph:
                 function = _private.with_autograph(function, features)
-            with collected_once():
+            name = f"step '{getattr(bound, '__name__', 'function')}'"
+            with collected_once(), building(name, here, bound._compiled):
                 return bound._trace(here, joins, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
@@ -261,6 +263,7 @@ class Step(FunctionAttributes):
         results = []
         with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
+                show_microbatch(microbatch, num_microbatches)
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):
                     results.append(function(*part_args, **part_kwargs))

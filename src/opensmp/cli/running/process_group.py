@@ -32,10 +32,10 @@ _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 _TAIL_LINES = 40
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Routine log output of TensorFlow, omitted from the last lines of a failed rank.
+# Routine log output of TensorFlow and of opensmp, omitted from the last lines of a failed rank.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|To enable the following instructions|"
-    r"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
+    r"opensmp (?:debug|info): |[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
 )
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
