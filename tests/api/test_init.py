@@ -9,7 +9,7 @@ from helpers import output_of, run_python
 from opensmp.api import init
 from opensmp.config import Config
 from opensmp.distributed import devices, world
-from opensmp.errors import AlreadyInitializedError, ConfigError
+from opensmp.errors import AlreadyInitializedError, ConfigError, ScheduleError
 
 # ---------------------------------------------------------------- in the process of the tests
 
@@ -238,6 +238,12 @@ print(pools(), len(tf.config.list_logical_devices("CPU")))
 """
     )
     assert out == "(0, 0) 1"
+
+
+def test_a_schedule_file_that_is_not_there_is_refused_by_init(smp_init):
+    with pytest.raises(ScheduleError, match=r"'no\.json' of the key pipeline cannot be read"):
+        smp_init({"partitions": 2, "microbatches": 2, "pipeline": "no.json"})
+    assert not world.is_initialized()
 
 
 def test_faulty_configuration_makes_no_devices():

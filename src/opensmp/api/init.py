@@ -17,6 +17,7 @@ from opensmp.base.message_text import shown
 from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.plan.methods.match import check_partitions
 from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.schedule.own_schedule import check_file
 from opensmp.config import LAUNCHER_PREFIX, Config
 from opensmp.config.pipelines import pipeline_name
 from opensmp.distributed import devices, world
@@ -72,6 +73,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             changed.
         PlanError: A file named by `plan` cannot be read, is damaged, or is for a different number
             of partitions.
+        ScheduleError: A schedule's file named by `pipeline` cannot be read, is damaged, or is for a
+            different number of partitions.
         AlreadyInitializedError: `init` was called before, or TensorFlow was used before and has too
             few devices.
         LaunchError: The processes of a run cannot connect, or their configurations differ.
@@ -99,6 +102,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         default_partitions=(num_gpus or 1) if launch.size == 1 else 1,
     )
     _check_plans(resolved)
+    check_file(resolved.pipeline, resolved.partitions)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     made = dataclasses.replace(made, resident_bytes=peak_memory.resident_bytes())
     _private.place_updates_with_variables()

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
+from opensmp.cli.options import USAGE, UsageError
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.errors import SmpError
@@ -60,5 +61,7 @@ def main() -> None:
     try:
         app()
     except SmpError as error:
-        print(f"opensmp: {error}", file=sys.stderr)
-        sys.exit(1)
+        # Errors of a command begin with its name.
+        prefix = "" if str(error).startswith("opensmp ") else "opensmp: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        sys.exit(USAGE if isinstance(error, UsageError) else 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -12,11 +13,31 @@ import typer
 
 from opensmp.config.keys import KEYS
 from opensmp.config.kinds import BooleanKind, IntegerKind, Kind, OptionalIntegerKind
+from opensmp.errors import SmpError
 
 Options = TypeVar("Options")
 
 FLAGS = "flags"
 """The field of such a dataclass that takes the keys that were given."""
+
+
+USAGE = 2
+"""Exit code of a command whose options or values are wrong, as of most programs."""
+
+
+class UsageError(SmpError):
+    """A command cannot do what its options say; nothing was started."""
+
+
+@contextlib.contextmanager
+def checking(command: str) -> Iterator[None]:
+    """Context in which a command checks its options; errors become those of usage."""
+    try:
+        yield
+    except SmpError as error:
+        text = str(error)
+        own = f"opensmp {command}: "
+        raise UsageError(text if text.startswith(own) else f"{own}{text}") from error
 
 
 def key_option(

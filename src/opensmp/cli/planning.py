@@ -15,9 +15,10 @@ import tensorflow as tf
 from rich.console import Console
 
 from opensmp.base.divisors import nearest_divisors
-from opensmp.base.message_text import shown
+from opensmp.base.message_text import counted, sentence, shown
 from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
 from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.options import checking
 from opensmp.cli.plan import PlanOptions
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.format import parse_bytes
@@ -59,7 +60,8 @@ class Request(NamedTuple):
 
 def make_plan(options: PlanOptions) -> None:
     """Makes a plan of what the options ask for, prints it and writes the files."""
-    request = _checked(options)
+    with checking("plan"):
+        request = _checked(options)
     if not options.measure:
         _hide_gpus()
     _enter_world(request.config)
@@ -77,7 +79,7 @@ def make_plan(options: PlanOptions) -> None:
         graph = coarsen(traced, request.settings.machine)
         if not options.measure:
             return graph
-        with console.status(f"running the {len(graph)} pieces of the model one by one"):
+        with console.status(f"running the {counted(len(graph), 'piece')} of the model one by one"):
             return measure(traced, graph, device=a_device())
 
     partitions, settings = request.config.partitions, request.settings
@@ -110,7 +112,7 @@ def _checked(options: PlanOptions) -> Request:
     except ConfigError as error:
         faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
     if faults or config is None:
-        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
+        raise PlanError(f"opensmp plan: {sentence(faults)}")
     settings = replace(
         PlanSettings.of(config, Machine(**machine)),
         active_microbatches=options.flags.get("active_microbatches"),

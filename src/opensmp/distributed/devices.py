@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import tensorflow as tf
 
+from opensmp.base.message_text import counted
 from opensmp.config import Config
 from opensmp.config.pipelines import pipeline_name
 from opensmp.errors import AlreadyInitializedError, ConfigError
@@ -108,15 +109,11 @@ def prepare(
 
 def described(config: Config, devices: Sequence[str], size: int) -> str:
     """One line about what `smp.init` made, for the devices of this process's partitions."""
-
-    def counted(number: int, what: str) -> str:
-        return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
     names = [name.rpartition("device:")[2] for name in devices]
     shown = ", ".join(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
     parts = [
         counted(config.partitions, "partition"),
-        "1 microbatch" if config.microbatches == 1 else f"{config.microbatches} microbatches",
+        counted(config.microbatches, "microbatch"),
         f"schedule '{pipeline_name(config.pipeline)}'",
     ]
     if size > 1:

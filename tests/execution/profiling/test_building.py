@@ -37,7 +37,9 @@ def shown(monkeypatch):
 
 def network() -> keras.Model:
     layers = [keras.layers.Dense(8) for _ in range(4)]
-    return smp.DistributedModel.from_keras(keras.Sequential([keras.Input([8]), *layers], name="net"))
+    return smp.DistributedModel.from_keras(
+        keras.Sequential([keras.Input([8]), *layers], name="net")
+    )
 
 
 def test_a_plan_and_a_step_are_told_once_each(smp_init, lines):

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import side_by_side
 from opensmp.errors import StepError
@@ -226,8 +227,8 @@ class StepOutput(Unreduced):
         """
         if num_mb != len(self._outputs):
             raise StepError(
-                f"A StepOutput of {len(self._outputs)} microbatches was given to an smp.step "
-                f"function, but the step has {num_mb}. Give it the whole batch, merge()."
+                f"A StepOutput of {counted(len(self._outputs), 'microbatch')} was given to an "
+                f"smp.step function, but the step has {num_mb}. Give it the whole batch, merge()."
             )
         return self._outputs[mb]
 

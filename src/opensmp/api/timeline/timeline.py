@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from opensmp.api.timeline.gantt import gantt
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.compiler.schedule.actions import Action
 from opensmp.errors import StepError
 
@@ -225,7 +226,9 @@ class Timeline:
         return draw_timeline(self._steps[-1], path)
 
     def __repr__(self) -> str:
-        return f"Timeline({len(self._steps)} steps, {len(self.events)} events)"
+        return (
+            f"Timeline({counted(len(self._steps), 'step')}, {counted(len(self.events), 'event')})"
+        )
 
     def __str__(self) -> str:
         if not self._steps:

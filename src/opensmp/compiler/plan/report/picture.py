@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.explanation import passing
@@ -88,7 +89,7 @@ def _mixed(hue: str, share: float) -> tuple[float, float, float]:
 def _title(plan: Plan) -> str:
     prediction = plan.prediction
     return (
-        f"{plan.model} over {plan.num_partitions} partitions · {plan.settings}\n"
+        f"{plan.model} over {counted(plan.num_partitions, 'partition')} · {plan.settings}\n"
         f"predicted step {format_seconds(prediction.step_seconds)} · peak memory "
         f"{format_bytes(max(prediction.peak_bytes))} · slowest stage {prediction.balance:.2f} x "
         f"the mean"

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.cost_model import Prediction, evaluate
 from opensmp.compiler.plan.partitioner.partitioner import partition_units
@@ -159,7 +160,8 @@ def shortfall(candidates: Sequence[Candidate], machine: Machine) -> str:
     missing = closest.peak_bytes - machine.memory_bytes
     return (
         f"No configuration fits {format_bytes(machine.memory_bytes)} per device. The closest, "
-        f"{closest.num_partitions} partitions and {closest.settings.microbatches} microbatches, "
+        f"{counted(closest.num_partitions, 'partition')} and "
+        f"{counted(closest.settings.microbatches, 'microbatch')}, "
         f"needs {format_bytes(closest.peak_bytes)}, {format_bytes(missing)} too much. More "
         "partitions, a smaller batch or larger devices would help."
     )
