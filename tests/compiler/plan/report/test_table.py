@@ -83,7 +83,7 @@ def test_recommendation_lists_what_fits_and_what_does_not():
     lines = printed(recommendation_table([good, bad], 2**20), 100)
     assert "Configurations, the best one first (1 MiB a device)" in lines[0]
     rows = [line.split() for line in lines if line.lstrip().startswith(("1 ", "2 "))]
-    assert rows[0][:6] == ["1", "2", "4", "interleaved", "22.5", "s"]
+    assert rows[0][:7] == ["1", "2", "4", "interleaved", "1", "22.5", "s"]
     assert rows[0][-1] == "yes"
     assert (rows[1][3], rows[1][-1]) == ("simple", "no")
 

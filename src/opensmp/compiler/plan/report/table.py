@@ -102,8 +102,10 @@ def summary(plan: Plan) -> str:
     )
 
 
-def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | None) -> Table:
-    """Returns a table of ranked configurations."""
+def recommendation_table(
+    candidates: Iterable[Candidate], memory_bytes: int | None, compact: bool = False
+) -> Table:
+    """Returns a table of ranked configurations, if `compact` for a terminal of 80 columns."""
     limit = "no memory limit" if memory_bytes is None else f"{format_bytes(memory_bytes)} a device"
     table = Table(
         title=f"Configurations, the best one first ({limit})",
@@ -112,24 +114,26 @@ def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | No
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in ("rank", "partitions", "micro-\nbatches"):
+    for name in ("", "parti-\ntions", "micro-\nbatches"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("pipeline", no_wrap=True)
-    for name in ("step", "peak\nmemory", "balance", "bubble", "moved"):
+    wide = () if compact else ("balance", "moved")
+    for name in ("pieces", "step", "bubble", "peak\nmemory", *wide):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
     for rank, candidate in enumerate(candidates, start=1):
         prediction = candidate.prediction
+        details = (f"{prediction.balance:.2f}", format_bytes(prediction.cut_bytes))
         table.add_row(
             str(rank),
             str(candidate.num_partitions),
             str(candidate.settings.microbatches),
             candidate.settings.pipeline,
-            format_seconds(prediction.step_seconds),
+            str(candidate.settings.pieces_per_partition),
+            format_seconds(candidate.step_seconds),
+            f"{100 * candidate.bubble:.0f} %",
             format_bytes(candidate.peak_bytes),
-            f"{prediction.balance:.2f}",
-            f"{100 * prediction.bubble:.0f} %",
-            format_bytes(prediction.cut_bytes),
+            *(details if wide else ()),
             "yes" if candidate.fits else "no",
         )
     return table
