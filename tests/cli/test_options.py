@@ -144,14 +144,14 @@ PLAN = ["plan", "m:f", "--batch", "8", "--partitions", "2"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["run", "--microbatches", "0", "script.py"], "opensmp run: Config: the configuration has"),
+        (["run", "--microbatches", "0", "script.py"], "opensmp: Config: the configuration has"),
         (["run", "no_script.py"], "opensmp run: there is no file 'no_script.py'"),
-        (["run", "--show-rank", "3", "script.py"], "opensmp run: --show-rank 3: there is no such"),
-        (["run", "-n", "3", "--partitions", "2", "script.py"], "opensmp run: "),
+        (["run", "--show-rank", "3", "script.py"], "opensmp: --show-rank 3: there is no such"),
+        (["run", "-n", "3", "--partitions", "2", "script.py"], "opensmp: "),
         (["run", "--plan", "no.json", "script.py"], "opensmp run: --plan: there is no file"),
         (
             ["run", "--pipeline", "no.json", "script.py"],
-            "opensmp run: Schedule: the file 'no.json' of the key pipeline cannot be read",
+            "opensmp: Schedule: the file 'no.json' of the key pipeline cannot be read",
         ),
         (["run", "--no-such-option", "script.py"], "No such option"),
         ([*PLAN, "--pipeline", "zb_x"], "opensmp plan: "),

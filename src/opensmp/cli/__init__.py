@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
-from opensmp.cli.options import USAGE, UsageError
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.errors import SmpError
@@ -64,4 +63,4 @@ def main() -> None:
         # Errors of a command begin with its name.
         prefix = "" if str(error).startswith("opensmp ") else "opensmp: "
         print(f"{prefix}{error}", file=sys.stderr)
-        sys.exit(USAGE if isinstance(error, UsageError) else 1)
+        sys.exit(error.exit_code)

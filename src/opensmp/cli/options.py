@@ -25,19 +25,14 @@ USAGE = 2
 """Exit code of a command whose options or values are wrong, as of most programs."""
 
 
-class UsageError(SmpError):
-    """A command cannot do what its options say; nothing was started."""
-
-
 @contextlib.contextmanager
-def checking(command: str) -> Iterator[None]:
-    """Context in which a command checks its options; errors become those of usage."""
+def checking() -> Iterator[None]:
+    """Context in which a command checks its options, before it starts anything."""
     try:
         yield
     except SmpError as error:
-        text = str(error)
-        own = f"opensmp {command}: "
-        raise UsageError(text if text.startswith(own) else f"{own}{text}") from error
+        error.exit_code = USAGE
+        raise
 
 
 def key_option(

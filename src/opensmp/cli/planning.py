@@ -63,7 +63,7 @@ class Request(NamedTuple):
 
 def make_plan(options: PlanOptions) -> None:
     """Makes a plan of what the options ask for, prints it and writes the files."""
-    with checking("plan"):
+    with checking():
         request = _checked(options)
     if not options.measure:
         _hide_gpus()

@@ -51,7 +51,7 @@ def run(options: RunOptions) -> None:
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
-    with checking("run"):
+    with checking():
         check_flags(options.flags, options.processes, os.environ)
         _check_files(options.script, options.module, options.log_dir)
         _check_seconds(options.join_seconds, options.idle_seconds)
