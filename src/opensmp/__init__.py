@@ -93,6 +93,7 @@ __all__ = [
     "save_model",
     "scope",
     "send",
+    "set_verbosity",
     "shard",
     "shutdown",
     "size",

@@ -10,6 +10,9 @@ class SmpError(Exception):
     # lists source lines. It passes exceptions with this attribute through unchanged.
     ag_pass_through = True
 
+    exit_code = 1
+    """Exit code of a command of `opensmp` that ends with this error."""
+
 
 class ConfigError(SmpError, ValueError):
     """The configuration given to `smp.init` is invalid; the message lists every fault."""

@@ -4,26 +4,65 @@ import logging
 
 import pytest
 import tensorflow as tf
-from helpers import output_of
+from helpers import output_of, run_python
 
 from opensmp.api import init
 from opensmp.config import Config
 from opensmp.distributed import devices, world
-from opensmp.errors import AlreadyInitializedError, ConfigError
+from opensmp.errors import AlreadyInitializedError, ConfigError, ScheduleError
 
 # ---------------------------------------------------------------- in the process of the tests
 
 
 def test_init_makes_one_world_and_returns_nothing(caplog):
-    with caplog.at_level(logging.INFO, logger="opensmp"):
+    with caplog.at_level(logging.DEBUG, logger="opensmp"):
         assert init.init({"partitions": 2, "microbatches": 4}) is None
     made = world.current()
     assert made.config == Config(partitions=2, microbatches=4)
     assert made.devices == ("/device:CPU:0", "/device:CPU:1")
     assert (made.rank, made.size) == (0, 1)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"initialised: {made.config}; partitions on /device:CPU:0, /device:CPU:1"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "INFO",
+            "2 partitions, 4 microbatches, schedule 'interleaved', on CPU:0, CPU:1, 1 thread for "
+            "each operation",
+        ),
+        ("DEBUG", f"initialised: {made.config}; partitions on /device:CPU:0, /device:CPU:1"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "expected"),
+    [
+        ({"partitions": 1}, 1, "1 partition, 1 microbatch, schedule 'interleaved', on CPU:0"),
+        (
+            {"partitions": 12, "microbatches": 24, "pipeline": "mine.json"},
+            1,
+            "12 partitions, 24 microbatches, schedule 'mine.json', on CPU:0 to CPU:11",
+        ),
+        (
+            {"partitions": 2, "pipeline": "simple"},
+            4,
+            "2 partitions, 1 microbatch, schedule 'simple', 4 processes, on GPU:0 in this process",
+        ),
+    ],
+)
+def test_the_line_of_init_says_what_it_made(config, size, expected):
+    made = Config(**config)
+    kind, own = ("GPU", 1) if size > 1 else ("CPU", made.partitions)
+    names = [f"/device:{kind}:{index}" for index in range(own)]
+    line = devices.described(made, names, size)
+    assert line.removesuffix(", 1 thread for each operation") == expected
+
+
+def test_lines_are_printed_where_a_program_has_no_handlers():
+    done = run_python("import opensmp as smp; smp.init({'partitions': 2, 'microbatches': 2})")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "opensmp info: 2 partitions, 2 microbatches, schedule 'interleaved', on CPU:0" in (
+        done.stderr
+    )
+    quiet = run_python("import opensmp as smp; smp.init({'partitions': 2})", {"OPENSMP_LOG": "off"})
+    assert (quiet.returncode, "opensmp" in quiet.stderr) == (0, False)
 
 
 def test_init_without_arguments_has_one_partition(smp_init):
@@ -201,6 +240,12 @@ print(pools(), len(tf.config.list_logical_devices("CPU")))
     assert out == "(0, 0) 1"
 
 
+def test_a_schedule_file_that_is_not_there_is_refused_by_init(smp_init):
+    with pytest.raises(ScheduleError, match=r"'no\.json' of the key pipeline cannot be read"):
+        smp_init({"partitions": 2, "microbatches": 2, "pipeline": "no.json"})
+    assert not world.is_initialized()
+
+
 def test_faulty_configuration_makes_no_devices():
     out = output_of(
         PREAMBLE
@@ -273,7 +318,7 @@ print(world.current().devices, tf.config.get_soft_device_placement())
 """
     )
     assert "opensmp INFO TensorFlow was already initialised: its thread pools stay" in out
-    assert "opensmp INFO initialised: partitions=2, " in out
+    assert "opensmp INFO 2 partitions, 1 microbatch, " in out
     assert out.split("\n")[-1] == "('/device:CPU:0', '/device:CPU:1') True"
 
 

@@ -279,7 +279,7 @@ class TestIndex:
 
 
 class TestAutoPartition:
-    def test_contexts_are_ignored_with_one_log_line(self, smp_init, caplog):
+    def test_contexts_are_ignored_with_one_warning(self, smp_init, caplog):
         smp_init({"partitions": 2, "microbatches": 2, "auto_partition": True})
 
         class Contrary(smp.DistributedModel):
@@ -294,7 +294,7 @@ class TestAutoPartition:
                 return x
 
         model = Contrary()
-        with caplog.at_level(logging.INFO, logger="opensmp"):
+        with caplog.at_level(logging.WARNING, logger="opensmp"):
             model(batch(4, 8))
             model(batch(2, 8))
             with smp.partition(1):

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
-from opensmp.base.message_text import did_you_mean, nearest, numbered, plain, shown
+from opensmp.base.message_text import (
+    counted,
+    did_you_mean,
+    nearest,
+    numbered,
+    plain,
+    sentence,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +74,21 @@ def test_names_are_plain_and_all_else_is_quoted():
 def test_of_many_faults_the_first_are_numbered():
     assert numbered(["a", "b"]) == ["  1. a", "  2. b"]
     assert numbered(["a"] * 70)[-2:] == ["  50. a", "  and 20 more."]
+
+
+def test_a_noun_is_in_the_singular_after_one():
+    assert counted(1, "microbatch") == "1 microbatch"
+    assert [counted(n, "microbatch") for n in (0, 2, 12)] == [
+        "0 microbatches",
+        "2 microbatches",
+        "12 microbatches",
+    ]
+    assert counted(3, "process") == "3 processes"
+    assert counted(2, "piece") == "2 pieces"
+    assert counted(2, "entry", "entries") == "2 entries"
+
+
+def test_a_sentence_ends_once():
+    assert sentence(["one", "two"]) == "one; two."
+    assert sentence(["did you mean 'zb_v'?"]) == "did you mean 'zb_v'?"
+    assert sentence(["one."]) == "one."

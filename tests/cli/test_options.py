@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import sys
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -12,10 +15,14 @@ from processes import launch
 from typer.testing import CliRunner
 
 import opensmp
+from opensmp import cli
 from opensmp.cli.options import command, key_option
 from opensmp.cli.plan import NO_OPTIONS, PlanOptions, plan
 from opensmp.cli.run import run
-from opensmp.cli.run_options import RunOptions
+from opensmp.cli.running.run_options import RunOptions
+from opensmp.compiler.schedule.actions import TaskGraph
+from opensmp.compiler.schedule.own_schedule import save
+from opensmp.compiler.schedule.pipelines import build
 from opensmp.config.keys import KEYS
 
 
@@ -126,6 +133,55 @@ def test_a_plan_without_tensorflow_says_what_to_install():
     words = ["opensmp", "plan", "models:build", "--batch", "8", "--partitions", "2"]
     result = run_python(WITHOUT_TENSORFLOW.format(arguments=words))
     assert result.returncode == 1
-    assert result.stderr.startswith("opensmp: opensmp plan: ")
+    assert result.stderr.startswith("opensmp plan: ")
     assert "install" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+PLAN = ["plan", "m:f", "--batch", "8", "--partitions", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--microbatches", "0", "script.py"], "opensmp: Config: the configuration has"),
+        (["run", "no_script.py"], "opensmp run: there is no file 'no_script.py'"),
+        (["run", "--show-rank", "3", "script.py"], "opensmp: --show-rank 3: there is no such"),
+        (["run", "-n", "3", "--partitions", "2", "script.py"], "opensmp: "),
+        (["run", "--plan", "no.json", "script.py"], "opensmp run: --plan: there is no file"),
+        (
+            ["run", "--pipeline", "no.json", "script.py"],
+            "opensmp: Schedule: the file 'no.json' of the key pipeline cannot be read",
+        ),
+        (["run", "--no-such-option", "script.py"], "No such option"),
+        ([*PLAN, "--pipeline", "zb_x"], "opensmp plan: "),
+        ([*PLAN, "--microbatches", "3"], "opensmp plan: --batch 8 cannot be divided into"),
+    ],
+)
+def test_wrong_options_and_wrong_values_end_with_2_and_one_prefix(
+    tmp_path, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").touch()
+    monkeypatch.setattr(sys, "argv", ["opensmp", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    text = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert words in text
+    assert "opensmp: opensmp" not in text
+    assert not re.search(r"[.?!]\.$", text.strip())
+
+
+def test_a_schedule_file_for_another_number_of_partitions_is_found_before_ranks_start(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("script.py").write_text("raise SystemExit('started')")
+    save(build("simple", TaskGraph.chain(2, 2)), "mine.json")
+    words = ["run", "-n", "3", "--pipeline", "mine.json", "--partitions", "3", "script.py"]
+    monkeypatch.setattr(sys, "argv", ["opensmp", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "'mine.json' has 2 orders, but partitions is 3" in capsys.readouterr().err

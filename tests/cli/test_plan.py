@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import textwrap
 from pathlib import Path
@@ -28,6 +29,10 @@ def needy(units, depth):
 
 def number():
     return 3
+
+def normalised():
+    stack = [layers.Dense(32), layers.BatchNormalization(name="norm"), layers.Dense(32)]
+    return keras.Sequential([keras.Input([32]), *stack])
 
 def broken():
     raise RuntimeError("no data here")
@@ -154,8 +159,27 @@ def test_recommendation_ranks_and_plans_for_the_best(run):
     rows = [line.split() for line in out.splitlines() if line.strip().startswith("1 ")]
     partitions, microbatches = rows[0][1:3]
     assert "Configurations, the best one first (no memory limit)" in out
-    assert f"over {partitions} partition" in out
-    assert f"partitions: {microbatches} microbatch" in out
+    assert re.search(rf"over {partitions} partitions?: {microbatches} microbatch", out)
+
+
+def test_recommendation_fits_80_columns_and_says_what_was_simulated(run):
+    status, out, _ = run(
+        "plan cli_models:needy --arg units=1024 --arg depth=8 --partitions 2 --batch 64 "
+        "--recommend",
+        columns=80,
+    )
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "zero_bubble" in out
+    assert "with its schedule simulated: step " in out
+
+
+def test_a_model_that_normalises_gets_no_microbatches_of_one_row(run):
+    status, out, _ = run("plan cli_models:normalised --partitions 2 --batch 8 --recommend")
+    assert status == 0
+    rows = [line.split() for line in out.splitlines() if re.match(r" +\d+ +\d+ +\d+ ", line)]
+    assert {int(row[2]) for row in rows} == {1, 2, 4}
+    assert "without microbatches of one row, which layer 'norm' cannot normalise" in out
 
 
 def test_distributed_model_is_planned_without_init(run):
@@ -239,8 +263,9 @@ MISUSES = [
 @pytest.mark.parametrize(("line", "parts"), MISUSES, ids=lambda value: str(value)[:60])
 def test_misuse_gets_a_message_without_a_traceback(line, parts, run):
     status, _, err = run(f"plan {line} --partitions 2")
-    assert status == 1
-    assert err.startswith("opensmp: ")
+    # Wrong options name the command, and have the exit code of wrong usage.
+    assert status == (2 if err.startswith("opensmp plan: ") else 1)
+    assert err.startswith(("opensmp: ", "opensmp plan: "))
     assert "Traceback" not in err
     for part in parts:
         assert part in err
@@ -251,7 +276,7 @@ def test_faults_of_the_options_come_at_once(run):
         "plan cli_models:mlp --partitions 2 --batch 7 --microbatches 2 --pipeline x --picture a.b "
         "--device-memory 3 --device-flops nan --link-bandwidth fast --input 3x --input 0 --arg x"
     )
-    assert status == 1
+    assert status == 2
     options = ("--batch 7", "pipeline", "--picture 'a.b'", "--device-flops: received nan")
     for part in (*options, "--link-bandwidth: received 'fast'", "'3x'", "'0'", "--arg: expected"):
         assert part in err
@@ -259,7 +284,7 @@ def test_faults_of_the_options_come_at_once(run):
 
 def test_large_batch_that_the_microbatches_do_not_divide_is_refused_at_once(run):
     status, _, err = run("plan cli_models:mlp --partitions 2 --batch 999999937 --microbatches 1000")
-    assert status == 1
+    assert status == 2
     assert "choose 1 or 999999937 microbatches" in err
 
 

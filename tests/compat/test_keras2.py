@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from helpers import output_of
 
+import opensmp as smp
 from opensmp.compat import keras2
 
 OPTIMIZERS = [
@@ -81,6 +82,118 @@ def test_get_gradients_of_an_unconnected_variable_is_none():
 def test_get_gradients_eagerly_is_an_error_that_shows_the_way():
     with pytest.raises(RuntimeError, match=r"eager execution is enabled(.|\n)*@smp\.step"):
         keras.optimizers.SGD(0.1).get_gradients(tf.constant(1.0), [])
+
+
+SCALING = [
+    lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0),
+    lambda: keras.optimizers.SGD(0.1, loss_scale_factor=64.0),
+]
+
+
+@pytest.mark.parametrize("scaling", SCALING)
+@pytest.mark.parametrize("way", ["get_gradients", "compute_gradients", "tape"])
+def test_gradients_with_a_loss_scale_are_those_that_apply_gradients_takes(scaling, way):
+    x = tf.constant([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+
+    def trained(optimizer):
+        model = small_model()
+        optimizer.build(model.trainable_variables)
+
+        @tf.function
+        def train():
+            variables = model.trainable_variables
+            if way == "tape":
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(model(x) ** 2)
+                pairs = optimizer.compute_gradients(loss, variables, tape=tape)
+                gradients = [gradient for gradient, _ in pairs]
+            else:
+                loss = tf.reduce_mean(model(x) ** 2)
+                gradients = getattr(optimizer, way)(loss, variables)
+                if way == "compute_gradients":
+                    gradients = [gradient for gradient, _ in gradients]
+            optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        for _ in range(11):
+            train()
+        return model.get_weights()
+
+    for received, expected in zip(
+        trained(scaling()), trained(keras.optimizers.SGD(0.1)), strict=True
+    ):
+        np.testing.assert_allclose(received, expected, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------ compute_gradients
+
+
+def gradients_of_the_tape(model: keras.Model, x: tf.Tensor) -> list[tf.Tensor]:
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    return tape.gradient(loss, model.trainable_variables)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_compute_gradients_of_a_function_are_pairs_for_apply_gradients(listed):
+    model, optimizer = small_model(), keras.optimizers.SGD(0.1)
+    x = tf.constant([[1.0, 2.0, 3.0]])
+    variables = model.trainable_variables
+    pairs = optimizer.compute_gradients(
+        lambda: tf.reduce_mean(model(x) ** 2), variables if listed else lambda: variables
+    )
+    for (received, variable), expected, own in zip(
+        pairs, gradients_of_the_tape(model, x), variables, strict=True
+    ):
+        assert variable is own
+        np.testing.assert_array_equal(received, expected)
+    optimizer.apply_gradients(pairs)
+    assert int(optimizer.iterations) == 1
+
+
+def test_compute_gradients_of_a_tensor_needs_its_tape_in_eager_code():
+    model, optimizer = small_model(), keras.optimizers.SGD(0.1)
+    x = tf.constant([[1.0, 2.0, 3.0]])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(x) ** 2)
+    with pytest.raises(ValueError, match=r"a loss that is a tensor needs tape=.*without a tape"):
+        optimizer.compute_gradients(loss, model.trainable_variables)
+    pairs = optimizer.compute_gradients(loss, model.trainable_variables, tape=tape)
+    for (received, _), expected in zip(pairs, gradients_of_the_tape(model, x), strict=True):
+        np.testing.assert_array_equal(received, expected)
+
+
+def test_compute_gradients_with_respect_to_a_tensor():
+    x = tf.constant(3.0)
+    [(gradient, of)] = keras.optimizers.SGD(0.1).compute_gradients(lambda: x**2, [x])
+    assert float(gradient) == 6.0
+    assert of is x
+
+
+@pytest.mark.parametrize("with_tape", [False, True])
+def test_compute_gradients_in_a_step_are_those_of_the_plain_model(smp_init, with_tape):
+    smp_init({"partitions": 2, "microbatches": 2})
+    plain = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)]
+    )
+    model = smp.DistributedModel.from_keras(plain)
+    optimizer = keras.optimizers.SGD(0.1)
+    x = tf.constant(np.arange(12.0).reshape(4, 3) / 12, tf.float32)
+
+    @smp.step
+    def step(x):
+        if with_tape:
+            pairs = optimizer.compute_gradients(
+                lambda: tf.reduce_mean(model(x) ** 2), model.trainable_variables
+            )
+        else:
+            loss = tf.reduce_mean(model(x) ** 2)
+            pairs = optimizer.compute_gradients(loss, model.trainable_variables)
+        return [gradient for gradient, _ in pairs]
+
+    received = [gradient.accumulate() for gradient in step(x)]
+    parts = [gradients_of_the_tape(plain, part) for part in tf.split(x, 2)]
+    for mean, first, second in zip(received, *parts, strict=True):
+        np.testing.assert_allclose(mean, (first + second) / 2, rtol=1e-6, atol=1e-7)
 
 
 # ----------------------------------------------------------------------------- lr and decay

@@ -12,10 +12,12 @@ import keras
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base import progress
 from opensmp.base.message_text import shown
 from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.plan.methods.match import check_partitions
 from opensmp.compiler.plan.plan import Plan
+from opensmp.compiler.schedule.own_schedule import check_file
 from opensmp.config import LAUNCHER_PREFIX, Config
 from opensmp.config.pipelines import pipeline_name
 from opensmp.distributed import devices, world
@@ -71,6 +73,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             changed.
         PlanError: A file named by `plan` cannot be read, is damaged, or is for a different number
             of partitions.
+        ScheduleError: A schedule's file named by `pipeline` cannot be read, is damaged, or is for a
+            different number of partitions.
         AlreadyInitializedError: `init` was called before, or TensorFlow was used before and has too
             few devices.
         LaunchError: The processes of a run cannot connect, or their configurations differ.
@@ -89,6 +93,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             f"{first}. Remove one of the two calls, or call smp.shutdown() before the second one."
         )
     launch = launchers.detect(os.environ)
+    progress.start(launch.rank)
     num_gpus = devices.count_gpus()
     resolved = Config.resolve(
         config,
@@ -97,6 +102,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
         default_partitions=(num_gpus or 1) if launch.size == 1 else 1,
     )
     _check_plans(resolved)
+    check_file(resolved.pipeline, resolved.partitions)
     made = _alone(resolved, num_gpus) if launch.size == 1 else _together(resolved, num_gpus, launch)
     made = dataclasses.replace(made, resident_bytes=peak_memory.resident_bytes())
     _private.place_updates_with_variables()
@@ -112,7 +118,9 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _private.agree_on_finite_with(clipping.agreement_on_finite(made.mp_group))
     _private.shard_with(updates_of(made))
     world.set_current(made)
-    _logger.info("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
+    own = [made.devices[partition] for partition in made.my_partitions]
+    progress.say("%s", devices.described(resolved, own, made.size))
+    _logger.debug("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
 
 
 def _alone(config: Config, num_gpus: int) -> world.World:

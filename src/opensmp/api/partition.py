@@ -40,7 +40,8 @@ def partition(index: int) -> Iterator[None]:
                 return self.second(x)
         ```
     """
-    config = world.current("smp.partition").config
+    here = world.current("smp.partition")
+    config = here.config
     if isinstance(index, bool) or not isinstance(index, numbers.Integral):
         raise PartitionError(
             f"smp.partition: the index must be an integer from 0 to {config.partitions - 1}, "
@@ -52,7 +53,8 @@ def partition(index: int) -> Iterator[None]:
         more = f", or set 'partitions' to at least {index + 1} in smp.init" if index > last else ""
         raise PartitionError(f"smp.partition({index}): there {there}. Use one of these{more}.")
     if config.auto_partition:
-        _log_ignored(config)
+        if not here.rank:
+            _warn_ignored(config)
         yield
         return
     with partition_tags.tag(int(index)):
@@ -62,12 +64,12 @@ def partition(index: int) -> Iterator[None]:
 _logged_for: Config | None = None
 
 
-def _log_ignored(config: Config) -> None:
-    """Logs once per configuration that contexts are ignored."""
+def _warn_ignored(config: Config) -> None:
+    """Warns once per configuration that contexts are ignored."""
     global _logged_for
     if _logged_for is not config:
         _logged_for = config
-        _logger.info(
+        _logger.warning(
             "smp.partition contexts are ignored because auto_partition is on. Set "
             "'auto_partition': False and a 'default_partition' in smp.init to use them."
         )

@@ -92,6 +92,20 @@ def did_you_mean(name: Any, known: Iterable[str], faults: Sequence[str] = ()) ->
     return "" if near is None else f"did you mean {near!r}?"
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Returns a number and its noun: `"1 microbatch"`, `"2 microbatches"`."""
+    if number == 1:
+        return f"1 {one}"
+    plural = many or one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number} {plural}"
+
+
+def sentence(faults: Iterable[str]) -> str:
+    """Returns faults as one sentence, with a full stop unless it ends with a mark of its own."""
+    text = "; ".join(faults)
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def numbered(faults: Sequence[str]) -> list[str]:
     """Returns the first `MOST_FAULTS` faults as numbered lines, then the number of omitted ones."""
     lines = [f"  {number}. {fault}" for number, fault in enumerate(faults[:MOST_FAULTS], start=1)]

@@ -60,5 +60,7 @@ def main() -> None:
     try:
         app()
     except SmpError as error:
-        print(f"opensmp: {error}", file=sys.stderr)
-        sys.exit(1)
+        # Errors of a command begin with its name.
+        prefix = "" if str(error).startswith("opensmp ") else "opensmp: "
+        print(f"{prefix}{error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from opensmp.base.message_text import shown
+from opensmp.base.message_text import sentence, shown
 from opensmp.errors import PlanError
 
 _SIZES = r"[0-9]{1,18}(?:[x,][0-9]{1,18})*"
@@ -99,7 +99,7 @@ def input_specs(symbolic: Any | None, given: Sequence[GivenInput], microbatch: i
         dtype = match.dtype if match is not None and match.dtype is not None else leaf.dtype
         specs.append(tf.TensorSpec((microbatch, *shape), dtype))
     if faults:
-        raise PlanError("The inputs of the model: " + "; ".join(faults) + ".")
+        raise PlanError(f"The inputs of the model: {sentence(faults)}")
     return tf.nest.pack_sequence_as(symbolic, specs)
 
 

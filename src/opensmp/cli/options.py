@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -12,11 +13,26 @@ import typer
 
 from opensmp.config.keys import KEYS
 from opensmp.config.kinds import BooleanKind, IntegerKind, Kind, OptionalIntegerKind
+from opensmp.errors import SmpError
 
 Options = TypeVar("Options")
 
 FLAGS = "flags"
 """The field of such a dataclass that takes the keys that were given."""
+
+
+USAGE = 2
+"""Exit code of a command whose options or values are wrong, as of most programs."""
+
+
+@contextlib.contextmanager
+def checking() -> Iterator[None]:
+    """Context in which a command checks its options, before it starts anything."""
+    try:
+        yield
+    except SmpError as error:
+        error.exit_code = USAGE
+        raise
 
 
 def key_option(

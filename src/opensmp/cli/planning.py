@@ -14,13 +14,15 @@ import keras
 import tensorflow as tf
 from rich.console import Console
 
+from opensmp import _private
 from opensmp.base.divisors import nearest_divisors
-from opensmp.base.message_text import shown
+from opensmp.base.message_text import counted, sentence, shown
 from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
 from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.options import checking
 from opensmp.cli.plan import PlanOptions
 from opensmp.cli.target import load_target, parse_arguments
-from opensmp.compiler.format import parse_bytes
+from opensmp.compiler.format import format_seconds, parse_bytes
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
 from opensmp.compiler.plan.methods.auto import plan_units
 from opensmp.compiler.plan.methods.build import warn_of_empty
@@ -45,6 +47,8 @@ from opensmp.execution.profiling.calibration import a_device, calibrate, measure
 _PICTURES = (".svg", ".png", ".pdf")
 _NUM_SHOWN = 12
 _MOST_FLOPS = 1e24
+_LEAST_ROWS = 2
+_NUM_SIMULATED = 8
 
 
 class Request(NamedTuple):
@@ -59,7 +63,8 @@ class Request(NamedTuple):
 
 def make_plan(options: PlanOptions) -> None:
     """Makes a plan of what the options ask for, prints it and writes the files."""
-    request = _checked(options)
+    with checking():
+        request = _checked(options)
     if not options.measure:
         _hide_gpus()
     _enter_world(request.config)
@@ -77,10 +82,11 @@ def make_plan(options: PlanOptions) -> None:
         graph = coarsen(traced, request.settings.machine)
         if not options.measure:
             return graph
-        with console.status(f"running the {len(graph)} pieces of the model one by one"):
+        with console.status(f"running the {counted(len(graph), 'piece')} of the model one by one"):
             return measure(traced, graph, device=a_device())
 
     partitions, settings = request.config.partitions, request.settings
+    best: Candidate | None = None
     if options.recommend:
         best = _recommended(
             console,
@@ -88,12 +94,13 @@ def make_plan(options: PlanOptions) -> None:
             options.batch,
             partitions,
             settings,
+            _normalising(model),
         )
         partitions, settings = best.num_partitions, best.settings
     traced = traced_for(settings.microbatches)
     result = plan_units(traced, graph_of(traced), partitions, settings)
     warn_of_empty(result)
-    _print_and_write(console, result, options)
+    _print_and_write(console, result, options, best)
 
 
 def _checked(options: PlanOptions) -> Request:
@@ -110,7 +117,7 @@ def _checked(options: PlanOptions) -> Request:
     except ConfigError as error:
         faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
     if faults or config is None:
-        raise PlanError("opensmp plan: " + "; ".join(faults) + ".")
+        raise PlanError(f"opensmp plan: {sentence(faults)}")
     settings = replace(
         PlanSettings.of(config, Machine(**machine)),
         active_microbatches=options.flags.get("active_microbatches"),
@@ -227,6 +234,7 @@ def _recommended(
     batch: int,
     num_devices: int,
     settings: PlanSettings,
+    normalising: str | None,
 ) -> Candidate:
     """Ranks configurations, prints the table and returns the best one that fits."""
     powers = [2**i for i in range(num_devices.bit_length())]
@@ -238,9 +246,19 @@ def _recommended(
         partitions=tuple(tried),
         optimize=settings.optimize,
         contiguous=settings.contiguous,
+        least_rows=1 if normalising is None else _LEAST_ROWS,
+        simulated=_NUM_SIMULATED,
     )
     limit = settings.machine.memory_bytes
-    console.print(recommendation_table(candidates[:_NUM_SHOWN], limit))
+    compact = console.width < WIDE
+    console.print(recommendation_table(candidates[:_NUM_SHOWN], limit, compact))
+    if normalising is not None and batch > 1:
+        console.print(
+            f"without microbatches of one row, which layer '{normalising}' cannot normalise; "
+            "fewer rows give less exact statistics\n",
+            highlight=False,
+            markup=False,
+        )
     if len(candidates) > _NUM_SHOWN:
         console.print(f"and {len(candidates) - _NUM_SHOWN} more\n", highlight=False)
     missing = shortfall(candidates, settings.machine)
@@ -249,11 +267,25 @@ def _recommended(
     return candidates[0]
 
 
-def _print_and_write(console: Console, result: Plan, options: PlanOptions) -> None:
+def _normalising(model: keras.Model) -> str | None:
+    """The name of a layer that normalises with the statistics of a microbatch, if there is one."""
+    layers = _private.all_layers(model)
+    return next((x.name for x in layers if isinstance(x, keras.layers.BatchNormalization)), None)
+
+
+def _print_and_write(
+    console: Console, result: Plan, options: PlanOptions, best: Candidate | None
+) -> None:
     """Prints a plan, writes the requested files, and prints how to use them."""
     console.print(heading(result), highlight=False, markup=False)
     console.print(plan_table(result, compact=console.width < WIDE))
     console.print(summary(result), highlight=False)
+    if best is not None and best.simulation is not None:
+        console.print(
+            f"with its schedule simulated: step {format_seconds(best.step_seconds)}, bubble "
+            f"{100 * best.bubble:.0f} %",
+            highlight=False,
+        )
     if options.explain:
         console.print()
         console.print(str(result.explain()), highlight=False, markup=False)
@@ -279,6 +311,10 @@ def _use_of(result: Plan, output: Path) -> str:
         keys["pipeline"] = settings.pipeline
     if settings.active_microbatches is not None:
         keys["active_microbatches"] = settings.active_microbatches
+    if settings.pieces != Config.pieces_per_partition:
+        keys["pieces_per_partition"] = settings.pieces
+    if settings.optimize != Config.optimize:
+        keys["optimize"] = settings.optimize
     if settings.recompute != Config.recompute:
         keys["recompute"] = recompute.as_dict(settings.recompute)
     if settings.offload != Config.offload:

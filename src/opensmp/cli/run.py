@@ -15,11 +15,12 @@ from typing import Any
 
 import typer
 
-from opensmp.base.message_text import shown
-from opensmp.cli.options import command, key_option
-from opensmp.cli.process_group import GRACE_SECONDS, Ranks, RunResult
-from opensmp.cli.restarts import Restarts, known_layout
-from opensmp.cli.run_options import RunOptions
+from opensmp.base.message_text import sentence, shown
+from opensmp.cli.options import checking, command, key_option
+from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
+from opensmp.cli.running.restarts import Restarts, known_layout
+from opensmp.cli.running.run_options import RunOptions
+from opensmp.compiler.schedule.own_schedule import check_number, read_orders
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
 from opensmp.distributed import world
@@ -50,10 +51,11 @@ def run(options: RunOptions) -> None:
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
-    check_flags(options.flags, options.processes, os.environ)
-    _check_files(options.script, options.module, options.log_dir)
-    _check_seconds(options.join_seconds, options.idle_seconds)
-    _check_ranks(options)
+    with checking():
+        check_flags(options.flags, options.processes, os.environ)
+        _check_files(options.script, options.module, options.log_dir)
+        _check_seconds(options.join_seconds, options.idle_seconds)
+        _check_ranks(options)
     restarts = Restarts(
         options.max_restarts, options.processes, options.min_procs, known_layout(options.flags)
     )
@@ -124,6 +126,8 @@ def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str])
         world.replica_size(size, config.partitions, config.processes_per_replica)
     if "plan" in flags:
         _check_plans(config.plan_paths)
+    if "pipeline" in flags:
+        _check_schedule(config, "partitions" in flags)
 
 
 def _check_plans(paths: Sequence[str]) -> None:
@@ -136,6 +140,14 @@ def _check_plans(paths: Sequence[str]) -> None:
             "plan MODULE:FACTORY --batch N --partitions P --output plan.json`, or leave out the "
             "option: then each rank makes the same plan itself."
         )
+
+
+def _check_schedule(config: Config, with_partitions: bool) -> None:
+    """Reports faults of a schedule's file that every rank would meet."""
+    path = config.pipeline
+    if isinstance(path, str) and path.endswith(".json"):
+        orders = len(read_orders(path))
+        check_number(path, orders, config.partitions if with_partitions else orders)
 
 
 def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
@@ -158,7 +170,7 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
                 f"--log-dir {shown(str(log_dir))} cannot be made or is no directory ({reason})"
             )
     if faults:
-        raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+        raise LaunchError(f"opensmp run: {sentence(faults)}")
 
 
 def _check_ranks(options: RunOptions) -> None:
@@ -188,7 +200,7 @@ def _check_seconds(join_seconds: float | None, idle_seconds: float | None) -> No
     if idle_seconds is not None and not idle_seconds < math.inf:
         faults.append(f"--idle-seconds {idle_seconds:g}; expected at least 0; 0 means for ever")
     if faults:
-        raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+        raise LaunchError(f"opensmp run: {sentence(faults)}")
 
 
 def environment(

@@ -36,6 +36,7 @@ def install() -> None:
         return
     _installed = True
     _add_get_gradients()
+    _add_compute_gradients()
     _add_lr()
     _accept_lr_and_decay()
     _make_variables_callable()
@@ -53,7 +54,8 @@ def _add_get_gradients() -> None:
     Keras 2 returned the symbolic gradients of a loss, in graph mode only: eagerly it raised the
     error of `tf.gradients`. A missing gradient was an error there; here it is None, as in
     `tf.gradients` and `tf.GradientTape`, since `apply_gradients` of Keras 3 skips None with a
-    warning.
+    warning. With a loss scale they are the gradients of the scaled loss, which `apply_gradients` of
+    Keras 3 divides by it.
     """
 
     def get_gradients(self: Any, loss: Any, params: Any) -> list[Any]:
@@ -65,10 +67,56 @@ def _add_get_gradients() -> None:
                 "Received: an eager call. Decorate the function, or use tf.GradientTape."
             )
         params = tf.nest.flatten(params)
-        values = [param.value if isinstance(param, keras.Variable) else param for param in params]
-        return list(tf.gradients(loss, values))
+        values = [_value(param) for param in params]
+        return list(tf.gradients(loss, values, grad_ys=_scale(self, loss)))
 
     keras.optimizers.Optimizer.get_gradients = get_gradients
+
+
+def _scale(optimizer: Any, loss: Any) -> Any | None:
+    """What `apply_gradients` will divide gradients of a loss by, in its shape; None for one."""
+    ones = tf.nest.map_structure(tf.ones_like, loss)
+    scaled = tf.nest.map_structure(optimizer.scale_loss, ones)
+    return None if tf.nest.flatten(scaled)[0] is tf.nest.flatten(ones)[0] else scaled
+
+
+def _add_compute_gradients() -> None:
+    """Adds `optimizer.compute_gradients(loss, var_list, tape=None)`.
+
+    In Keras 2, and under this name in TensorFlow 1, it gave the pairs that `apply_gradients` takes.
+    `loss` was a function without arguments, or a tensor with the tape that watched its computation.
+    A tensor without a tape was an error; here it is allowed in graph mode, as in TensorFlow 1.
+    """
+
+    def compute_gradients(
+        self: Any, loss: Any, var_list: Any, tape: Any | None = None
+    ) -> list[tuple[Any, Any]]:
+        """Pairs of gradient and variable; the gradient is None where they are not connected."""
+        if not callable(loss) and tape is None:
+            if tf.executing_eagerly():
+                raise ValueError(
+                    "optimizer.compute_gradients: a loss that is a tensor needs tape=, the "
+                    f"tf.GradientTape under which it was computed. Received: loss={loss!r} without "
+                    "a tape. Give the tape, or a function without arguments that returns the loss."
+                )
+            variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
+            return list(zip(self.get_gradients(loss, variables), variables, strict=True))
+        if callable(loss):
+            tape = tape if tape is not None else tf.GradientTape()
+            with tape:
+                if not callable(var_list):  # trainable variables of Keras are watched anyway
+                    leaves = tf.nest.flatten(var_list)
+                    tape.watch([v for v in leaves if isinstance(v, tf.Tensor | tf.Variable)])
+                loss = loss()
+        variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
+        gradients = tape.gradient(loss, variables, output_gradients=_scale(self, loss))
+        return list(zip(gradients, variables, strict=True))
+
+    keras.optimizers.Optimizer.compute_gradients = compute_gradients
+
+
+def _value(variable: Any) -> Any:
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _add_lr() -> None:

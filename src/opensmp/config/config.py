@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from opensmp.config import offload as offloading
 from opensmp.config.faults import (
@@ -107,6 +107,8 @@ class Config:
     offload: offloading.Setting = offloading.NONE
     offload_folder: str | None = None
 
+    _given: ClassVar[frozenset[str]] = frozenset()
+
     def __post_init__(self) -> None:
         source = "Config"
         given = {
@@ -183,7 +185,14 @@ class Config:
         if "auto_partition" in sound and "default_partition" not in merged.keys() | broken:
             faults += missing_default_partition(sound["auto_partition"])
         raise_all(faults)
-        return cls(**{key: given.value for key, given in sound.items()})
+        made = cls(**{key: given.value for key, given in sound.items()})
+        object.__setattr__(made, "_given", frozenset(merged))
+        return made
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The keys that a source has named; none of a configuration that was made directly."""
+        return self._given
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all keys and values in a form that JSON and `smp.init` accept.

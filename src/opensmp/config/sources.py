@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from opensmp.base import message_text
+from opensmp.base import message_text, progress
 from opensmp.base.strict_json import JsonFault, NotJson, parse_json
 
 ENVIRONMENT_PREFIX = "OPENSMP_"
@@ -66,7 +66,7 @@ def from_variables(environ: Mapping[str, str]) -> list[Given]:
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
-        and variable != IDLE_VARIABLE
+        and variable not in (IDLE_VARIABLE, progress.VARIABLE)
         and text.strip()
     ]
 

@@ -13,7 +13,9 @@ from typing import NoReturn
 
 import tensorflow as tf
 
+from opensmp.base.message_text import counted
 from opensmp.config import Config
+from opensmp.config.pipelines import pipeline_name
 from opensmp.errors import AlreadyInitializedError, ConfigError
 
 _logger = logging.getLogger("opensmp")
@@ -103,6 +105,24 @@ def prepare(
         # Some operations, such as those on strings, have no GPU kernel.
         _logger.info("soft device placement was off and is on now")
         tf.config.set_soft_device_placement(True)
+
+
+def described(config: Config, devices: Sequence[str], size: int) -> str:
+    """One line about what `smp.init` made, for the devices of this process's partitions."""
+    names = [name.rpartition("device:")[2] for name in devices]
+    shown = ", ".join(names) if len(names) <= 4 else f"{names[0]} to {names[-1]}"
+    parts = [
+        counted(config.partitions, "partition"),
+        counted(config.microbatches, "microbatch"),
+        f"schedule '{pipeline_name(config.pipeline)}'",
+    ]
+    if size > 1:
+        parts.append(f"{size} processes")
+    parts.append(f"on {shown}" + " in this process" * (size > 1))
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    if threads and "CPU" in shown:
+        parts.append(counted(threads, "thread") + " for each operation")
+    return ", ".join(parts)
 
 
 def have_one_core_each(devices: Sequence[str]) -> bool:

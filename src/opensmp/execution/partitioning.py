@@ -14,9 +14,12 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.progress import Clock, phase, say
+from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.methods.auto import auto_plan
 from opensmp.compiler.plan.methods.build import warn_of_empty
 from opensmp.compiler.plan.methods.colocation import beside, in_one_place
+from opensmp.compiler.plan.methods.imbalance import warn_of_imbalance
 from opensmp.compiler.plan.methods.manual import manual_plan
 from opensmp.compiler.plan.methods.match import Places, fit, follow, follow_twin
 from opensmp.compiler.plan.plan import Plan
@@ -84,7 +87,8 @@ class Partitioning:
         config = world.config
         restores = _private.HeldBackRestores()
         with _private.lifted(), _private.own_pending_variables():
-            with restores.collecting(), calls_left():
+            clock = Clock()
+            with restores.collecting(), calls_left(), phase(f"tracing model '{self._name}'"):
                 traced = self._trace(args, kwargs)
             read = [leaf.variable for leaf in traced.variables]
             # Placed variables stay where they are, whichever model has placed them.
@@ -92,7 +96,9 @@ class Partitioning:
             inside = taps(traced)
             self.tapped = [i for i, t in enumerate(traced.outputs) if id(t) in inside]
             placed = set(self._homes)
-            plan = self._plan(traced, config, world)
+            is_first = not self._plans and not self._is_part
+            with phase(f"planning {config.partitions} partitions of model '{self._name}'"):
+                plan = self._plan(traced, config, world)
             self._read.update((id(leaf.variable), leaf.variable) for leaf in traced.variables)
             self._homes = variable_homes(traced, plan, self._homes)
             model = self._model()
@@ -106,7 +112,8 @@ class Partitioning:
             default = config.default_partition
             note_placing(v for v in variables if id(v) in self._homes and id(v) not in placed)
             moving = _moving(world, variables, self._homes)
-            place(variables, self._homes, world.devices, default, elsewhere, world.owner)
+            with phase(f"building the variables of model '{self._name}'"):
+                place(variables, self._homes, world.devices, default, elsewhere, world.owner)
             if moving:
                 for each in [model, *self._holders()]:
                     _private.forget_compiled_functions(each, moving)
@@ -117,6 +124,8 @@ class Partitioning:
             if model is not None:
                 run_checks(model)
                 restores.release(model)
+        if is_first and config.partitions > 1:
+            say("model '%s': %s, in %s", self._name, _described(plan), clock)
         return Prepared(traced, plan, self._homes)
 
     def _make_equal(self, variables: list[Any], world: World) -> None:
@@ -159,6 +168,8 @@ class Partitioning:
             plan = self._auto_plan(traced, world, settings)
         if not self._plans and not self._is_part:
             warn_of_empty(plan, is_shared=bool(self._homes))
+            if plan.source == "auto" and not self._homes and not world.rank:
+                warn_of_imbalance(plan)
         known = {call.label for earlier in self._plans for call in earlier.calls if call.pieces}
         if any(call.pieces and call.label not in known for call in plan.calls):
             self._plans.append(plan)
@@ -232,6 +243,19 @@ class Partitioning:
             with _private.eager_builds():
                 build.get_concrete_function(*specs)
         return run()
+
+
+def _described(plan: Plan) -> str:
+    """What was planned, with the predictions of automatic plans."""
+    used = plan.num_partitions - len(plan.empty)
+    text = f"{used} partition{'s' * (used != 1)}"
+    if plan.source != "auto" or not plan.has_costs:
+        return f"{text} by {'hand' if plan.source == 'manual' else plan.source or 'a plan'}"
+    found = plan.prediction
+    return (
+        f"{text} planned, predicted bubble {100 * found.bubble:.0f} %, peak memory "
+        f"{format_bytes(max(found.peak_bytes))}"
+    )
 
 
 def _limited_as(settings: PlanSettings, plan: Plan) -> PlanSettings:

@@ -15,6 +15,7 @@ from opensmp.distributed.watchdog import recovery
 from opensmp.errors import StepError
 from opensmp.execution.models.layer_calls import calls_taken
 from opensmp.execution.multi_process.remote_values import note_step
+from opensmp.execution.profiling.building import building
 from opensmp.execution.unreduced import refuse_unreduced
 from opensmp.execution.variables.early_reads import ReadEarly, noticed
 from opensmp.training.batch.batch_split import num_rows
@@ -160,9 +161,18 @@ class StepFunction:
             )
 
     def _compile(self, rows_known: bool) -> Any:
+        here = world.current("a step of Keras")
+
         def step(data: Any) -> Any:
             note_step()
-            with noticed(), calls_are("whole"), calls_taken(), _private.rows_count(rows_known):
+            name = f"{self._name} step of model '{self._model.name}'"
+            with (
+                noticed(),
+                calls_are("whole"),
+                calls_taken(),
+                _private.rows_count(rows_known),
+                building(name, here, self, quiet=self._name != "train"),
+            ):
                 result = self._step(data)
             refuse_unreduced(result, f"{self._name}_step")
             self._go_on_counting()

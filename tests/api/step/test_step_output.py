@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -149,8 +150,11 @@ class TestConcatenation:
         assert values(slices().stack()[1]) == [[0.0], [4.0], [0.0], [0.0]]
 
 
+METHODS = pytest.mark.parametrize("method", ["variable", "add_n", "accumulate_n"])
+
+
 class TestAccumulate:
-    @pytest.mark.parametrize("method", ["variable", "add_n", "accumulate_n"])
+    @METHODS
     def test_every_method_gives_the_mean(self, method):
         assert values(ROWS.accumulate(method)) == [[2.0, 4.0]]
         assert values(INTEGERS.accumulate(method)) == [1.5, 2.5]
@@ -163,23 +167,39 @@ class TestAccumulate:
         output = StepOutput([tf.constant(rng.normal(size=[50])) for _ in range(7)])
         assert values(output.accumulate()) == values(output.reduce_mean())
 
-    def test_a_variable_holds_the_mean_afterwards(self):
+    @METHODS
+    def test_a_variable_holds_the_mean_afterwards(self, method):
         var = tf.Variable([[9.0, 9.0]])
-        assert values(ROWS.accumulate("variable", var)) == [[2.0, 4.0]]
+        assert values(ROWS.accumulate(method, var)) == [[2.0, 4.0]]
         assert values(var) == [[2.0, 4.0]]
-        ROWS.accumulate(var=var)
+        ROWS.accumulate(method, var=var)
         assert values(var) == [[2.0, 4.0]]
 
-    def test_a_variable_for_sparse_gradients_holds_the_dense_mean(self):
+    @METHODS
+    def test_a_variable_for_sparse_gradients_holds_the_dense_mean(self, method):
         var = tf.Variable(tf.zeros([4, 1]))
-        assert values(slices().accumulate(var=var)) == [[0.5], [3.0], [0.0], [0.0]]
+        mean = slices().accumulate(method, var=var)
+        assert values(mean) == values(var) == [[0.5], [3.0], [0.0], [0.0]]
 
-    def test_a_variable_in_a_graph_is_assigned_in_order(self):
+    @METHODS
+    def test_a_variable_of_keras_holds_the_mean(self, method):
+        var = keras.Variable([[9.0, 9.0]])
+        assert values(ROWS.accumulate(method, var)) == values(var.value) == [[2.0, 4.0]]
+
+    @METHODS
+    def test_the_mean_of_more_than_nine_microbatches_is_that_without_a_variable(self, method):
+        rng = np.random.default_rng(0)
+        output = StepOutput([tf.constant(rng.normal(size=[50])) for _ in range(12)])
+        var = tf.Variable(tf.zeros([50], tf.float64))
+        np.testing.assert_allclose(output.accumulate(method, var), output.accumulate(method))
+
+    @METHODS
+    def test_a_variable_in_a_graph_is_assigned_in_order(self, method):
         var = tf.Variable([[0.0, 0.0]])
 
         @tf.function
         def run(first, second):
-            return StepOutput([first, second]).accumulate(var=var)
+            return StepOutput([first, second]).accumulate(method, var=var)
 
         assert values(run(*ROWS)) == [[2.0, 4.0]]
         assert values(var) == [[2.0, 4.0]]
@@ -188,7 +208,7 @@ class TestAccumulate:
         ("method", "var", "parts"),
         [
             ("mean", None, ["method='mean' is unknown", "'variable', 'add_n', 'accumulate_n'"]),
-            ("add_n", [[0.0, 0.0]], ["var can be used with method='variable' only", "'add_n'"]),
+            ("add_n", [0.0], ["must have shape (1, 2) and dtype float32", "received shape (1,)"]),
             (
                 "variable",
                 [0.0],
@@ -302,10 +322,10 @@ def forward_backward(x):
     return tape.gradient(loss, model.trainable_variables), loss
 
 @tf.function
-def train(x, into):
+def train(x, method):
     gradients, loss = forward_backward(x)
-    if into:
-        gradients = [g.accumulate(var=v) for g, v in zip(gradients, sums)]
+    if method:
+        gradients = [g.accumulate(method, var=v) for g, v in zip(gradients, sums)]
     else:
         gradients = [g.accumulate() for g in gradients]
     optimizer.apply_gradients(zip(gradients, model.trainable_variables))
@@ -314,14 +334,49 @@ def train(x, into):
 x = tf.constant(np.arange(16, dtype="float32").reshape(4, 4) / 16)
 model(x)
 start = model.get_weights()
-losses = [float(train(x, True)) for _ in range(12)]
-filled = [bool(tf.reduce_any(v != 0.0)) for v in sums]
-model.set_weights(start)
-print([float(train(x, False)) for _ in range(12)] == losses, filled, flush=True)
+losses = [float(train(x, None)) for _ in range(12)]
+for method in ("variable", "add_n"):
+    model.set_weights(start)
+    for v in sums:
+        v.assign(tf.zeros_like(v))
+    same = [float(train(x, method)) for _ in range(12)] == losses
+    print(same, [bool(tf.reduce_any(v != 0.0)) for v in sums], flush=True)
 """
 
 
 def test_gradients_of_other_ranks_are_left_out_of_variables():
     first, second = check_ranks(ACCUMULATED, 2)
-    assert first.lines[-1] == "True [True, True, False, False]", first.output
-    assert second.lines[-1] == "True [False, False, True, True]", second.output
+    assert first.lines[-2:] == ["True [True, True, False, False]"] * 2, first.output
+    assert second.lines[-2:] == ["True [False, False, True, True]"] * 2, second.output
+
+
+class TestNotebook:
+    def test_the_values_of_each_microbatch_are_shown(self):
+        shown = ROWS._repr_html_()
+        assert "StepOutput(2 microbatches of shape=(1, 2)" in shown
+        assert "[[1. 2.]]" in shown
+        assert "[[3. 6.]]" in shown
+
+    def test_many_large_outputs_are_shown_in_short(self):
+        output = StepOutput([tf.zeros([100, 50, 20])] * 12)
+        shown = output._repr_html_()
+        assert shown.count("(100, 50, 20)") == 13
+        assert len(shown) < 8_000
+
+    @pytest.mark.parametrize("output", [slices(), sparse(), ragged(), SCALARS, INTEGERS])
+    def test_every_kind_of_output_is_shown(self, output):
+        assert output._repr_html_().count("<tr>") == 3
+
+    def test_symbolic_outputs_have_a_shape_and_no_values(self):
+        shown = []
+
+        @tf.function
+        def run(x):
+            shown.append(StepOutput([x, x])._repr_html_())
+            return x
+
+        run(tf.zeros([3]))
+        assert shown[0].count("(3,)") == 3
+
+    def test_text_in_an_output_stays_text(self):
+        assert "<b>" not in StepOutput([tf.constant("<b>")])._repr_html_()

@@ -6,6 +6,7 @@ import pytest
 
 from opensmp.api.timeline.timeline import Event, StepTimeline, Timeline
 from opensmp.compiler.schedule.actions import Action
+from opensmp.errors import StepError
 
 DEVICES = ("/device:CPU:0", "/device:CPU:1")
 
@@ -112,3 +113,44 @@ class TestChromeTrace:
             ("forward_backward 0", 0.0, 10e6),
             ("forward_backward 1", 20e6, 10e6),
         ]
+
+
+class TestPlot:
+    """The picture of a measured step."""
+
+    def test_every_action_is_a_bar_in_the_row_of_its_partition(self):
+        [axes] = pipeline(origin=100.0).plot().axes
+        bars = [
+            (
+                round(path.get_extents().x0),
+                round(path.get_extents().x1),
+                round(path.vertices[:, 1].mean()),
+            )
+            for collection in axes.collections
+            for path in collection.get_paths()
+        ]
+        assert sorted(bars) == [(0, 1, 0), (1, 3, 0), (1, 4, 1), (4, 8, 1), (7, 10, 0)]
+        assert "bubble 35 %" in axes.get_title(loc="left")
+
+    def test_the_last_step_is_written_to_a_file(self, tmp_path):
+        timeline = Timeline([pipeline(0), pipeline(1, origin=20.0)])
+        figure = timeline.plot(tmp_path / "t.svg")
+        assert "Step 1 of" in figure.axes[0].get_title(loc="left")
+        assert "<svg" in (tmp_path / "t.svg").read_text()
+        assert figure._repr_png_().startswith(b"\x89PNG")
+
+    def test_many_partitions_and_kinds_of_actions_are_drawn(self):
+        devices = tuple(f"/device:CPU:{p}" for p in range(12))
+        events = tuple(
+            Event(0, Action(kind, p, 11), p, devices[p], p + k, p + k + 0.5)
+            for p in range(12)
+            for k, kind in enumerate("FRBW")
+        )
+        [axes] = StepTimeline(0, "step", devices, events).plot().axes
+        assert {text.get_text() for text in axes.texts} == {"11", "R11", "W11"}
+
+    def test_nothing_to_draw_is_refused(self):
+        with pytest.raises(StepError, match=r"nothing was measured.*Run a step inside"):
+            Timeline().plot()
+        with pytest.raises(StepError, match="no actions on this process"):
+            StepTimeline(0, "step", ("", ""), ()).plot()

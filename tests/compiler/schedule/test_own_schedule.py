@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from opensmp.compiler.schedule.actions import Action, TaskGraph
-from opensmp.compiler.schedule.own_schedule import save
+from opensmp.compiler.schedule.own_schedule import check_file, save
 from opensmp.compiler.schedule.pipelines import build
 from opensmp.errors import ScheduleError
 from schedules import v_chain
@@ -119,6 +119,10 @@ def test_what_is_no_orders_is_refused(made: Any, words: str) -> None:
         (b"\xff\xfe", "is not JSON"),
         (b"[]", "is not a schedule. Expected: {"),
         (b'{"format": "opensmp plan", "orders": []}', "is not a schedule"),
+        (
+            b'{"format": "opensmp schedule", "orders": [], "order": 1, "x": 2}',
+            "2 unknown keys: 'order' (did you mean 'orders'?), 'x'. Expected: 'format' and",
+        ),
         (b'{"format": "opensmp schedule"}', "is not a schedule"),
         (b'{"format": "opensmp schedule", "orders": {}}', "one list of actions for each"),
         (b'{"format": "opensmp schedule", "orders": []}', "there are 0 orders for 2 devices"),
@@ -135,6 +139,51 @@ def test_faulty_file_is_refused(content: bytes, words: str, tmp_path: Path) -> N
 def test_missing_file_is_refused() -> None:
     with pytest.raises(ScheduleError, match=r"'no\.json' of the key pipeline cannot be read: No"):
         build("no.json", TaskGraph.chain(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "title"), [([["x"]], "1 fault in what"), ([["x"] * 60], "60 faults in what")]
+)
+def test_faults_of_orders_are_counted_and_only_some_are_listed(rows: Any, title: str) -> None:
+    with pytest.raises(ScheduleError) as error:
+        build(lambda graph: rows, TaskGraph.chain(1, 1))
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f"Schedule: {title} the function ")
+    assert len(lines) <= 52
+    assert lines[-1] == "  and 10 more." or len(rows[0]) == 1
+
+
+def test_a_long_list_of_faults_ends_with_their_number() -> None:
+    with pytest.raises(ScheduleError) as error:
+        build(lambda graph: [[], []], TaskGraph.chain(2, 100))
+    lines = str(error.value).splitlines()
+    assert "; 400 faults:" in lines[0]
+    assert len(lines) == 52
+    assert lines[-1] == "- and 350 more."
+
+
+def test_an_error_of_a_function_names_it_and_keeps_its_cause() -> None:
+    def broken(graph: TaskGraph) -> Any:
+        return {}["no"]
+
+    with pytest.raises(ScheduleError, match=r"the function \S+broken.*failed.*KeyError: 'no'") as e:
+        build(broken, TaskGraph.chain(2, 3))
+    assert isinstance(e.value.__cause__, KeyError)
+    assert "12 actions on 2 devices" in str(e.value)
+    with pytest.raises(ScheduleError, match="takes a task graph and returns one order"):
+        build(list, TaskGraph.chain(1, 1))  # type: ignore[misc]
+
+
+def test_a_file_is_checked_before_there_are_tasks(tmp_path: Path) -> None:
+    path = str(tmp_path / "mine.json")
+    save(build("simple", TaskGraph.chain(12, 2)), path)
+    check_file(path, 12)
+    check_file("simple", 3)
+    check_file(forward_then_backward, 3)
+    with pytest.raises(ScheduleError, match=r"has 12 orders, but partitions is 2\..*to 12"):
+        check_file(path, 2)
+    with pytest.raises(ScheduleError, match="cannot be read"):
+        check_file("no.json", 2)
 
 
 def test_more_in_flight_than_allowed_is_refused() -> None:

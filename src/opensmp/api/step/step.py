@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.api.step.function_attributes import FunctionAttributes
 from opensmp.api.step.split import freeze_sets, split_arguments, thaw_sets
 from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
 from opensmp.base.garbage import collected_once
@@ -34,6 +35,7 @@ from opensmp.execution.models.layer_calls import calls_taken
 from opensmp.execution.models.registry import some_wait_for_partitions
 from opensmp.execution.multi_process.remote_gradient import Made, pack
 from opensmp.execution.multi_process.remote_values import note_step
+from opensmp.execution.profiling.building import building, show_microbatch
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
 
@@ -91,7 +93,7 @@ def step(
     return Step(function, non_split_inputs or (), input_split_axes or {}, tf_function_arguments)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Compiled:
     """Compiled state of a step: for one object whose method it is, or for a plain function.
 
@@ -109,8 +111,8 @@ class _Compiled:
     schedule: Schedule | None = None
 
 
-class Step:
-    """A function decorated with `smp.step`."""
+class Step(FunctionAttributes):
+    """A function decorated with `smp.step`; it has the attributes of a `tf.function`."""
 
     def __init__(
         self,
@@ -179,15 +181,6 @@ class Step:
         with _private.without_accumulators():
             return function(*args, **kwargs)
 
-    def get_concrete_function(self, *args: Any, **kwargs: Any) -> Any:
-        """Like that of `tf.function`, for arguments of the whole batch."""
-        return self._function().get_concrete_function(*freeze_sets(args), **freeze_sets(kwargs))
-
-    def experimental_get_tracing_count(self) -> int:
-        """Number of traces since `smp.init`."""
-        functions = self._compiled.functions.values()
-        return sum(int(function.experimental_get_tracing_count()) for function in functions)
-
     @property
     def schedule(self) -> Schedule:
         """The schedule of the latest trace; `print` draws it.
@@ -198,6 +191,9 @@ class Step:
         if self._compiled.schedule is None:
             raise StepError(f"{self!r} has no schedule yet: call it once.")
         return self._compiled.schedule
+
+    def _functions(self) -> list[Any]:
+        return [self._compiled.functions[joins] for joins in sorted(self._compiled.functions)]
 
     def _function(self) -> Any:
         """The `tf.function` for the current world and calling context; refuses invalid contexts."""
@@ -239,7 +235,8 @@ class Step:
             function = bound.python_function
             if autograph:
                 function = _private.with_autograph(function, features)
-            with collected_once():
+            name = f"step '{getattr(bound, '__name__', 'function')}'"
+            with collected_once(), building(name, here, bound._compiled):
                 return bound._trace(here, joins, function, args, kwargs)
 
         whole_batch.__name__ = f"smp_step_{getattr(self, '__name__', 'function')}"
@@ -266,6 +263,7 @@ class Step:
         results = []
         with pipeline.tracing(), calls_taken():
             for microbatch, (part_args, part_kwargs) in enumerate(batches):
+                show_microbatch(microbatch, num_microbatches)
                 pipeline.start_microbatch(microbatch)
                 with tf.name_scope(f"microbatch_{microbatch}"):
                     results.append(function(*part_args, **part_kwargs))

@@ -8,16 +8,17 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.base.types import Tensor
 from opensmp.compiler.lowering.sparse_gradients import side_by_side
 from opensmp.errors import StepError
 from opensmp.execution.multi_process.remote_gradient import RemoteGradient
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.unreduced import Unreduced
-
-_METHODS = ("variable", "add_n", "accumulate_n")
 
 
 class StepOutput(Unreduced):
@@ -80,6 +81,12 @@ class StepOutput(Unreduced):
             f"StepOutput({count} microbatch{'es' * (count > 1)} of shape={first.shape}, "
             f"dtype={tf.as_dtype(first.dtype).name})"
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the type, and the values of each microbatch if they are known."""
+        rows = [[str(m), *_cells(value)] for m, value in enumerate(self._outputs)]
+        shown = notebook.table(["microbatch", "shape", "values"], rows, left=["shape", "values"])
+        return notebook.paragraph(repr(self)) + shown
 
     def _smp_mend(self) -> str:
         first = self._sample
@@ -150,9 +157,9 @@ class StepOutput(Unreduced):
         Args:
             method: "variable" adds the microbatches one at a time; "add_n" and
                 "accumulate_n" use the TensorFlow operations of these names.
-            var: A variable with the outputs' shape and dtype to accumulate in; it holds
-                the mean afterwards, in the rank that has the output. Others leave it as it is.
-                Only with method "variable".
+            var: A variable with the outputs' shape and dtype; it holds the mean afterwards, in the
+                rank that has the output. Others leave it as it is. With method "variable" it also
+                holds the sum meanwhile, instead of memory of its own.
 
         Raises:
             StepError: if the method is unknown, or the variable does not fit.
@@ -161,14 +168,16 @@ class StepOutput(Unreduced):
         self._check_addable("accumulate", "mean")
         with self._on_device():
             first, *rest = self._terms or list(self._outputs)
-            if var is not None and not isinstance(first, RemoteGradient):
+            if var is None or isinstance(first, RemoteGradient):
+                return _known(_divide(self._sum(_SUMS[method]), len(self._outputs)))
+            if method == "variable":
                 var.assign(_dense(first))
                 for tensor in rest:
                     var.assign_add(_dense(tensor))
                 var.assign(tf.convert_to_tensor(var) / len(self._outputs))
-                return tf.convert_to_tensor(var)
-            how = {"variable": _sum_in_order, "add_n": _add_n, "accumulate_n": _accumulate_n}
-            return _known(_divide(self._sum(how[method]), len(self._outputs)))
+            else:
+                var.assign(_dense(_divide(self._sum(_SUMS[method]), len(self._outputs))))
+            return tf.convert_to_tensor(var)
 
     def _sum(self, how: Callable[[list[Tensor]], Tensor]) -> Tensor:
         terms = self._terms or list(self._outputs)
@@ -218,25 +227,20 @@ class StepOutput(Unreduced):
         """
         if num_mb != len(self._outputs):
             raise StepError(
-                f"A StepOutput of {len(self._outputs)} microbatches was given to an smp.step "
-                f"function, but the step has {num_mb}. Give it the whole batch, merge()."
+                f"A StepOutput of {counted(len(self._outputs), 'microbatch')} was given to an "
+                f"smp.step function, but the step has {num_mb}. Give it the whole batch, merge()."
             )
         return self._outputs[mb]
 
     def _check_accumulate(self, method: str, var: Any) -> None:
-        if method not in _METHODS:
+        if method not in _SUMS:
             raise StepError(
                 f"StepOutput.accumulate: method={method!r} is unknown; accepted: "
-                f"{', '.join(map(repr, _METHODS))}."
+                f"{', '.join(map(repr, _SUMS))}."
             )
         if var is None:
             return
         first = self._sample
-        if method != "variable":
-            raise StepError(
-                f"StepOutput.accumulate: var can be used with method='variable' only, received "
-                f"method={method!r}."
-            )
         dtype = tf.as_dtype(var.dtype)
         if not var.shape.is_compatible_with(first.shape) or dtype != first.dtype:
             raise StepError(
@@ -371,6 +375,9 @@ def _accumulate_n(tensors: list[Tensor]) -> Tensor:
     return tf.math.accumulate_n(_in_order_of_names(tensors))
 
 
+_SUMS = {"variable": _sum_in_order, "add_n": _add_n, "accumulate_n": _accumulate_n}
+
+
 def _in_order_of_names(tensors: list[Tensor]) -> list[Tensor]:
     """The same tensors, of operations whose names are in the same order."""
     if not all(map(_is_tensor, tensors)):
@@ -380,6 +387,16 @@ def _in_order_of_names(tensors: list[Tensor]) -> list[Tensor]:
             tf.ensure_shape(tensor, tensor.shape, name=f"term_{index:07d}")
             for index, tensor in enumerate(tensors)
         ]
+
+
+def _cells(value: Any) -> list[str]:
+    """Shape and first values of one output, for a notebook; values only of eager tensors."""
+    if isinstance(value, RemoteGradient) or not hasattr(value, "shape"):
+        return [str(getattr(value, "shape", "")), "in another process"]
+    if not isinstance(value, tf.Tensor) or not hasattr(value, "numpy"):
+        return [str(value.shape), ""]
+    text = np.array2string(np.asarray(value), threshold=8, edgeitems=2, precision=4)
+    return [str(value.shape), text if text.count("\n") < 6 else text[: text.index("\n")] + " ..."]
 
 
 def _is_tensor(value: Any) -> bool:

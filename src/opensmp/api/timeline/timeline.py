@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from opensmp.api.timeline.gantt import gantt
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.compiler.schedule.actions import Action
+from opensmp.errors import StepError
 
 _CATEGORIES = {"F": "forward", "B": "backward", "W": "weight gradient", "R": "recomputation"}
 
@@ -103,6 +105,27 @@ class StepTimeline:
         """Idle fraction of the devices' total time in the makespan, 0 <= bubble <= 1."""
         return Timeline([self]).bubble
 
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the step: one row per partition, time along the axis.
+
+        Args:
+            path: File to write, as SVG, PNG or PDF by its suffix; an existing file is replaced.
+
+        Returns:
+            A `matplotlib.figure.Figure`, which notebooks display.
+
+        Raises:
+            StepError: If none of its actions ran in this process.
+
+        Example:
+            ```python
+            timeline.steps[-1].plot("timeline.svg")
+            ```
+        """
+        from opensmp.api.timeline.picture import draw_timeline
+
+        return draw_timeline(self, path)
+
     def __str__(self) -> str:
         return gantt(self)
 
@@ -176,8 +199,36 @@ class Timeline:
     def __len__(self) -> int:
         return len(self._steps)
 
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws the last step: one row per partition, time along the axis.
+
+        Args:
+            path: File to write, as SVG, PNG or PDF by its suffix; an existing file is replaced.
+
+        Returns:
+            A `matplotlib.figure.Figure`, which notebooks display.
+
+        Raises:
+            StepError: If nothing was measured, or the last step not in this process.
+
+        Example:
+            ```python
+            timeline.plot("timeline.svg")
+            ```
+        """
+        from opensmp.api.timeline.picture import draw_timeline
+
+        if not self._steps:
+            raise StepError(
+                "Timeline.plot: nothing was measured. Expected: at least one step run under "
+                "smp.record_timeline(). Received: none. Run a step inside the `with` block."
+            )
+        return draw_timeline(self._steps[-1], path)
+
     def __repr__(self) -> str:
-        return f"Timeline({len(self._steps)} steps, {len(self.events)} events)"
+        return (
+            f"Timeline({counted(len(self._steps), 'step')}, {counted(len(self.events), 'event')})"
+        )
 
     def __str__(self) -> str:
         if not self._steps:

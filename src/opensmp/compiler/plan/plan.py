@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.base.types import Op
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
@@ -200,8 +201,8 @@ class Plan:
         return draw_plan(self, path)
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{i}: {n} operations" for i, n in enumerate(self.sizes))
-        return f"Plan of {self.model} over {self.num_partitions} partitions ({sizes})"
+        sizes = ", ".join(f"{i}: {counted(n, 'operation')}" for i, n in enumerate(self.sizes))
+        return f"Plan of {self.model} over {counted(self.num_partitions, 'partition')} ({sizes})"
 
     def __str__(self) -> str:
         if not self.has_costs:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
 from opensmp.config import offload as offloading
@@ -109,7 +110,7 @@ class PlanSettings:
         )
 
     def __str__(self) -> str:
-        count = "1 microbatch" if self.microbatches == 1 else f"{self.microbatches} microbatches"
+        count = counted(self.microbatches, "microbatch")
         again = "" if self.recompute == NONE else f", recompute {as_dict(self.recompute)!r}"
         away = offloading.as_dict(self.offload)
         away = "" if away == offloading.NONE else f", offload {away!r}"

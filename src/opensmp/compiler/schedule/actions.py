@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple, get_args
 
 from opensmp.base import notebook
+from opensmp.base.message_text import sentence
 from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
 
@@ -155,7 +156,7 @@ class TaskGraph:
             if not (math.isfinite(seconds) and seconds >= 0):
                 faults.append(f"{action} takes {seconds} seconds; give a finite number >= 0")
         if faults:
-            raise ScheduleError("TaskGraph: " + "; ".join(faults) + ".")
+            raise ScheduleError(f"TaskGraph: {sentence(faults)}")
         # Copied, so that this value does not change with the caller's dicts.
         nothing: frozenset[Action] = frozenset()
         own = {

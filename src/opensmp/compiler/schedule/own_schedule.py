@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opensmp.base.message_text import numbered, shown
+from opensmp.base.message_text import MOST_FAULTS, counted, did_you_mean, numbered, shown
 from opensmp.base.strict_json import JsonFault, parse_json
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.config.pipelines import OwnPipeline, pipeline_name
 from opensmp.errors import ScheduleError
 
 FORMAT = "opensmp schedule"
+_KEYS = ("format", "orders")
 _MOST_BYTES = 256 << 20
 _FORM = (
     'Expected: {"format": "opensmp schedule", "orders": [["0F0", ...], ...]}, one list for each '
@@ -36,16 +37,56 @@ def own_schedule(pipeline: OwnPipeline, graph: TaskGraph) -> Schedule:
     """
     name = pipeline_name(pipeline)
     if callable(pipeline):
-        made = pipeline(graph)
+        made = _made(pipeline, graph)
         if isinstance(made, Schedule):
             orders = [list(order) for order in made.orders]
         else:
-            orders = _orders(made, f"Schedule: what the function {name} returned")
+            orders = _orders(made, f"what the function {name} returned")
     else:
-        orders = _orders(_read(pipeline), f"Schedule: the orders of {name!r}")
+        orders = read_orders(pipeline)
         if all(action.kind == "F" for action in graph.device):
             orders = [[action for action in order if action in graph.device] for order in orders]
     return Schedule(name, tuple(_with_weights(orders, graph)), None, (), graph)
+
+
+def read_orders(path: str) -> list[list[Action]]:
+    """Returns the orders in a file, one per partition.
+
+    Raises:
+        ScheduleError: If the file cannot be read, or has no orders; the message names all faults.
+    """
+    return _orders(_read(path), f"the orders of {path!r}")
+
+
+def check_file(pipeline: OwnPipeline, num_partitions: int) -> None:
+    """Raises what is wrong with a file, if `pipeline` is one, before there are tasks to order."""
+    if not isinstance(pipeline, str) or not pipeline.endswith(".json"):
+        return
+    check_number(pipeline, len(read_orders(pipeline)), num_partitions)
+
+
+def check_number(path: str, orders: int, num_partitions: int) -> None:
+    """Raises if a file has another number of orders than there are partitions."""
+    if orders != num_partitions:
+        raise ScheduleError(
+            f"Schedule: the file {path!r} has {counted(orders, 'order')}, but partitions is "
+            f"{num_partitions}. Expected: one order per partition. Set partitions to "
+            f"{max(1, orders)}, or use a file that was made for {num_partitions}."
+        )
+
+
+def _made(pipeline: Callable[..., Any], graph: TaskGraph) -> Any:
+    """What a user's function returns; its errors name it."""
+    try:
+        return pipeline(graph)
+    except Exception as error:
+        raise ScheduleError(
+            f"Schedule: the function {pipeline_name(pipeline)}, the value of the key pipeline, "
+            f"failed for {counted(len(graph.device), 'action')} on "
+            f"{counted(graph.num_devices, 'device')}: {type(error).__name__}: {error}. Expected: "
+            "it takes a task graph and returns one order for each device, or a Schedule. The "
+            "traceback above shows its line."
+        ) from error
 
 
 def save(schedule: Schedule, path: str | os.PathLike[str]) -> None:
@@ -87,6 +128,17 @@ def _read(path: str) -> Any:
         raise ScheduleError(
             f"Schedule: the file {path!r} is not a schedule. {_FORM} Received: {shown(data, 200)}"
         )
+    unknown = [key for key in data if key not in _KEYS]
+    if unknown:
+        named = ", ".join(
+            f"{shown(key, 40)} ({hint})" if (hint := did_you_mean(key, _KEYS)) else shown(key, 40)
+            for key in unknown[:MOST_FAULTS]
+        )
+        more = f" and {len(unknown) - MOST_FAULTS} more" if len(unknown) > MOST_FAULTS else ""
+        raise ScheduleError(
+            f"Schedule: the file {path!r} has {counted(len(unknown), 'unknown key')}: "
+            f"{named}{more}. Expected: {' and '.join(map(repr, _KEYS))} only. Take the others out."
+        )
     return data["orders"]
 
 
@@ -94,7 +146,7 @@ def _orders(made: Any, what: str) -> list[list[Action]]:
     """Returns orders that a user has given as lists of actions."""
     if not _is_list(made) or not all(map(_is_list, made)):
         raise ScheduleError(
-            f"{what} must be one list of actions for each partition, such as "
+            f"Schedule: {what} must be one list of actions for each partition, such as "
             f"[['0F0', '0B0'], ['1F0', '1B0']]; received {shown(made, 200)}."
         )
     faults: list[str] = []
@@ -103,8 +155,8 @@ def _orders(made: Any, what: str) -> list[list[Action]]:
         for device, row in enumerate(map(enumerate, made))
     ]
     if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise ScheduleError("\n".join([f"{what} have {count}.", *numbered(faults)]))
+        count = counted(len(faults), "fault")
+        raise ScheduleError("\n".join([f"Schedule: {count} in {what}:", *numbered(faults)]))
     return orders
 
 

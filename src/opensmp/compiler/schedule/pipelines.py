@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import cast
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
 from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
 from opensmp.compiler.schedule.methods.zero_bubble import MOST_ACTIONS_TO_SEARCH
@@ -96,8 +97,9 @@ def _refuse_more_in_flight(schedule: Schedule, graph: TaskGraph, most: int) -> N
     in_flight = simulate(schedule, graph).peak_in_flight
     if in_flight > most:
         raise ScheduleError(
-            f"Schedule {schedule.name!r}: it has {in_flight} microbatches in flight at once, but "
-            f"active_microbatches is {most}; change its orders, or leave out active_microbatches."
+            f"Schedule {schedule.name!r}: it has {counted(in_flight, 'microbatch')} in flight at "
+            f"once, but active_microbatches is {most}; change its orders, or leave out "
+            "active_microbatches."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from opensmp.base.message_text import MOST_FAULTS, counted
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.table import TaskTable
 from opensmp.errors import ScheduleError
@@ -110,10 +111,12 @@ def _tell_faults(schedule: Schedule, graph: TaskGraph) -> None:
         *_deadlocks(schedule, blockers, homes),
     ]
     if faults:
-        number = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = [f"- {fault}" for fault in faults[:MOST_FAULTS]]
+        if len(faults) > MOST_FAULTS:
+            lines.append(f"- and {len(faults) - MOST_FAULTS} more.")
         raise ScheduleError(
-            f"Schedule {schedule.name!r} does not fit its task graph; {number}:\n"
-            + "\n".join(f"- {fault}" for fault in faults)
+            f"Schedule {schedule.name!r} does not fit its task graph; "
+            f"{counted(len(faults), 'fault')}:\n" + "\n".join(lines)
         )
 
 
@@ -136,9 +139,11 @@ def _places(schedule: Schedule) -> _Places:
 def _count_faults(schedule: Schedule, graph: TaskGraph, places: _Places) -> Iterable[str]:
     """Yields faults about missing, unknown and duplicate actions and the number of orders."""
     if len(schedule.orders) != graph.num_devices:
+        verb = "is" if len(schedule.orders) == 1 else "are"
         yield (
-            f"devices: there are {len(schedule.orders)} orders for {graph.num_devices} devices; "
-            "give one per device, an empty one where a device has no work."
+            f"devices: there {verb} {counted(len(schedule.orders), 'order')} for "
+            f"{counted(graph.num_devices, 'device')}; give one per device, an empty one where a "
+            "device has no work."
         )
     for action in sorted(set(graph.device) - set(places)):
         yield (

@@ -48,6 +48,11 @@ class ModelTraces:
         return self._prepared[key]
 
     @property
+    def calls(self) -> list[Prepared]:
+        """The traced calls, with their plans."""
+        return list(self._prepared.values())
+
+    @property
     def graphs(self) -> list[Any]:
         """The graphs of the traces."""
         return [prepared.traced.graph for prepared in self._prepared.values()]

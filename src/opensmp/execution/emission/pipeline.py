@@ -69,6 +69,7 @@ from opensmp.execution.memory.recompute_choice import RecomputeChoice
 from opensmp.execution.multi_process.distribute import Traced, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
+from opensmp.execution.profiling.advice import warn_of_one_microbatch
 from opensmp.execution.profiling.timestamps import Stamps
 
 
@@ -389,6 +390,8 @@ class Pipeline:
         )
         if not graph.device and not self._may_be_empty:
             raise nothing_to_run(bool(self._emitted.tasks))
+        if any(action.kind == "B" for action in graph.device):
+            warn_of_one_microbatch(self._world, self._traces.calls)
         config = self._world.config
         self.schedule = build(config.pipeline, graph, config.active_microbatches)
         if spread_out:
@@ -429,11 +432,8 @@ class Pipeline:
         with tf.control_dependencies(looks):  # a failed check must leave the state unchanged
             for variable, value in state:
                 tf_variable(variable).assign(value)
-        done = looks + [
-            read_zero(done, self._emitted.device(partition))
-            for partition, done in self._done
-            if partition in self._world.my_partitions
-        ]
+        own = [each for each in self._done if each[0] in self._world.my_partitions]
+        done = looks + [read_zero(done, self._emitted.device(part)) for part, done in own]
         if done:
             with tf.control_dependencies(done):
                 results = [t if isinstance(t, OwnedBy) else in_place(t) for t in results]

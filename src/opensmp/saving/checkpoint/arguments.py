@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from opensmp.base.message_text import sentence
 from opensmp.errors import CheckpointError
 from opensmp.saving.checkpoint.directory.names import is_pattern
 
@@ -77,7 +78,7 @@ def check_arguments(
     if init_fn is not None and not callable(init_fn):
         faults.append(f"init_fn must be a function; received {init_fn!r}")
     if faults:
-        raise CheckpointError("smp.CheckpointManager: " + "; ".join(faults) + ".")
+        raise CheckpointError(f"smp.CheckpointManager: {sentence(faults)}")
 
 
 def _is_whole(value: Any) -> bool:

@@ -26,6 +26,7 @@ from opensmp.errors import StepError
 from opensmp.execution.autodiff.forward_backward import BackwardPasses, ForwardPasses
 from opensmp.execution.autodiff.graph_gradients import without_graph_gradients
 from opensmp.execution.models.hooks import run_post_partition_hooks
+from opensmp.execution.profiling.building import show_microbatch
 from opensmp.training.batch.batch_gradients import Called, Gradients, Kind
 from opensmp.training.batch.batch_split import Part, Split, num_rows
 
@@ -136,6 +137,7 @@ class _WholeCall:
             if mask is not None:
                 _private.set_mask(tensor, mask)
         pipeline.watch([t for t, watched in zip(tensors, self._watched, strict=True) if watched])
+        show_microbatch(index, pipeline.num_microbatches)
         pipeline.start_microbatch(index)
         waiting = iter(tensors)
         args, kwargs = tf.nest.map_structure(

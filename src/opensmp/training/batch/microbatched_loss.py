@@ -22,6 +22,7 @@ from opensmp.execution.emission.model_traces import ModelTraces
 from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.multi_process.remote_values import known
+from opensmp.execution.profiling.building import show_microbatch
 from opensmp.execution.warm_up import warming_up
 from opensmp.training.batch.accumulation import Accumulator, sum_over_replicas
 from opensmp.training.batch.batch_split import Split, num_rows
@@ -137,6 +138,7 @@ class _Separate:
         losses, trackers, outputs = [], [], []
         with pipeline.tracing():
             for index, part in enumerate(split.take((x, y, sample_weight))):
+                show_microbatch(index, len(split.parts))
                 pipeline.start_microbatch(index)
                 with tf.name_scope(f"microbatch_{index}"):
                     with tf.GradientTape() as tape:

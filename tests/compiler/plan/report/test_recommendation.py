@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from compiler.plan.hand_made import MACHINE, chain
@@ -62,6 +64,53 @@ def test_nothing_fits_says_how_far_off():
     assert "No configuration fits 100 B per device" in text
     assert f"{closest.num_partitions} partitions" in text
     assert "More partitions, a smaller batch or larger devices would help" in text
+
+
+def test_schedules_that_the_formula_does_not_know_are_simulated():
+    fast = replace(MACHINE, transfer_seconds=0.0, transfer_bytes_per_second=1e12)
+
+    def pipeline_for(microbatches: int):
+        return chain(8, forward=[8 / microbatches] * 8)
+
+    candidates = recommend(pipeline_for, 16, fast, partitions=(1, 2, 4), simulated=3)
+    simulated = [c for c in candidates if c.simulation is not None]
+    assert len({(c.num_partitions, c.settings.microbatches) for c in simulated}) == 3
+    kinds = {(c.settings.pipeline, c.settings.pieces) for c in simulated}
+    assert kinds >= {("zero_bubble", 1), ("interleaved", 1), ("interleaved", 2), ("simple", 1)}
+    seconds = [c.step_seconds for c in candidates]
+    assert seconds == sorted(seconds)
+    assert candidates[0].bubble > 0
+    best = next(c for c in candidates if c.settings.pipeline == "zero_bubble")
+    other = next(
+        c
+        for c in candidates
+        if c.settings == replace(best.settings, pipeline="interleaved")
+        and c.num_partitions == best.num_partitions
+    )
+    assert best.step_seconds < other.step_seconds <= other.prediction.step_seconds
+    for candidate in candidates:
+        assert set(candidate.assignment) == set(range(candidate.num_partitions))
+
+
+def test_what_is_simulated_keeps_to_the_memory():
+    machine = Machine(memory_bytes=3000)
+    candidates = recommend(graph_for, 8, machine, partitions=(2, 4), simulated=8)
+    assert any(c.simulation is not None for c in candidates)
+    assert all(c.peak_bytes <= 3000 for c in candidates if c.fits)
+
+
+@pytest.mark.parametrize(
+    ("batch", "counts"), [(8, {1, 2, 4}), (3, {1}), (1, {1}), (12, {1, 2, 3, 4, 6})]
+)
+def test_microbatches_have_the_rows_that_a_model_needs(batch, counts):
+    candidates = recommend(graph_for, batch, MACHINE, partitions=[2], least_rows=2)
+    assert {c.settings.microbatches for c in candidates} == counts
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_no_microbatch_is_without_rows(batch):
+    candidates = recommend(graph_for, batch, MACHINE, partitions=[2], simulated=2)
+    assert max(c.settings.microbatches for c in candidates) <= batch
 
 
 def test_only_divisors_of_the_batch_are_tried():

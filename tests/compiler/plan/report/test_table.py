@@ -83,7 +83,7 @@ def test_recommendation_lists_what_fits_and_what_does_not():
     lines = printed(recommendation_table([good, bad], 2**20), 100)
     assert "Configurations, the best one first (1 MiB a device)" in lines[0]
     rows = [line.split() for line in lines if line.lstrip().startswith(("1 ", "2 "))]
-    assert rows[0][:6] == ["1", "2", "4", "interleaved", "22.5", "s"]
+    assert rows[0][:7] == ["1", "2", "4", "interleaved", "1", "22.5", "s"]
     assert rows[0][-1] == "yes"
     assert (rows[1][3], rows[1][-1]) == ("simple", "no")
 
@@ -107,3 +107,17 @@ def test_a_notebook_shows_a_table_of_html():
     for part in ("dense_3", "<th ", ">peak memory<", "step 49.5 s", "over 2 partitions"):
         assert part in made
     assert plan.explain()._repr_html_().startswith("<pre")
+
+
+def test_empty_partitions_share_a_row():
+    plan = plan_of(chain(3), [0, 0, 14], 32)
+    lines = printed(plan_table(plan), WIDE)
+    rows = [cells(line)[:2] for line in lines if "empty" in line]
+    assert rows == [["1-13", "(empty: 13 partitions)"], ["15-31", "(empty: 17 partitions)"]]
+    assert len(lines) < 12
+    assert plan._repr_html_().count("(empty") == 2
+
+
+def test_a_single_empty_partition_has_its_own_row():
+    lines = printed(plan_table(plan_of(chain(3), [0, 0, 2], 3)), WIDE)
+    assert [cells(line)[:2] for line in lines if "empty" in line] == [["1", "(empty)"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
@@ -69,8 +70,8 @@ def warn_of_empty(plan: Plan, *, is_shared: bool = False) -> None:
         why = "layers that it shares with an earlier model stay where they are"
     elif plan.source == "auto":
         why = (
-            f"the model has only {plan.num_partitions - len(plan.empty)} pieces that can be "
-            "separated. Use fewer partitions"
+            f"the model has only {counted(plan.num_partitions - len(plan.empty), 'piece')} "
+            "that can be separated. Use fewer partitions"
         )
     elif plan.source == "manual":
         why = "no operation was made in a smp.partition context of that number"

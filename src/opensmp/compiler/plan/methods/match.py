@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.methods.build import costs_later, make_plan
 from opensmp.compiler.plan.plan import Plan
@@ -53,9 +54,9 @@ def check_partitions(plan: Plan, num_partitions: int) -> None:
     """Checks that a plan is for `num_partitions` partitions."""
     if plan.num_partitions != num_partitions:
         raise PlanError(
-            f"{_named(plan)}: it has {plan.num_partitions} partitions, but the configuration has "
-            f"{num_partitions}. Set 'partitions': {plan.num_partitions}, or make a plan for "
-            f"{num_partitions} with `opensmp plan ... --partitions {num_partitions}`."
+            f"{_named(plan)}: it has {counted(plan.num_partitions, 'partition')}, but the "
+            f"configuration has {num_partitions}. Set 'partitions': {plan.num_partitions}, or make "
+            f"a plan for {num_partitions} with `opensmp plan ... --partitions {num_partitions}`."
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes, format_change, format_seconds
 from opensmp.compiler.plan.cost_model import Prediction
 from opensmp.compiler.plan.partitioner.partitioner import MEMORY_TOLERANCE
@@ -202,7 +203,7 @@ def _text(explanation: Explanation) -> Iterable[str]:
     prediction, settings = plan.prediction, plan.settings
     slowest = int(np.argmax(prediction.stage_seconds))
     fullest = int(np.argmax(prediction.peak_bytes))
-    yield f"Plan of {plan.model} over {plan.num_partitions} partitions: {settings}"
+    yield f"Plan of {plan.model} over {counted(plan.num_partitions, 'partition')}: {settings}"
     yield (
         f"Step: {format_seconds(prediction.step_seconds)} = all stages "
         f"{format_seconds(sum(prediction.stage_seconds))} + {settings.microbatches - 1} x the "
@@ -219,7 +220,7 @@ def _text(explanation: Explanation) -> Iterable[str]:
             held = settings.microbatches_in_memory(plan.num_partitions, partition)
             yield (
                 f"Partition {partition} recomputes ({choice.level}) in {choice.recomputed} of the "
-                f"{held} microbatches in memory."
+                f"{counted(held, 'microbatch')} in memory."
             )
     first, second = ("peak memory", "step time")
     if settings.optimize != "memory":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Patch, PathPatch
 from matplotlib.path import Path
 
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.explanation import passing
@@ -65,6 +66,11 @@ def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
     return figure
 
 
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Returns the factor and the name of the unit in which to show a duration."""
+    return (1.0, "s") if seconds >= 1 else (1e3, "ms") if seconds >= 1e-3 else (1e6, "µs")
+
+
 def colour(partition: int) -> str:
     """Returns the colour of a partition."""
     return _PALETTE[partition % len(_PALETTE)]
@@ -83,14 +89,15 @@ def _mixed(hue: str, share: float) -> tuple[float, float, float]:
 def _title(plan: Plan) -> str:
     prediction = plan.prediction
     return (
-        f"{plan.model} over {plan.num_partitions} partitions · {plan.settings}\n"
+        f"{plan.model} over {counted(plan.num_partitions, 'partition')} · {plan.settings}\n"
         f"predicted step {format_seconds(prediction.step_seconds)} · peak memory "
         f"{format_bytes(max(prediction.peak_bytes))} · slowest stage {prediction.balance:.2f} x "
         f"the mean"
     )
 
 
-def _plain(axes: Axes, title: str) -> None:
+def plain(axes: Axes, title: str) -> None:
+    """Gives a plot its title, small ticks and no frame."""
     axes.set_title(title, fontsize=_NORMAL, color=_INK, loc="left", fontweight="bold")
     axes.tick_params(labelsize=_SMALL, colors=_INK, length=2)
     for side in ("top", "right"):
@@ -122,7 +129,7 @@ def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
     names = [(place[i], node.name) for i, node in enumerate(layers.nodes)]
     axes.set_xticks([x for x, _ in names], [name for _, name in names], rotation=90)
     axes.set_yticks([-0.8, 0], [format_seconds(longest), "0"])
-    _plain(axes, "Layers: time of one microbatch (bars), what is read from where (arcs)")
+    plain(axes, "Layers: time of one microbatch (bars), what is read from where (arcs)")
 
 
 def _places(layers: LayerGraph) -> dict[int, float]:
@@ -218,7 +225,7 @@ def _draw_times(axes: Axes, plan: Plan) -> None:
         ("transfer", 0.12, "////", [row.transfer_seconds for row in plan.rows]),
     ]
     _stacked(axes, parts, format_seconds)
-    _plain(axes, "Time of one microbatch")
+    plain(axes, "Time of one microbatch")
 
 
 def _draw_memory(axes: Axes, plan: Plan) -> None:
@@ -229,7 +236,7 @@ def _draw_memory(axes: Axes, plan: Plan) -> None:
     ]
     cap = plan.settings.machine.memory_bytes
     _stacked(axes, parts, format_bytes, cap)
-    _plain(axes, "Memory at its peak")
+    plain(axes, "Memory at its peak")
 
 
 def _stacked(
@@ -291,37 +298,60 @@ def _stacked(
 # --- schedule ------------------------------------------------------------------------------------
 
 
+class Bar(NamedTuple):
+    """One action in a picture: its partition, start and end, and what is written on it."""
+
+    partition: int
+    start: float
+    end: float
+    is_forward: bool
+    text: str
+
+
+def draw_bars(axes: Axes, bars: Sequence[Bar], num_partitions: int, makespan: float) -> None:
+    """Draws actions over time, one row per partition, with texts where there is room."""
+    inches = axes.figure.get_figwidth() * 0.92
+    spans: dict[tuple[int, bool], list[tuple[float, float]]] = {}
+    for bar in bars:
+        length = bar.end - bar.start
+        spans.setdefault((bar.partition, bar.is_forward), []).append((bar.start, length))
+        room = length / makespan * inches * 72 / (0.62 * _SMALL)
+        if len(bar.text) + 0.6 <= room:
+            ink = _INK if bar.is_forward or _is_light(bar.partition) else "white"
+            at = ((bar.start + bar.end) / 2, bar.partition)
+            axes.text(*at, bar.text, ha="center", va="center", fontsize=_SMALL, color=ink)
+    for (partition, is_forward), found in spans.items():
+        hue = tint(partition, 0.45 if is_forward else 1.0)
+        axes.broken_barh(found, (partition - 0.41, 0.82), color=hue, edgecolor="white", lw=0.4)
+    rows = range(num_partitions)
+    axes.set_xlim(0, makespan)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
+    axes.set_ylabel("partition", fontsize=_SMALL)
+
+
 def _draw_schedule(axes: Axes, plan: Plan, times: PredictedSchedule) -> None:
     """Draws the simulated schedule, one row per partition."""
     simulation = times.simulation
     makespan = simulation.makespan_seconds or 1.0
-    scale, unit = (1.0, "s") if makespan >= 1 else (1e3, "ms") if makespan >= 1e-3 else (1e6, "µs")
+    scale, unit = time_unit(makespan)
     stages_of: dict[int, set[int]] = {}
     for action, device in times.graph.device.items():
         stages_of.setdefault(device, set()).add(action.segment)
     some_come_back = any(len(stages) > 1 for stages in stages_of.values())
-    inches = axes.figure.get_figwidth() * 0.92
-    bars: dict[tuple[int, bool], list[tuple[float, float]]] = {}
-    for action, device in times.graph.device.items():
-        start, end = simulation.start[action] * scale, simulation.end[action] * scale
-        forward = action.kind == "F"
-        bars.setdefault((device, forward), []).append((start, end - start))
-        text = action.text if len(stages_of[device]) > 1 else str(action.microbatch)
-        room = (end - start) / (makespan * scale) * inches * 72 / (0.62 * _SMALL)
-        if len(text) + 0.6 <= room:
-            ink = _INK if forward or _is_light(device) else "white"
-            at = ((start + end) / 2, device)
-            axes.text(*at, text, ha="center", va="center", fontsize=_SMALL, color=ink)
-    for (device, forward), spans in bars.items():
-        hue = tint(device, 0.45 if forward else 1.0)
-        axes.broken_barh(spans, (device - 0.41, 0.82), color=hue, edgecolor="white", lw=0.4)
-    rows = range(plan.num_partitions)
-    axes.set_xlim(0, makespan * scale)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
-    axes.set_ylabel("partition", fontsize=_SMALL)
+    bars = [
+        Bar(
+            device,
+            simulation.start[action] * scale,
+            simulation.end[action] * scale,
+            action.kind == "F",
+            action.text if len(stages_of[device]) > 1 else str(action.microbatch),
+        )
+        for action, device in times.graph.device.items()
+    ]
+    draw_bars(axes, bars, plan.num_partitions, makespan * scale)
     axes.set_xlabel(unit, fontsize=_SMALL)
-    _plain(
+    plain(
         axes,
         f"Simulated schedule '{times.schedule.name}': {format_seconds(makespan)}, bubble "
         f"{100 * simulation.bubble:.0f} % (pale: forward, full: backward, white: bubble; numbers "

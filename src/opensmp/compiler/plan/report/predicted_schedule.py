@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from opensmp.compiler.plan.cost_model import seconds_to_move
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.recompute_levels import recomputed
+from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.pipelines import build
@@ -93,12 +94,17 @@ class Stages(NamedTuple):
 
 def timed_stages(plan: Plan) -> Stages:
     """Returns the stages of a plan with their predicted times."""
-    graph, machine = plan.costs, plan.settings.machine
-    stage = stages(graph, plan.assignment)
+    return stages_of(plan.costs, plan.assignment, plan.settings)
+
+
+def stages_of(graph: CoarseGraph, assignment: NDArray[np.int64], settings: PlanSettings) -> Stages:
+    """Does the same for an assignment of units to partitions."""
+    machine = settings.machine
+    stage = stages(graph, assignment)
     num_stages = int(stage.max(initial=-1)) + 1
     partition = np.zeros(num_stages, dtype=np.int64)
-    partition[stage] = plan.assignment
-    again = recomputed(graph, plan.settings, plan.assignment).seconds
+    partition[stage] = assignment
+    again = recomputed(graph, settings, assignment).seconds
     found = Stages(
         stage,
         partition,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rich import box
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.compiler.format import format_bytes, format_count, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.partition_stats import PartitionRow
@@ -28,10 +30,23 @@ def plan_table(plan: Plan, compact: bool = False) -> Table:
     for column in columns:
         justify: Literal["left", "right"] = "left" if column.title == "layers" else "right"
         table.add_column(column.title, justify=justify, no_wrap=True)
-    for row in plan.rows:
+    for cells in _cells(plan, columns):
         # As Text, since layer names may look like rich markup.
-        table.add_row(*(Text(column.cell(row)) for column in columns))
+        table.add_row(*map(Text, cells))
     return table
+
+
+def _cells(plan: Plan, columns: Sequence[_Column]) -> Iterator[list[str]]:
+    """Yields the texts of the rows; neighbouring empty partitions share one."""
+    for empty, group in itertools.groupby(plan.rows, lambda row: not row.num_operations):
+        rows = list(group)
+        if empty and len(rows) > 1:
+            named = f"(empty: {len(rows)} partitions)"
+            texts = {"part": f"{rows[0].partition}-{rows[-1].partition}", "layers": named}
+            yield [texts.get(column.title, "-") for column in columns]
+            continue
+        for row in rows:
+            yield [column.cell(row) for column in columns]
 
 
 class _Column(NamedTuple):
@@ -67,14 +82,13 @@ def plan_text(plan: Plan) -> str:
 def plan_html(plan: Plan) -> str:
     """Returns heading, table and summary as HTML, for a notebook."""
     titles = [column.title.replace("-\n", "").replace("\n", " ") for column in _COLUMNS]
-    rows = [[column.cell(row) for column in _COLUMNS] for row in plan.rows]
-    shown = notebook.table(titles, rows, left=["layers"])
+    shown = notebook.table(titles, _cells(plan, _COLUMNS), left=["layers"])
     return notebook.paragraph(heading(plan)) + shown + notebook.paragraph(summary(plan))
 
 
 def heading(plan: Plan) -> str:
     """Returns one line with the model and the settings of a plan."""
-    return f"Plan of {plan.model} over {plan.num_partitions} partitions: {plan.settings}"
+    return f"Plan of {plan.model} over {counted(plan.num_partitions, 'partition')}: {plan.settings}"
 
 
 def summary(plan: Plan) -> str:
@@ -88,8 +102,10 @@ def summary(plan: Plan) -> str:
     )
 
 
-def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | None) -> Table:
-    """Returns a table of ranked configurations."""
+def recommendation_table(
+    candidates: Iterable[Candidate], memory_bytes: int | None, compact: bool = False
+) -> Table:
+    """Returns a table of ranked configurations, if `compact` for a terminal of 80 columns."""
     limit = "no memory limit" if memory_bytes is None else f"{format_bytes(memory_bytes)} a device"
     table = Table(
         title=f"Configurations, the best one first ({limit})",
@@ -98,24 +114,26 @@ def recommendation_table(candidates: Iterable[Candidate], memory_bytes: int | No
         pad_edge=False,
         collapse_padding=True,
     )
-    for name in ("rank", "partitions", "micro-\nbatches"):
+    for name in ("", "parti-\ntions", "micro-\nbatches"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("pipeline", no_wrap=True)
-    for name in ("step", "peak\nmemory", "balance", "bubble", "moved"):
+    wide = () if compact else ("balance", "moved")
+    for name in ("pieces", "step", "bubble", "peak\nmemory", *wide):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("fits", no_wrap=True)
     for rank, candidate in enumerate(candidates, start=1):
         prediction = candidate.prediction
+        details = (f"{prediction.balance:.2f}", format_bytes(prediction.cut_bytes))
         table.add_row(
             str(rank),
             str(candidate.num_partitions),
             str(candidate.settings.microbatches),
             candidate.settings.pipeline,
-            format_seconds(prediction.step_seconds),
+            str(candidate.settings.pieces_per_partition),
+            format_seconds(candidate.step_seconds),
+            f"{100 * candidate.bubble:.0f} %",
             format_bytes(candidate.peak_bytes),
-            f"{prediction.balance:.2f}",
-            f"{100 * prediction.bubble:.0f} %",
-            format_bytes(prediction.cut_bytes),
+            *(details if wide else ()),
             "yes" if candidate.fits else "no",
         )
     return table

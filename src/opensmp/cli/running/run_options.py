@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from opensmp.cli.process_group import GRACE_SECONDS
+from opensmp.cli.running.process_group import GRACE_SECONDS
 from opensmp.config import LAUNCHER_PREFIX
 
 _MOST_RANKS = 4096  # per machine

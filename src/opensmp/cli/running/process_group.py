@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from opensmp.cli.guardian import Guardian
+from opensmp.cli.running.guardian import Guardian
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
 from opensmp.distributed.watchdog.verdicts.deadlock import listed
@@ -32,10 +32,10 @@ _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
 _TAIL_LINES = 40
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Routine log output of TensorFlow, omitted from the last lines of a failed rank.
+# Routine log output of TensorFlow and of opensmp, omitted from the last lines of a failed rank.
 _NOISE = re.compile(
     r"WARNING: All log messages before absl|To enable the following instructions|"
-    r"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
+    r"opensmp (?:debug|info): |[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:[\d.]+: [IW] |$"
 )
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 

@@ -1,0 +1,1 @@
+"""How `opensmp run` starts, shows and ends ranks."""
