@@ -24,6 +24,20 @@ def test_call_attributes():
         assert float(call(tf.ones([1000, 1000]))[0][0, 0]) == 29.0
 
 
+def test_called_functions_are_optimized_once_unless_the_program_says_otherwise():
+    def iterations():
+        config = tf.compat.v1.ConfigProto.FromString(_private.call_attributes()["config_proto"])
+        return config.graph_options.rewrite_options.meta_optimizer_iterations
+
+    assert iterations() == 1
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        config = tf.compat.v1.ConfigProto.FromString(_private.call_attributes()["config_proto"])
+        assert config.graph_options.rewrite_options.disable_meta_optimizer
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 def test_with_autograph():
     def absolute(x):
         if x > 0.0:

@@ -65,7 +65,9 @@ def call_attributes(one_thread: bool = False) -> dict[str, Any]:
     """The attributes that `tf.function` gives its calls, for calls through raw operations.
 
     They carry the settings of `tf.config.optimizer`; a call without them is optimized with the
-    defaults.
+    defaults. TensorFlow optimizes a function twice unless told otherwise. Once is enough for those
+    that are called here, which have been optimized as parts of no other function: the second time
+    takes as long and changes next to nothing.
 
     Args:
         one_thread: Whether to run the call's operations sequentially on the calling thread, with
@@ -74,12 +76,14 @@ def call_attributes(one_thread: bool = False) -> dict[str, Any]:
             off.
     """
     attributes = dict(context.context().function_call_options.as_attrs())
+    config = tf.compat.v1.ConfigProto.FromString(attributes["config_proto"])
+    rewrites = config.graph_options.rewrite_options
+    if rewrites.meta_optimizer_iterations == type(rewrites).DEFAULT_NUM_ITERS:
+        rewrites.meta_optimizer_iterations = type(rewrites).ONE
     if one_thread:
-        config = tf.compat.v1.ConfigProto.FromString(attributes["config_proto"])
-        rewrites = config.graph_options.rewrite_options
         rewrites.memory_optimization = type(rewrites).NO_MEM_OPT
-        attributes["config_proto"] = config.SerializeToString()
         attributes["executor_type"] = "SINGLE_THREADED_EXECUTOR"
+    attributes["config_proto"] = config.SerializeToString()
     return attributes
 
 
