@@ -153,5 +153,7 @@ class TestOneSourceOfTruth:
 
 def test_the_version_of_opensmp_is_that_of_the_package():
     text = (ROOT / "pyproject.toml").read_text("utf-8")
-    assert f'\nversion = "{_versions.OWN}"\n' in text
+    assert '\ndynamic = ["version"]\n' in text
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {_versions.OWN}\n" in cited
     assert opensmp.__version__ == _versions.OWN

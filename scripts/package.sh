@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Builds wheel and sdist and checks them as a user meets them: their metadata; an environment with
+# nothing else in it, where the command works and the import says which TensorFlow to install; and
+# the types, seen by mypy from outside of the repository.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=.venv/bin/python
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+
+"$python" -m build --outdir "$folder/dist" . >"$folder/build.log" 2>&1 || {
+  cat "$folder/build.log" >&2
+  exit 1
+}
+"$python" -m twine check --strict "$folder"/dist/*
+
+"$python" -m venv "$folder/empty"
+"$folder/empty/bin/python" -m pip install --quiet "$folder"/dist/*.whl
+cd "$folder"
+empty/bin/opensmp --version
+empty/bin/opensmp run --help >/dev/null
+if empty/bin/python -c "import opensmp; opensmp.init" 2>import.log; then
+  echo "without TensorFlow, opensmp.init must be an ImportError" >&2
+  exit 1
+fi
+grep -q "pip install" import.log || {
+  cat import.log >&2
+  exit 1
+}
+
+cat >typed.py <<'END'
+import opensmp
+import smp
+import smdistributed.modelparallel.tensorflow as vendor
+
+reveal_type(opensmp.rank())
+reveal_type(smp.rank())
+reveal_type(vendor.rank())
+END
+"$OLDPWD/$python" -m mypy --strict --python-executable empty/bin/python typed.py | tee types.log
+[ "$(grep -c 'Revealed type is "\(builtins\.\)\?int"' types.log)" = 3 ]
+echo "package: wheel and sdist are sound"
