@@ -32,7 +32,11 @@ LIMIT_SECONDS = 500.0
 FORKS = os.environ.get("TESTS_FORKS") == "1"
 """Whether ranks are forked unless a test says otherwise."""
 
-NOISE = ("WARNING: All log messages before absl", "oneDNN custom operations are on")
+NOISE = (
+    "WARNING: All log messages before absl",
+    "oneDNN custom operations are on",
+    "opensmp info: ",
+)
 
 
 class RankResult(NamedTuple):

@@ -11,6 +11,8 @@ Example:
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from opensmp.base.requirements import require_installed
@@ -19,7 +21,9 @@ from opensmp.base.versions import OWN as _OWN
 if TYPE_CHECKING:
     from opensmp.api.names import *
 
-require_installed()
+# The command line says itself what is missing: `opensmp doctor` is for that.
+if os.path.basename((sys.argv or [""])[0]) not in ("opensmp", "-m"):
+    require_installed()
 
 __version__ = _OWN
 

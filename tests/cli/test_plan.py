@@ -112,6 +112,21 @@ def test_plan_is_printed_written_drawn_and_explained(run, tmp_path):
     assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
 
 
+def test_keys_that_a_plan_does_not_depend_on_go_into_the_call_that_uses_it(run):
+    status, out, err = run(
+        "plan cli_models:mlp --partitions 2 --microbatches 4 --batch 32 --output plan.json "
+        "--devices cpu --transport collective --check-finite --auto-partition --horovod "
+        "--processes-per-replica 2 --optimize speed"
+    )
+    assert status == 0, err
+    use = next(line for line in out.splitlines() if line.startswith("use it: "))
+    assert use == (
+        'use it: smp.init({"partitions": 2, "microbatches": 4, "optimize": "speed", '
+        '"plan": "plan.json", "horovod": True, "devices": "cpu", "processes_per_replica": 2, '
+        '"transport": "collective", "check_finite": True})'
+    )
+
+
 def test_the_call_that_uses_a_plan_recomputes_as_the_plan_does(run):
     status, out, _ = run(
         "plan cli_models:mlp --partitions 2 --microbatches 4 --batch 32 --device-memory 1GiB "

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan` and `opensmp run`."""
+"""The command line: `opensmp plan`, `opensmp run` and `opensmp doctor`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
+from opensmp.cli.doctor.doctor import doctor
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.errors import SmpError
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
 )
+app.command("doctor")(doctor)
 app.command("plan")(plan)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 

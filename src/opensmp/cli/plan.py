@@ -16,6 +16,7 @@ import typer
 from opensmp.base.requirements import require_tensorflow
 from opensmp.cli.options import command, key_option
 from opensmp.config import Config
+from opensmp.config.keys import KEYS
 from opensmp.errors import PlanError
 
 _MOST_BATCH = 1_000_000_000
@@ -92,39 +93,45 @@ class PlanOptions:
     ] = False
 
 
-KEY_OPTIONS = (
-    key_option(
-        "partitions",
-        default=inspect.Parameter.empty,
-        bounded=True,
-        help="Number of partitions; with --recommend, of devices.",
-    ),
-    key_option("microbatches", default=Config.microbatches, bounded=True),
-    key_option("pipeline", "--pipeline", "--schedule", default=Config.pipeline),
-    key_option("active_microbatches", bounded=True),
-    key_option("optimize", show_default="memory; with --recommend, speed"),
-    key_option("contiguous", default=Config.contiguous),
-    key_option("pieces_per_partition", default=Config.pieces_per_partition, bounded=True),
-    key_option("recompute", show_default="none"),
-    key_option("offload", show_default="none"),
-)
-"""The keys of the configuration that a plan depends on."""
-
-_OF_A_RUN = "the plan does not depend on it: it says how a run goes on"
-NO_OPTIONS: Mapping[str, str] = {
-    "auto_partition": "this command is automatic partitioning",
-    "default_partition": "it has a meaning only without automatic partitioning",
-    "plan": "this command makes plans, and uses none",
-    "devices": _OF_A_RUN,
-    "placement_strategy": _OF_A_RUN,
-    "processes_per_replica": _OF_A_RUN,
-    "transport": _OF_A_RUN,
-    "check_finite": _OF_A_RUN,
-    "shard_optimizer_state": _OF_A_RUN,
-    "offload_folder": _OF_A_RUN,
-    "horovod": _OF_A_RUN,
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "partitions": {
+        "default": inspect.Parameter.empty,
+        "bounded": True,
+        "help": "Number of partitions; with --recommend, of devices.",
+    },
+    "microbatches": {"default": Config.microbatches, "bounded": True},
+    "pipeline": {"names": ("--pipeline", "--schedule"), "default": Config.pipeline},
+    "active_microbatches": {"bounded": True},
+    "optimize": {"show_default": "memory; with --recommend, speed"},
+    "contiguous": {"default": Config.contiguous},
+    "pieces_per_partition": {"default": Config.pieces_per_partition, "bounded": True},
+    "recompute": {"show_default": "none"},
+    "offload": {"show_default": "none"},
 }
-"""The other keys, and why they are no options of this command."""
+"""Keys that a plan depends on, with what their options have besides those of `opensmp run`."""
+
+REFUSED: Mapping[str, str] = {
+    "auto_partition": "this command is automatic partitioning; leave it out",
+    "plan": "this command makes plans, and uses none; print one by Plan.load(path) in Python",
+}
+"""Keys whose options have one possible value here, and what to do instead of another."""
+
+_CARRIED = " A plan does not depend on it; it goes into the call of smp.init that is printed."
+
+
+def _option(key: str) -> inspect.Parameter:
+    given = dict(_OPTIONS.get(key, {}))
+    names = given.pop("names", ())
+    if key not in _OPTIONS:
+        given["help"] = KEYS[key].help + ("" if key in REFUSED else _CARRIED)
+    return key_option(key, *names, **given)
+
+
+KEY_OPTIONS = tuple(_option(key) for key in (*_OPTIONS, *(k for k in KEYS if k not in _OPTIONS)))
+"""All keys of the configuration, those that a plan depends on first."""
+
+CARRIED = tuple(key for key in KEYS if key not in _OPTIONS and key not in REFUSED)
+"""Keys that a plan does not depend on: they are checked, and printed with how to use the plan."""
 
 
 @command(PlanOptions, KEY_OPTIONS)

@@ -20,7 +20,7 @@ from opensmp.base.message_text import counted, sentence, shown
 from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.options import checking
-from opensmp.cli.plan import PlanOptions
+from opensmp.cli.plan import CARRIED, REFUSED, PlanOptions
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.format import format_seconds, parse_bytes
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
@@ -110,6 +110,7 @@ def _checked(options: PlanOptions) -> Request:
     given = [_read(faults, parse_input, text) for text in options.inputs or ()]
     arguments = _read(faults, parse_arguments, options.arg or ()) or {}
     _check_batch(options, faults)
+    faults += _refused(options.flags)
     _check_paths(options, faults)
     config = None
     try:
@@ -123,6 +124,15 @@ def _checked(options: PlanOptions) -> Request:
         active_microbatches=options.flags.get("active_microbatches"),
     )
     return Request(config, settings, machine, given, arguments)
+
+
+def _refused(flags: Mapping[str, Any]) -> list[str]:
+    """Faults of keys that have one possible value where a plan is made."""
+    return [
+        f"{'--no-' if flags[key] is False else '--'}{key.replace('_', '-')}: {why}"
+        for key, why in REFUSED.items()
+        if key in flags and flags[key] != getattr(Config, key)
+    ]
 
 
 def _check_batch(options: PlanOptions, faults: list[str]) -> None:
@@ -292,7 +302,8 @@ def _print_and_write(
     lines = []
     if options.output is not None:
         result.save(options.output)
-        lines += [f"plan: {options.output}", _use_of(result, options.output)]
+        use = _use_of(result, options.output, options.flags)
+        lines += [f"plan: {options.output}", use]
     if options.picture is not None:
         result.plot(options.picture)
         lines.insert(0, f"picture: {options.picture}")
@@ -300,7 +311,7 @@ def _print_and_write(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _use_of(result: Plan, output: Path) -> str:
+def _use_of(result: Plan, output: Path, flags: Mapping[str, Any]) -> str:
     """The `smp.init` call that uses a written plan."""
     settings = result.settings
     keys: dict[str, Any] = {
@@ -320,5 +331,7 @@ def _use_of(result: Plan, output: Path) -> str:
     if settings.offload != Config.offload:
         keys["offload"] = offload.as_dict(settings.offload)
     keys["plan"] = str(output)
+    given = [key for key in CARRIED if key in flags and flags[key] != getattr(Config, key)]
+    keys |= {key: flags[key] for key in given}
     text = ", ".join(f'"{key}": {value!r}' for key, value in keys.items())
     return f"use it: smp.init({{{text}}})".replace("'", '"')

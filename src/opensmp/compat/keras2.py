@@ -101,15 +101,15 @@ def _add_compute_gradients() -> None:
                 )
             variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
             return list(zip(self.get_gradients(loss, variables), variables, strict=True))
+        recorded: Any = tf.GradientTape() if tape is None else tape
         if callable(loss):
-            tape = tape if tape is not None else tf.GradientTape()
-            with tape:
+            with recorded:
                 if not callable(var_list):  # trainable variables of Keras are watched anyway
                     leaves = tf.nest.flatten(var_list)
-                    tape.watch([v for v in leaves if isinstance(v, tf.Tensor | tf.Variable)])
+                    recorded.watch([v for v in leaves if isinstance(v, tf.Tensor | tf.Variable)])
                 loss = loss()
         variables = tf.nest.flatten(var_list() if callable(var_list) else var_list)
-        gradients = tape.gradient(loss, variables, output_gradients=_scale(self, loss))
+        gradients = recorded.gradient(loss, variables, output_gradients=_scale(self, loss))
         return list(zip(gradients, variables, strict=True))
 
     keras.optimizers.Optimizer.compute_gradients = compute_gradients

@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from opensmp.cli.running.guardian import Guardian
+from opensmp.cli.running.output import Output, Shown, outputs, say, say_of, started
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER, PREEMPTED
 from opensmp.distributed.watchdog.verdicts.deadlock import listed
@@ -30,7 +30,6 @@ _LEFT_SECONDS = 1.0
 _FAILED_SECONDS = 2.0  # time for the other ranks to exit by themselves after one has failed
 _TERM_SECONDS = 1.0
 _DRAIN_SECONDS = 2.0
-_TAIL_LINES = 40
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Routine log output of TensorFlow and of opensmp, omitted from the last lines of a failed rank.
 _NOISE = re.compile(
@@ -63,17 +62,11 @@ class RunResult:
 
 @dataclass
 class _Rank:
-    """One process and the last lines of its output."""
+    """One process and its output."""
 
     number: int
     process: subprocess.Popen[bytes]
-    tails: dict[str, deque[str]] = field(
-        default_factory=lambda: {
-            "stdout": deque(maxlen=_TAIL_LINES),
-            "stderr": deque(maxlen=_TAIL_LINES),
-        }
-    )
-    partial: dict[str, list[bytes]] = field(default_factory=lambda: {"stdout": [], "stderr": []})
+    streams: Mapping[str, Output]
     log: IO[bytes] | None = None
     code: int | None = None
     ended: float = 0.0
@@ -152,29 +145,29 @@ class Ranks:
 
     def _start(self, guardian: Guardian) -> None:
         for number, environment in enumerate(self._environments):
-            process = subprocess.Popen(
+            how: Shown = "no"
+            if number in self._shown:
+                how = "raw" if len(self._shown) == 1 else "lines"
+            streams = outputs(number, how)
+            process = started(
                 self._command,
+                streams,
                 env=dict(environment),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
                 start_new_session=True,  # so that the rank's children can be killed with it
                 preexec_fn=_die_with(os.getpid()),
             )
             if self._cores is not None:
                 os.sched_setaffinity(process.pid, self._cores[number])
             guardian.watch(process.pid)
-            rank = _Rank(number, process)
+            rank = _Rank(number, process, streams)
             self._ranks.append(rank)
             if self._received:  # a signal arrived during the start
                 _signal_group(rank, self._received[-1])
             if self._log_directory is not None:
                 path = self._log_directory / f"rank-{number}.log"
                 rank.log = open(path, "ab" if self._appends else "wb", buffering=0)  # noqa: SIM115
-            for name in ("stdout", "stderr"):
-                stream = getattr(process, name)
-                os.set_blocking(stream.fileno(), False)
-                self._selector.register(stream, selectors.EVENT_READ, (rank, name))
+            for stream in streams.values():
+                self._selector.register(stream.reader, selectors.EVENT_READ, (rank, stream))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -195,11 +188,18 @@ class Ranks:
         is_nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         numbers = [n for n in _FORWARDED if not (n == signal.SIGHUP and is_nohup)]
         previous = {number: signal.signal(number, receive) for number in numbers}
+        previous[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, self._fit)
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _fit(self, number: int, frame: Any) -> None:
+        """Follows the size of the terminal."""
+        for rank in self._ranks:
+            for stream in rank.streams.values():
+                stream.fit()
 
     # ------------------------------------------------------------------------------- watch
 
@@ -222,7 +222,7 @@ class Ranks:
                 deadline = now + (self._grace_seconds if together else _FAILED_SECONDS)
             if len(self._received) > forwarded:
                 number = self._received[-1]
-                _say(f"forwarding {signal.Signals(number).name} to all ranks")
+                say(f"forwarding {signal.Signals(number).name} to all ranks")
                 forwarded = len(self._received)
                 # A second signal requests an immediate end.
                 deadline = now + (self._grace_seconds if forwarded == 1 else 0)
@@ -268,19 +268,14 @@ class Ranks:
             time.sleep(_POLL_SECONDS)
             return
         for key, _ in self._selector.select(_POLL_SECONDS):
-            rank, name = key.data
-            try:
-                data = os.read(key.fd, 1 << 16)
-            except BlockingIOError:
-                continue
-            self._log(rank, data)
-            if not data:
+            rank, stream = key.data
+            data = stream.read()
+            if data:
+                self._log(rank, data)
+                stream.take(data)
+            elif data is not None:
                 self._selector.unregister(key.fileobj)
-                key.fileobj.close()  # type: ignore[union-attr]
-                if not rank.partial[name]:
-                    continue
-                data = b"\n"
-            self._lines(rank, name, data)
+                stream.close()
 
     def _log(self, rank: _Rank, data: bytes) -> None:
         if rank.log is None:
@@ -288,7 +283,7 @@ class Ranks:
         try:
             rank.log.write(data)
         except OSError as error:
-            _say(f"the output of rank {rank.number} is no longer written to a file: {error}")
+            say(f"the output of rank {rank.number} is no longer written to a file: {error}")
             rank.log.close()
             rank.log = None
 
@@ -298,25 +293,11 @@ class Ranks:
         while self._selector.get_map() and time.monotonic() < end:
             self._drain()
 
-    def _lines(self, rank: _Rank, name: str, data: bytes) -> None:
-        # Progress bars end their lines with a carriage return.
-        *lines, rest = data.replace(b"\r", b"\n").split(b"\n")
-        if lines:
-            lines[0] = b"".join([*rank.partial[name], lines[0]])
-            rank.partial[name].clear()
-        if rest:
-            rank.partial[name].append(rest)
-        for line in lines:
-            text = line.decode(errors="replace")
-            rank.tails[name].append(text)
-            if rank.number in self._shown and text:
-                _print(f"[{rank.number}] {text}", sys.stdout if name == "stdout" else sys.stderr)
-
     def _tell(self, failed: _Rank) -> None:
         """Prints the failed rank's last lines, after all other output."""
         code = failed.code or 0
         if code == PREEMPTED:
-            _say(f"rank {failed.number} ended with exit code {code}: it was asked to, start again")
+            say(f"rank {failed.number} ended with exit code {code}: it was asked to, start again")
             return
         if code == ENDED_BY_PEER:
             how = "ended because of another rank"
@@ -324,29 +305,16 @@ class Ranks:
             how = f"was ended by {signal.Signals(-code).name}"
         else:
             how = f"failed with exit code {code}"
-        lines = [line for line in failed.tails["stderr"] if not _NOISE.match(line)]
-        lines = lines or list(failed.tails["stdout"])
+        lines = [line for line in failed.streams["stderr"].tail if not _NOISE.match(line)]
+        lines = lines or list(failed.streams["stdout"].tail)
         early = [r.number for r in self._ranks if r.code == 0 and r.ended < failed.ended]
         before = f"; {listed(early)} had ended before, with exit code 0" if early else ""
-        _say(f"rank {failed.number} {how}{before}" + ("; its last lines:" if lines else ""))
+        say(f"rank {failed.number} {how}{before}" + ("; its last lines:" if lines else ""))
         for line in lines:
-            _print(f"[{failed.number}] {line}", sys.stderr)
+            say_of(failed.number, line)
 
 
 # ---------------------------------------------------------------------------------- helpers
-
-
-def _say(text: str) -> None:
-    _print(f"opensmp run: {text}", sys.stderr)
-
-
-def _print(text: str, stream: TextIO) -> None:
-    try:
-        print(text, file=stream, flush=True)
-    except UnicodeEncodeError:
-        encoding = stream.encoding or "ascii"
-        text = text.encode(encoding, errors="backslashreplace").decode(encoding)
-        print(text, file=stream, flush=True)
 
 
 def _shell_code(code: int | None) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
+from opensmp.cli.running.output import say
 from opensmp.cli.running.process_group import RunResult
 from opensmp.distributed import world
 from opensmp.distributed.launch.init_markers import Layout
@@ -46,7 +46,7 @@ class Restarts:
         if outcome.failed_rank is None or outcome.signal is not None or not self._most:
             return False
         if outcome.exit_code in (_USAGE, _INTERRUPTED):
-            _say(f"no restart: exit code {outcome.exit_code} would come again")
+            say(f"no restart: exit code {outcome.exit_code} would come again")
             return False
         if self.number == self._most:
             return False
@@ -55,7 +55,7 @@ class Restarts:
         if lost:
             size = self._fitting(self.size - len(lost), marks)
             if size is None:
-                _say(
+                say(
                     f"no restart: {listed(lost)} lost, and with the {self.size - len(lost)} left "
                     f"of {self.size} there is no number of ranks from --min-procs {self._least} on "
                     "that makes up whole replicas"
@@ -64,7 +64,7 @@ class Restarts:
             ranks = f"{listed(lost)} lost: {size} of {self.size} ranks are"
             self.size, self._absent = size, set()
         self.number += 1
-        _say(f"restart {self.number} of {self._most}: {ranks} started again")
+        say(f"restart {self.number} of {self._most}: {ranks} started again")
         return True
 
     def _lost(self, outcome: RunResult, marks: Mapping[int, Layout]) -> list[int]:
@@ -93,7 +93,3 @@ def known_layout(flags: Mapping[str, Any]) -> Layout | None:
     if "partitions" not in flags:
         return None
     return Layout(flags["partitions"], flags.get("processes_per_replica"))
-
-
-def _say(text: str) -> None:
-    print(f"opensmp run: {text}", file=sys.stderr, flush=True)

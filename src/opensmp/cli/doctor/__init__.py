@@ -1,0 +1,1 @@
+"""`opensmp doctor`: what this machine has, what is wrong with it, and how to mend it."""
