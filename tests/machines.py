@@ -64,6 +64,7 @@ class Machines:
         self._delay_seconds, self._version = delay_seconds, version
         self._loopback_names = loopback_names
         self._ends = contextlib.ExitStack()
+        self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Machines:
         with contextlib.ExitStack() as ends:
@@ -82,6 +83,10 @@ class Machines:
 
     def __exit__(self, *_: object) -> None:
         self._ends.close()
+        for process in self._started:
+            process.wait(_SECONDS_TO_END)
+            if process.stdout is not None:
+                process.stdout.close()
 
     # --- processes --------------------------------------------------------------------------
 
@@ -95,8 +100,8 @@ class Machines:
         own_pids: bool = False,
     ) -> subprocess.Popen[str]:
         """Starts a command on a machine; with `own_pids` it sees only its own processes."""
-        return subprocess.Popen(
-            [*self.prefix(number, own_pids), shlex.join(map(str, command))],
+        process = subprocess.Popen(
+            [*self.prefix(number, own_pids), f"exec {shlex.join(map(str, command))}"],
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -105,13 +110,15 @@ class Machines:
             start_new_session=True,
             cwd=self.folder,
         )
+        self._started.append(process)
+        return process
 
     def prefix(self, number: int, own_pids: bool = False) -> list[str]:
         """What to put before a command, as one text for a shell, to run it on a machine."""
         pids = ["--pid", "--fork", "--mount-proc", "--kill-child"] if own_pids else []
         inside = (
             f"hostname {self.names[number]}; mount --bind {self._hosts(number)} /etc/hosts; "
-            'eval "exec $0"'
+            'eval "$0"'
         )
         space = ["ip", "netns", "exec", self._spaces[number]]
         return [*space, "unshare", "--uts", *pids, "sh", "-c", inside]
@@ -211,5 +218,7 @@ def machines_or_skip(*args: Any, **kwargs: Any) -> Iterator[Machines]:
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or error
         pytest.skip(f"network namespaces cannot be made here: {reason}")
-    with contextlib.closing(machines._ends):
+    try:
         yield machines
+    finally:
+        machines.__exit__()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from opensmp.cli import app
 from opensmp.cli.inputs import input_specs, parse_input
-from opensmp.cli.process_group import RunResult
+from opensmp.cli.ranks.process_group import RunResult
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.format import parse_bytes
 from opensmp.errors import SmpError

@@ -333,6 +333,13 @@ def _description(traced: Traced, layout: Layout) -> list[str]:
         f"partition {partition} runs {' '.join(action.text for action in order)}"
         for partition, order in enumerate(traced.schedule.orders)
     ]
+    is_open = [
+        action.text
+        for order in traced.schedule.orders
+        for action in order
+        if traced.is_open(action)
+    ]
+    lines.append(f"calls that yield results while they compute: {' '.join(is_open)}")
     return lines + [str(transfer) for transfer in layout.transfers]
 
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from opensmp.cli.process_group import RunResult
+from opensmp.cli.ranks.process_group import RunResult
 from opensmp.distributed import world
 from opensmp.distributed.launch.init_markers import Layout
 from opensmp.distributed.watchdog.verdicts.deadlock import listed

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from processes import alive
 
-from opensmp.cli.guardian import Guardian, belonging
+from opensmp.cli.ranks.guardian import Guardian, belonging
 
 SLEEP = [sys.executable, "-S", "-c", "import time; print(flush=True); time.sleep(600)"]
 

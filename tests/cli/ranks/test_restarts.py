@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from processes import launch
 
-from opensmp.cli.process_group import RunResult
-from opensmp.cli.restarts import Restarts, known_layout
+from opensmp.cli.ranks.process_group import RunResult
+from opensmp.cli.ranks.restarts import Restarts, known_layout
 from opensmp.distributed.launch.init_markers import Layout
 
 TWO = Layout(2, None)

@@ -1,0 +1,1 @@
+"""The processes of `opensmp run`, on this machine and on others."""
