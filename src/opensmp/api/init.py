@@ -166,7 +166,8 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
             )
         assigned = _prepare(config, num_gpus, own, members)
     own_devices = [assigned[partition] for partition in own]
-    machines = {members.meeting.peers[rank].machine for rank in dp_group}
+    # The same in all ranks: the processes of a replica must lay out a step alike.
+    machines = [{members.meeting.peers[rank].machine for rank in group} for group in dp]
     return world.World(
         config=config,
         devices=assigned,
@@ -179,7 +180,7 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
         one_core_each=devices.have_one_core_each(own_devices),
         nested_calls=devices.nested_calls(own_devices),
         sums_early=len(dp_group) > 1
-        and (len(machines) > 1 or any("GPU" in device for device in own_devices)),
+        and (max(map(len, machines)) > 1 or any("GPU" in device for device in own_devices)),
     )
 
 

@@ -1,4 +1,4 @@
-"""`opensmp run`: starts one process per rank on this machine."""
+"""`opensmp run`: starts one process per rank, on this machine or on several."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import typer
 
 from opensmp.base.message_text import sentence, shown
 from opensmp.cli.options import checking, command, key_option
+from opensmp.cli.running.node import Node
+from opensmp.cli.running.over_ssh import run_on_hosts
 from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
 from opensmp.cli.running.restarts import Restarts, known_layout
 from opensmp.cli.running.run_options import RunOptions
@@ -25,6 +28,7 @@ from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
 from opensmp.distributed import world
 from opensmp.distributed.launch import horovod_finder
+from opensmp.distributed.launch.environment import parse_address
 from opensmp.distributed.launch.exit_notice import ExitNotifier
 from opensmp.distributed.launch.init_markers import clear_marks, read_marks
 from opensmp.distributed.launch.launch import LONGEST_JOIN_SECONDS
@@ -46,39 +50,64 @@ _ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 
 @command(RunOptions, [key_option(name) for name in KEYS])
 def run(options: RunOptions) -> None:
-    """Starts a script once per rank on this machine.
+    """Starts a script once per rank.
 
+    All ranks are on this machine, or some on each of several: with --nnodes, --node-rank
+    and --master the same command is given on each, with --hosts all are started from here.
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
     with checking():
-        check_flags(options.flags, options.processes, os.environ)
+        if options.hosts is not None:
+            raise typer.Exit(run_on_hosts(options))
+        node = Node.of(options, os.environ)
+    run_here(options, node)
+
+
+def run_here(options: RunOptions, node: Node, restart: int = 0) -> None:
+    """Starts the ranks of this machine, and ends with their exit code.
+
+    `restart` is how often the run has been restarted before, on all machines.
+    """
+    with checking():
+        check_flags(options.flags, node.size, os.environ)
         _check_files(options.script, options.module, options.log_dir)
         _check_seconds(options.join_seconds, options.idle_seconds)
-        _check_ranks(options)
+        _check_ranks(options, node)
     restarts = Restarts(
         options.max_restarts, options.processes, options.min_procs, known_layout(options.flags)
     )
     # Reserved across restarts, so that all runs meet at the same port.
     reservation, port = rendezvous.reserve_port("127.0.0.1")
+    if node.meeting is None:
+        node = replace(node, meeting=f"127.0.0.1:{port}")
+    else:
+        reservation.close()
     with reservation, tempfile.TemporaryDirectory(prefix="opensmp-run-") as marks:
         while True:
             clear_marks(marks)
-            outcome = _run_once(options, restarts.size, restarts.number, port, marks)
+            size = restarts.size if node.size == options.processes else node.size
+            here = replace(node, size=size)
+            outcome = _run_once(options, here, restarts.size, restart + restarts.number, marks)
             if not restarts.again(outcome, read_marks(marks)):
                 break
     raise typer.Exit(outcome.exit_code)
 
 
-def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: str) -> RunResult:
-    """Starts `size` ranks and waits for their end."""
-    token = secrets.token_hex(16)  # keeps processes of an earlier run from joining
+def _run_once(options: RunOptions, node: Node, count: int, restart: int, marks: str) -> RunResult:
+    """Starts `count` ranks here and waits for their end."""
+    here = range(node.first_rank, node.first_rank + count)
+    is_all = len(here) == node.size
+    # Keeps processes of an earlier run from joining.
+    token = secrets.token_hex(16) if is_all else node.token_of(restart)
+    assert node.meeting is not None
     environments = [
         environment(
             os.environ,
             rank=rank,
-            size=size,
-            port=port,
+            size=node.size,
+            local=(rank - here[0], count),
+            meeting=node.meeting,
             token=token,
             flags=options.flags,
             restart=restart,
@@ -87,21 +116,23 @@ def _run_once(options: RunOptions, size: int, restart: int, port: int, marks: st
             grace_seconds=options.grace_seconds,
             marks=marks,
         )
-        for rank in range(size)
+        for rank in here
     ]
-    cores = share_of_cores(os.sched_getaffinity(0), size) if options.bind_cores else None
+    cores = share_of_cores(os.sched_getaffinity(0), count) if options.bind_cores else None
     # With fewer ranks after a restart, the rank to show may no longer exist.
-    shown_rank = options.show_rank if options.show_rank < size else 0
-    with contextlib.closing(ExitNotifier(port, token, size)) as absence:
+    shown_rank = options.show_rank if options.show_rank < node.size else 0
+    host, port = parse_address(node.meeting)
+    with contextlib.closing(ExitNotifier(port, token, node.size, host)) as absence:
         ranks = Ranks(
             _command(options),
             environments,
-            set(range(size)) if options.all_output else {shown_rank},
+            set(here) if options.all_output else {shown_rank},
             options.log_dir,
             restart > 0,
             cores,
-            absence.tell,
+            absence.tell if token else None,
             options.grace_seconds,
+            here[0],
         )
         return ranks.run()
 
@@ -173,7 +204,7 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
         raise LaunchError(f"opensmp run: {sentence(faults)}")
 
 
-def _check_ranks(options: RunOptions) -> None:
+def _check_ranks(options: RunOptions, node: Node) -> None:
     """Reports numbers of ranks that contradict each other."""
     processes, least, restarts = options.processes, options.min_procs, options.max_restarts
     if least is not None and (least > processes or not restarts):
@@ -182,10 +213,10 @@ def _check_ranks(options: RunOptions) -> None:
             "Expected: no more than -n says, and how often ranks may be started again, such as "
             "--max-restarts 10."
         )
-    if options.show_rank >= processes:
+    if options.show_rank >= node.size:
         raise LaunchError(
             f"--show-rank {options.show_rank}: there is no such rank. Expected: 0 to "
-            f"{processes - 1}."
+            f"{node.size - 1}."
         )
 
 
@@ -208,8 +239,10 @@ def environment(
     *,
     rank: int,
     size: int,
-    port: int,
     token: str,
+    port: int = 0,
+    meeting: str | None = None,
+    local: tuple[int, int] | None = None,
     flags: Mapping[str, Any],
     restart: int = 0,
     join_seconds: float | None = None,
@@ -219,25 +252,30 @@ def environment(
 ) -> dict[str, str]:
     """Environment variables of one rank.
 
+    `local` is its rank among those of its machine, and their number; None if all are there.
+    `meeting` is where rank 0 listens; None for `port` on this machine. An empty `token` is none.
+
     Variables that the user has set are kept. Thread counts are left to `smp.init`, which knows the
     number of partitions per process.
     """
+    local_rank, local_size = local or (rank, size)
     own = {
         "RANK": rank,
         "SIZE": size,
-        "LOCAL_RANK": rank,
-        "LOCAL_SIZE": size,
-        "MEETING": f"127.0.0.1:{port}",
-        "TOKEN": token,
+        "LOCAL_RANK": local_rank,
+        "LOCAL_SIZE": local_size,
+        "MEETING": meeting or f"127.0.0.1:{port}",
         "FLAGS": json.dumps(dict(flags)),
         "RESTART": restart,
         "GRACE_SECONDS": grace_seconds,  # scripts may read how long they have to save
     }
+    if token:
+        own["TOKEN"] = token
     if join_seconds is not None:
         own["JOIN_SECONDS"] = join_seconds
     if marks is not None:
         own["MARKS"] = marks
-    malloc = {**_MALLOC, **(_ONE_ARENA if len(os.sched_getaffinity(0)) < 2 * size else {})}
+    malloc = {**_MALLOC, **(_ONE_ARENA if len(os.sched_getaffinity(0)) < 2 * local_size else {})}
     inherited = {k: v for k, v in environ.items() if not k.startswith(LAUNCHER_PREFIX)}
     return {
         **malloc,

@@ -109,6 +109,7 @@ def test_every_fault_of_a_task_graph_is_named_at_once() -> None:
             needs={second: frozenset({first, unknown}), unknown: frozenset({first})},
             seconds={first: -1.0, second: float("nan"), unknown: 1.0},
             num_devices=2,
+            transfer_seconds=-2.0,
         )
     assert str(error.value) == (
         "TaskGraph: "
@@ -121,7 +122,8 @@ def test_every_fault_of_a_task_graph_is_named_at_once() -> None:
         "7F7 has dependencies, but no device; "
         "0F0 takes -1.0 seconds; give a finite number >= 0; "
         "1F0 takes nan seconds; give a finite number >= 0; "
-        "7F7 has a duration, but no device."
+        "7F7 has a duration, but no device; "
+        "a transfer takes -2.0 seconds; give a finite number >= 0."
     )
 
 

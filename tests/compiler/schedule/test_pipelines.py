@@ -8,7 +8,10 @@ import pytest
 
 from opensmp.compiler.schedule import pipelines as package
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaving import seconds_with_transfers
+from opensmp.compiler.schedule.interleaving import (
+    hidden_transfer_seconds,
+    seconds_with_transfers,
+)
 from opensmp.compiler.schedule.methods.interleaved import interleaved
 from opensmp.compiler.schedule.methods.simple import simple
 from opensmp.compiler.schedule.pipelines import BUILDERS, build
@@ -150,3 +153,59 @@ def test_the_first_number_that_is_right_is_found(first: int, guess: int) -> None
 
     assert package._first(is_right, 3, 9, guess) == first
     assert len(tried) == len(set(tried)) <= 5
+
+
+def _of_pieces(name: str, devices: int, microbatches: int) -> TaskGraph:
+    """A chain with as many segments on each device as a schedule is for."""
+    homes = [*range(devices)]
+    homes += reversed(homes) if PIPELINES[name].placement == "v" else []
+    return TaskGraph.chain(len(homes), microbatches, split_backward=True, devices=homes)
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", sorted(PIPELINES))
+def test_latency_is_waited_for_a_few_times_and_not_for_each_microbatch(
+    name: str, devices: int
+) -> None:
+    graph = _of_pieces(name, devices, microbatches=32)
+    schedule = build(name, graph, 16, hides_latency=True)
+    near, far = (simulate(schedule, graph, t).makespan_seconds for t in (0.0, 4.0))
+    ways = (devices - 1) * (2 if PIPELINES[name].placement == "v" else 1)
+    assert far - near <= 4 * 4.0 * 2 * ways
+    if not PIPELINES[name].holds_all:
+        assert simulate(schedule, graph).peak_in_flight <= 16
+    # Weight gradients are not deferred for a bubble that latency fills anyway.
+    assert near <= 1.04 * simulate(build(name, graph, 16), graph).makespan_seconds
+    assert schedule.graph is graph
+
+
+def test_the_order_hides_as_much_latency_as_its_microbatches_in_flight_can() -> None:
+    graph = TaskGraph.chain(num_partitions=2, num_microbatches=64)
+    for active in range(2, 14):
+        transfer = hidden_transfer_seconds(graph, active)
+        assert transfer == pytest.approx(
+            (3 * active - 6) / 2
+        )  # F and B take 3, a way two transfers
+        schedule = build("interleaved", graph, active, hides_latency=True)
+        assert schedule.active_microbatches == active
+        hidden, more = (
+            simulate(schedule, graph, t).makespan_seconds for t in (transfer, transfer + 1)
+        )
+        near = simulate(schedule, graph).makespan_seconds
+        assert hidden <= near + 4 * transfer  # the first and the last ones have nothing to hide
+        assert more > hidden + 0.9 * 2 * 64 / active - 4
+
+
+def test_nothing_is_hidden_where_nothing_travels_or_nothing_may_be_in_flight() -> None:
+    alone = TaskGraph.chain(num_partitions=1, num_microbatches=4)
+    assert hidden_transfer_seconds(alone, 4) == 0
+    assert build("interleaved", alone, 2, hides_latency=True) == build("interleaved", alone, 2)
+    two = TaskGraph.chain(num_partitions=2, num_microbatches=4)
+    assert hidden_transfer_seconds(two, 1) == 0
+    assert build("interleaved", two, 1, hides_latency=True) == build("interleaved", two, 1)
+
+
+@pytest.mark.parametrize("name", ["zb_h2", "zb_v", "v_min", "simple"])
+def test_schedules_with_an_order_of_their_own_keep_it(name: str) -> None:
+    graph = _of_pieces(name, 2, microbatches=8)
+    assert build(name, graph, hides_latency=True) == build(name, graph)

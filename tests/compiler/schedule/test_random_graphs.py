@@ -74,9 +74,11 @@ GRAPHS = st.one_of(task_graphs(), pipelines())
 
 
 @settings(deadline=None)
-@given(GRAPHS, st.sampled_from(sorted(PIPELINES)), st.integers(1, 7))
-def test_every_schedule_of_every_graph_is_valid(graph: TaskGraph, name: str, bound: int) -> None:
-    schedule = build(name, graph, bound)
+@given(GRAPHS, st.sampled_from(sorted(PIPELINES)), st.integers(1, 7), st.booleans())
+def test_every_schedule_of_every_graph_is_valid(
+    graph: TaskGraph, name: str, bound: int, far: bool
+) -> None:
+    schedule = build(name, graph, bound, hides_latency=far)
     simulation = simulate(schedule, graph)
     assert len(simulation.end) == len(graph.device)
     assert 0 <= simulation.bubble <= 1

@@ -84,6 +84,7 @@ class Ranks:
         cores: CPU cores of each rank; None for no affinity.
         has_left: Called regularly with each rank that exited with 0 while other ranks run.
         grace_seconds: Time that ranks have to exit after the first forwarded signal.
+        first_rank: Number of the first rank that is started here.
     """
 
     def __init__(
@@ -96,8 +97,10 @@ class Ranks:
         cores: Sequence[set[int]] | None = None,
         has_left: Callable[[int], None] | None = None,
         grace_seconds: float = GRACE_SECONDS,
+        first_rank: int = 0,
     ) -> None:
         self._command = list(command)
+        self._first_rank = first_rank
         self._environments = environments
         self._shown = shown
         self._log_directory, self._appends = log_directory, appends
@@ -144,7 +147,7 @@ class Ranks:
     # ------------------------------------------------------------------------------- start
 
     def _start(self, guardian: Guardian) -> None:
-        for number, environment in enumerate(self._environments):
+        for number, environment in enumerate(self._environments, self._first_rank):
             how: Shown = "no"
             if number in self._shown:
                 how = "raw" if len(self._shown) == 1 else "lines"
@@ -157,7 +160,7 @@ class Ranks:
                 preexec_fn=_die_with(os.getpid()),
             )
             if self._cores is not None:
-                os.sched_setaffinity(process.pid, self._cores[number])
+                os.sched_setaffinity(process.pid, self._cores[number - self._first_rank])
             guardian.watch(process.pid)
             rank = _Rank(number, process, streams)
             self._ranks.append(rank)

@@ -31,9 +31,45 @@ class RunOptions:
     processes: Annotated[
         int,
         typer.Option(
-            "-n", "--processes", min=1, max=_MOST_RANKS, help="Number of ranks to start here."
+            "-n", "--processes", min=1, max=_MOST_RANKS, help="Number of ranks on a machine."
         ),
     ] = 1
+    nnodes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of machines, on each of which the same command is given; with --node-rank "
+            "and --master.",
+        ),
+    ] = 1
+    node_rank: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Number of this machine, from 0, with --nnodes.")
+    ] = 0
+    master: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Name or address of machine 0, as the others reach it, and a free port on it.",
+        ),
+    ] = None
+    hosts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A:N,B:N",
+            help="Machines, and the number of ranks on each, to start from here over ssh; the "
+            "number is by default that of -n. Rank 0 is on the first one.",
+        ),
+    ] = None
+    ssh: Annotated[
+        str,
+        typer.Option(
+            metavar="COMMAND",
+            envvar=f"{LAUNCHER_PREFIX}SSH",
+            help="What starts a command on another machine with --hosts, given its name and the "
+            "command, such as 'ssh -p 2222'.",
+        ),
+    ] = "ssh"
     module: Annotated[
         bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")
     ] = False

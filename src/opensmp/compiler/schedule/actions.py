@@ -111,6 +111,8 @@ class TaskGraph:
         needs: Direct dependencies. An action without an entry has none.
         seconds: Relative duration of each action, >= 0. `default_seconds` fills in missing ones.
         num_devices: Number of devices; 0 means the number that `device` implies.
+        transfer_seconds: Time, in the unit of `seconds`, that schedules allow for between an action
+            and a dependent on another device, >= 0.
 
     Raises:
         ScheduleError: With all faults found (unknown actions or kinds, devices out of range,
@@ -127,6 +129,7 @@ class TaskGraph:
     needs: Mapping[Action, frozenset[Action]]
     seconds: Mapping[Action, float] = field(default_factory=dict)
     num_devices: int = 0
+    transfer_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         faults = [
@@ -155,6 +158,10 @@ class TaskGraph:
                 faults.append(f"{action} has a duration, but no device")
             if not (math.isfinite(seconds) and seconds >= 0):
                 faults.append(f"{action} takes {seconds} seconds; give a finite number >= 0")
+        if not (math.isfinite(self.transfer_seconds) and self.transfer_seconds >= 0):
+            faults.append(
+                f"a transfer takes {self.transfer_seconds} seconds; give a finite number >= 0"
+            )
         if faults:
             raise ScheduleError(f"TaskGraph: {sentence(faults)}")
         # Copied, so that this value does not change with the caller's dicts.

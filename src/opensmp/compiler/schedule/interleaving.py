@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.list_scheduling import Draft, Priority
@@ -87,7 +87,28 @@ def _rounded(seconds: float) -> float:
 
 def longest_ways(graph: TaskGraph) -> float:
     """Returns the sum over microbatches of the time that each takes alone, with transfers."""
-    transfer = transfer_share(graph)
+    return _longest_ways(graph, graph.seconds, transfer_share(graph))
+
+
+def hidden_transfer_seconds(graph: TaskGraph, active_microbatches: int) -> float:
+    """Returns the longest transfer that so many microbatches in flight can hide, on average.
+
+    A device has work while others are on their way if the microbatches in flight keep the fullest
+    device busy for as long as one of them takes alone. Longer transfers make the step longer.
+    """
+    count = len(graph.microbatches)
+    busy = [0.0] * graph.num_devices
+    for action, device in graph.device.items():
+        busy[device] += graph.seconds[action]
+    transfers = _longest_ways(graph, dict.fromkeys(graph.seconds, 0.0), 1.0)
+    if not transfers:
+        return 0.0
+    # The way grows at most by its most transfers, so that this is no more than they can hide.
+    spare = min(active_microbatches, count) * max(busy) - _longest_ways(graph, graph.seconds, 0.0)
+    return max(0.0, spare / transfers)
+
+
+def _longest_ways(graph: TaskGraph, seconds: Mapping[Action, float], transfer: float) -> float:
     end: dict[Action, float] = {}
     last: dict[int, float] = defaultdict(float)
     for action in graph.topological_order:
@@ -97,11 +118,15 @@ def longest_ways(graph: TaskGraph) -> float:
             for needed in graph.needs[action]
             if needed.microbatch == microbatch
         )
-        end[action] = max(starts, default=0.0) + graph.seconds[action]
+        end[action] = max(starts, default=0.0) + seconds[action]
         last[microbatch] = max(last[microbatch], end[action])
     return sum(last.values())
 
 
 def transfer_share(graph: TaskGraph) -> float:
-    """Returns the time of a transfer that schedules are compared with: a share of an action's."""
-    return _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))
+    """Returns the time of a transfer that schedules are compared with.
+
+    A share of an action's, unless the graph allows for more.
+    """
+    share = _TRANSFER_SHARE * sum(graph.seconds.values()) / max(1, len(graph.seconds))
+    return max(share, graph.transfer_seconds)

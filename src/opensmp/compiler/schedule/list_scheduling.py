@@ -90,7 +90,12 @@ def draft(
     if gates is not None:
         _refuse_descents(name, table, gates)
     engine = _Engine(
-        table, _ranks(table, priority, gates), gates, active_microbatches, graph.num_devices
+        table,
+        _ranks(table, priority, gates),
+        gates,
+        active_microbatches,
+        graph.num_devices,
+        graph.transfer_seconds,
     )
     engine.run()
     return Draft(name, graph, engine.bound, engine.orders, engine.sequence, engine.follows)
@@ -176,8 +181,13 @@ class _Engine:
         gates: Sequence[int] | None,
         bound: int,
         num_devices: int,
+        transfer_seconds: float = 0.0,
     ) -> None:
         self.bound = bound
+        self._transfer_seconds = transfer_seconds
+        # Actions of which something arrives later, and the moments at which they have it all.
+        self._arrival: dict[int, float] = {}
+        self._on_their_way: list[tuple[float, int]] = []
         self.orders: list[list[int]] = [[] for _ in range(num_devices)]
         self.sequence: list[int] = []  # all actions in the order of their starts
         # Maps a microbatch admitted after the first `bound` to the finished one that it replaces.
@@ -218,7 +228,7 @@ class _Engine:
         ends = self._ends
         while True:
             self._start_all(now)
-            if not ends:
+            if not ends and not self._on_their_way:
                 if len(self.sequence) == len(self._rank):
                     return
                 # All devices are idle, so only the bound prevents a ready action from starting.
@@ -226,10 +236,14 @@ class _Engine:
                 self._free_slots += 1
                 self._touch_fresh()
                 continue
-            moment = ends[0][0] * _SAME_MOMENT
+            first = min(heap[0][0] for heap in (ends, self._on_their_way) if heap)
+            moment = first * _SAME_MOMENT
             while ends and ends[0][0] <= moment:
                 now, _, i = heapq.heappop(ends)
-                self._finish(i)
+                self._finish(i, now)
+            while self._on_their_way and self._on_their_way[0][0] <= moment:
+                now, i = heapq.heappop(self._on_their_way)
+                self._make_ready(i)
 
     def _start_all(self, now: float) -> None:
         # Takes the best action over all idle devices, so that a free slot goes to the best
@@ -304,7 +318,7 @@ class _Engine:
         """A microbatch may start: notes the devices that have one to start."""
         self._touched.update(device for device, fresh in enumerate(self._fresh) if fresh)
 
-    def _finish(self, i: int) -> None:
+    def _finish(self, i: int, now: float) -> None:
         device, microbatch = self._table.device[i], self._table.microbatch[i]
         self._idle[device] = True
         self._touched.add(device)
@@ -314,9 +328,16 @@ class _Engine:
             self._touch_fresh()
         missing = self._missing
         for dependent in self._table.dependents[i]:
+            if self._transfer_seconds and self._table.device[dependent] != device:
+                arrives = now + self._transfer_seconds
+                self._arrival[dependent] = max(self._arrival.get(dependent, 0.0), arrives)
             missing[dependent] -= 1
             if not missing[dependent]:
-                self._make_ready(dependent)
+                arrival = self._arrival.pop(dependent, now)
+                if arrival > now:
+                    heapq.heappush(self._on_their_way, (arrival, dependent))
+                else:
+                    self._make_ready(dependent)
 
 
 def _releases(

@@ -12,12 +12,17 @@ import functools
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
 from opensmp.base.message_text import counted
 from opensmp.compiler.schedule.actions import Schedule, TaskGraph
-from opensmp.compiler.schedule.interleaving import longest_ways, seconds_with_transfers
+from opensmp.compiler.schedule.interleaving import (
+    hidden_transfer_seconds,
+    longest_ways,
+    seconds_with_transfers,
+)
 from opensmp.compiler.schedule.methods.zero_bubble import MOST_ACTIONS_TO_SEARCH
 from opensmp.compiler.schedule.own_schedule import own_schedule
 from opensmp.compiler.schedule.simulate import simulate
@@ -48,7 +53,13 @@ BUILDERS: Mapping[str, Builder] = MappingProxyType({name: _builder(name) for nam
 _SAME_TIME = 1.01  # steps of up to this ratio count as equally long
 
 
-def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None = None) -> Schedule:
+def build(
+    name: OwnPipeline,
+    graph: TaskGraph,
+    active_microbatches: int | None = None,
+    *,
+    hides_latency: bool = False,
+) -> Schedule:
     """Builds a schedule by name, or one of a user's own, and validates it.
 
     Args:
@@ -58,6 +69,9 @@ def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None =
             all in flight ignore it. None for what a schedule with an order of its own needs, and
             otherwise for the fewest with which a step takes at most 1 % longer than with
             `most_in_flight`, by a simulation with transfers.
+        hides_latency: Whether transfers may take long, as between machines. Then as many
+            microbatches are in flight as may be, in an order that hides the longest transfers that
+            so many can hide. Schedules with an order of their own keep it.
 
     Raises:
         ScheduleError: If the name is unknown, `active_microbatches` is below 1, or a schedule of a
@@ -83,7 +97,9 @@ def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None =
         raise ScheduleError(
             f"Schedule: pipeline={name!r} is not known; choose one of {known}{hint}"
         )
-    if active_microbatches is None and PIPELINES[name].held is not None:
+    if hides_latency and _can_hide_latency(name, active_microbatches):
+        schedule = _hiding_latency(name, graph, active_microbatches)
+    elif active_microbatches is None and PIPELINES[name].held is not None:
         schedule = BUILDERS[name](graph, max(1, len(graph.microbatches)))
     elif active_microbatches is None:
         schedule = _with_few_in_flight(name, graph)
@@ -91,6 +107,24 @@ def build(name: OwnPipeline, graph: TaskGraph, active_microbatches: int | None =
         schedule = BUILDERS[name](graph, active_microbatches)
     validate(schedule, graph)
     return schedule
+
+
+def _can_hide_latency(name: str, active_microbatches: int | None) -> bool:
+    """Whether a schedule has a bound on microbatches, and no order that it keeps in any case."""
+    row = PIPELINES[name]
+    is_fixed = row.held is not None and not row.uses_costs and active_microbatches is None
+    return not (row.holds_all or is_fixed)
+
+
+def _hiding_latency(name: str, graph: TaskGraph, active_microbatches: int | None) -> Schedule:
+    """Builds a schedule that hides the longest transfers that its microbatches in flight can."""
+    most = active_microbatches or most_in_flight(graph.num_devices)
+    seconds = hidden_transfer_seconds(graph, most)
+    bound = most
+    if active_microbatches is None and PIPELINES[name].held is not None:
+        bound = max(1, len(graph.microbatches))
+    schedule = BUILDERS[name](replace(graph, transfer_seconds=seconds), bound)
+    return replace(schedule, graph=graph)
 
 
 def _refuse_more_in_flight(schedule: Schedule, graph: TaskGraph, most: int) -> None:

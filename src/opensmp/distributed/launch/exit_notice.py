@@ -17,10 +17,10 @@ _TURN_SECONDS = 0.02  # time limit for one round of handshake messages
 
 
 class ExitNotifier:
-    """Tells the ranks at the rendezvous which rank will not come."""
+    """Tells the ranks at the rendezvous, where rank 0 is on `host`, which rank will not come."""
 
-    def __init__(self, port: int, token: str, size: int) -> None:
-        self._port, self._size = port, size
+    def __init__(self, port: int, token: str, size: int, host: str = "127.0.0.1") -> None:
+        self._port, self._size, self._host = port, size, host
         self._secret = Secret(token, is_secret=True)
         self._listener: socket.socket | None = None
         self._reception: HandshakeServer | None = None
@@ -47,7 +47,7 @@ class ExitNotifier:
 
     def _visit(self, text: str) -> None:
         """Tells rank 0, which tells the others; no listener means that no rank waits."""
-        connection = socket.create_connection(("127.0.0.1", self._port), _SECONDS)
+        connection = socket.create_connection((self._host, self._port), _SECONDS)
         channel = introduce(connection, self._secret, -1, self._size, _SECONDS)
         with contextlib.closing(channel):
             channel.send({"kind": "absent", "text": text}, _SECONDS)
@@ -55,7 +55,8 @@ class ExitNotifier:
     def _answer_instead(self, text: str) -> None:
         """Listens in place of rank 0, and rejects the ranks that connect to it."""
         if self._listener is None:
-            self._listener, _ = reserve_port("127.0.0.1", self._port)  # shares the launcher's port
+            where = "" if self._host != "127.0.0.1" else self._host
+            self._listener, _ = reserve_port(where, self._port)  # shares the launcher's port
             self._listener.listen(max(self._size, 128))
         if self._reception is None:
             self._reception = HandshakeServer(self._listener, self._secret)

@@ -66,7 +66,7 @@ from opensmp.execution.emission.weight_gradient_batching import (
 )
 from opensmp.execution.memory.offload import Offload, Offloaded
 from opensmp.execution.memory.recompute_choice import RecomputeChoice
-from opensmp.execution.multi_process.distribute import Traced, partition_step
+from opensmp.execution.multi_process.distribute import Traced, on_several_machines, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
 from opensmp.execution.profiling.advice import warn_of_one_microbatch
@@ -393,7 +393,8 @@ class Pipeline:
         if any(action.kind == "B" for action in graph.device):
             warn_of_one_microbatch(self._world, self._traces.calls)
         config = self._world.config
-        self.schedule = build(config.pipeline, graph, config.active_microbatches)
+        far = on_several_machines(self._world)
+        self.schedule = build(config.pipeline, graph, config.active_microbatches, hides_latency=far)
         if spread_out:
             kept = partition_step(
                 Traced(

@@ -141,6 +141,7 @@ def partition_step(traced: Traced, world: World, name: str) -> Kept:
         traced.tasks,
         sequence,
         sends_first=world.one_core_each,
+        in_flight=traced.schedule.active_microbatches,
     )
     runs.end(run, must_run, transport)
     others = _of_others(graph, layout, handles, me)
@@ -165,6 +166,14 @@ def partition_step(traced: Traced, world: World, name: str) -> Kept:
     everywhere = [received.get(id(tensor), tensor) for tensor in traced.everywhere]
     saved = [(received.get(id(tensor), tensor), partition) for tensor, partition in traced.saved]
     return Kept(results, state, must_run, everywhere, saved)
+
+
+def on_several_machines(world: World) -> bool:
+    """Whether the processes of a replica are on several machines."""
+    if len(world.mp_group) == 1:
+        return False
+    peers = needed("A step of several processes", world.mp_group).meeting.peers
+    return len({peers[rank].machine for rank in world.mp_group}) > 1
 
 
 def _owners(traced: Traced, world: World) -> dict[Op, int]:
@@ -324,6 +333,13 @@ def _description(traced: Traced, layout: Layout) -> list[str]:
         f"partition {partition} runs {' '.join(action.text for action in order)}"
         for partition, order in enumerate(traced.schedule.orders)
     ]
+    is_open = [
+        action.text
+        for order in traced.schedule.orders
+        for action in order
+        if traced.is_open(action)
+    ]
+    lines.append(f"calls that yield results while they compute: {' '.join(is_open)}")
     return lines + [str(transfer) for transfer in layout.transfers]
 
 

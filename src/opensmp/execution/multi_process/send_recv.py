@@ -10,10 +10,16 @@ from opensmp.compiler.schedule.actions import Action
 from opensmp.distributed.transport.collective import Transport
 from opensmp.distributed.transport.transfer import Transfer
 from opensmp.execution.emission.task_graph import Task
-from opensmp.execution.multi_process.placer import Layout
+from opensmp.execution.multi_process.placer import Layout, num_bytes
 
 PREFETCH = 2
-"""Calls by which a receive is posted ahead of the call that reads it, if its sender blocks."""
+"""Calls by which a receive is posted ahead of the call that reads it, at least."""
+
+MOST_AHEAD = 64
+"""Microbatches by which a receive is posted ahead, at most: each one occupies a thread."""
+
+AHEAD_BYTES = 64 * 1024 * 1024
+"""Memory for the tensors of one kind whose receives are posted ahead."""
 
 
 def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
@@ -44,9 +50,11 @@ def insert_send_recv(
     tasks: Mapping[Action, Task],
     sequence: Sequence[Action],
     sends_first: bool = False,
+    in_flight: int | None = None,
 ) -> tuple[dict[int, Tensor], list[Op]]:
     """Rewires the graph so that one process' operations do not depend on those of others.
 
+    `in_flight` is the number of microbatches that the schedule has in flight, None if unbounded.
     With `sends_first`, a partition's next call waits for the sends of the previous call's results,
     where sends do not block: with one core, it would otherwise delay the sends and thereby the
     receivers.
@@ -55,7 +63,7 @@ def insert_send_recv(
     and receive operations, which the step must wait for.
     """
     mine = layout.runs[process]
-    anchors = _Anchors(layout, live, process, tasks, sequence)
+    anchors = _Anchors(layout, live, process, tasks, sequence, in_flight)
     following = _following(tasks, sequence)
     received: dict[int, Tensor] = {}
     must_run: list[Op] = []
@@ -67,7 +75,7 @@ def insert_send_recv(
                 _private.add_control_input(following[transfer.op], sent.op)
         elif transfer.target == process:
             value, posted, early = transport.receive(transfer, number)
-            anchor = anchors.of(transfer, PREFETCH if early else 1)
+            anchor = anchors.of(transfer, early)
             if anchor is not None:
                 for op in posted:
                     _private.add_control_input(op, anchor)
@@ -109,8 +117,11 @@ def _is_elsewhere(op: Op, layout: Layout, mine: frozenset[Op]) -> bool:
 class _Anchors:
     """Selects the call of this process after which a receive is posted.
 
-    A receive allocates memory when it is posted, so it must not be posted much earlier than needed;
-    a send may block until its receive is posted, so it must be posted early enough.
+    A sender can only send what has been asked for, and the request takes its time to get there.
+    With K microbatches in flight, a tensor of microbatch m is computed when microbatch m - K has
+    left. So a receive that is posted after the same call of microbatch m - K is always there before
+    the tensor, and only the way of the tensor itself is waited for. A receive allocates memory when
+    it is posted: that of K tensors of each kind.
     """
 
     def __init__(
@@ -120,44 +131,59 @@ class _Anchors:
         process: int,
         tasks: Mapping[Action, Task],
         sequence: Sequence[Action],
+        in_flight: int | None,
     ) -> None:
         self._position = {tasks[action]: index for index, action in enumerate(sequence)}
         mine = layout.runs[process]
-        owned = [task for task in self._position if task.last in mine]
-        self._calls = [task.last for task in owned]
-        self._partitions = [task.partition for task in owned]
-        self._starts = [self._position[task] for task in owned]
+        self._owned = [task for task in self._position if task.last in mine]
+        self._starts = [self._position[task] for task in self._owned]
+        self._in_flight = MOST_AHEAD if in_flight is None else min(in_flight, MOST_AHEAD)
         self._first_use: dict[Op, int] = {}
-        self._use_in_calls(live, mine, {op: i for i, t in enumerate(owned) for op in t.ops})
+        self._use_in_calls(live, mine, {op: i for i, t in enumerate(self._owned) for op in t.ops})
         self._made: dict[Op, int] = {}
         self._make_in_calls(live, {task.last: i for task, i in self._position.items()})
 
-    def of(self, transfer: Transfer, ahead: int) -> Op | None:
-        """The call after which to post the receive of a transfer, `ahead` calls before its reader.
+    def of(self, transfer: Transfer, early: bool) -> Op | None:
+        """The call after which to post the receive of a transfer; None: post it immediately.
 
-        None: post it immediately.
+        `early` says whether its sender needs the request; otherwise it is posted when it is read.
         """
-        never = len(self._calls)
+        never = len(self._owned)
         if transfer.after is not None:
             first = self._first_use[transfer.after]
         else:
             first = min(self._first_use.get(t.op, never) for t in transfer.aliases)
+        ahead = self._ahead(transfer)
         if first == never:  # a result that no call reads: receive it soon after it is computed
             made = self._made[transfer.op]
-            before = self._calls[: sum(start < made for start in self._starts)]
-        else:  # calls of other partitions run at their own pace
-            before = [
-                call
-                for call, partition in zip(self._calls[:first], self._partitions, strict=False)
-                if partition == self._partitions[first]
-            ]
-        return before[-ahead] if len(before) >= ahead else None
+            before = self._owned[: sum(start < made for start in self._starts)]
+            return _last(before, PREFETCH * ahead if early else 1)
+        reader = self._owned[first]
+        # Calls of other partitions run at their own pace.
+        before = [task for task in self._owned[:first] if task.partition == reader.partition]
+        if not early:
+            return _last(before, 1)
+        most = reader.action.microbatch - ahead
+        leaving = [
+            number
+            for number, task in enumerate(before[: -(PREFETCH - 1)])
+            if _kind(task) == _kind(reader) and task.action.microbatch <= most
+        ]
+        return before[leaving[-1]].last if leaving else None
+
+    def _ahead(self, transfer: Transfer) -> int:
+        """Microbatches by which to post the receive ahead of its reader."""
+        if transfer.tensor is None:
+            return self._in_flight
+        return max(
+            1, min(self._in_flight, int(AHEAD_BYTES // max(1.0, num_bytes(transfer.tensor))))
+        )
 
     def _use_in_calls(
         self, live: Sequence[Op], mine: frozenset[Op], number: Mapping[Op, int]
     ) -> None:
         """Stores for each operation the number of the first own call that needs it."""
-        never = len(self._calls)
+        never = len(self._owned)
         for op in reversed(live):
             if op in mine:
                 first = min(number.get(op, never), self._first_use.get(op, never))
@@ -171,3 +197,12 @@ class _Anchors:
             before = (*(t.op for t in op.inputs), *op.control_inputs)
             latest = max((self._made.get(other, 0) for other in before), default=0)
             self._made[op] = max(latest, number.get(op, 0))
+
+
+def _kind(task: Task) -> tuple[str, int, int]:
+    """What the calls of different microbatches have in common."""
+    return task.action.kind, task.action.segment, task.action.call
+
+
+def _last(calls: Sequence[Task], ahead: int) -> Op | None:
+    return calls[-ahead].last if len(calls) >= ahead else None

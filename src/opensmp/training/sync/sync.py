@@ -20,6 +20,7 @@ from opensmp.distributed import world
 from opensmp.distributed.collectives import objects
 from opensmp.errors import StepError
 from opensmp.training.batch.batch_split import num_rows
+from opensmp.training.sync.agreement import agreement
 from opensmp.training.sync.fingerprint import fingerprint
 from opensmp.training.sync.fit_settings import ONE_AHEAD, Settings, difference, different, digests
 
@@ -45,6 +46,13 @@ def meet(what: str, news: Any = None) -> list[Any]:
     """
     if not is_shared():
         return [news]
+    with tf.init_scope():
+        # A rank that is at a batch asks so, and need not be told more if all others are.
+        agreement.is_same(what, _NAME)
+    return _gathered(what, news)
+
+
+def _gathered(what: str, news: Any) -> list[Any]:
     here = world.current("fit")
     with tf.init_scope():
         found = objects.allgather_objects((what, news), range(here.size), _NAME)
@@ -60,7 +68,10 @@ def meet_with(settings: Settings, what: str, news: Any = None) -> list[Any]:
     """
     if not is_shared():
         return [news]
-    found = meet(what, (digests(settings), news))
+    return _compared(settings, meet(what, (digests(settings), news)))
+
+
+def _compared(settings: Settings, found: list[Any]) -> list[Any]:
     names = different([each for each, _ in found])
     if names:
         own = {name: settings[name] for name in names if name in settings}
@@ -88,7 +99,11 @@ def meet_at_batch(kind: str, data: Any, settings: Settings | None = None) -> Non
         return
     rows = num_rows(data)
     size = "a batch" if rows is None else f"a batch of {rows} examples"
-    prints = meet_with(settings or {}, f"{_DOING[kind]} on {size}", fingerprint(data))
+    what, own, sent = f"{_DOING[kind]} on {size}", fingerprint(data), digests(settings or {})
+    with tf.init_scope():
+        if agreement.is_same(f"batch {(what, sent, own)}", _NAME):
+            return
+    prints = _compared(settings or {}, _gathered(what, (sent, own)))
     if len(set(prints)) > 1:
         raise StepError(_different(prints))
 

@@ -1,0 +1,87 @@
+"""The place of a machine in a run of several machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from opensmp.base.message_text import shown
+from opensmp.cli.running.run_options import RunOptions
+from opensmp.config import LAUNCHER_PREFIX
+from opensmp.distributed.launch.environment import parse_address
+from opensmp.errors import LaunchError
+
+DEFAULT_PORT = 29400
+"""Port of rank 0 on which the others meet it, if none is given; as torchrun's."""
+
+_TOKEN = f"{LAUNCHER_PREFIX}TOKEN"
+
+
+@dataclass(frozen=True)
+class Node:
+    """The place of this machine in a run.
+
+    Attributes:
+        first_rank: Rank of the first process here.
+        size: Number of processes on all machines.
+        meeting: Where rank 0 listens, `host:port`; None if all are here, at a port of one's own.
+        secret: Secret of the run, which all machines know; None if they share none.
+    """
+
+    first_rank: int
+    size: int
+    meeting: str | None = None
+    secret: str | None = None
+
+    @classmethod
+    def of(cls, options: RunOptions, environ: Mapping[str, str]) -> Node:
+        """The place that the options say; raises an error with all faults."""
+        faults = []
+        if options.nnodes == 1 and options.node_rank == 0 and options.master is None:
+            return cls(0, options.processes)
+        if options.node_rank >= options.nnodes:
+            faults.append(
+                f"--node-rank {options.node_rank} with --nnodes {options.nnodes}; expected 0 to "
+                f"{options.nnodes - 1}"
+            )
+        meeting = None
+        if options.master is None:
+            faults.append(
+                f"--nnodes {options.nnodes} without --master; expected the name of machine 0, as "
+                f"the others reach it, and a free port on it, such as --master "
+                f"{os.uname().nodename}:{DEFAULT_PORT}, the same on all machines"
+            )
+        else:
+            try:
+                host, port = parse_address(options.master)
+                meeting = address(host, port)
+                if options.nnodes > 1 and _is_loopback(host):
+                    faults.append(
+                        f"--master {shown(options.master)} is each machine itself; expected the "
+                        "name or address of machine 0 in the network"
+                    )
+            except ValueError as error:
+                faults.append(f"--master {error}")
+        if options.min_procs is not None:
+            faults.append(
+                "--min-procs counts ranks of one machine, and is not possible with --nnodes; leave "
+                "it out, so that all are started again"
+            )
+        if faults:
+            raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+        first = options.node_rank * options.processes
+        return cls(first, options.nnodes * options.processes, meeting, environ.get(_TOKEN))
+
+    def token_of(self, restart: int) -> str:
+        """What the ranks of a run show each other; other restarts have another one."""
+        return f"{self.secret}-{restart}" if self.secret else ""
+
+
+def address(host: str, port: int) -> str:
+    """`host:port`, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
