@@ -42,4 +42,7 @@ def test_a_signal_ends_what_runs(tmp_path):
         time.sleep(0.05)
     ran.terminate()
     assert ran.wait(30) == 143
+    latest = time.monotonic() + 30
+    while alive(int(pid.read_text())) and time.monotonic() < latest:
+        time.sleep(0.05)
     assert not alive(int(pid.read_text()))
