@@ -56,6 +56,20 @@ def nested_calls(function: ConcreteFunction) -> int:
     return _depths[function]
 
 
+_py_functions: weakref.WeakKeyDictionary[ConcreteFunction, str | None] = weakref.WeakKeyDictionary()
+
+PY_FUNCTION = "_smp_py_function"
+"""Attribute of a call's operation: the name of a `tf.py_function` that it runs, or None."""
+
+
+def py_function_of(function: ConcreteFunction) -> str | None:
+    """The name of an operation of `tf.py_function` in a function, if it has one."""
+    if function not in _py_functions:
+        found = (op.name for op in function.graph.get_operations() if op.type == "EagerPyFunc")
+        _py_functions[function] = next(found, None)
+    return _py_functions[function]
+
+
 def emit_call(
     function: ConcreteFunction, args: Sequence[Tensor], name: str, one_thread: bool = False
 ) -> tuple[Op, list[Tensor]]:
@@ -86,6 +100,7 @@ def emit_call(
         call = results[0].op
     if is_known:
         _private.set_called_function(call, function)
+    setattr(call, PY_FUNCTION, py_function_of(function))
     for result, output in zip(results, outputs, strict=True):
         result.set_shape(output.shape)
         _private.copy_handle_data(output, result)

@@ -11,6 +11,8 @@ from opensmp import _private
 from opensmp.base.types import Op
 from opensmp.compiler.lowering.extraction import needed
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph, default_seconds
+from opensmp.errors import StepError
+from opensmp.execution.emission.emit_call import PY_FUNCTION
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ def add_schedule_edges(
     """Adds control edges that make each device follow its order; returns the number of edges added.
 
     Only those between tasks of `partitions`; None for all.
+
+    Raises:
+        StepError: A gradient needs the tape of a `tf.py_function` that is another microbatch's.
     """
+    _refuse_shared_tapes(schedule, tasks)
     here = [p for p in range(len(schedule.orders)) if partitions is None or p in partitions]
     pairs = [
         pair
@@ -115,3 +121,29 @@ def add_schedule_edges(
     for before, after in pairs:
         _private.add_control_input(tasks[after].first, tasks[before].last)
     return len(pairs)
+
+
+def _refuse_shared_tapes(schedule: Schedule, tasks: Mapping[Action, Task]) -> None:
+    """Raises if a backward pass would find the tape of another microbatch's `tf.py_function`.
+
+    TensorFlow keeps one tape for each `tf.py_function` of a function, that of its last run, until a
+    backward pass takes it.
+    """
+    for order in schedule.orders:
+        newest: dict[tuple[int, int], int] = {}  # (segment, call): microbatch
+        for action in order:
+            where = action.segment, action.call
+            name = getattr(tasks[action].last, PY_FUNCTION, None) if action in tasks else None
+            if action.kind == "F":
+                newest[where] = action.microbatch
+            elif name is not None and newest.get(where, action.microbatch) != action.microbatch:
+                raise StepError(
+                    f"A gradient flows through a tf.py_function in partition "
+                    f"{tasks[action].partition} ({name}). TensorFlow keeps its tape of the last "
+                    f"forward pass only, and the schedule {schedule.name!r} runs that of "
+                    f"microbatch {newest[where]} before the backward pass of microbatch {action.microbatch}. "
+                    "Expected: each backward pass directly after its forward pass. Set "
+                    '"microbatches": 1; or use it in the last partition with "pipeline": '
+                    '"interleaved"; or write it as a tf.custom_gradient with a tf.numpy_function '
+                    "for each of the two passes."
+                )
