@@ -122,6 +122,7 @@ NO_OPTIONS: Mapping[str, str] = {
     "check_finite": _OF_A_RUN,
     "shard_optimizer_state": _OF_A_RUN,
     "offload_folder": _OF_A_RUN,
+    "wire_dtype": _OF_A_RUN,
     "horovod": _OF_A_RUN,
 }
 """The other keys, and why they are no options of this command."""
