@@ -142,8 +142,8 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         ),
         "wire_dtype": Key(
             ChoiceKind(("none", "bfloat16", "float16")),
-            "Type in which float32 activations and their gradients travel between processes, which "
-            "rounds them; none sends them as they are.",
+            "Type in which float32 activations and their gradients travel between processes: none, "
+            "as they are; bfloat16 or float16, rounded, in half the bytes.",
         ),
     }
 )
