@@ -53,6 +53,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "full", "auto", {"partitions": {0: "full"}}),
     "offload": ("none", "residuals", {0: "residuals"}),
     "offload_folder": (None, "scratch"),
+    "wire_dtype": ("none", "bfloat16", "float16"),
 }
 NAMES = (*RIGHT, *ALIASES)
 

@@ -74,6 +74,8 @@ class Config:
             keep for backward passes), or a dict of these by partition.
         offload_folder: Existing folder on a disk for these files. They have no names, so that
             nothing is left behind however the process ends.
+        wire_dtype: Type in which float32 activations and their gradients travel between processes:
+            `"none"` (as they are), `"bfloat16"` or `"float16"`. Both round them.
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -106,6 +108,7 @@ class Config:
     recompute: Setting = NONE
     offload: offloading.Setting = offloading.NONE
     offload_folder: str | None = None
+    wire_dtype: str = "none"
 
     _given: ClassVar[frozenset[str]] = frozenset()
 

@@ -140,6 +140,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             "Folder on a disk for what partitions on CPUs offload. Those on GPUs offload to the "
             "memory of the host.",
         ),
+        "wire_dtype": Key(
+            ChoiceKind(("none", "bfloat16", "float16")),
+            "Type in which float32 activations and their gradients travel between processes: none, "
+            "as they are; bfloat16 or float16, rounded, in half the bytes.",
+        ),
     }
 )
 """All keys, in the order of the fields of `Config`."""

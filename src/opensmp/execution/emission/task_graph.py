@@ -142,7 +142,8 @@ def _refuse_shared_tapes(schedule: Schedule, tasks: Mapping[Action, Task]) -> No
                     f"{tasks[action].partition} ({name}). TensorFlow keeps its tape of the last "
                     f"forward pass only, and the schedule {schedule.name!r} runs that of "
                     f"microbatch {newest[where]} before the backward pass of microbatch "
-                    f"{action.microbatch}. Expected: each backward pass directly after its forward pass. Set "
+                    f"{action.microbatch}. Expected: each backward pass directly after its forward "
+                    "pass. Set "
                     '"microbatches": 1; or use it in the last partition with "pipeline": '
                     '"interleaved"; or write it as a tf.custom_gradient with a tf.numpy_function '
                     "for each of the two passes."

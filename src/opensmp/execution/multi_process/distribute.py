@@ -31,6 +31,7 @@ from opensmp.execution.multi_process.buffer_reuse import read_before
 from opensmp.execution.multi_process.placer import ANYWHERE, Layout, place_operations
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import insert_send_recv
+from opensmp.execution.multi_process.wire import on_the_wire
 
 _HOST = "/device:CPU:0"
 
@@ -132,9 +133,13 @@ def partition_step(traced: Traced, world: World, name: str) -> Kept:
             layout.transfers, traced.tasks, traced.schedule, sequence, layout.runs, is_open
         )
 
-    transport = transport_of(layout.transfers, world, number, run, earlier)
+    calls = {op for task in traced.tasks.values() for op in task.ops}
+    exact = {id(tensor) for tensor, _ in (*wanted, *traced.saved)}
+    wire = on_the_wire(layout, world.config.wire_dtype, calls, exact, me)
+    transport = transport_of(wire, world, number, run, earlier)
     received, must_run = insert_send_recv(
         layout,
+        wire,
         traced.live,
         me,
         transport,

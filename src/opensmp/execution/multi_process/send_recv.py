@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import tensorflow as tf
+
 from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
@@ -44,6 +46,7 @@ def without_bridges(live: Sequence[Op]) -> dict[int, Tensor]:
 
 def insert_send_recv(
     layout: Layout,
+    wire: Sequence[Transfer],
     live: Sequence[Op],
     process: int,
     transport: Transport,
@@ -53,6 +56,8 @@ def insert_send_recv(
     in_flight: int | None = None,
 ) -> tuple[dict[int, Tensor], list[Op]]:
     """Rewires the graph so that one process' operations do not depend on those of others.
+
+    `wire` has the transfers of `layout` as they are sent, perhaps in another dtype.
 
     `in_flight` is the number of microbatches that the schedule has in flight, None if unbounded.
     With `sends_first`, a partition's next call waits for the sends of the previous call's results,
@@ -67,14 +72,16 @@ def insert_send_recv(
     following = _following(tasks, sequence)
     received: dict[int, Tensor] = {}
     must_run: list[Op] = []
-    for number, transfer in enumerate(layout.transfers):
+    for number, (transfer, sendable) in enumerate(zip(layout.transfers, wire, strict=True)):
         if transfer.source == process:
-            sent = transport.send(transfer, number)
+            sent = transport.send(sendable, number)
             must_run.append(sent.op)
             if sends_first and transfer.op in following and not sent.waits:
                 _private.add_control_input(following[transfer.op], sent.op)
         elif transfer.target == process:
-            value, posted, early = transport.receive(transfer, number)
+            value, posted, early = transport.receive(sendable, number)
+            if transfer.tensor is not None and value.dtype != transfer.tensor.dtype:
+                value = tf.cast(value, transfer.tensor.dtype)
             anchor = anchors.of(transfer, early)
             if anchor is not None:
                 for op in posted:
