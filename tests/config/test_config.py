@@ -485,3 +485,14 @@ def test_schedule_that_is_for_a_number_of_pieces_refuses_others(pipeline):
         assert Config.resolve(config.to_dict()) == config
     with pytest.raises(ConfigError, match=rf"which is for {wanted} pieces? a partition; accepted:"):
         Config.resolve({"pipeline": pipeline, "pieces_per_partition": 3})
+
+
+def test_known_keys_are_listed_once_however_many_are_unknown():
+    with pytest.raises(ConfigError) as error:
+        Config.resolve({"xyzzy": 1, **{f"key{number}": number for number in range(20_000)}})
+    text = str(error.value)
+    assert text.count("known keys: partitions, ") == 1
+    assert (
+        "key3 (smp.init dict): received 3 (int); this key is unknown; known keys: see above" in text
+    )
+    assert len(text) < 10_000

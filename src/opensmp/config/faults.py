@@ -24,6 +24,8 @@ _logger = logging.getLogger("opensmp")
 def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
     """Returns one source's keys by canonical name; unknown and conflicting ones go to `faults`."""
     known: dict[str, Given] = {}
+    names = [*KEYS, *ALIASES]
+    listed = f"known keys: {', '.join(names)}"
     for given in layer:
         if given.key in FOREIGN_KEYS:
             if is_neutral(given.key, given.value):
@@ -31,8 +33,8 @@ def known_once(layer: Iterable[Given], faults: list[str]) -> dict[str, Given]:
             else:
                 faults.append(f"{given}; {foreign_fault(given.key)}")
         elif given.key not in KEYS:
-            names = [*KEYS, *ALIASES]
-            hint = did_you_mean(given.name, names, faults) or f"known keys: {', '.join(names)}"
+            hint = did_you_mean(given.name, names, faults) or listed
+            listed = "known keys: see above" if hint == listed else listed  # they are many
             faults.append(f"{given}; this key is unknown; {hint}")
         elif given.key in known and not _same(known[given.key].value, given.value):
             other = known[given.key]
