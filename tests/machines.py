@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import struct
@@ -54,10 +55,10 @@ class Machines:
         alike: bool = False,
         loopback_names: bool = False,
     ) -> None:
-        tag = f"{os.getpid() % 100_000}"
+        tag = f"{os.getpid()}"
         self._spaces = [f"smp{tag}n{number}" for number in range(count)]
         self._hub = f"smp{tag}hub"
-        self._cards = [f"sv{tag}c{number}" for number in range(count)]
+        self._cards = [f"s{tag}c{number}" for number in range(count)]
         self.names = [f"smp{tag}h{0 if alike else number}" for number in range(count)]
         prefix = "10.79.0." if version == 4 else "fd79::"
         self.addresses = [f"{prefix}{number + 1}" for number in range(count)]
@@ -67,6 +68,7 @@ class Machines:
         self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Machines:
+        _remove_left_over()
         with contextlib.ExitStack() as ends:
             self.folder = Path(ends.enter_context(tempfile.TemporaryDirectory()))
             for number, space in enumerate(self._spaces):
@@ -202,6 +204,14 @@ def _remove(space: str) -> None:
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
         ip("netns", "del", space)
+
+
+def _remove_left_over() -> None:
+    """Removes the namespaces of processes that were killed."""
+    for line in ip("netns", "list").splitlines():
+        found = re.match(r"smp(\d+)(n\d+|hub)\b", line)
+        if found and not Path("/proc", found[1]).exists():
+            _remove(line.split()[0])
 
 
 def _end(link: subprocess.Popen[str]) -> None:
