@@ -16,6 +16,7 @@ import signal  # noqa: E402
 from collections.abc import Callable, Iterator, Mapping  # noqa: E402
 from typing import Any  # noqa: E402
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from tensorflow.python.framework import ops  # noqa: E402
@@ -26,6 +27,12 @@ from opensmp.distributed import world  # noqa: E402
 
 from failures import keep_failures  # noqa: E402  # isort: skip
 from longest import is_long  # noqa: E402  # isort: skip
+
+# A machine that has much else to do is no fault of a test.
+hypothesis.settings.register_profile(
+    "busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy")
 
 NUM_DEVICES = 4
 

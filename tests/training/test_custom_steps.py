@@ -11,6 +11,7 @@ import tensorflow as tf
 from processes import check_ranks
 from training import custom_steps
 from training.fixtures import BY_TWO, assert_close, data
+from turns import in_turn
 
 import opensmp as smp
 
@@ -55,7 +56,7 @@ def test_penalties_train_as_in_plain_keras(name, smp_init):
     )
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", in_turn([2, 4], 2))
 def test_ranks_and_replicas_give_the_same(ranks):
     plain = {name: right for name, (_, right) in custom_steps.CLOSED.items()}
     for name in custom_steps.PENALISED:

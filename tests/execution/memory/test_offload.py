@@ -13,6 +13,7 @@ import recomputing
 import tensorflow as tf
 from processes import check_ranks
 from recomputing import assert_equal, by_fit, by_own_step, by_step, trained, twice
+from turns import in_turn
 
 import opensmp as smp
 from opensmp.distributed import world
@@ -54,38 +55,40 @@ def check(reads: Any, folder: Any, name: str, way: Any = by_step, **config: Any)
     assert os.listdir(folder) == []
 
 
-@pytest.mark.parametrize(
-    ("way", "recompute"),
-    [
-        (by_step, "none"),
-        (by_step, "selective"),
-        (by_fit, "none"),
-        (by_own_step, "none"),
-        (by_own_step, "selective"),
-        (twice, "selective"),
-    ],
-    ids=lambda value: getattr(value, "__name__", value),
-)
-def test_all_bits_are_equal_in_every_kind_of_step(reads, tmp_path, way, recompute):
+WAYS = {
+    "step, none": (by_step, "none"),
+    "step, selective": (by_step, "selective"),
+    "fit, none": (by_fit, "none"),
+    "own step, none": (by_own_step, "none"),
+    "own step, selective": (by_own_step, "selective"),
+    "twice, selective": (twice, "selective"),
+}
+
+
+@pytest.mark.parametrize("case", in_turn(WAYS, 3))
+def test_all_bits_are_equal_in_every_kind_of_step(reads, tmp_path, case):
+    way, recompute = WAYS[case]
     check(reads, tmp_path, "drawing", way, recompute=recompute)
 
 
-@pytest.mark.parametrize("name", ["normalized", "attending", "looping"])
+@pytest.mark.parametrize("name", in_turn(["normalized", "attending", "looping"], 3))
 def test_state_random_numbers_and_loops_stay(reads, tmp_path, name):
     check(reads, tmp_path, name, recompute="full" if name == "looping" else "none")
 
 
 @pytest.mark.parametrize(
     "config",
-    [
-        {"pipeline": "interleaved", "partitions": 4, "microbatches": 8},
-        {"pipeline": "zero_bubble", "partitions": 4, "microbatches": 8},
-        {"optimize": "speed"},
-        {"check_finite": True},
-        {"pieces_per_partition": 2},
-        {"partitions": 1},
-    ],
-    ids=str,
+    in_turn(
+        [
+            {"pipeline": "interleaved", "partitions": 4, "microbatches": 8},
+            {"pipeline": "zero_bubble", "partitions": 4, "microbatches": 8},
+            {"optimize": "speed"},
+            {"check_finite": True},
+            {"pieces_per_partition": 2},
+            {"partitions": 1},
+        ],
+        3,
+    ),
 )
 def test_all_bits_are_equal_with_every_schedule(reads, tmp_path, config):
     check(reads, tmp_path, "drawing", **config)

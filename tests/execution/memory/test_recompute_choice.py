@@ -11,6 +11,7 @@ import tensorflow as tf
 from processes import check_ranks
 from recomputing import MODELS, assert_equal, by_fit, by_own_step, trained, twice
 from small import Net, batch
+from turns import in_turn
 
 import opensmp as smp
 from opensmp.errors import ConfigError
@@ -39,12 +40,12 @@ def check(name: str, way: Any = recomputing.by_step, bits: bool | None = None, *
         assert_equal(trained(name, setting, way, **config), none, f"{name} {level} {config}", bits)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", in_turn(MODELS, 2))
 def test_losses_and_variables_are_equal(name):
     check(name)
 
 
-@pytest.mark.parametrize("name", ["drawing", "attending"])
+@pytest.mark.parametrize("name", in_turn(["drawing", "attending"], 2))
 def test_without_rewriting_of_arithmetic_they_have_equal_bits(name):
     options = {"arithmetic_optimization": False, "constant_folding": False}
     tf.config.optimizer.set_experimental_options(options)
@@ -56,23 +57,28 @@ def test_without_rewriting_of_arithmetic_they_have_equal_bits(name):
 
 @pytest.mark.parametrize(
     "config",
-    [
-        {"pipeline": "zero_bubble"},
-        {"pipeline": "simple"},
-        {"pieces_per_partition": 2},
-        {"check_finite": True},
-        {"partitions": 1, "microbatches": 1},
-        {"optimize": "speed"},
-    ],
-    ids=str,
+    in_turn(
+        [
+            {"pipeline": "zero_bubble"},
+            {"pipeline": "simple"},
+            {"pieces_per_partition": 2},
+            {"check_finite": True},
+            {"partitions": 1, "microbatches": 1},
+            {"optimize": "speed"},
+        ],
+        3,
+    ),
 )
 def test_they_do_with_every_schedule(config):
     check("drawing", **config)
 
 
-@pytest.mark.parametrize("way", [by_fit, by_own_step, twice], ids=lambda way: way.__name__)
+WAYS = {"fit": by_fit, "own step": by_own_step, "twice": twice}
+
+
+@pytest.mark.parametrize("way", in_turn(WAYS, 3))
 def test_they_do_in_every_kind_of_step(way):
-    check("normalized", way)
+    check("normalized", WAYS[way])
 
 
 def test_they_do_with_mixed_precision():

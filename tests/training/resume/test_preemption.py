@@ -77,7 +77,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", in_turn(CASES, 3))
+@pytest.mark.parametrize("case", in_turn(CASES, 7))
 def test_training_goes_on_with_the_same_bits(case, tmp_path):
     mode, cut, environ = CASES[case]
     ended = program(tmp_path, mode, cut, environ)
