@@ -52,6 +52,7 @@ def test_defaults_are_those_of_the_api():
         "recompute": "none",
         "offload": "none",
         "offload_folder": None,
+        "device": None,
     }
 
 
@@ -91,6 +92,7 @@ def test_every_key_of_the_dict_arrives():
         "recompute": {"default": "none", "partitions": {"0": "full"}, "layers": {"a_*": "full"}},
         "offload": {"0": "residuals"},
         "offload_folder": "/scratch",
+        "device": {"bandwidth": 9e11, "memory": 16000000000},
     }
     assert Config.resolve(keys).to_dict() == keys
 

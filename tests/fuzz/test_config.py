@@ -53,6 +53,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "recompute": ("none", "selective", "full", "auto", {"partitions": {0: "full"}}),
     "offload": ("none", "residuals", {0: "residuals"}),
     "offload_folder": (None, "scratch"),
+    "device": (None, "h100", "A100", {"memory": "16GiB"}, {"flops": 1e13, "bandwidth": 9e11}),
 }
 NAMES = (*RIGHT, *ALIASES)
 

@@ -107,6 +107,7 @@ KEY_OPTIONS = (
     key_option("pieces_per_partition", default=Config.pieces_per_partition, bounded=True),
     key_option("recompute", show_default="none"),
     key_option("offload", show_default="none"),
+    key_option("device", show_default="a CPU without limit of memory"),
 )
 """The keys of the configuration that a plan depends on."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from opensmp.config import device as device_setting
 from opensmp.config import offload as offloading
 from opensmp.config.faults import (
     check_all,
@@ -74,6 +75,10 @@ class Config:
             keep for backward passes), or a dict of these by partition.
         offload_folder: Existing folder on a disk for these files. They have no names, so that
             nothing is left behind however the process ends.
+        device: The device that plans are for, which need not be one of this machine: a name of
+            `opensmp.config.device.DEVICES`, or a dict with some of `"memory"` in bytes, `"flops"`
+            per second and `"bandwidth"` in bytes per second. Automatic partitioning keeps to its
+            memory. None means that nothing is known: no limit, and times of a CPU.
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -106,6 +111,7 @@ class Config:
     recompute: Setting = NONE
     offload: offloading.Setting = offloading.NONE
     offload_folder: str | None = None
+    device: device_setting.Setting = None
 
     _given: ClassVar[frozenset[str]] = frozenset()
 
@@ -209,6 +215,7 @@ class Config:
             values["plan"] = dict(self.plan)
         values["recompute"] = as_dict(self.recompute)
         values["offload"] = offloading.as_dict(self.offload)
+        values["device"] = device_setting.as_dict(self.device)
         return values
 
     @property

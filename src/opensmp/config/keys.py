@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from opensmp.config.device import DeviceKind
 from opensmp.config.kinds import (
     MOST_MICROBATCHES,
     MOST_PARTITIONS,
@@ -139,6 +140,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             FolderKind(),
             "Folder on a disk for what partitions on CPUs offload. Those on GPUs offload to the "
             "memory of the host.",
+        ),
+        "device": Key(
+            DeviceKind(),
+            "The device that plans are for: its name, or its numbers. Plans keep to its memory, "
+            "and predicted times are its times.",
         ),
     }
 )

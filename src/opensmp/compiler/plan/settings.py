@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.base.message_text import counted
+from opensmp.compiler.cluster.machine import machine_of
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.config import Config
 from opensmp.config import offload as offloading
+from opensmp.config.device import FLOAT32
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, most_in_flight, pipeline_name
 from opensmp.config.recompute import NONE, Setting, as_dict
 
@@ -93,8 +95,16 @@ class PlanSettings:
         return min(held, offloading.MOST_RESIDENT)
 
     @classmethod
-    def of(cls, config: Config, machine: Machine | None = None) -> PlanSettings:
-        """Returns the settings of a configuration."""
+    def of(
+        cls, config: Config, machine: Machine | None = None, precision: str = FLOAT32
+    ) -> PlanSettings:
+        """Returns the settings of a configuration.
+
+        Args:
+            config: The configuration.
+            machine: The devices, as far as the key `device` does not say.
+            precision: Dtype of matrix products; see `opensmp.compiler.costs.precision`.
+        """
         name = pipeline_name(config.pipeline)
         return cls(
             microbatches=config.microbatches,
@@ -103,7 +113,7 @@ class PlanSettings:
             active_microbatches=config.active_microbatches,
             optimize=config.optimize,
             contiguous=config.contiguous,
-            machine=machine or Machine(),
+            machine=machine_of(config.device, machine, precision),
             pieces=config.pieces_per_partition,
             recompute=config.recompute,
             offload=config.offload,
