@@ -74,7 +74,7 @@ def test_recomputation_trades_time_for_memory():
 
 def test_offloading_keeps_three_microbatches_and_waits_for_slow_hosts():
     run = Run(partitions=8, microbatches=16)
-    away = Run(partitions=8, microbatches=16, offload=True)
+    away = Run(partitions=8, microbatches=16, offload="residuals")
     costs = costs_of(run)
     plain, offloaded = step_of(run), step_of(away, cluster=Cluster(4, 8, "a100", host="900GB"))
     assert plain.memory_bytes[0] - offloaded.memory_bytes[0] == pytest.approx(
@@ -167,6 +167,8 @@ def test_tensor_parallelism_is_only_for_descriptions_of_others():
         (Run(partitions=40), 64, "need 40 devices, but the cluster has 32"),
         (Run(partitions=14, pieces=2), 64, "more than the 24 layers"),
         (Run(), 0, "a batch of 0"),
+        (Run(recompute="auto"), 64, "recompute='auto' is for the layers"),
+        (Run(partitions=2, offload={0: "residuals"}), 64, "offload=.* is for the layers"),
     ],
 )
 def test_what_cannot_be_is_refused(run, batch, message):
@@ -182,7 +184,7 @@ def test_speed_of_the_devices_must_be_known(device):
 
 def test_faults_of_a_run_are_told_at_once():
     with pytest.raises(PlanError) as caught:
-        Run(partitions=0, replicas=0, pipeline="zb_w", recompute="auto", active_microbatches=-1)
+        Run(partitions=0, replicas=0, pipeline="zb_w", recompute="ful", active_microbatches=-1)
     for part in ("partitions is", "replicas is", "pipeline is", "recompute is", "active_micro"):
         assert part in str(caught.value)
     with pytest.raises(PlanError, match="which is for 2 pieces a partition"):

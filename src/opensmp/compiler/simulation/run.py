@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from opensmp.base.message_text import shown
+from opensmp.config import offload as offloading
+from opensmp.config import recompute as recomputing
 from opensmp.config.faults import contradictions
 from opensmp.config.keys import KEYS
 from opensmp.config.kinds import is_count
 from opensmp.config.pipelines import DEFAULT_PIPELINE, OwnPipeline, pipeline_name, row_of
-from opensmp.config.recompute import LEVELS, NONE
 from opensmp.config.sources import Given
 from opensmp.errors import PlanError
 
@@ -28,8 +29,8 @@ class Run:
         pipeline: A schedule, as the key `pipeline`.
         pieces: Pieces of each partition, as `pieces_per_partition`; a V always has two.
         active_microbatches: Most microbatches in flight; None for as many as equal stages need.
-        recompute: `"none"`, `"selective"` or `"full"`.
-        offload: Whether residuals are kept in the memory of the host.
+        recompute: What backward passes compute again, as the key `recompute`.
+        offload: What is kept in the memory of the host, as the key `offload`.
         shard_optimizer_state: Whether each replica keeps a part of the optimizer's state.
         overlap_all_reduce: Whether gradients are summed up while the last microbatch is still in
             its backward pass. This library does it afterwards.
@@ -51,8 +52,8 @@ class Run:
     pipeline: OwnPipeline = DEFAULT_PIPELINE
     pieces: int = 1
     active_microbatches: int | None = None
-    recompute: str = NONE
-    offload: bool = False
+    recompute: recomputing.Setting = recomputing.NONE
+    offload: offloading.Setting = offloading.NONE
     shard_optimizer_state: bool = False
     overlap_all_reduce: bool = False
     placement_strategy: str = "cluster"
@@ -75,6 +76,8 @@ class Run:
             "active_microbatches": self.active_microbatches,
             "shard_optimizer_state": self.shard_optimizer_state,
             "placement_strategy": self.placement_strategy,
+            "recompute": self.recompute,
+            "offload": self.offload,
         }
         given: dict[str, Given] = {}
         for name, value in keys.items():
@@ -86,13 +89,10 @@ class Run:
                     f"{name} is {KEYS[name].kind.accepted}; received {shown(value)}{hint}"
                 )
         faults += contradictions(given)
-        if self.recompute not in LEVELS:
-            faults.append(
-                f"recompute is one of {', '.join(map(repr, LEVELS))} here; received "
-                f"{shown(self.recompute)}"
-            )
         if faults:
             raise PlanError(f"Simulation: {'; '.join(faults)}.")
+        for name in ("recompute", "offload"):
+            object.__setattr__(self, name, given[name].value)
         wanted = row_of(self.pipeline).pieces
         if wanted is not None:
             object.__setattr__(self, "pieces", wanted)
@@ -114,10 +114,10 @@ class Run:
             keys["pieces_per_partition"] = self.pieces
         if active is not None and row.held is None and not row.holds_all:
             keys["active_microbatches"] = active
-        if self.recompute != NONE:
-            keys["recompute"] = self.recompute
-        if self.offload:
-            keys["offload"] = "residuals"
+        if self.recompute != recomputing.NONE:
+            keys["recompute"] = recomputing.as_dict(self.recompute)
+        if self.offload != offloading.NONE:
+            keys["offload"] = offloading.as_dict(self.offload)
         if self.shard_optimizer_state:
             keys["shard_optimizer_state"] = True
         if self.placement_strategy != "cluster":
@@ -132,8 +132,8 @@ class Run:
             words.append(f"{self.tensor_parallel} devices each")
         words += [f"{self.replicas} replicas", f"{self.microbatches} microbatches"]
         words.append(f"pipeline {pipeline_name(self.pipeline)!r}")
-        if self.recompute != NONE:
-            words.append(f"recompute {self.recompute}")
-        words += ["offload"] * self.offload
+        if self.recompute != recomputing.NONE:
+            words.append(f"recompute {recomputing.as_dict(self.recompute)}")
+        words += ["offload"] * (self.offload != offloading.NONE)
         words += ["sharded optimizer state"] * self.shard_optimizer_state
         return ", ".join(words)

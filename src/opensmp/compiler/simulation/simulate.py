@@ -8,35 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.base.divisors import nearest_divisors
+from opensmp.base.message_text import shown
 from opensmp.compiler.cluster.cluster import Cluster
 from opensmp.compiler.cluster.layout import Layout
 from opensmp.compiler.cluster.machine import MATMUL_SHARE
 from opensmp.compiler.plan.unit_graph import Machine
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
+from opensmp.compiler.simulation.finish import Loads, finished
 from opensmp.compiler.simulation.run import Run
 from opensmp.compiler.simulation.segments import Segments, segments_of
-from opensmp.compiler.simulation.step import (
-    ARITHMETIC,
-    IDLE,
-    OFFLOAD,
-    REDUCTION,
-    SHARED,
-    TRAFFIC,
-    TRANSFERS,
-    UPDATE,
-    SimulatedStep,
-)
+from opensmp.compiler.simulation.step import SimulatedStep
 from opensmp.compiler.simulation.timing import Timing, time_chain
 from opensmp.compiler.simulation.transformer import Transformer
 from opensmp.config.device import DEVICES
-from opensmp.config.offload import MOST_RESIDENT
+from opensmp.config.offload import LEVELS as OFFLOADS
+from opensmp.config.offload import MOST_RESIDENT, NONE
 from opensmp.config.pipelines import row_of
-from opensmp.config.recompute import FULL, SELECTIVE
+from opensmp.config.recompute import FULL, LEVELS, SELECTIVE
 from opensmp.errors import PlanError
-
-_UPDATE_TRAFFIC = 28 / 12
-"""Bytes that Adam reads and writes for each byte of weights and slots: it reads weight, gradient
-and two slots, and writes all but the gradient, each of 4 bytes."""
 
 
 def simulate_transformer(
@@ -72,12 +61,21 @@ def simulate_transformer(
             f"{model.layers} layers of the model, with its embedding and output layer; simulate "
             "fewer."
         )
+    for name, levels in (("recompute", LEVELS), ("offload", OFFLOADS)):
+        if getattr(run, name) not in levels:
+            raise PlanError(
+                f"Simulation: {name}={shown(getattr(run, name))} is for the layers and partitions "
+                f"of a plan; a Transformer of equal layers has one of "
+                f"{', '.join(map(repr, levels))}."
+            )
     machine = machine_for(cluster, model.precision)
     segments = segments_of(model, run.num_segments, examples, machine, layout.sharers)
     timing = time_of(run, segments, layout)
     peak = peak_flops(cluster, model.precision)
     share = None
-    step = finished(run, cluster, layout, segments, timing, machine, batch)
+    memory = memory_of(run, segments, timing.held)
+    loads = loads_of(run, segments, layout, timing, memory)
+    step = finished(run, layout, timing, machine, loads, batch)
     if peak is not None:
         devices = run.partitions * run.replicas * run.tensor_parallel
         share = batch * model.step_flops / (devices * peak * step.seconds)
@@ -191,7 +189,7 @@ def memory_of(run: Run, segments: Segments, held: NDArray[np.int64]) -> NDArray[
     """
     home = home_of(run)
     kept, whole = kept_of(run, segments), segments.kept_bytes
-    resident = np.minimum(held, MOST_RESIDENT) if run.offload else held
+    resident = held if run.offload == NONE else np.minimum(held, MOST_RESIDENT)
     slots = segments.slot_bytes / (run.replicas if run.shard_optimizer_state else 1)
     bytes_ = segments.parameter_bytes + segments.state_bytes + slots + resident * kept
     found = np.bincount(home, bytes_, run.partitions).astype(np.float64)
@@ -209,74 +207,31 @@ def kept_of(run: Run, segments: Segments) -> NDArray[np.float64]:
     return segments.kept_bytes
 
 
-def finished(
-    run: Run,
-    cluster: Cluster,
-    layout: Layout,
-    segments: Segments,
-    timing: Timing,
-    machine: Machine,
-    batch: int,
-) -> SimulatedStep:
-    """Adds to a pipeline what comes after it: sums of gradients and the update of weights."""
+def loads_of(
+    run: Run, segments: Segments, layout: Layout, timing: Timing, memory: NDArray[np.float64]
+) -> Loads:
+    """Returns what the partitions of a chain have to do besides their passes."""
     home = home_of(run)
 
     def of_partition(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(home, values, run.partitions).astype(np.float64)
 
-    weights, slots = of_partition(segments.parameter_bytes), of_partition(segments.slot_bytes)
-    reduction = np.array(
-        [layout.replicas_of(p).all_reduce_seconds(weights[p]) for p in range(run.partitions)]
-    )
-    if run.overlap_all_reduce:
-        # The gradients of each layer are complete in its last backward pass.
-        last = of_partition(seconds_of(run, segments)[1:].sum(axis=0))
-        units = np.maximum(of_partition(segments.layers), 1.0)
-        reduction = np.maximum(reduction - last * (1 - 1 / units), reduction / units)
-    parts = run.replicas if run.shard_optimizer_state else 1
-    update = _UPDATE_TRAFFIC * (weights + slots) / parts / machine.bytes_per_second
-    waits = _offload_waits(run, cluster, segments, timing, home)
-    ends = timing.end_seconds + waits + reduction + update
-    slowest = int(ends.argmax())
-    passes = run.microbatches * (2 + (run.recompute in (SELECTIVE, FULL)))
-    traffic = of_partition(segments.traffic)[slowest] * passes
-    passes = run.microbatches * (2 + (run.recompute == FULL))
-    shared = of_partition(segments.shared)[slowest] * passes
-    sending = 0.0
+    passes = 2 + (run.recompute in (SELECTIVE, FULL))
+    sending = np.zeros(len(segments))
     if run.blocking_transfers:
-        each = sending_of(delays_of(run, segments, layout)).sum(axis=0)
-        sending = float(of_partition(each)[slowest]) * run.microbatches
-    busy = float(timing.busy_seconds[slowest])
-    memory = memory_of(run, segments, timing.held)
-    return SimulatedStep(
-        run=run,
-        cluster=cluster,
-        seconds=float(ends[slowest]),
-        bubble=timing.bubble,
-        memory_bytes=tuple(int(size) for size in memory),
-        limit_bytes=machine.memory_bytes,
-        parts={
-            ARITHMETIC: busy - float(traffic + shared) - sending,
-            TRAFFIC: float(traffic),
-            SHARED: float(shared),
-            TRANSFERS: sending,
-            IDLE: max(0.0, float(timing.end_seconds[slowest]) - busy),
-            REDUCTION: float(reduction[slowest]),
-            UPDATE: float(update[slowest]),
-            OFFLOAD: float(waits[slowest]),
-        },
-        held=-(-int(np.bincount(home, timing.held).max()) // run.pieces),
-        active_microbatches=timing.active,
-        examples=batch,
+        sending = sending_of(delays_of(run, segments, layout)).sum(axis=0)
+    moved = np.zeros(len(segments))
+    if run.offload != NONE:
+        moved = np.where(timing.held > MOST_RESIDENT, kept_of(run, segments), 0.0)
+    return Loads(
+        weights=of_partition(segments.parameter_bytes),
+        slots=of_partition(segments.slot_bytes),
+        last=of_partition(seconds_of(run, segments)[1:].sum(axis=0)),
+        layers=of_partition(segments.layers),
+        traffic=passes * of_partition(segments.traffic),
+        shared=(2 + (run.recompute == FULL)) * of_partition(segments.shared),
+        sending=of_partition(sending),
+        offloaded=of_partition(moved),
+        memory=memory,
+        held=of_partition(timing.held.astype(np.float64)) / run.pieces,
     )
-
-
-def _offload_waits(
-    run: Run, cluster: Cluster, segments: Segments, timing: Timing, home: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """What the link to the host takes beyond the time of the pipeline, there and back at once."""
-    if not run.offload:
-        return np.zeros(run.partitions)
-    moved = np.where(timing.held > MOST_RESIDENT, kept_of(run, segments), 0.0) * run.microbatches
-    needed = np.bincount(home, moved, run.partitions) / cluster.to_host.reached_bytes_per_second
-    return np.maximum(0.0, needed - timing.end_seconds)

@@ -75,12 +75,8 @@ def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float6
     np.maximum.at(ends, home, result.end.max(axis=(0, 2)))
     starts = np.full(run.partitions, np.inf)
     np.minimum.at(starts, home, result.end[0].min(axis=1) - seconds[0])
-    by_piece = held_activations(schedule)
     held = np.zeros(run.num_segments, dtype=np.int64)
-    for piece in range(run.pieces):
-        pieces = np.full(run.partitions, piece, dtype=np.int32)
-        places = [schedule.pipeline.segment(d, pieces[d : d + 1])[0] for d in range(run.partitions)]
-        held[places] = by_piece[:, piece]
+    held[schedule.segments_of_pieces] = held_activations(schedule)
     needs_active = row.held is None and not row.holds_all
     return Timing(
         starts,
