@@ -64,7 +64,7 @@ def finished(
     there = layout.cluster.to_host.reached_bytes_per_second
     # There and back at once; what takes longer than the pipeline is waited for.
     needed = loads.offloaded * run.microbatches / there
-    waits = np.maximum(0.0, needed - timing.end_seconds) * (loads.offloaded > 0)
+    waits = np.maximum(0.0, needed - timing.end_seconds)
     ends = timing.end_seconds + waits + reduction + update
     slowest = int(ends.argmax())
     busy = float(timing.busy_seconds[slowest])

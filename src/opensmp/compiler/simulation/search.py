@@ -297,12 +297,10 @@ class _Costs:
         coming = np.append(0.0, np.cumsum(forward + np.append(delays[0, 1:], 0.0)))
         going = np.append(0.0, np.cumsum(backward + delays[1]))
         back = np.maximum(0.0, going[first] - weights[first])
-        nothing = np.zeros(run.partitions)
-        sums = [
-            np.bincount(home, part, run.partitions).astype(np.float64)
-            for part in (segments.parameter_bytes, segments.slot_bytes, backward + weights)
-        ]
-        layers = np.bincount(home, segments.layers, run.partitions).astype(np.float64)
-        loads = Loads(*sums, layers, *[nothing] * 6)
+        zeros = np.zeros(len(home))
+        kinds = [segments.parameter_bytes, segments.slot_bytes, backward + weights, segments.layers]
+        kinds += [zeros] * 6  # nothing of which comes after the pipeline
+        of_partition = [np.bincount(home, part, run.partitions).astype(float) for part in kinds]
+        loads = Loads._make(of_partition)
         after = after_pipeline(run, layout, self._machine, loads)
         return each, coming[first], back, after[0] + after[1]
