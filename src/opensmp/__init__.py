@@ -35,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "CheckpointOnPreemption",
+    "Cluster",
     "CommGroup",
     "CommunicationError",
     "Config",

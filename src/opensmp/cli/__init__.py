@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan` and `opensmp run`."""
+"""The command line: `opensmp plan`, `opensmp run` and `opensmp simulate`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
+from opensmp.cli.simulation.simulate import simulate
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("plan")(plan)
+app.command("simulate")(simulate)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 
 

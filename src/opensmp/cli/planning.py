@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,14 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from rich.console import Console
 
 from opensmp import _private
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import counted, sentence, shown
 from opensmp.base.sizes import parse_bytes
-from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
+from opensmp.cli.dry_run import (
+    build_model,
+    checked_model,
+    dry_trace,
+    hide_gpus,
+    symbolic_inputs,
+)
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.options import checking
 from opensmp.cli.plan import PlanOptions
@@ -75,7 +79,7 @@ def make_plan(options: PlanOptions) -> None:
     with checking():
         request = _checked(options)
     if not options.measure:
-        _hide_gpus()
+        hide_gpus()
     _enter_world(request.config)
     model = _model(options.target, request.arguments, options.allocate)
     symbolic = symbolic_inputs(model)
@@ -218,14 +222,6 @@ def _measured(console: Console, request: Request) -> Request:
         highlight=False,
     )
     return request._replace(settings=replace(request.settings, machine=machine))
-
-
-def _hide_gpus() -> None:
-    """Prevents TensorFlow from allocating GPU memory, which a dry run does not need."""
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
 
 
 def _enter_world(config: Config) -> None:

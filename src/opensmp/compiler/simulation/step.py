@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ ARITHMETIC, TRAFFIC, SHARED, TRANSFERS, IDLE, REDUCTION, UPDATE, OFFLOAD = PARTS
     "offloading",
 )
 """What the time of a step is made of."""
+
+
+_WIDTH = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +113,8 @@ class SimulatedStep:
         return notebook.preformatted(str(self))
 
     def _lines(self) -> Iterator[str]:
-        yield f"Step of {self.run}"
-        yield f"  on {self.cluster}"
+        yield from textwrap.wrap(f"Step of {self.run}", _WIDTH, subsequent_indent="  ")
+        yield f"on {str(self.cluster).partition(';')[0]}"
         speed = f", {self.examples / self.seconds:.4g} examples/s" if self.examples else ""
         share = ""
         if self.flops_share is not None:
