@@ -28,8 +28,7 @@ SCHEDULES = {
 }
 RANKS = 2
 BYTES_PER_SECOND, LATENCY_SECONDS = 2e9, 1.5e-3
-"""Of the link between two processes, as `PROCESSES` of the planner was measured once: 1 to 2 ms, and
-0.5 ms for each MB."""
+"""Of the link between two processes, as the planner has it from a measurement."""
 
 
 def serve(workload: str, microbatches: int, schedule: str, steps: int) -> None:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from opensmp.compiler.schedule.actions import TaskGraph
+from opensmp.compiler.schedule.regular.orders import regular_order
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
 from opensmp.compiler.schedule.regular.simulation import simulate_regular
 from opensmp.compiler.schedule.simulate import simulate
-from opensmp.compiler.simulation.orders import regular_order
 from opensmp.compiler.simulation.run import Run
 from opensmp.compiler.simulation.timing import MOST_OBJECTS, time_chain
 from opensmp.config.pipelines import PIPELINES

@@ -142,7 +142,14 @@ class Plan:
         """
         from opensmp.compiler.plan.cost_model import evaluate
 
-        return evaluate(self.costs, assignment, self.num_partitions, self.settings, monotone=False)
+        return evaluate(
+            self.costs,
+            assignment,
+            self.num_partitions,
+            self.settings,
+            monotone=False,
+            by_schedule=True,
+        )
 
     @cached_property
     def costs(self) -> CoarseGraph:

@@ -65,8 +65,10 @@ def simulate_plan(
     settings = replace(plan.settings, machine=machine, recompute=run.recompute, offload=run.offload)
     if len(graph) == 0:
         raise PlanError(f"Plan of '{plan.model}': it has no units, so that nothing takes time.")
-    choices = evaluate(graph, plan.assignment, run.partitions, settings, monotone=False).recompute
-    chain = _Stages.of(plan, graph, settings, choices)
+    predicted = evaluate(
+        graph, plan.assignment, run.partitions, settings, monotone=False, by_schedule=True
+    )
+    chain = _Stages.of(plan, graph, settings, predicted.recompute)
     count = chain.num_stages * run.microbatches * 3
     if count > MOST_OBJECTS:
         raise PlanError(
@@ -101,8 +103,8 @@ def of_plan(plan: Plan, given: Mapping[str, Any]) -> Run:
                 f"{', '.join(known)}{'; ' + near if near else '.'}"
             )
     settings = plan.settings
-    pipeline = given.get("pipeline", settings.pipeline)
-    own = pipeline == settings.pipeline
+    pipeline = given.get("pipeline", settings.scheduled)
+    own = pipeline == settings.scheduled
     return Run(
         **{
             "partitions": plan.num_partitions,
@@ -115,6 +117,16 @@ def of_plan(plan: Plan, given: Mapping[str, Any]) -> Run:
             **given,
         }
     )
+
+
+def tasks_of(plan: Plan) -> TaskGraph:
+    """Returns the passes of a step, whose times include the transfers that they wait for."""
+    run = of_plan(plan, {})
+    cluster = _planned(plan, run)
+    chain = _Stages.of(plan, plan.costs, plan.settings, ())
+    tasks, waits = chain.tasks(run, Layout(cluster, run.partitions, 1))
+    seconds = {action: time + waits.get(action, 0.0) for action, time in tasks.seconds.items()}
+    return TaskGraph(tasks.device, tasks.needs, seconds, tasks.num_devices)
 
 
 def _planned(plan: Plan, run: Run) -> Cluster:

@@ -15,8 +15,8 @@ from opensmp.compiler.cluster.cluster import Cluster
 from opensmp.compiler.cluster.layout import Layout
 from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.unit_graph import Machine
+from opensmp.compiler.schedule.regular.orders import held_activations, is_regular, regular_order
 from opensmp.compiler.simulation.finish import Loads, after_pipeline
-from opensmp.compiler.simulation.orders import held_activations, is_regular, regular_order
 from opensmp.compiler.simulation.run import Run
 from opensmp.compiler.simulation.segments import Segments, segments_of
 from opensmp.compiler.simulation.simulate import (

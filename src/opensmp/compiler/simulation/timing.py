@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.schedule.actions import Action, Schedule, TaskGraph
 from opensmp.compiler.schedule.pipelines import build
+from opensmp.compiler.schedule.regular.orders import held_activations, is_regular, regular_order
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
 from opensmp.compiler.schedule.regular.simulation import simulate_regular
 from opensmp.compiler.schedule.simulate import simulate
-from opensmp.compiler.simulation.orders import held_activations, is_regular, regular_order
 from opensmp.compiler.simulation.run import Run
 from opensmp.config.pipelines import pipeline_name, row_of
 from opensmp.errors import PlanError

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from opensmp.compiler.plan.cost_model import evaluate
 from opensmp.compiler.plan.partitioner.baselines import simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood, excess_pieces, join_pieces
 from opensmp.compiler.plan.partitioner.ideals import (
@@ -82,8 +83,34 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
     if contiguous and _excess(problem, placed):
         placed = _solve(problem, optimize, contiguous=False)
     if _excess(problem, placed):
-        raise PlanError(describe_shortage(graph, placed, num_partitions, settings))
+        placed = _where_few_are_held(graph, placed, num_partitions, settings)
     return placed
+
+
+def _where_few_are_held(
+    graph: CoarseGraph, placed: Assignment, num_partitions: int, settings: PlanSettings
+) -> Assignment:
+    """Returns a plan that fits because some partitions hold fewer microbatches than are in flight.
+
+    The search counts all partitions alike, and so finds it with a number between.
+    """
+    cap = settings.machine.memory_bytes
+    assert cap is not None
+    found = [placed]
+    held = settings.microbatches_held(num_partitions)
+    for count in sorted({int(held.max()), round(float(held.mean())), int(np.median(held))}):
+        problem = price(graph, num_partitions, settings, max(1, count))
+        found.append(_solve(problem, settings.optimize, contiguous=False))
+
+    def peak(plan: Assignment) -> int:
+        return max(evaluate(graph, plan, num_partitions, settings, by_schedule=True).peak_bytes)
+
+    fitting = [plan for plan in found if peak(plan) <= cap]
+    if not fitting:
+        raise PlanError(describe_shortage(graph, min(found, key=peak), num_partitions, settings))
+    return min(
+        fitting, key=lambda plan: evaluate(graph, plan, num_partitions, settings).step_seconds
+    )
 
 
 def _with_least_recomputation(

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 
 from opensmp.compiler.schedule.pipelines import build
+from opensmp.compiler.schedule.regular.orders import held_activations, is_regular, regular_order
 from opensmp.compiler.schedule.regular.simulation import simulate_regular
 from opensmp.compiler.schedule.simulate import simulate
-from opensmp.compiler.simulation.orders import held_activations, is_regular, regular_order
 from opensmp.config.pipelines import PIPELINES
 
 
