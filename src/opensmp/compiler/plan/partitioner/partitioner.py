@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.compiler.plan.cost_model import evaluate
-from opensmp.compiler.plan.partitioner.baselines import simple_runs
+from opensmp.compiler.plan.partitioner.baselines import evenly_full_runs, simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood, excess_pieces, join_pieces
 from opensmp.compiler.plan.partitioner.ideals import (
     LatticeError,
@@ -92,15 +92,12 @@ def _where_few_are_held(
 ) -> Assignment:
     """Returns a plan that fits because some partitions hold fewer microbatches than are in flight.
 
-    The search counts all partitions alike, and so finds it with a number between.
+    The search counts all partitions alike; here runs of units are as long as their own memory asks
+    for.
     """
     cap = settings.machine.memory_bytes
     assert cap is not None
-    found = [placed]
-    held = settings.microbatches_held(num_partitions)
-    for count in sorted({int(held.max()), round(float(held.mean())), int(np.median(held))}):
-        problem = price(graph, num_partitions, settings, max(1, count))
-        found.append(_solve(problem, settings.optimize, contiguous=False))
+    found = [placed, evenly_full_runs(graph, num_partitions, settings)]
 
     def peak(plan: Assignment) -> int:
         return max(evaluate(graph, plan, num_partitions, settings, by_schedule=True).peak_bytes)
