@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.format import shortened
 from opensmp.compiler.plan.cost_model import evaluate
-from opensmp.compiler.plan.partitioner.baselines import simple_runs
+from opensmp.compiler.plan.partitioner.baselines import evenly_full_runs, simple_runs
 from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
 from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
@@ -164,6 +164,7 @@ def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings
     ]
     # Those that hold fewer microbatches than are in flight need less than the problem counts.
     best = sorted(plans, key=problem.score)[:_NUM_ORDERS]
+    best.append(evenly_full_runs(graph, num_partitions, settings))
     return min(
         max(evaluate(graph, p, num_partitions, settings, by_schedule=True).peak_bytes) for p in best
     )
