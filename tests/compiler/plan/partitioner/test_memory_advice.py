@@ -77,5 +77,6 @@ def test_a_plan_that_fits_only_as_the_schedule_holds_less_is_found():
     placed = partition_units(graph, 2, settings)
     peaks = evaluate(graph, placed, 2, settings, by_schedule=True).peak_bytes
     assert max(peaks) <= 340
+    assert set(placed.tolist()) == {0, 1}
     alike = evaluate(graph, placed, 2, settings).peak_bytes
     assert max(alike) > 340

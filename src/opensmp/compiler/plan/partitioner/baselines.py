@@ -173,6 +173,8 @@ def _filled(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64] | None:
         while unit < num_units and (unit == first or num_units - unit > count - partition - 1):
             full += int(sizes[partition, unit])
             if full > most:
+                if unit == first:
+                    return None  # no partition stays empty
                 break
             placed[unit] = partition
             unit += 1
