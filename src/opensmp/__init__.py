@@ -39,6 +39,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointManager",
     "CheckpointOnPreemption",
+    "Cluster",
     "CommGroup",
     "CommunicationError",
     "Config",

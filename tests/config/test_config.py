@@ -53,6 +53,7 @@ def test_defaults_are_those_of_the_api():
         "offload": "none",
         "offload_folder": None,
         "wire_dtype": "none",
+        "device": None,
     }
 
 
@@ -93,6 +94,7 @@ def test_every_key_of_the_dict_arrives():
         "offload": {"0": "residuals"},
         "offload_folder": "/scratch",
         "wire_dtype": "bfloat16",
+        "device": {"bandwidth": 9e11, "memory": 16000000000},
     }
     assert Config.resolve(keys).to_dict() == keys
 

@@ -17,11 +17,11 @@ from fuzz.strategies import NUMBER_TEXTS, either, great, json_texts, json_values
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opensmp.base.sizes import parse_bytes
 from opensmp.cli import app
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.running.process_group import RunResult
 from opensmp.cli.target import load_target, parse_arguments
-from opensmp.compiler.format import parse_bytes
 from opensmp.errors import SmpError
 
 # `opensmp.cli` also has functions of these names.

@@ -54,6 +54,7 @@ RIGHT: dict[str, tuple[Any, ...]] = {
     "offload": ("none", "residuals", {0: "residuals"}),
     "offload_folder": (None, "scratch"),
     "wire_dtype": ("none", "bfloat16", "float16"),
+    "device": (None, "h100", "A100", {"memory": "16GiB"}, {"flops": 1e13, "bandwidth": 9e11}),
 }
 NAMES = (*RIGHT, *ALIASES)
 

@@ -33,6 +33,7 @@ from opensmp.api.step.step_output import StepOutput  # noqa: E402
 from opensmp.api.timeline.record import record_timeline  # noqa: E402
 from opensmp.api.timeline.timeline import Timeline  # noqa: E402
 from opensmp.base.progress import set_verbosity  # noqa: E402
+from opensmp.compiler.cluster.cluster import Cluster  # noqa: E402
 from opensmp.compiler.plan.plan import Plan  # noqa: E402
 from opensmp.config import Config  # noqa: E402
 from opensmp.distributed.world import (  # noqa: E402

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`, `opensmp run` and `opensmp doctor`."""
+"""The command line: `opensmp plan`, `opensmp run`, `opensmp simulate` and `opensmp doctor`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
 from opensmp.cli.doctor.doctor import doctor
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
+from opensmp.cli.simulation.simulate import simulate
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command("doctor")(doctor)
 app.command("plan")(plan)
+app.command("simulate")(simulate)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,14 @@ from opensmp.compiler.trace.trace import TracedGraph, trace
 from opensmp.errors import PlanError
 
 Nest = Any
+
+
+def hide_gpus() -> None:
+    """Prevents TensorFlow from allocating GPU memory, which a dry run does not need."""
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
 
 
 def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> keras.Model:

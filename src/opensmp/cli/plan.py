@@ -107,6 +107,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "pieces_per_partition": {"default": Config.pieces_per_partition, "bounded": True},
     "recompute": {"show_default": "none"},
     "offload": {"show_default": "none"},
+    "device": {"show_default": "a CPU without limit of memory"},
 }
 """Keys that a plan depends on, with what their options have besides those of `opensmp run`."""
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import keras
-import tensorflow as tf
 from rich.console import Console
 
 from opensmp import _private
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import counted, sentence, shown
-from opensmp.cli.dry_run import build_model, checked_model, dry_trace, symbolic_inputs
+from opensmp.base.sizes import parse_bytes
+from opensmp.cli.dry_run import (
+    build_model,
+    checked_model,
+    dry_trace,
+    hide_gpus,
+    symbolic_inputs,
+)
 from opensmp.cli.inputs import input_specs, parse_input
 from opensmp.cli.options import checking
 from opensmp.cli.plan import CARRIED, REFUSED, PlanOptions
 from opensmp.cli.target import load_target, parse_arguments
-from opensmp.compiler.format import format_seconds, parse_bytes
+from opensmp.compiler.cluster.machine import assumptions, machine_of
+from opensmp.compiler.costs.precision import precision_of
+from opensmp.compiler.format import format_seconds
 from opensmp.compiler.plan.coarsening.coarsen import coarsen
 from opensmp.compiler.plan.methods.auto import plan_units
 from opensmp.compiler.plan.methods.build import warn_of_empty
@@ -37,9 +44,10 @@ from opensmp.compiler.plan.report.table import (
     summary,
 )
 from opensmp.compiler.plan.settings import PlanSettings
-from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config, offload, recompute
+from opensmp.config.device import has_speed
 from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
 from opensmp.execution.profiling.calibration import a_device, calibrate, measure
@@ -60,23 +68,33 @@ class Request(NamedTuple):
     inputs: list[Any]
     arguments: dict[str, Any]
 
+    def for_precision(self, precision: str) -> Request:
+        """The request for a model that multiplies in this dtype."""
+        machine = replace(machine_of(self.config.device, None, precision), **self.machine)
+        return self._replace(settings=replace(self.settings, machine=machine))
+
 
 def make_plan(options: PlanOptions) -> None:
     """Makes a plan of what the options ask for, prints it and writes the files."""
     with checking():
         request = _checked(options)
     if not options.measure:
-        _hide_gpus()
+        hide_gpus()
     _enter_world(request.config)
     model = _model(options.target, request.arguments, options.allocate)
     symbolic = symbolic_inputs(model)
     console = Console(soft_wrap=False)
-    if options.measure:
-        request = _measured(console, request)
 
+    @cache
     def traced_for(count: int) -> TracedGraph:
         specs = input_specs(symbolic, request.inputs, options.batch // count)
         return dry_trace(model, specs, training=True)
+
+    if options.measure:
+        request = _measured(console, request)
+    else:
+        count = 1 if options.recommend else request.settings.microbatches
+        request = request.for_precision(precision_of(traced_for(count)))
 
     def graph_of(traced: TracedGraph) -> CoarseGraph:
         graph = coarsen(traced, request.settings.machine)
@@ -117,10 +135,15 @@ def _checked(options: PlanOptions) -> Request:
         config = Config(**{"optimize": "speed" if options.recommend else "memory", **options.flags})
     except ConfigError as error:
         faults += [line.split(". ", 1)[1] for line in str(error).splitlines()[1:]]
+    if config is not None and options.measure and has_speed(config.device):
+        faults.append(
+            "--measure takes measured times in place of those of --device; leave out one of them, "
+            'or give only the memory: --device \'{"memory": "16GiB"}\''
+        )
     if faults or config is None:
         raise PlanError(f"opensmp plan: {sentence(faults)}")
     settings = replace(
-        PlanSettings.of(config, Machine(**machine)),
+        replace(PlanSettings.of(config), machine=replace(machine_of(config.device), **machine)),
         active_microbatches=options.flags.get("active_microbatches"),
     )
     return Request(config, settings, machine, given, arguments)
@@ -201,21 +224,14 @@ def _machine(options: PlanOptions, faults: list[str]) -> dict[str, Any]:
 def _measured(console: Console, request: Request) -> Request:
     """The request with the measured speed of this machine, but for what was given."""
     with console.status("measuring the speed of this machine"):
-        machine = replace(calibrate(), **request.machine)
+        limit = request.settings.machine.memory_bytes
+        machine = replace(calibrate(), **{"memory_bytes": limit, **request.machine})
     console.print(
         f"measured: {machine.flops_per_second:.2g} FLOPs and {machine.bytes_per_second:.2g} bytes "
         "of memory per second",
         highlight=False,
     )
     return request._replace(settings=replace(request.settings, machine=machine))
-
-
-def _hide_gpus() -> None:
-    """Prevents TensorFlow from allocating GPU memory, which a dry run does not need."""
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
 
 
 def _enter_world(config: Config) -> None:
@@ -296,6 +312,7 @@ def _print_and_write(
             f"{100 * best.bubble:.0f} %",
             highlight=False,
         )
+    console.print(assumptions(result.settings.machine), highlight=False)
     if options.explain:
         console.print()
         console.print(str(result.explain()), highlight=False, markup=False)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from opensmp.config import device as device_setting
 from opensmp.config import offload as offloading
 from opensmp.config.faults import (
     check_all,
@@ -76,6 +77,10 @@ class Config:
             nothing is left behind however the process ends.
         wire_dtype: Type in which float32 activations and their gradients travel between processes:
             `"none"` (as they are), `"bfloat16"` or `"float16"`. Both round them.
+        device: The device that plans are for, which need not be one of this machine: a name of
+            `opensmp.config.device.DEVICES`, or a dict with some of `"memory"` in bytes, `"flops"`
+            per second and `"bandwidth"` in bytes per second. Automatic partitioning keeps to its
+            memory. None means that nothing is known: no limit, and times of a CPU.
 
     Raises:
         ConfigError: A value is invalid, or two values contradict each other.
@@ -109,6 +114,7 @@ class Config:
     offload: offloading.Setting = offloading.NONE
     offload_folder: str | None = None
     wire_dtype: str = "none"
+    device: device_setting.Setting = None
 
     _given: ClassVar[frozenset[str]] = frozenset()
 
@@ -212,6 +218,7 @@ class Config:
             values["plan"] = dict(self.plan)
         values["recompute"] = as_dict(self.recompute)
         values["offload"] = offloading.as_dict(self.offload)
+        values["device"] = device_setting.as_dict(self.device)
         return values
 
     @property

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from opensmp.config.device import DeviceKind
 from opensmp.config.kinds import (
     MOST_MICROBATCHES,
     MOST_PARTITIONS,
@@ -144,6 +145,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
             ChoiceKind(("none", "bfloat16", "float16")),
             "Type in which float32 activations and their gradients travel between processes: none, "
             "as they are; bfloat16 or float16, rounded, in half the bytes.",
+        ),
+        "device": Key(
+            DeviceKind(),
+            "The device that plans are for: its name, or its numbers. Plans keep to its memory, "
+            "and predicted times are its times.",
         ),
     }
 )

@@ -65,6 +65,15 @@ class IntegerKind(NamedTuple):
         return int(text)
 
 
+def is_count(value: Any, most: int) -> bool:
+    """Whether a value is an integer from 1 to `most`."""
+    try:
+        IntegerKind(1, most).check(value)
+    except ValueError:
+        return False
+    return True
+
+
 class OptionalIntegerKind(NamedTuple):
     """An integer or None."""
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.base.progress import Clock, phase, say
+from opensmp.compiler.costs.precision import precision_of
 from opensmp.compiler.format import format_bytes
 from opensmp.compiler.plan.methods.auto import auto_plan
 from opensmp.compiler.plan.methods.build import warn_of_empty
@@ -154,7 +155,8 @@ class Partitioning:
 
     def _plan(self, traced: TracedGraph, config: Config, world: World) -> Plan:
         """A plan for a trace; after the first trace, one that keeps the placement of the first."""
-        settings = PlanSettings.of(config, PROCESSES if world.computes_to_send else None)
+        machine = PROCESSES if world.computes_to_send else None
+        settings = PlanSettings.of(config, machine, precision_of(traced))
         if not config.auto_partition:
             plan = manual_plan(traced, config.partitions, config.default_partition, settings)
         elif self._plans:

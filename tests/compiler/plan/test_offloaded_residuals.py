@@ -49,10 +49,15 @@ def test_auto_recomputes_what_is_in_memory():
 
 
 def test_offloading_is_proposed_with_what_it_needs():
+    most = replace(NONE, pipeline="simple")
     with pytest.raises(PlanError, match=r"by offload='residuals': 322 B per device"):
-        partition_units(GRAPH, 2, replace(NONE, machine=Machine(memory_bytes=330)))
+        partition_units(GRAPH, 2, replace(most, machine=Machine(memory_bytes=330)))
     with pytest.raises(PlanError, match=r"by offload='residuals'.*not enough alone"):
+        partition_units(GRAPH, 2, replace(most, machine=Machine(memory_bytes=50)))
+    # The schedule holds three, although twelve may be in flight.
+    with pytest.raises(PlanError) as caught:
         partition_units(GRAPH, 2, replace(NONE, machine=Machine(memory_bytes=50)))
+    assert "offload" not in str(caught.value)
     few = replace(NONE, active_microbatches=MOST_RESIDENT, machine=Machine(memory_bytes=50))
     with pytest.raises(PlanError) as caught:
         partition_units(GRAPH, 2, few)

@@ -75,7 +75,8 @@ def test_a_level_is_had_by_that_many_of_the_microbatches_in_flight():
 def test_the_planner_finds_a_plan_by_recomputation_alone():
     machine = Machine(memory_bytes=204)
     settings = PlanSettings(microbatches=HELD, active_microbatches=HELD, machine=machine)
-    with pytest.raises(PlanError, match="recompute='selective': 204 B per device"):
+    # Of the four that may be in flight, the schedule holds three.
+    with pytest.raises(PlanError, match="recompute='selective': 173 B per device"):
         partition_units(graph(), 2, settings)
     placed = partition_units(graph(), 2, replace(settings, recompute="auto"))
     assert placed.tolist() == [0, 1]

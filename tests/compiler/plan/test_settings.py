@@ -36,3 +36,39 @@ def test_schedules_with_an_order_of_their_own_say_what_they_hold(name: str, held
 def test_order_of_a_users_own_is_planned_as_the_default(pipeline: object) -> None:
     settings = PlanSettings.of(Config.resolve({"pipeline": pipeline}))
     assert settings.pipeline == "interleaved"
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("interleaved", [4, 4, 3, 1]),
+        ("simple", [12, 12, 12, 12]),
+        ("zb_h2", [7, 6, 5, 4]),
+        ("v_half", [3, 3, 3, 3]),
+        ("auto", [6, 6, 6, 6]),
+    ],
+)
+def test_partitions_hold_what_the_schedule_holds(name: str, held: list[int]) -> None:
+    settings = PlanSettings(microbatches=12, pipeline=name)
+    assert settings.microbatches_held(4).tolist() == held
+    assert max(held) <= settings.microbatches_in_flight(4)
+    away = PlanSettings(microbatches=12, pipeline=name, offload="residuals")
+    assert away.microbatches_resident(4).tolist() == [min(3, count) for count in held]
+
+
+def test_partitions_hold_no_more_than_may_be_in_flight() -> None:
+    few = PlanSettings(microbatches=12, active_microbatches=2)
+    assert few.microbatches_held(4).tolist() == [2, 2, 2, 1]
+    bound = PlanSettings(microbatches=12, pipeline="zb_v", active_microbatches=2)
+    assert bound.microbatches_held(4).tolist() == [2] * 4
+    pieces = PlanSettings(microbatches=12, pieces=2)
+    assert pieces.microbatches_held(4).tolist() == [6] * 4
+    assert PlanSettings(microbatches=9000).microbatches_held(1000).tolist() == [1000] * 1000
+
+
+def test_an_own_order_may_hold_all() -> None:
+    settings = PlanSettings.of(Config(4, microbatches=12, pipeline="mine.json"))
+    assert settings.scheduled == "mine.json"
+    assert settings.microbatches_held(4).tolist() == [12] * 4
+    assert "pipeline 'mine.json'" in str(settings)
+    assert PlanSettings().scheduled == "interleaved"

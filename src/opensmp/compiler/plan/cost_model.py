@@ -69,6 +69,7 @@ def evaluate(
     settings: PlanSettings,
     *,
     monotone: bool = True,
+    by_schedule: bool = False,
 ) -> Prediction:
     """Predicts time and memory of an assignment of units to partitions.
 
@@ -95,6 +96,9 @@ def evaluate(
             a partition or go to a higher one.
         num_partitions: Number of partitions, >= 1; some may be empty.
         settings: Speed of the devices, and microbatches per step and in flight.
+        by_schedule: Whether each partition counts with the microbatches that it holds in the
+            schedule of equal stages, see `PlanSettings.microbatches_held`, or all with as many as
+            are in flight, which none exceeds.
         monotone: False allows tensors to go back to lower partitions, as in manual plans; the time
             of a partition is then that of all its stages.
 
@@ -103,26 +107,29 @@ def evaluate(
             tensor goes back to a lower partition although `monotone` is set.
     """
     placed = checked_assignment(graph, assignment, num_partitions, monotone)
-    held = settings.microbatches_in_flight(num_partitions)
+    held = np.full(num_partitions, settings.microbatches_in_flight(num_partitions))
+    if by_schedule:
+        held = settings.microbatches_held(num_partitions)
     again = recomputed(graph, settings, placed)
     forward = np.bincount(placed, graph.forward_seconds, num_partitions)
     backward = np.bincount(placed, graph.backward_seconds + again.seconds, num_partitions)
     peak = np.zeros(num_partitions, dtype=np.int64)
-    resident = [settings.microbatches_in_memory(num_partitions, p) for p in range(num_partitions)]
-    np.add.at(peak, placed, bytes_of_units(graph, np.array(resident)[placed], again))
+    resident = settings.resident_of(held)
+    np.add.at(peak, placed, bytes_of_units(graph, resident[placed], again))
     transfer = np.zeros(num_partitions)
     cut_bytes = 0
-    for link in links_of(graph, held):
+    for link in links_of(graph, 1):
         home = int(placed[link.home])
         readers = sorted({int(placed[unit]) for unit in link.readers} - {home})
         if not readers:
             continue
         transfer[readers] += link.forward_seconds(settings.machine)
         transfer[home] += len(readers) * link.backward_seconds(settings.machine)
-        peak[readers] += link.received_bytes
-        peak[home] += link.sent_bytes
+        times = held if link.ordered else np.ones_like(held)
+        peak[readers] += times[readers] * link.received_bytes
+        peak[home] += times[home] * link.sent_bytes
         cut_bytes += len(readers) * (link.forward_bytes + link.backward_bytes)
-    chosen = choices(graph, placed, peak, resident, settings)
+    chosen = choices(graph, placed, peak, resident.tolist(), settings)
     for partition, choice in enumerate(chosen):
         if choice.recomputed:
             saved = savings(graph, placed, num_partitions, choice.level)[partition]

@@ -19,12 +19,15 @@ from opensmp.base.types import Op
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.layer_calls import MODEL, LayerCall
+from opensmp.config.device import FLOAT32
 from opensmp.errors import PlanError
 
 if TYPE_CHECKING:
+    from opensmp.compiler.cluster.cluster import Cluster
     from opensmp.compiler.plan.cost_model import Prediction
     from opensmp.compiler.plan.report.explanation import Explanation
     from opensmp.compiler.plan.report.partition_stats import PartitionRow
+    from opensmp.compiler.simulation.step import SimulatedStep
 
 LayerEntry = int | Mapping[str, int]
 
@@ -139,7 +142,14 @@ class Plan:
         """
         from opensmp.compiler.plan.cost_model import evaluate
 
-        return evaluate(self.costs, assignment, self.num_partitions, self.settings, monotone=False)
+        return evaluate(
+            self.costs,
+            assignment,
+            self.num_partitions,
+            self.settings,
+            monotone=False,
+            by_schedule=True,
+        )
 
     @cached_property
     def costs(self) -> CoarseGraph:
@@ -161,6 +171,38 @@ class Plan:
     def has_costs(self) -> bool:
         """Whether the costs are known or can be computed."""
         return self.graph is not None or self.make_graph is not None
+
+    # --- simulation ---------------------------------------------------------------------
+
+    def simulate(
+        self, cluster: Cluster | None = None, *, precision: str = FLOAT32, **run: Any
+    ) -> SimulatedStep:
+        """Predicts a step on a cluster that need not be at hand.
+
+        Args:
+            cluster: The devices and links, an `smp.Cluster`; None for devices as those that the
+                plan is for.
+            precision: Dtype of matrix products, on which the speed of known devices depends.
+            **run: How the model is run: `replicas` (1 by default), `microbatches`, `pipeline`,
+                `active_microbatches`, `recompute`, `offload`, `shard_optimizer_state`,
+                `placement_strategy` and `overlap_all_reduce`; see
+                `opensmp.compiler.simulation.run.Run`. By default as the plan is made for. Other
+                numbers of microbatches have microbatches of the same size.
+
+        Returns:
+            Its time, memory and bubble, and what bounds it; print it.
+
+        Raises:
+            PlanError: If the plan has no costs, or an argument is wrong; the message lists all.
+
+        Example:
+            ```python
+            print(model.plan.simulate(smp.Cluster(2, 4, device="a100"), replicas=2))
+            ```
+        """
+        from opensmp.compiler.simulation.plan_step import of_plan, simulate_plan
+
+        return simulate_plan(self, cluster, of_plan(self, run), precision)
 
     # --- reports ------------------------------------------------------------------------
 

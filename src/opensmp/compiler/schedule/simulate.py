@@ -40,7 +40,11 @@ class Simulation:
     peak_in_flight: int
 
 
-def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0) -> Simulation:
+def simulate(
+    schedule: Schedule,
+    graph: TaskGraph,
+    transfer_seconds: float | Mapping[Action, float] = 0.0,
+) -> Simulation:
     """Runs the orders with blocking semantics, each action as early as possible.
 
     A forward result is held from the start of its action until the end of its last use: by all
@@ -51,7 +55,8 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         schedule: A valid schedule for `graph`; its `releases` are waited for too.
         graph: The tasks and their durations, which may differ from those the schedule was made
             with.
-        transfer_seconds: Delay between an action and a dependent on another device, >= 0.
+        transfer_seconds: Delay between an action and a dependent on another device, >= 0; or by
+            dependent, which are 0 without an entry.
 
     Raises:
         ScheduleError: If the schedule is invalid, or `transfer_seconds` is negative.
@@ -63,11 +68,17 @@ def simulate(schedule: Schedule, graph: TaskGraph, transfer_seconds: float = 0.0
         >>> simulation.makespan_seconds, simulation.bubble, simulation.live_activations
         (15.0, 0.2, (4, 4))
     """
-    if not transfer_seconds >= 0:
+    waits: float | list[float]
+    if isinstance(transfer_seconds, Mapping):
+        waits = [transfer_seconds.get(action, 0.0) for action in graph.table.actions]
+        least = min(waits, default=0.0)
+    else:
+        waits = least = transfer_seconds
+    if not least >= 0:
         raise ScheduleError(
-            f"simulate: transfer_seconds={transfer_seconds} is not possible; give a number >= 0."
+            f"simulate: transfer_seconds={least} is not possible; give a number >= 0."
         )
-    times = run_times(schedule, graph.table, graph.num_devices, transfer_seconds)
+    times = run_times(schedule, graph.table, graph.num_devices, waits)
     if times is None:
         validate(schedule, graph)
         raise AssertionError(f"schedule {schedule.name!r} cannot run, but has no fault")

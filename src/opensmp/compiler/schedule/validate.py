@@ -28,10 +28,14 @@ def validate(schedule: Schedule, graph: TaskGraph) -> None:
 
 
 def run_times(
-    schedule: Schedule, table: TaskTable, num_devices: int, transfer_seconds: float = 0.0
+    schedule: Schedule,
+    table: TaskTable,
+    num_devices: int,
+    transfer_seconds: float | Sequence[float] = 0.0,
 ) -> tuple[list[float], list[float]] | None:
     """Runs the orders with blocking semantics; None if the schedule is invalid.
 
+    `transfer_seconds` is what an action waits for results of other devices, or one number each.
     Returns the start and the end of each action of the table, each as early as possible.
     """
     number, device = table.number, table.device
@@ -53,11 +57,13 @@ def run_orders(
     orders: Sequence[Sequence[int]],
     releases: Iterable[tuple[int, int]],
     table: TaskTable,
-    transfer_seconds: float,
+    transfer_seconds: float | Sequence[float],
 ) -> tuple[list[float], list[float]] | None:
     """Does the same as `run_times` for numbers of actions, each on its own device."""
     device, needs = table.device, table.needs
     count, num_devices = len(device), len(orders)
+    waits = transfer_seconds if isinstance(transfer_seconds, Sequence) else None
+    wait = 0.0 if isinstance(transfer_seconds, Sequence) else transfer_seconds
     released: dict[int, list[int]] = {}
     for before, after in releases:
         released.setdefault(after, []).append(before)
@@ -79,7 +85,7 @@ def run_orders(
                     waiting.setdefault(j, []).append(own)
                     break
                 if device[j] != own:
-                    ended += transfer_seconds
+                    ended += wait if waits is None else waits[i]
                 if ended > first:
                     first = ended
             else:

@@ -321,14 +321,16 @@ def test_memory_that_no_plan_meets_says_how_much_is_missing_and_what_helps() -> 
     graph = chain([1.0] * 8, residual_bytes=1000)
     machine = replace(MACHINE, memory_bytes=6 * 1024)
     with pytest.raises(PlanError) as failure:
-        partition_units(graph, 2, made_for(machine, 4, active_microbatches=4))
+        partition_units(graph, 2, made_for(machine, 4, pipeline="simple"))
     message = str(failure.value)
     # Half of the units: 1,200 B of variables, 16,000 B kept, 400 B at the boundary.
     assert "fits into 6 KiB per device. The best one needs 17.19 KiB in partition 0" in message
     assert "11.19 KiB too much" in message
     assert "1.172 KiB for variables, gradients and optimizer state" in message
     assert "16.02 KiB for what 4 microbatches in flight keep and exchange" in message
-    assert "What would help: 8 partitions; or a smaller microbatch: 16 microbatches" in message
+    assert "What would help: 8 partitions: 4.98 KiB per device; or a smaller microbatch" in message
+    # GPipe keeps as many examples in smaller microbatches.
+    assert "not even 128 microbatches are enough alone: 17.05 KiB per device" in message
     assert "recomputing in the backward pass" in message
     assert "devices of 17.19 KiB" in message
 

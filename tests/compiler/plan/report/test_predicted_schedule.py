@@ -92,3 +92,20 @@ def test_each_visit_of_a_v_is_a_stage(pipeline):
     assert {action.segment for action in device} == {0, 1, 2}
     busy = predicted.simulation.busy_seconds
     assert busy == pytest.approx([5 * s for s in plan.prediction.stage_seconds])
+
+
+def test_an_own_schedule_is_predicted_as_it_is(tmp_path):
+    def all_forward_first(graph):
+        orders = [[] for _ in range(graph.num_devices)]
+        for action in sorted(graph.device, key=lambda a: (a.kind != "F", a.microbatch, -a.segment)):
+            orders[graph.device[action]].append(action)
+        return [sorted(order, key=lambda action: action.kind == "W") for order in orders]
+
+    plan = plan_of(chain(4), [0, 0, 1, 1], 2, own=all_forward_first)
+    schedule = predict_schedule(plan).schedule
+    assert schedule.name.endswith("all_forward_first")
+    assert [action.kind for action in schedule.orders[1]] == ["F"] * 4 + ["B"] * 4 + ["W"] * 4
+    assert plan.simulate().settings["pipeline"] == schedule.name
+    # Files do not have it.
+    plan.save(tmp_path / "plan.json")
+    assert type(plan).load(tmp_path / "plan.json").settings.own is None

@@ -7,7 +7,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from opensmp.compiler.plan.cost_model import bytes_of_units
 from opensmp.compiler.plan.partitioner.problem import Problem
+from opensmp.compiler.plan.recompute_levels import recomputed
+from opensmp.compiler.plan.settings import PlanSettings
+from opensmp.compiler.plan.unit_graph import CoarseGraph
 
 Assignment = NDArray[np.int64]
 
@@ -132,3 +136,46 @@ def _equal_cuts(weights: list[int], count: int) -> list[int] | None:
 def _crosses(cuts: list[int], run: int, sign: int) -> int:
     """Returns the unit that crosses the boundary into `run` from the side that `sign` points to."""
     return cuts[run + 1] if sign > 0 else cuts[run] - 1
+
+
+def evenly_full_runs(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings
+) -> NDArray[np.int64]:
+    """Cuts the units into runs whose fullest is least, with what each partition holds of them.
+
+    Tensors between runs are not counted.
+    """
+    again = recomputed(graph, settings)
+    lasting = bytes_of_units(graph, 0, again)
+    kept = again.kept_bytes
+    resident = settings.microbatches_resident(num_partitions)
+    sizes = lasting[np.newaxis] + resident[:, np.newaxis] * kept[np.newaxis]
+    low, high = int(sizes.max(axis=0).min()), int(sizes.sum(axis=1).max())
+    best = _filled(sizes, high)
+    while low < high:
+        middle = (low + high) // 2
+        runs = _filled(sizes, middle)
+        if runs is None:
+            low = middle + 1
+        else:
+            best, high = runs, middle
+    assert best is not None, "one partition takes all"
+    return best
+
+
+def _filled(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64] | None:
+    """Fills one partition after the other up to `most` bytes, but leaves a unit for each."""
+    count, num_units = sizes.shape
+    placed = np.zeros(num_units, dtype=np.int64)
+    unit = 0
+    for partition in range(count):
+        full, first = 0, unit
+        while unit < num_units and (unit == first or num_units - unit > count - partition - 1):
+            full += int(sizes[partition, unit])
+            if full > most:
+                if unit == first:
+                    return None  # no partition stays empty
+                break
+            placed[unit] = partition
+            unit += 1
+    return placed if unit == num_units else None

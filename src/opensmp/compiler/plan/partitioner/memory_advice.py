@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from opensmp.compiler.format import shortened
 from opensmp.compiler.plan.cost_model import evaluate
-from opensmp.compiler.plan.partitioner.baselines import simple_runs
+from opensmp.compiler.plan.partitioner.baselines import evenly_full_runs, simple_runs
 from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
 from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
@@ -22,6 +22,7 @@ from opensmp.config.recompute import LEVELS
 _NUM_ORDERS = 3
 _MORE_PARTITIONS = (1.25, 1.5, 2, 3, 4, 6, 8)
 _SMALLER_MICROBATCHES = (2, 4, 8, 16, 32)
+_REPLICAS = (2, 4, 8, 64)
 
 
 def describe_shortage(
@@ -33,7 +34,7 @@ def describe_shortage(
     """Describes by how much the best plan found exceeds the memory, and which remedies work."""
     cap = settings.machine.memory_bytes
     assert cap is not None
-    peaks = evaluate(graph, assignment, num_partitions, settings).peak_bytes
+    peaks = evaluate(graph, assignment, num_partitions, settings, by_schedule=True).peak_bytes
     fullest = int(np.argmax(peaks))
     need = peaks[fullest]
     inside = assignment == fullest
@@ -43,7 +44,7 @@ def describe_shortage(
         for variable in graph.shared
         if inside[list(variable.units)].any()
     )
-    held = settings.microbatches_in_flight(num_partitions)
+    held = int(settings.microbatches_held(num_partitions)[fullest])
     remedies = [*_remedies(graph, num_partitions, settings, cap), f"devices of {_size(need)}"]
     cut = "one partition" if num_partitions == 1 else f"{num_partitions} partitions"
     return (
@@ -80,18 +81,19 @@ def _remedies(
         sorted({int(np.ceil(num_partitions * factor)) for factor in _MORE_PARTITIONS}),
         cap,
         lambda count: _least_bytes(graph, count, settings),
-        "{} partitions",
-        "more partitions, though not even {} are enough alone",
+        "{} partitions: {} per device",
+        "more partitions, though not even {} are enough alone: {} per device",
     )
     yield _first_that_fits(
         [settings.microbatches * factor for factor in _SMALLER_MICROBATCHES],
         cap,
         with_microbatches,
-        "a smaller microbatch: {} microbatches of the same batch",
-        "a smaller microbatch, though not even {} microbatches are enough alone",
+        "a smaller microbatch: {} microbatches of the same batch, {} per device",
+        "a smaller microbatch, though not even {} microbatches are enough alone: {} per device",
     )
     yield from _recomputation(graph, num_partitions, settings, cap)
     yield from _offloading(graph, num_partitions, settings, cap)
+    yield from _sharding(graph, num_partitions, settings, cap)
 
 
 def _recomputation(
@@ -116,16 +118,37 @@ def _offloading(
 ) -> Iterator[str]:
     """Yields how far it helps to offload residuals, unless few microbatches are in flight."""
     everywhere = replace(settings, offload=RESIDUALS)
-    held = settings.microbatches_in_memory(num_partitions)
+    held = settings.microbatches_held(num_partitions).max()
     if settings.offload != NONE or not graph.residual_bytes.any():
         return
-    if everywhere.microbatches_in_memory(num_partitions) < held:
+    if everywhere.microbatches_resident(num_partitions).max() < held:
         needed = _least_bytes(graph, num_partitions, everywhere)
         enough = "" if needed <= cap else ", which is not enough alone"
         yield (
             "moving what the forward pass keeps elsewhere until it is needed, by "
             f"offload={RESIDUALS!r}: {_size(needed)} per device{enough}"
         )
+
+
+def _sharding(
+    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
+) -> Iterator[str]:
+    """Yields the fewest replicas with which shards of the optimizer's state fit, or how far."""
+    if not graph.state_bytes.any():
+        return
+    for replicas in _REPLICAS:
+        # Two thirds of the state are the slots of Adam, the rest are gradients.
+        slots = (graph.state_bytes * 2 // 3) * (replicas - 1) // replicas
+        needed = _least_bytes(
+            replace(graph, state_bytes=graph.state_bytes - slots), num_partitions, settings
+        )
+        if needed <= cap or replicas == _REPLICAS[-1]:
+            enough = "" if needed <= cap else ", which is not enough alone"
+            yield (
+                f"{replicas} replicas that share the optimizer's state, by "
+                f"shard_optimizer_state=True: {_size(needed)} per device{enough}"
+            )
+            return
 
 
 def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> int:
@@ -139,16 +162,23 @@ def _least_bytes(graph: CoarseGraph, num_partitions: int, settings: PlanSettings
         for order in topological_orders(problem, _NUM_ORDERS)
         for placed in cut_order(problem, order, Score(0, 2**62, 0), contiguous=False)
     ]
-    return min(problem.score(placed).cost for placed in plans)
+    # Those that hold fewer microbatches than are in flight need less than the problem counts.
+    best = sorted(plans, key=problem.score)[:_NUM_ORDERS]
+    best.append(evenly_full_runs(graph, num_partitions, settings))
+    return min(
+        max(evaluate(graph, p, num_partitions, settings, by_schedule=True).peak_bytes) for p in best
+    )
 
 
 def _first_that_fits(
     counts: list[int], cap: int, least: Callable[[int], int], yes: str, no: str
 ) -> str:
+    needed = 0
     for count in counts:
-        if least(count) <= cap:
-            return yes.format(count)
-    return no.format(counts[-1])
+        needed = least(count)
+        if needed <= cap:
+            return yes.format(count, _size(needed))
+    return no.format(counts[-1], _size(needed))
 
 
 def _shrunk(graph: CoarseGraph, factor: int) -> CoarseGraph:

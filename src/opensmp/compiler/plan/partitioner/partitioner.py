@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.compiler.plan.partitioner.baselines import simple_runs
+from opensmp.compiler.plan.cost_model import evaluate
+from opensmp.compiler.plan.partitioner.baselines import evenly_full_runs, simple_runs
 from opensmp.compiler.plan.partitioner.connectivity import Neighbourhood, excess_pieces, join_pieces
 from opensmp.compiler.plan.partitioner.ideals import (
     LatticeError,
@@ -82,8 +83,31 @@ def partition_units(graph: CoarseGraph, num_partitions: int, settings: PlanSetti
     if contiguous and _excess(problem, placed):
         placed = _solve(problem, optimize, contiguous=False)
     if _excess(problem, placed):
-        raise PlanError(describe_shortage(graph, placed, num_partitions, settings))
+        placed = _where_few_are_held(graph, placed, num_partitions, settings)
     return placed
+
+
+def _where_few_are_held(
+    graph: CoarseGraph, placed: Assignment, num_partitions: int, settings: PlanSettings
+) -> Assignment:
+    """Returns a plan that fits because some partitions hold fewer microbatches than are in flight.
+
+    The search counts all partitions alike; here runs of units are as long as their own memory asks
+    for.
+    """
+    cap = settings.machine.memory_bytes
+    assert cap is not None
+    found = [placed, evenly_full_runs(graph, num_partitions, settings)]
+
+    def peak(plan: Assignment) -> int:
+        return max(evaluate(graph, plan, num_partitions, settings, by_schedule=True).peak_bytes)
+
+    fitting = [plan for plan in found if peak(plan) <= cap]
+    if not fitting:
+        raise PlanError(describe_shortage(graph, min(found, key=peak), num_partitions, settings))
+    return min(
+        fitting, key=lambda plan: evaluate(graph, plan, num_partitions, settings).step_seconds
+    )
 
 
 def _with_least_recomputation(

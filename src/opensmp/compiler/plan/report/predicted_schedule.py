@@ -37,11 +37,16 @@ class PredictedSchedule:
 
 def predict_schedule(plan: Plan) -> PredictedSchedule:
     """Predicts when each action of a step runs."""
-    tasks = _tasks(plan)
-    active: int | None = plan.settings.microbatches_in_flight(plan.num_partitions)
-    if PIPELINES[plan.settings.pipeline].held is not None:
-        active = plan.settings.active_microbatches
-    schedule = build(plan.settings.pipeline, tasks, active)
+    tasks, settings = _tasks(plan), plan.settings
+    if settings.own is not None:
+        # Its order is for the two halves of backward passes, as a step has them.
+        from opensmp.compiler.simulation.plan_step import tasks_of
+
+        tasks = tasks_of(plan)
+    active: int | None = settings.microbatches_in_flight(plan.num_partitions)
+    if PIPELINES[settings.pipeline].held is not None or settings.own is not None:
+        active = settings.active_microbatches
+    schedule = build(settings.scheduled, tasks, active)
     return PredictedSchedule(tasks, schedule, simulate(schedule, tasks))
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from opensmp.base import notebook
 from opensmp.base.message_text import counted
+from opensmp.compiler.cluster.machine import assumptions
 from opensmp.compiler.format import format_bytes, format_count, format_seconds, shortened
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.report.partition_stats import PartitionRow
@@ -76,14 +77,16 @@ def _sent(sends: Mapping[int, int]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """Returns heading, table and summary as plain text."""
-    return f"{heading(plan)}\n{_rendered(plan_table(plan))}\n{summary(plan)}"
+    assumed = assumptions(plan.settings.machine)
+    return f"{heading(plan)}\n{_rendered(plan_table(plan))}\n{summary(plan)}\n{assumed}"
 
 
 def plan_html(plan: Plan) -> str:
     """Returns heading, table and summary as HTML, for a notebook."""
     titles = [column.title.replace("-\n", "").replace("\n", " ") for column in _COLUMNS]
     shown = notebook.table(titles, _cells(plan, _COLUMNS), left=["layers"])
-    return notebook.paragraph(heading(plan)) + shown + notebook.paragraph(summary(plan))
+    below = [summary(plan), assumptions(plan.settings.machine)]
+    return notebook.paragraph(heading(plan)) + shown + "".join(map(notebook.paragraph, below))
 
 
 def heading(plan: Plan) -> str:

@@ -50,7 +50,7 @@ _MAY_BE_NOTHING = ("operation_seconds", "transfer_seconds")
 def read_settings(data: Mapping[str, Any], faults: list[str]) -> PlanSettings:
     """Reads the settings that a plan was made for; returns the defaults if there are faults."""
     machine = data.get("machine", {})
-    known = [field.name for field in fields(PlanSettings)]
+    known = [field.name for field in fields(PlanSettings) if field.name != "own"]
     if not isinstance(machine, Mapping) or not data.keys() <= set(known):
         faults.append(
             f"settings: expected an object with {', '.join(known)}; received {shown(data)}"

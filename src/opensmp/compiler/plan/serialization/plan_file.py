@@ -21,7 +21,7 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ _MAKE_NEW = (
 
 def to_json(plan: Plan) -> dict[str, Any]:
     """Returns a plan as JSON values."""
+    settings = asdict(replace(plan.settings, own=None))
     data: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -69,7 +70,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             for label, entry in plan.layers.items()
         },
         "settings": {
-            **asdict(plan.settings),
+            **{key: value for key, value in settings.items() if key != "own"},
             "recompute": recompute.as_dict(plan.settings.recompute),
             "offload": offload.as_dict(plan.settings.offload),
         },

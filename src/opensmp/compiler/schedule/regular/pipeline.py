@@ -131,6 +131,13 @@ class RegularSchedule:
     pipeline: RegularPipeline
     passes: tuple[Passes, ...]
 
+    @property
+    def segments_of_pieces(self) -> NDArray[np.int64]:
+        """The segment of each piece of each device, shape (devices, pieces)."""
+        pieces = np.arange(self.pipeline.pieces, dtype=np.int32)
+        devices = range(self.pipeline.num_devices)
+        return np.stack([self.pipeline.segment(device, pieces) for device in devices])
+
     def schedule(self) -> Schedule:
         """The same schedule as objects."""
         return Schedule(

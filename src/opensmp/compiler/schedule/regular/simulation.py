@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from opensmp.compiler.schedule.regular.passes import BACKWARD, FORWARD
 from opensmp.compiler.schedule.regular.pipeline import RegularPipeline, RegularSchedule
@@ -39,12 +39,20 @@ class RegularSimulation:
     peak_in_flight: int
 
 
-def simulate_regular(schedule: RegularSchedule, transfer_seconds: float = 0.0) -> RegularSimulation:
+def simulate_regular(
+    schedule: RegularSchedule,
+    transfer_seconds: ArrayLike = 0.0,
+    seconds: NDArray[np.float64] | None = None,
+) -> RegularSimulation:
     """Validates a schedule and runs it with blocking semantics, as `simulate` does.
 
     Args:
         schedule: The schedule.
-        transfer_seconds: Delay between an action and a dependent on another device, >= 0.
+        transfer_seconds: Delay between an action and a dependent on another device, >= 0: one
+            number, or an array of shape (2, segments) for what the forward and the backward pass of
+            each segment wait for.
+        seconds: Time of the forward pass, the backward pass and the weight gradients of each
+            segment, shape (3, segments); None for the equal times of the pipeline.
 
     Raises:
         ScheduleError: If the schedule is invalid, or `transfer_seconds` is negative.
@@ -55,21 +63,31 @@ def simulate_regular(schedule: RegularSchedule, transfer_seconds: float = 0.0) -
         >>> simulate_regular(pipeline.schedule("zb_h2", passes)).makespan_seconds
         27.0
     """
-    if not transfer_seconds >= 0:
-        raise ScheduleError(
-            f"simulate_regular: transfer_seconds={transfer_seconds} is not possible; give a number "
-            ">= 0."
-        )
     pipeline = schedule.pipeline
-    end = _ends(schedule, transfer_seconds)
+    delays = np.asarray(transfer_seconds, dtype=np.float64)
+    if delays.shape not in ((), (2, pipeline.num_segments)) or not (delays >= 0).all():
+        raise ScheduleError(
+            f"simulate_regular: transfer_seconds={transfer_seconds!r} is not possible; give a "
+            f"number >= 0, or an array of such of shape (2, {pipeline.num_segments})."
+        )
+    delays = np.broadcast_to(delays, (2, pipeline.num_segments))
+    if seconds is None:
+        seconds = np.repeat(np.array(pipeline.seconds)[:, np.newaxis], pipeline.num_segments, 1)
+    elif seconds.shape != (3, pipeline.num_segments) or not (seconds >= 0).all():
+        raise ScheduleError(
+            f"simulate_regular: seconds must be numbers >= 0 of shape (3, {pipeline.num_segments})"
+            f"; received shape {seconds.shape}."
+        )
+    end = _ends(schedule, delays, seconds)
     if end is None:
         raise _faults(schedule)
     shape = 3, pipeline.num_segments, pipeline.num_microbatches
     end = end.reshape(shape)
-    duration = np.array(pipeline.seconds)[:, np.newaxis, np.newaxis]
+    duration = seconds[:, :, np.newaxis]
     makespan = float(end.max())
-    each = sum(pipeline.seconds) * pipeline.pieces * pipeline.num_microbatches
-    busy = np.full(pipeline.num_devices, each)
+    each = (seconds if pipeline.is_split else seconds[:2]).sum(axis=0) * pipeline.num_microbatches
+    busy = np.zeros(pipeline.num_devices)
+    np.add.at(busy, pipeline.device_of_segment, each)
     available = pipeline.num_devices * makespan
     start = end[FORWARD] - duration[FORWARD]
     last_use = end.max(axis=0)
@@ -88,7 +106,9 @@ def simulate_regular(schedule: RegularSchedule, transfer_seconds: float = 0.0) -
     )
 
 
-def _ends(schedule: RegularSchedule, transfer_seconds: float) -> NDArray[np.float64] | None:
+def _ends(
+    schedule: RegularSchedule, delays: NDArray[np.float64], seconds: NDArray[np.float64]
+) -> NDArray[np.float64] | None:
     """The end of each action by its number; None if the schedule is invalid.
 
     In each round every device runs its next pass if what that needs has run.
@@ -99,7 +119,8 @@ def _ends(schedule: RegularSchedule, transfer_seconds: float) -> NDArray[np.floa
     number = _numbers(schedule)
     size = 3 * pipeline.num_segments * pipeline.num_microbatches
     same, across, late = _needs(pipeline, number)
-    seconds = np.array(pipeline.seconds)
+    waits = _waits(number, late, delays, pipeline) if delays.any() else None
+    duration = seconds.ravel()
     end = np.full(size + 1, -1.0)
     end[size] = 0.0  # where `same` or `across` is nothing
     lengths = np.array([len(passes) for passes in schedule.passes])
@@ -114,11 +135,11 @@ def _ends(schedule: RegularSchedule, transfer_seconds: float) -> NDArray[np.floa
         if not len(can):
             return None
         heads, devices, first, second = heads[can], running[can], first[can], second[can]
-        if transfer_seconds:
-            second += transfer_seconds * late[heads]
+        if waits is not None:
+            second += waits[heads]
         actions = number[heads]
         begin = np.maximum(np.maximum(first, second), now[devices])
-        now[devices] = end[actions] = begin + seconds[actions // (size // 3)]
+        now[devices] = end[actions] = begin + duration[actions // pipeline.num_microbatches]
         head[devices] += 1
         if (head[devices] == stop[devices]).any():
             running = np.flatnonzero(head < stop)
@@ -161,6 +182,18 @@ def _needs(
     home = pipeline.device_of_segment
     late = ~is_end & (home[segment] != home[np.clip(segment + step, 0, segments - 1)])
     return same.astype(np.int32), across.astype(np.int32), late
+
+
+def _waits(
+    number: NDArray[np.int32],
+    late: NDArray[np.bool_],
+    delays: NDArray[np.float64],
+    pipeline: RegularPipeline,
+) -> NDArray[np.float64]:
+    """The delay of what each action needs of another device."""
+    row = number // pipeline.num_microbatches
+    padded = np.append(delays, np.zeros((1, pipeline.num_segments)), axis=0)
+    return np.where(late, padded.ravel()[row], 0.0)
 
 
 def _faults(schedule: RegularSchedule) -> ScheduleError:

@@ -1,0 +1,1 @@
+"""What a plan or a simulation may run on: devices, their links, and clusters of them."""
