@@ -120,7 +120,7 @@ def test_row_names_what_goes_to_several_partitions():
 
 def test_plan_without_costs_says_how_to_get_some():
     plan = bare({"a": 0}, ("*", ["a"]))
-    assert str(plan) == "Plan of net over 4 partitions (0: 1 operations, 1: 0 operations, " + (
+    assert str(plan) == "Plan of net over 4 partitions (0: 1 operation, 1: 0 operations, " + (
         "2: 0 operations, 3: 0 operations)"
     )
     for use in (plan.explain, plan.plot, lambda: plan.prediction, lambda: plan.rows):
@@ -184,7 +184,7 @@ def test_plan_must_cover_every_operation(traced):
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("auto", "the model has only 1 pieces that can be separated"),
+        ("auto", "the model has only 1 piece that can be separated"),
         ("manual", "no operation was made in a smp.partition context of that number"),
         ("plan.json", "the plan of plan.json gives it nothing"),
     ],
