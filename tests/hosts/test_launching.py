@@ -30,7 +30,10 @@ def stand_in(machines: Machines) -> Path:
         for number, name in enumerate(machines.names)
     )
     path = machines.folder / "ssh"
-    path.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}*) echo "no host $1" >&2; exit 255;;\nesac\n')
+    options = 'while [ "${1#-}" != "$1" ]; do shift; done'
+    path.write_text(
+        f'#!/bin/sh\n{options}\ncase "$1" in\n{cases}*) echo "no host $1" >&2; exit 255;;\nesac\n'
+    )
     path.chmod(0o755)
     return path
 
