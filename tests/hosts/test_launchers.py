@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hosts.test_launching import stand_in
 from hosts.test_machines import PROGRAM, STEPS, results, trains_as_plain_keras
@@ -150,3 +153,46 @@ def test_slurm_over_two_machines():
         start_slurm(machines, environ)
         command = [find("srun"), "-N", 2, "-n", 4, "--ntasks-per-node", 2, "--overcommit"]
         check([machines.start(0, [*command, *SCRIPT], environ)])
+
+
+RAY_TRAIN = """
+def main():
+    import keras, numpy as np
+    import opensmp as smp
+
+    smp.init({"partitions": 2, "microbatches": 2})
+    inputs = keras.Input((1,))
+    dense = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+    model = keras.Model(inputs, dense(keras.layers.Activation("linear")(inputs)))
+    model = smp.DistributedModel.from_keras(model)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    x = np.ones((4, 1), "float32")
+    history = model.fit(x, 3 * x, batch_size=4, epochs=3, verbose=0)
+    return smp.rank(), history.history["loss"]
+"""
+RAY_LOSSES = [4.0, 4.0 * 0.8**2, 4.0 * 0.8**4]  # (3 - w)^2, and w comes closer by a fifth each time
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_the_recipe_for_ray(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text(encoding="utf-8")
+    recipe = page[page.index("import secrets") :].split("```")[0]
+    recipe = recipe.replace("num_gpus=1", "num_cpus=1").replace("range(4)", "range(2)")
+    (tmp_path / "recipe.py").write_text(recipe.replace("i, 4, host", "i, 2, host"))
+    (tmp_path / "train.py").write_text(RAY_TRAIN)
+    environ = environ_of_tests()
+    environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "recipe.py"],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=patient(120.0),
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (first, losses), (second, others) = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert (first, second) == (0, 1)
+    assert losses == others
+    np.testing.assert_allclose(losses, RAY_LOSSES, rtol=1e-5)
