@@ -63,7 +63,7 @@ def test_faults_are_those_of_the_objects() -> None:
     doubled[1] = doubled[0]
     with pytest.raises(ScheduleError, match=r"missing: 0F1 .*\n- doubled: 0F0 is there 2 times"):
         simulate_regular(RegularSchedule("broken", pipeline, (doubled, good.passes[1])))
-    with pytest.raises(ScheduleError, match="there are 1 orders for 2 devices"):
+    with pytest.raises(ScheduleError, match="there is 1 order for 2 devices"):
         simulate_regular(RegularSchedule("broken", pipeline, good.passes[:1]))
 
 
