@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 import sys
 
@@ -52,7 +53,7 @@ def test_a_transformer_is_simulated_within_80_columns(run):
     assert max(map(len, lines)) <= 80
     for part in ("on 16 devices: 2 x 8 a100", "bubble   ", "bound by ", "0.78 of 312"):
         assert part in out
-    settings = json.loads(last.removeprefix("use it: smp.init(").removesuffix(")"))
+    settings = ast.literal_eval(last.removeprefix("use it: smp.init(").removesuffix(")"))
     config = Config.resolve(settings)
     assert (config.partitions, config.recompute) == (8, "selective")
     assert config.shard_optimizer_state

@@ -87,7 +87,7 @@ class PlanOptions:
         bool,
         typer.Option(
             "--recommend",
-            help="Try other numbers of partitions and microbatches and both schedules, and "
+            help="Try other numbers of partitions and microbatches and several schedules, and "
             "plan for the best.",
         ),
     ] = False

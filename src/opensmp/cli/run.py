@@ -133,6 +133,7 @@ def _run_once(options: RunOptions, node: Node, count: int, restart: int, marks: 
             absence.tell if token else None,
             options.grace_seconds,
             here[0],
+            prefixed=options.all_output,
         )
         return ranks.run()
 

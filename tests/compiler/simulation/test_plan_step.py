@@ -171,3 +171,14 @@ def test_a_plan_without_costs_is_refused():
     bare = Plan(plan.model, 3, plan.partition_of, plan.calls)
     with pytest.raises(PlanError, match="not what they cost"):
         bare.simulate(HERE)
+
+
+def test_what_is_no_cluster_is_refused():
+    with pytest.raises(PlanError, match=r"an smp\.Cluster or None; received 'a100'"):
+        net().simulate("a100")
+
+
+def test_what_has_no_effect_is_said():
+    told = " ".join(str(net().simulate(HERE, pipeline="zb_v", offload="residuals")).split())
+    assert "not the 6 of 'zb_v'" in told
+    assert "nothing is offloaded" not in str(net().simulate(HERE))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import json
 
 import numpy as np
@@ -124,12 +125,28 @@ def test_replicas_that_are_spread_have_fast_links_to_each_other():
     assert near.parts["sum of gradients"] < far.parts["sum of gradients"]
 
 
+def test_over_machines_auto_is_no_slower_than_what_holds_no_more():
+    small = Transformer(8, 512, 8, 128, 1000)
+    machines = Cluster(4, 1, "a100", between="ethernet-10")
+
+    def step(pipeline, active=None):
+        run = Run(partitions=4, microbatches=16, pipeline=pipeline, active_microbatches=active)
+        return step_of(run, 64, small, machines)
+
+    auto = step("auto")
+    for name in ("simple", "interleaved", "zero_bubble", "zb_h2", "breadth_first"):
+        other = step(name)
+        assert other.held > auto.held or auto.seconds <= 1.001 * other.seconds
+    assert step("interleaved").seconds < 0.9 * step("interleaved", 4).seconds
+    assert step("interleaved", 5).settings["active_microbatches"] == 5
+
+
 def test_result_is_printed_and_used():
     step = step_of(Run(partitions=4, replicas=2, microbatches=8, shard_optimizer_state=True))
     text = str(step)
     for part in ("step     ", "memory   ", "bubble   ", "bound by ", "assumed  products at 243.4"):
         assert part in text
-    settings = json.loads(text.partition("smp.init(")[2].rpartition(")")[0])
+    settings = ast.literal_eval(text.partition("smp.init(")[2].rpartition(")")[0])
     assert (
         settings
         == step.settings

@@ -241,6 +241,12 @@ class StepOutput(Unreduced):
         if var is None:
             return
         first = self._sample
+        if not hasattr(var, "assign"):
+            raise StepError(
+                "StepOutput.accumulate: var must be a variable, which then holds the mean; "
+                f"received {type(var).__name__}. Give a tf.Variable or a Keras variable, or leave "
+                "var out."
+            )
         dtype = tf.as_dtype(var.dtype)
         if not var.shape.is_compatible_with(first.shape) or dtype != first.dtype:
             raise StepError(

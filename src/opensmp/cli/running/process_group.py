@@ -79,6 +79,7 @@ class Ranks:
         command: The command line.
         environments: The environment of each rank.
         shown: Ranks whose output is shown.
+        prefixed: Whether each line has the number of its rank; it has with several ranks shown.
         log_directory: Directory for the full output of each rank; None to write no files.
         appends: Whether to append to existing log files.
         cores: CPU cores of each rank; None for no affinity.
@@ -98,11 +99,12 @@ class Ranks:
         has_left: Callable[[int], None] | None = None,
         grace_seconds: float = GRACE_SECONDS,
         first_rank: int = 0,
+        prefixed: bool = False,
     ) -> None:
         self._command = list(command)
         self._first_rank = first_rank
         self._environments = environments
-        self._shown = shown
+        self._shown, self._prefixed = shown, prefixed
         self._log_directory, self._appends = log_directory, appends
         self._cores = cores
         self._has_left = has_left
@@ -150,7 +152,7 @@ class Ranks:
         for number, environment in enumerate(self._environments, self._first_rank):
             how: Shown = "no"
             if number in self._shown:
-                how = "raw" if len(self._shown) == 1 else "lines"
+                how = "lines" if self._prefixed or len(self._shown) > 1 else "raw"
             streams = outputs(number, how)
             process = started(
                 self._command,

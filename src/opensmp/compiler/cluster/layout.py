@@ -64,6 +64,11 @@ class Layout:
         crosses = bool((self.node[source] != self.node[target]).any())
         return self.cluster.outer if crosses else self.cluster.inner
 
+    @property
+    def is_on_several_machines(self) -> bool:
+        """Whether the partitions of some replica are on several machines."""
+        return bool((self.node != self.node[:1]).any())
+
     def replicas_of(self, partition: int) -> Group:
         """The replicas of a partition."""
         nodes, counts = np.unique(self.node[partition], return_counts=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from opensmp.base.message_text import did_you_mean, shown
+from opensmp.base.message_text import counted, did_you_mean, shown
 from opensmp.compiler.cluster.cluster import Cluster
 from opensmp.compiler.cluster.layout import Layout
 from opensmp.compiler.cluster.links import Link
@@ -27,6 +27,8 @@ from opensmp.compiler.simulation.step import SimulatedStep
 from opensmp.compiler.simulation.timing import MOST_OBJECTS, Timing, time_graph
 from opensmp.config.device import FLOAT32
 from opensmp.config.offload import MOST_RESIDENT, offloads_residuals
+from opensmp.config.offload import NONE as NO_OFFLOAD
+from opensmp.config.pipelines import pipeline_name, row_of
 from opensmp.errors import PlanError
 
 _WEIGHTS_SHARE = 0.5
@@ -57,6 +59,11 @@ def simulate_plan(
     Raises:
         PlanError: If the plan has no costs, or a step has too many passes.
     """
+    if not isinstance(cluster, Cluster | None):
+        raise PlanError(
+            f"Plan.simulate: the cluster is an smp.Cluster or None; received {shown(cluster)}. "
+            'Give, for example, smp.Cluster(nodes=1, devices_per_node=8, device="a100").'
+        )
     before = plan.settings.machine
     cluster = cluster or _planned(plan, run)
     machine = cluster.machine(before, precision)
@@ -77,14 +84,25 @@ def simulate_plan(
             "fewer microbatches."
         )
     tasks, waits = chain.tasks(run, layout)
-    timing = time_graph(run, tasks, waits, chain.num_stages)
+    timing = time_graph(run, tasks, waits, chain.num_stages, layout.is_on_several_machines)
     step = finished(run, layout, timing, machine, chain.loads(run, timing), 0)
-    lines = (
+    lines: tuple[str, ...] = (
         assumptions(machine).removeprefix("assumed: ").split("; transfers")[0],
         f"within machines {cluster.inner}",
         f"between machines {cluster.outer}",
         "half of a backward pass is for the weights, where a layer has some",
     )
+    wanted = row_of(run.pipeline)
+    if wanted.pieces is not None and chain.num_stages != run.num_segments:
+        lines += (
+            f"the plan has {counted(chain.num_stages, 'stage')}, not the {run.num_segments} of "
+            f"{pipeline_name(run.pipeline)!r}, which is then only the priority of a list schedule: "
+            "make the plan for this schedule",
+        )
+    if run.offload != NO_OFFLOAD and max(timing.held, default=0) <= MOST_RESIDENT:
+        lines += (
+            f"nothing is offloaded: no partition holds more than {MOST_RESIDENT} microbatches",
+        )
     return replace(step, assumed=lines)
 
 

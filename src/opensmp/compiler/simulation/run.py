@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from opensmp.base.message_text import shown
+from opensmp.base.message_text import counted, shown
 from opensmp.config import offload as offloading
 from opensmp.config import recompute as recomputing
 from opensmp.config.faults import contradictions
@@ -112,7 +112,9 @@ class Run:
         row = row_of(self.pipeline)
         if self.pieces > 1 and row.pieces is None:
             keys["pieces_per_partition"] = self.pieces
-        if active is not None and row.held is None and not row.holds_all:
+        if self.active_microbatches is not None:
+            keys["active_microbatches"] = self.active_microbatches
+        elif active is not None and row.held is None and not row.holds_all:
             keys["active_microbatches"] = active
         if self.recompute != recomputing.NONE:
             keys["recompute"] = recomputing.as_dict(self.recompute)
@@ -125,12 +127,12 @@ class Run:
         return keys
 
     def __str__(self) -> str:
-        words = [f"{self.partitions} partitions"]
+        words = [counted(self.partitions, "partition")]
         if self.pieces > 1:
             words[0] += f" of {self.pieces} pieces"
         if self.tensor_parallel > 1:
             words.append(f"{self.tensor_parallel} devices each")
-        words += [f"{self.replicas} replicas", f"{self.microbatches} microbatches"]
+        words += [counted(self.replicas, "replica"), counted(self.microbatches, "microbatch")]
         words.append(f"pipeline {pipeline_name(self.pipeline)!r}")
         if self.recompute != recomputing.NONE:
             words.append(f"recompute {recomputing.as_dict(self.recompute)}")

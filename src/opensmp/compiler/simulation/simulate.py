@@ -110,7 +110,7 @@ def machine_for(cluster: Cluster, precision: str) -> Machine:
     if not known:
         raise PlanError(
             "Simulation: it is not known how fast the devices are. Give the cluster a device, such "
-            'as device="h100", or a dict with "memory", "flops" and "bandwidth".'
+            'as device="h100" (--device h100), or a dict with "memory", "flops" and "bandwidth".'
         )
     return cluster.machine(precision=precision)
 
@@ -148,7 +148,7 @@ def time_of(run: Run, segments: Segments, layout: Layout) -> Timing:
     if run.blocking_transfers:
         seconds = seconds + sending_of(delays)
         delays = np.zeros_like(delays)
-    return time_chain(run, seconds, delays)
+    return time_chain(run, seconds, delays, run.split_backward and layout.is_on_several_machines)
 
 
 def sending_of(delays: NDArray[np.float64]) -> NDArray[np.float64]:

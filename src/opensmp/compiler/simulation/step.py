@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -139,4 +138,5 @@ class SimulatedStep:
         if self.run.tensor_parallel > 1:
             yield "not for smp.init: this library has no tensor parallelism"
         else:
-            yield f"use it: smp.init({json.dumps(self.settings)})"
+            text = repr(self.settings).replace("'", '"')
+            yield f"use it: smp.init({text})"

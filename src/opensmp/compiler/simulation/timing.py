@@ -15,7 +15,7 @@ from opensmp.compiler.schedule.regular.pipeline import RegularPipeline
 from opensmp.compiler.schedule.regular.simulation import simulate_regular
 from opensmp.compiler.schedule.simulate import simulate
 from opensmp.compiler.simulation.run import Run
-from opensmp.config.pipelines import pipeline_name, row_of
+from opensmp.config.pipelines import most_in_flight, pipeline_name, row_of
 from opensmp.errors import PlanError
 
 MOST_OBJECTS = 60_000
@@ -44,7 +44,9 @@ class Timing(NamedTuple):
     active: int | None
 
 
-def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float64]) -> Timing:
+def time_chain(
+    run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float64], far: bool = False
+) -> Timing:
     """Returns the pipeline of a chain of segments.
 
     Args:
@@ -53,6 +55,8 @@ def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float6
             segment, shape (3, segments).
         delays: Time of the transfers that the forward and the backward pass of each segment wait
             for, shape (2, segments).
+        far: Whether the partitions are on several machines; then this library has more microbatches
+            in flight, to hide transfers.
 
     Raises:
         PlanError: If the schedule can only be made of objects, and would need too many.
@@ -65,10 +69,12 @@ def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float6
     few = run.active_microbatches is not None and run.active_microbatches < run.microbatches
     fixed = row.held is not None or (name == "interleaved" and run.pieces > 1)
     if not is_regular(name, run.pieces, run.partitions, run.microbatches) or (few and fixed):
-        return _of_objects(run, seconds, delays, is_split)
-    schedule = regular_order(
-        name, run.partitions, run.microbatches, run.pieces, is_split, run.active_microbatches
-    )
+        return _of_objects(run, seconds, delays, is_split, far)
+    needs_active = row.held is None and not row.holds_all
+    active = run.active_microbatches
+    if active is None and far and needs_active:
+        active = min(most_in_flight(run.partitions), run.microbatches)
+    schedule = regular_order(name, run.partitions, run.microbatches, run.pieces, is_split, active)
     result = simulate_regular(schedule, delays, seconds)
     home = schedule.pipeline.device_of_segment
     ends = np.zeros(run.partitions)
@@ -77,7 +83,6 @@ def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float6
     np.minimum.at(starts, home, result.end[0].min(axis=1) - seconds[0])
     held = np.zeros(run.num_segments, dtype=np.int64)
     held[schedule.segments_of_pieces] = held_activations(schedule)
-    needs_active = row.held is None and not row.holds_all
     return Timing(
         starts,
         ends,
@@ -90,7 +95,11 @@ def time_chain(run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float6
 
 
 def _of_objects(
-    run: Run, seconds: NDArray[np.float64], delays: NDArray[np.float64], is_split: bool
+    run: Run,
+    seconds: NDArray[np.float64],
+    delays: NDArray[np.float64],
+    is_split: bool,
+    far: bool,
 ) -> Timing:
     pipeline = RegularPipeline(
         run.partitions,
@@ -116,14 +125,18 @@ def _of_objects(
         for action in plain.device
         if action.kind != "W"
     }
-    return time_graph(run, graph, waits, run.num_segments)
+    return time_graph(run, graph, waits, run.num_segments, far)
 
 
 def time_graph(
-    run: Run, graph: TaskGraph, waits: Mapping[Action, float], num_segments: int
+    run: Run,
+    graph: TaskGraph,
+    waits: Mapping[Action, float],
+    num_segments: int,
+    far: bool = False,
 ) -> Timing:
     """Returns the pipeline of any task graph; `waits` are the transfers that actions wait for."""
-    schedule = build(run.pipeline, graph, run.active_microbatches)
+    schedule = build(run.pipeline, graph, run.active_microbatches, hides_latency=far)
     result = simulate(schedule, graph, waits)
     starts, ends = np.full(graph.num_devices, np.inf), np.zeros(graph.num_devices)
     for action, end in result.end.items():

@@ -21,6 +21,8 @@ _logger = logging.getLogger("opensmp")
 _PER_PARTITION = 4
 _LEAST_ROWS = 2
 _LEAST_GAIN = 1.1
+_SHORT_SECONDS = 1e-3
+"""Passes that are shorter take as long with fewer rows: what they cost is starting operations."""
 
 _told: weakref.WeakSet[World] = weakref.WeakSet()
 
@@ -50,6 +52,7 @@ class _Costs(NamedTuple):
     partitions: int
     total: float
     slowest: float
+    known: bool = False
 
     @classmethod
     def of(cls, plan: Plan) -> _Costs:
@@ -59,7 +62,7 @@ class _Costs(NamedTuple):
         stages = plan.prediction.stage_seconds if plan.source == "auto" and plan.has_costs else ()
         if not sum(stages):
             return cls(count, float(count), 1.0)
-        return cls(count, sum(stages), max(stages))
+        return cls(count, sum(stages), max(stages), True)
 
     def gain(self, microbatches: int) -> float:
         """How many times as fast as with one microbatch; see `evaluate` of the cost model."""
@@ -83,12 +86,15 @@ def _text(costs: _Costs, rows: int | None, number: int | None, wanted: int, call
         None,
     )
     note = "" if normal is None else f" Layer '{normal}' then normalises each microbatch by itself."
+    speed = f" and steps up to {costs.gain(chosen):.1f} times as fast"
+    if costs.known and costs.slowest / chosen < _SHORT_SECONDS:
+        speed = "; steps as short as those of this model may get no faster by it"
     return (
         f"{costs.partitions} partitions and 1 microbatch: the partitions work one after the other, "
         f"and are idle {100 * costs.bubble(1):.0f} % of the time (the bubble). Add "
         f'"microbatches": {chosen} to smp.init for a predicted bubble of '
-        f"{100 * costs.bubble(chosen):.0f} % and steps up to {costs.gain(chosen):.1f} times as "
-        f'fast; {fit}.{note} To keep one, and without this warning, write "microbatches": 1.'
+        f"{100 * costs.bubble(chosen):.0f} %{speed}; "
+        f'{fit}.{note} To keep one, and without this warning, write "microbatches": 1.'
     )
 
 
