@@ -172,7 +172,9 @@ def _candidate(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) 
         assignment = partition_units(graph, num_partitions * pieces, closest)
     if pieces > 1:
         assignment = settings.partition_of_stage(assignment, num_partitions)
-    prediction = evaluate(graph, assignment, num_partitions, settings, monotone=pieces == 1)
+    prediction = evaluate(
+        graph, assignment, num_partitions, settings, monotone=pieces == 1, by_schedule=True
+    )
     if machine_limit := settings.machine.memory_bytes:
         fits = fits and max(prediction.peak_bytes) <= machine_limit
     return Candidate(num_partitions, settings, assignment, prediction, fits)
