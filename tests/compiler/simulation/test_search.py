@@ -70,3 +70,10 @@ def test_thousands_of_devices_are_searched_in_seconds():
     assert best.fits
     assert best.run.partitions * best.run.replicas <= 4096
     assert best.run.shard_optimizer_state
+
+
+def test_over_machines_all_that_is_found_fits():
+    machines = Cluster(8, 1, {"memory": 3e9, "flops": 1e14, "bandwidth": 1e12})
+    steps = search(Transformer(24, 1024, 16, 512, 32000), machines, 64, most=50)
+    assert steps
+    assert all(step.fits for step in steps)

@@ -28,6 +28,7 @@ from opensmp.compiler.simulation.simulate import (
     simulate_transformer,
 )
 from opensmp.compiler.simulation.step import SimulatedStep
+from opensmp.compiler.simulation.timing import active_in
 from opensmp.compiler.simulation.transformer import Transformer
 from opensmp.config.offload import NONE, RESIDUALS
 from opensmp.config.pipelines import PIPELINES
@@ -263,10 +264,11 @@ class _Costs:
 
     def bytes(self, run: Run) -> float:
         """Returns what the fullest device needs."""
-        segments, _ = self._of(run)
+        segments, layout = self._of(run)
         held = np.zeros(run.num_segments, dtype=np.int64)
+        active = active_in(run, layout.is_on_several_machines)
         order = regular_order(
-            str(run.pipeline), run.partitions, run.microbatches, run.pieces, True, None
+            str(run.pipeline), run.partitions, run.microbatches, run.pieces, True, active
         )
         held[order.segments_of_pieces] = held_activations(order)
         return float(memory_of(run, segments, held).max())

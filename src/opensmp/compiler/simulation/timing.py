@@ -70,11 +70,9 @@ def time_chain(
     fixed = row.held is not None or (name == "interleaved" and run.pieces > 1)
     if not is_regular(name, run.pieces, run.partitions, run.microbatches) or (few and fixed):
         return _of_objects(run, seconds, delays, is_split, far)
-    needs_active = row.held is None and not row.holds_all
-    active = run.active_microbatches
-    if active is None and far and needs_active:
-        active = min(most_in_flight(run.partitions), run.microbatches)
-    schedule = regular_order(name, run.partitions, run.microbatches, run.pieces, is_split, active)
+    schedule = regular_order(
+        name, run.partitions, run.microbatches, run.pieces, is_split, active_in(run, far)
+    )
     result = simulate_regular(schedule, delays, seconds)
     home = schedule.pipeline.device_of_segment
     ends = np.zeros(run.partitions)
@@ -90,8 +88,23 @@ def time_chain(
         result.bubble,
         held,
         result.peak_in_flight,
-        result.peak_in_flight if needs_active else None,
+        result.peak_in_flight if _asks_for_active(run) else None,
     )
+
+
+def active_in(run: Run, far: bool) -> int | None:
+    """The `active_microbatches` with which this library runs it; None for what the schedule needs.
+
+    `far` says whether the partitions are on several machines.
+    """
+    if run.active_microbatches is None and far and _asks_for_active(run):
+        return min(most_in_flight(run.partitions), run.microbatches)
+    return run.active_microbatches
+
+
+def _asks_for_active(run: Run) -> bool:
+    row = row_of(run.pipeline)
+    return row.held is None and not row.holds_all
 
 
 def _of_objects(
