@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sys
 from typing import Annotated
 
 import typer
 
-from opensmp.base.versions import DISTRIBUTIONS, NAMES, OWN
+from opensmp.base.versions import NAMES, OWN
 from opensmp.cli.doctor.doctor import doctor
+from opensmp.cli.doctor.software import installed
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.cli.simulation.simulate import simulate
@@ -35,18 +35,10 @@ def _print_versions(asked: bool) -> None:
         return
     print(f"opensmp {OWN}")
     print(f"Python {platform.python_version()}")
-    for module, name in NAMES.items():
-        found = {each: _version(each) for each in DISTRIBUTIONS[module]}
-        listed = [f"{each} {version}" for each, version in found.items() if version]
-        print(", ".join(listed) or f"{name} not installed")
+    for module, found in installed().items():
+        listed = [f"{each} {version}" for each, version in found.items()]
+        print(", ".join(listed) or f"{NAMES[module]} not installed")
     raise typer.Exit
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 @app.callback()

@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.compiler.trace.trace import TracedGraph, trace
+from opensmp.config import Config
+from opensmp.distributed import world
 from opensmp.errors import PlanError
 
 Nest = Any
@@ -23,6 +25,12 @@ def hide_gpus() -> None:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
         logging.getLogger("opensmp").info("TensorFlow was used before; its GPUs stay visible")
+
+
+def enter_world(config: Config) -> None:
+    """Sets a world, so that factories can create `smp.DistributedModel`s; creates no devices."""
+    if not world.is_initialized():
+        world.set_current(world.World(config, ("/device:CPU:0",) * config.partitions))
 
 
 def build_model(build: Callable[..., Any], arguments: Mapping[str, Any], name: str) -> keras.Model:

@@ -20,6 +20,7 @@ from opensmp.cli.dry_run import (
     build_model,
     checked_model,
     dry_trace,
+    enter_world,
     hide_gpus,
     symbolic_inputs,
 )
@@ -48,7 +49,6 @@ from opensmp.compiler.plan.unit_graph import CoarseGraph
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config, offload, recompute
 from opensmp.config.device import has_speed
-from opensmp.distributed import world
 from opensmp.errors import ConfigError, PlanError, SmpError
 from opensmp.execution.profiling.calibration import a_device, calibrate, measure
 
@@ -80,7 +80,7 @@ def make_plan(options: PlanOptions) -> None:
         request = _checked(options)
     if not options.measure:
         hide_gpus()
-    _enter_world(request.config)
+    enter_world(request.config)
     model = _model(options.target, request.arguments, options.allocate)
     symbolic = symbolic_inputs(model)
     console = Console(soft_wrap=False)
@@ -232,12 +232,6 @@ def _measured(console: Console, request: Request) -> Request:
         highlight=False,
     )
     return request._replace(settings=replace(request.settings, machine=machine))
-
-
-def _enter_world(config: Config) -> None:
-    """Sets a world, so that factories can create `smp.DistributedModel`s; creates no devices."""
-    if not world.is_initialized():
-        world.set_current(world.World(config, ("/device:CPU:0",) * config.partitions))
 
 
 def _model(target: str, arguments: dict[str, Any], allocate: bool) -> keras.Model:

@@ -23,7 +23,7 @@ from opensmp.cli.running.over_ssh import run_on_hosts
 from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
 from opensmp.cli.running.restarts import Restarts, known_layout
 from opensmp.cli.running.run_options import RunOptions
-from opensmp.compiler.schedule.own_schedule import check_number, read_orders
+from opensmp.compiler.schedule.own_schedule import check_file
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
 from opensmp.distributed import world
@@ -57,9 +57,9 @@ def run(options: RunOptions) -> None:
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
+    if options.hosts is not None:
+        raise typer.Exit(run_on_hosts(options))
     with checking():
-        if options.hosts is not None:
-            raise typer.Exit(run_on_hosts(options))
         node = Node.of(options, os.environ)
     run_here(options, node)
 
@@ -159,7 +159,7 @@ def check_flags(flags: Mapping[str, Any], size: int, environ: Mapping[str, str])
     if "plan" in flags:
         _check_plans(config.plan_paths)
     if "pipeline" in flags:
-        _check_schedule(config, "partitions" in flags)
+        check_file(config.pipeline, config.partitions if "partitions" in flags else None)
 
 
 def _check_plans(paths: Sequence[str]) -> None:
@@ -172,14 +172,6 @@ def _check_plans(paths: Sequence[str]) -> None:
             "plan MODULE:FACTORY --batch N --partitions P --output plan.json`, or leave out the "
             "option: then each rank makes the same plan itself."
         )
-
-
-def _check_schedule(config: Config, with_partitions: bool) -> None:
-    """Reports faults of a schedule's file that every rank would meet."""
-    path = config.pipeline
-    if isinstance(path, str) and path.endswith(".json"):
-        orders = len(read_orders(path))
-        check_number(path, orders, config.partitions if with_partitions else orders)
 
 
 def _check_files(script: str, module: bool, log_dir: Path | None) -> None:

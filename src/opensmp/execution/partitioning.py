@@ -14,6 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from opensmp import _private
+from opensmp.base.message_text import counted
 from opensmp.base.progress import Clock, phase, say
 from opensmp.compiler.costs.precision import precision_of
 from opensmp.compiler.format import format_bytes
@@ -249,8 +250,7 @@ class Partitioning:
 
 def _described(plan: Plan) -> str:
     """What was planned, with the predictions of automatic plans."""
-    used = plan.num_partitions - len(plan.empty)
-    text = f"{used} partition{'s' * (used != 1)}"
+    text = counted(plan.num_partitions - len(plan.empty), "partition")
     if plan.source != "auto" or not plan.has_costs:
         return f"{text} by {'hand' if plan.source == 'manual' else plan.source or 'a plan'}"
     found = plan.prediction

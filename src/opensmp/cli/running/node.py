@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from opensmp.base.message_text import shown
+from opensmp.base.message_text import sentence, shown
 from opensmp.cli.running.run_options import RunOptions
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.distributed.launch.environment import parse_address
@@ -56,7 +56,7 @@ class Node:
             try:
                 host, port = parse_address(options.master)
                 meeting = address(host, port)
-                if options.nnodes > 1 and _is_loopback(host):
+                if options.nnodes > 1 and is_loopback(host):
                     faults.append(
                         f"--master {shown(options.master)} is each machine itself; expected the "
                         "name or address of machine 0 in the network"
@@ -69,7 +69,7 @@ class Node:
                 "it out, so that all are started again"
             )
         if faults:
-            raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+            raise LaunchError(f"opensmp run: {sentence(faults)}")
         first = options.node_rank * options.processes
         return cls(first, options.nnodes * options.processes, meeting, environ.get(_TOKEN))
 
@@ -83,5 +83,6 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this names each machine itself, also where it is no whole address."""
     return host in ("localhost", "::1") or host.startswith("127.")

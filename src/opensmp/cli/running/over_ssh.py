@@ -20,11 +20,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from opensmp.base.message_text import shown
-from opensmp.cli.running.node import DEFAULT_PORT, Node, address
+from opensmp.base.message_text import sentence, shown
+from opensmp.cli.options import checking
+from opensmp.cli.running.node import DEFAULT_PORT, Node, address, is_loopback
+from opensmp.cli.running.output import say
 from opensmp.cli.running.process_group import RunResult
 from opensmp.cli.running.restarts import Restarts
-from opensmp.cli.running.run_options import RunOptions
+from opensmp.cli.running.run_options import MOST_RANKS, RunOptions
 from opensmp.config import LAUNCHER_PREFIX
 from opensmp.distributed.launch.environment import is_host, parse_address
 from opensmp.distributed.watchdog.monitor import ENDED_BY_PEER
@@ -46,7 +48,8 @@ class Host(NamedTuple):
 
 def run_on_hosts(options: RunOptions) -> int:
     """Runs all ranks, again after failures if so asked, and returns the exit code."""
-    hosts, meeting = _plan(options)
+    with checking():
+        hosts, meeting = _plan(options)
     size = sum(host.ranks for host in hosts)
     secret = os.environ.get(f"{LAUNCHER_PREFIX}TOKEN") or secrets.token_hex(16)
     restarts = Restarts(options.max_restarts, size, None, None)
@@ -68,7 +71,7 @@ def parse_hosts(text: str, count: int) -> list[Host]:
             name, number = inside, rest.removeprefix(":") or number
         elif name.count(":") == 1:
             name, _, number = name.partition(":")
-        is_number = number.isascii() and number.isdecimal() and 0 < int(number[:9]) <= 4096
+        is_number = number.isascii() and number.isdecimal() and 0 < int(number[:9]) <= MOST_RANKS
         if not is_host(name) or name.startswith("-") or not is_number:
             faults.append(f"{shown(word)} is no host with a number of ranks")
         elif name in [host.name for host in hosts]:
@@ -93,7 +96,7 @@ def _plan(options: RunOptions) -> tuple[list[Host], str]:
         assert options.hosts is not None
         hosts = parse_hosts(options.hosts, options.processes)
         meeting = options.master or address(hosts[0].name, DEFAULT_PORT)
-        if len(hosts) > 1 and not options.master and _is_here(hosts[0].name, loopback_only=True):
+        if len(hosts) > 1 and not options.master and is_loopback(hosts[0].name):
             faults.append(
                 f"{hosts[0].name} is each machine itself; expected its name in the network first"
             )
@@ -113,13 +116,12 @@ def _plan(options: RunOptions) -> tuple[list[Host], str]:
     if hosts and options.show_rank >= size:
         faults.append(f"--show-rank {options.show_rank}: expected 0 to {size - 1}")
     if faults:
-        raise LaunchError(f"opensmp run: {'; '.join(faults)}.")
+        raise LaunchError(f"opensmp run: {sentence(faults)}")
     return hosts, meeting
 
 
-def _is_here(name: str, loopback_only: bool = False) -> bool:
-    is_loopback = name in ("localhost", "::1") or name.startswith("127.")
-    return is_loopback or (not loopback_only and name == os.uname().nodename)
+def _is_here(name: str) -> bool:
+    return is_loopback(name) or name == os.uname().nodename
 
 
 class _Run:
@@ -148,7 +150,7 @@ class _Run:
             name, how = self._hosts[failed].name, f"exit code {code}"
             if code == 255:
                 how += f", as {self._options.ssh} ends when it cannot reach a host"
-            _say(f"{name} ended with {how}")
+            say(f"{name} ended with {how}")
         if received is not None:
             code = 128 + received if any(codes) else 0
         code = 128 - code if code < 0 else code
@@ -244,7 +246,3 @@ def _passed_on(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name.startswith(_PASSED_ON) and not name.startswith(LAUNCHER_PREFIX)
     }
-
-
-def _say(text: str) -> None:
-    print(f"opensmp run: {text}", file=sys.stderr, flush=True)

@@ -37,7 +37,7 @@ def main() -> int:
         return end.exit_code
     except SmpError as error:
         print(f"opensmp: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     return 0
 
 

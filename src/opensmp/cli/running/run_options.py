@@ -12,7 +12,7 @@ import typer
 from opensmp.cli.running.process_group import GRACE_SECONDS
 from opensmp.config import LAUNCHER_PREFIX
 
-_MOST_RANKS = 4096  # per machine
+MOST_RANKS = 4096  # per machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class RunOptions:
     processes: Annotated[
         int,
         typer.Option(
-            "-n", "--processes", min=1, max=_MOST_RANKS, help="Number of ranks on a machine."
+            "-n", "--processes", min=1, max=MOST_RANKS, help="Number of ranks on a machine."
         ),
     ] = 1
     nnodes: Annotated[

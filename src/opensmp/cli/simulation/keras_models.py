@@ -11,6 +11,7 @@ from opensmp.cli.dry_run import (
     build_model,
     checked_model,
     dry_trace,
+    enter_world,
     hide_gpus,
     symbolic_inputs,
 )
@@ -31,7 +32,6 @@ from opensmp.compiler.simulation.step import SimulatedStep
 from opensmp.compiler.trace.trace import TracedGraph
 from opensmp.config import Config
 from opensmp.config.pipelines import DEFAULT_PIPELINE, PIPELINES, pipeline_name
-from opensmp.distributed import world
 from opensmp.errors import PlanError, SmpError
 
 _OF_TRANSFORMERS = ("model", "layers", "width", "heads", "sequence", "vocabulary", "precision")
@@ -45,8 +45,7 @@ def simulate_keras(options: SimulateOptions) -> None:
         given = [parse_input(text) for text in options.inputs or ()]
         arguments = parse_arguments(options.arg or ())
     hide_gpus()
-    if not world.is_initialized():  # factories may make distributed models
-        world.set_current(world.World(Config(run.partitions), ("/device:CPU:0",) * run.partitions))
+    enter_world(Config(run.partitions))
     factory = load_target(options.target)
     if isinstance(factory, keras.Model):
         model = checked_model(factory, options.target)

@@ -20,7 +20,7 @@ _DEFAULT_WITHIN, _DEFAULT_BETWEEN, _DEFAULT_HOST = "pcie4", "infiniband-hdr", "p
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a run is simulated on; nobody needs to own it.
+    """The machines and links that a run is simulated on; they need not exist.
 
     Attributes:
         nodes: Number of machines, >= 1.

@@ -58,18 +58,17 @@ def read_orders(path: str) -> list[list[Action]]:
     return _orders(_read(path), f"the orders of {path!r}")
 
 
-def check_file(pipeline: OwnPipeline, num_partitions: int) -> None:
-    """Raises what is wrong with a file, if `pipeline` is one, before there are tasks to order."""
+def check_file(pipeline: OwnPipeline, num_partitions: int | None) -> None:
+    """Raises what is wrong with a file, if `pipeline` is one, before there are tasks to order.
+
+    The number of its orders is not compared with `num_partitions` None.
+    """
     if not isinstance(pipeline, str) or not pipeline.endswith(".json"):
         return
-    check_number(pipeline, len(read_orders(pipeline)), num_partitions)
-
-
-def check_number(path: str, orders: int, num_partitions: int) -> None:
-    """Raises if a file has another number of orders than there are partitions."""
-    if orders != num_partitions:
+    orders = len(read_orders(pipeline))
+    if num_partitions is not None and orders != num_partitions:
         raise ScheduleError(
-            f"Schedule: the file {path!r} has {counted(orders, 'order')}, but partitions is "
+            f"Schedule: the file {pipeline!r} has {counted(orders, 'order')}, but partitions is "
             f"{num_partitions}. Expected: one order per partition. Set partitions to "
             f"{max(1, orders)}, or use a file that was made for {num_partitions}."
         )

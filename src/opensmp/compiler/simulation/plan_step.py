@@ -17,7 +17,7 @@ from opensmp.compiler.cluster.machine import assumptions
 from opensmp.compiler.plan.cost_model import evaluate
 from opensmp.compiler.plan.plan import Plan
 from opensmp.compiler.plan.recompute_levels import Choice, of_levels, recomputed
-from opensmp.compiler.plan.report.predicted_schedule import stages
+from opensmp.compiler.plan.report.predicted_schedule import passes_of, stages
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.compiler.schedule.actions import Action, TaskGraph
@@ -246,9 +246,7 @@ class _Stages:
             summed((1 - _GRADIENT_SHARE) * graph.state_bytes),
             gradients,
             choices,
-            np.array(
-                [settings.microbatches_in_memory(plan.num_partitions, int(p)) for p in partition]
-            ),
+            settings.microbatches_resident(plan.num_partitions)[partition],
         )
 
     def tasks(self, run: Run, layout: Layout) -> tuple[TaskGraph, Mapping[Action, float]]:
@@ -256,35 +254,26 @@ class _Stages:
         needs, returns, delays = self._links(layout)
         seconds = self._with_choices()
         trains = seconds[1] + seconds[2] > 0
-        leads = [not any(s in back for back in returns) for s in range(self.num_stages)]
-        last = [s for s in range(self.num_stages) if not any(s in needed for needed in needs)]
-        device: dict[Action, int] = {}
-        needed: dict[Action, frozenset[Action]] = {}
-        durations: dict[Action, float] = {}
-        waits: dict[Action, float] = {}
-        for m in range(run.microbatches):
-            for s in range(self.num_stages):
-                forward, backward, weights = (Action(kind, s, m) for kind in "FBW")
-                device[forward] = int(self.partition[s])
-                durations[forward] = float(seconds[0, s])
-                needed[forward] = frozenset(Action("F", other, m) for other in needs[s])
-                waits[forward] = float(delays[0, s])
-                if not trains[s]:
-                    continue
-                # The loss needs all outputs.
-                before = {Action("F", other, m) for other in [s, *last]}
-                before |= {Action("B", other, m) for other in returns[s] if trains[other]}
-                device[backward] = int(self.partition[s])
-                needed[backward] = frozenset(before)
-                waits[backward] = float(delays[1, s])
-                # A stage that nothing is sent back from computes both halves at once.
-                is_split = run.split_backward and seconds[2, s] > 0 and not leads[s]
-                durations[backward] = float(seconds[1, s] + (not is_split) * seconds[2, s])
-                if is_split:
-                    device[weights] = int(self.partition[s])
-                    durations[weights] = float(seconds[2, s])
-                    needed[weights] = frozenset({backward})
-        return TaskGraph(device, needed, durations, run.partitions), waits
+        # A stage that nothing is sent back from computes both halves at once.
+        leads = np.array([not any(s in back for back in returns) for s in range(self.num_stages)])
+        splits = run.split_backward & (seconds[2] > 0) & ~leads
+        seconds[1] += np.where(splits, 0.0, seconds[2])
+        graph = passes_of(
+            self.partition,
+            needs,
+            returns,
+            seconds,
+            trains,
+            splits,
+            run.microbatches,
+            run.partitions,
+        )
+        waits = {
+            action: float(delays["FB".index(action.kind), action.segment])
+            for action in graph.device
+            if action.kind != "W"
+        }
+        return graph, waits
 
     def _links(self, layout: Layout) -> tuple[list[set[int]], list[set[int]], NDArray[np.float64]]:
         """What stages need and get back from which others, and how long that travels."""

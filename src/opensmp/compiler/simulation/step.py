@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opensmp.base import notebook
+from opensmp.base.message_text import counted
 from opensmp.compiler.cluster.cluster import Cluster
 from opensmp.compiler.format import format_bytes, format_seconds
 from opensmp.compiler.simulation.run import Run
@@ -126,7 +127,7 @@ class SimulatedStep:
             room = f"{verb} {format_bytes(limit)}"
         fullest = self.memory_bytes.index(self.peak_bytes)
         yield f"memory   {format_bytes(self.peak_bytes)} in partition {fullest}; {room}"
-        count = f"{self.held} microbatch{'es' * (self.held != 1)}"
+        count = counted(self.held, "microbatch")
         yield f"bubble   {100 * self.bubble:.1f} %; activations of {count} are held"
         total = sum(self.parts.values()) or 1.0
         yield f"bound by {self.bound}"

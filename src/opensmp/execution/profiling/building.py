@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from opensmp.base import progress
+from opensmp.base.message_text import counted
 from opensmp.config.pipelines import pipeline_name
 from opensmp.distributed.world import World
 
@@ -26,12 +27,10 @@ def building(name: str, world: World, key: Any, quiet: bool = False) -> Iterator
     if quiet or _told.get(key) is world:
         return
     _told[key] = world
-    count = world.config.microbatches
     progress.say(
-        "%s: built with %d microbatch%s, schedule '%s', in %s",
+        "%s: built with %s, schedule '%s', in %s",
         name,
-        count,
-        "es" * (count != 1),
+        counted(world.config.microbatches, "microbatch"),
         pipeline_name(world.config.pipeline),
         clock,
     )

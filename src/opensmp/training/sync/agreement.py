@@ -1,7 +1,7 @@
 """Whether all processes are about to do the same, asked at each batch.
 
 Within a machine the processes exchange digests by pipes, which takes them a tenth of the processor
-time of a gather. Elsewhere nobody knows, and what they do has to be gathered.
+time of a gather. Between machines there is no pipe, and what each process does is gathered.
 """
 
 from __future__ import annotations

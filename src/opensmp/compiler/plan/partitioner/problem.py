@@ -142,18 +142,13 @@ class Problem:
         return Score(sum(max(0, size - cap) for size in held), step, fullest)
 
 
-def price(
-    graph: CoarseGraph, num_partitions: int, settings: PlanSettings, held: int | None = None
-) -> Problem:
+def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Problem:
     """Formulates the problem of minimizing the step time of a graph, in integers.
 
-    Each partition counts with `held` microbatches, None for as many as are in flight, which none
-    exceeds.
+    Each partition counts with as many microbatches as are in flight, which none exceeds.
     """
     machine, microbatches = settings.machine, settings.microbatches
-    all_resident = settings.microbatches_in_memory(num_partitions)
-    resident = all_resident if held is None else min(all_resident, held)
-    held = settings.microbatches_in_flight(num_partitions) if held is None else held
+    held = settings.microbatches_in_flight(num_partitions)
     links = list(links_of(graph, held))
     forward = [link.forward_seconds(machine) for link in links]
     backward = [link.backward_seconds(machine) for link in links]
@@ -167,7 +162,7 @@ def price(
         num_partitions=min(num_partitions, len(graph)),
         microbatches=microbatches,
         ticks=_whole(seconds, scale),
-        bytes=bytes_of_units(graph, resident, again),
+        bytes=bytes_of_units(graph, settings.microbatches_in_memory(num_partitions), again),
         homes=np.array([link.home for link in links], dtype=np.int64),
         forward_ticks=_whole(forward, scale),
         backward_ticks=_whole(backward, scale),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -144,27 +145,70 @@ def stages_of(graph: CoarseGraph, assignment: NDArray[np.int64], settings: PlanS
 def _tasks(plan: Plan) -> TaskGraph:
     """Returns the actions of a step with predicted seconds, including transfers."""
     found = timed_stages(plan)
-    partition, needs, returns = found.partition, found.needs, found.returns
-    num_stages = len(partition)
     trains = found.backward > 0
-    forward = found.forward + found.forward_transfers
-    backward = found.backward + found.backward_transfers
-    last = [s for s in range(num_stages) if not any(s in needed for needed in needs)]
+    seconds = np.stack(
+        [
+            found.forward + found.forward_transfers,
+            found.backward + found.backward_transfers,
+            np.zeros(len(trains)),
+        ]
+    )
+    return passes_of(
+        found.partition,
+        found.needs,
+        found.returns,
+        seconds,
+        trains,
+        np.zeros_like(trains),
+        plan.settings.microbatches,
+        plan.num_partitions,
+    )
+
+
+def passes_of(
+    partition: NDArray[np.int64],
+    needs: Sequence[Collection[int]],
+    returns: Sequence[Collection[int]],
+    seconds: NDArray[np.float64],
+    trains: NDArray[np.bool_],
+    splits: NDArray[np.bool_],
+    num_microbatches: int,
+    num_partitions: int,
+) -> TaskGraph:
+    """Returns the passes of a step of stages; arrays and sequences have one entry for each stage.
+
+    Args:
+        partition: Partition of each stage.
+        needs: Stages whose forward passes send something to that of each stage.
+        returns: Stages whose backward passes send gradients to that of each stage.
+        seconds: Time of the forward pass, the backward pass and the weight gradients, shape
+            (3, stages).
+        trains: Whether a stage has a backward pass.
+        splits: Whether its weight gradients are a pass of their own.
+        num_microbatches: Microbatches of a step.
+        num_partitions: Number of partitions, of which some may have no stage.
+    """
+    count = len(partition)
+    last = [s for s in range(count) if not any(s in needed for needed in needs)]
     device: dict[Action, int] = {}
     needed: dict[Action, frozenset[Action]] = {}
-    seconds: dict[Action, float] = {}
-    for m in range(plan.settings.microbatches):
-        for s in range(num_stages):
-            action = Action("F", s, m)
-            device[action] = int(partition[s])
-            seconds[action] = float(forward[s])
-            needed[action] = frozenset(Action("F", other, m) for other in needs[s])
-            if trains[s]:
-                action = Action("B", s, m)
-                device[action] = int(partition[s])
-                seconds[action] = float(backward[s])
-                # The loss needs all outputs.
-                before = {Action("F", other, m) for other in [s, *last]}
-                before |= {Action("B", other, m) for other in returns[s] if trains[other]}
-                needed[action] = frozenset(before)
-    return TaskGraph(device, needed, seconds, plan.num_partitions)
+    durations: dict[Action, float] = {}
+
+    def add(kind: str, s: int, m: int, before: set[Action]) -> None:
+        action = Action(kind, s, m)
+        device[action] = int(partition[s])
+        durations[action] = float(seconds["FBW".index(kind), s])
+        needed[action] = frozenset(before)
+
+    for m in range(num_microbatches):
+        for s in range(count):
+            add("F", s, m, {Action("F", other, m) for other in needs[s]})
+            if not trains[s]:
+                continue
+            # The loss needs all outputs.
+            before = {Action("F", other, m) for other in [s, *last]}
+            before |= {Action("B", other, m) for other in returns[s] if trains[other]}
+            add("B", s, m, before)
+            if splits[s]:
+                add("W", s, m, {Action("B", s, m)})
+    return TaskGraph(device, needed, durations, num_partitions)
