@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from opensmp.base.sizes import parse_bytes
 from opensmp.cli import app
 from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.running import process_group
 from opensmp.cli.running.process_group import RunResult
 from opensmp.cli.target import load_target, parse_arguments
 from opensmp.errors import SmpError
@@ -98,12 +100,16 @@ def _nothing_is_started(tmp_path_factory):
     (folder / "fuzzed_script.py").write_text("build = 3\nclass Zoo:\n    build = 4\n")
 
     class Ranks:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            inspect.signature(process_group.Ranks).bind(*arguments, **named)
+
         def run(self) -> RunResult:
             return RunResult(0, None, None, 0.0)
 
     class ExitNotifier:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            inspect.signature(run_module.ExitNotifier).bind(*arguments, **named)
+
         def tell(self, rank: int) -> None: ...
         def close(self) -> None: ...
 
