@@ -26,7 +26,7 @@ from opensmp.api import init as bootstrap  # noqa: E402
 from opensmp.distributed import world  # noqa: E402
 
 from failures import keep_failures  # noqa: E402  # isort: skip
-from longest import is_long  # noqa: E402  # isort: skip
+from longest import has_turn, is_long  # noqa: E402  # isort: skip
 
 # A machine that has much else to do is no fault of a test.
 hypothesis.settings.register_profile(
@@ -109,6 +109,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if is_long(item.nodeid) and not named:
             item.add_marker(pytest.mark.long)
+            if not has_turn(item.nodeid):
+                item.add_marker(pytest.mark.slow)
         file, _, name = item.nodeid.partition("::")
         if file.endswith("test_parity.py"):
             file += name.partition("-P")[0]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from turns import has_days_turn
+
 LIST = Path(__file__).parent / "long.txt"
+
+DAYS = 3
+"""Each long test has its turn on one day of so many."""
 
 
 @functools.cache
@@ -21,3 +26,12 @@ def is_long(test: str) -> bool:
         test: Its id, with or without parameters.
     """
     return test.partition("[")[0] in long_tests()
+
+
+def has_turn(test: str) -> bool:
+    """Whether a long test is run today, all of its cases.
+
+    Args:
+        test: Its id, with or without parameters.
+    """
+    return has_days_turn(test.partition("[")[0].partition("@")[0], DAYS)

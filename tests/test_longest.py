@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import longest
+import turns
 
 TESTS = Path(__file__).parent
 
@@ -40,3 +41,24 @@ def test_cases_of_a_long_test_are_long():
     assert longest.is_long(test)
     assert longest.is_long(f"{test}[case-1]")
     assert not longest.is_long("tests/test_longest.py::test_cases_of_a_long_test_are_long")
+
+
+def test_each_long_test_has_its_turn_within_some_weeks(monkeypatch):
+    """Also the part of it that takes turns itself, of two, three or seven."""
+    tests = longest.long_tests()
+    for of in (1, 2, 3, 7):
+        seen = set()
+        for number in range(0, 130 * of, of):
+            monkeypatch.setattr(turns, "day", lambda number=number: number)
+            seen |= {test for test in tests if longest.has_turn(test)}
+        assert seen == tests
+
+
+def test_a_day_has_a_third_of_them(monkeypatch):
+    tests = longest.long_tests()
+    shares = []
+    for number in range(30):
+        monkeypatch.setattr(turns, "day", lambda number=number: number)
+        shares.append(sum(longest.has_turn(test) for test in tests) / len(tests))
+    assert max(shares) < 0.45
+    assert longest.has_turn("tests/a.py::b[c]") == longest.has_turn("tests/a.py::b@group")

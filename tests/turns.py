@@ -22,6 +22,14 @@ def has_turn(number: int, of: int) -> bool:
     return day() % of == number % of
 
 
+def has_days_turn(name: str, of: int) -> bool:
+    """Whether what has a name has its turn today: on one day of so many, in an order of no rule.
+
+    So it also meets, on some days, the turns that parts of it take one after another.
+    """
+    return zlib.crc32(f"{day()} {name}".encode()) % of == 0
+
+
 def in_turn(things: Iterable[Any], of: int) -> list[Any]:
     """Parameters of a test: every so many of them has its turn, the others are slow."""
     return [
