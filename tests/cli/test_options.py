@@ -105,6 +105,20 @@ def test_help_needs_no_tensorflow(arguments):
     assert ("Cuts a model into partitions" in result.stdout) == (arguments[0] != "run")
 
 
+@pytest.mark.parametrize("name", ["doctor", "plan", "run", "simulate"])
+def test_help_shows_whole_names_at_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["opensmp", name, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    text = capsys.readouterr().out
+    found = typer.main.get_command(cli.app).commands[name]
+    names = {each for option in found.params for each in option.opts if each.startswith("-")}
+    assert names
+    assert [each for each in sorted(names) if each not in text] == []
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_versions_are_shown_without_importing_anything():
     result = run_python(WITHOUT_TENSORFLOW.format(arguments=["opensmp", "--version"]))
     assert (result.returncode, result.stderr) == (0, "")
@@ -146,6 +160,7 @@ PLAN = ["plan", "m:f", "--batch", "8", "--partitions", "2"]
         (["run", "--microbatches", "0", "script.py"], "opensmp: Config: the configuration has"),
         (["run", "no_script.py"], "opensmp run: there is no file 'no_script.py'"),
         (["run", "--show-rank", "3", "script.py"], "opensmp: --show-rank 3: there is no such"),
+        (["run", "-a", "--show-rank", "0", "script.py"], "opensmp: --show-rank 0 and --all-output"),
         (["run", "-n", "3", "--partitions", "2", "script.py"], "opensmp: "),
         (["run", "--plan", "no.json", "script.py"], "opensmp run: --plan: there is no file"),
         (

@@ -146,3 +146,12 @@ main()
     result = run_python(program)
     assert (result.returncode, result.stderr) == (0, "")
     assert "use it: smp.init(" in result.stdout
+
+
+def test_what_does_not_fit_fails_and_is_not_recommended(run):
+    status, out, _ = run("--model llama3-70b --batch 8 --device a100 --partitions 2")
+    assert status == 1
+    assert "DOES NOT FIT" in out
+    assert "use it" not in out
+    status, out, _ = run("--model llama3-70b --batch 8 --device a100 --partitions 2 --json")
+    assert (status, json.loads(out)["fits"]) == (1, False)

@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whose tables cut the names of options at 80 columns
 )
 app.command("doctor")(doctor)
 app.command("plan")(plan)

@@ -120,7 +120,8 @@ def _run_once(options: RunOptions, node: Node, count: int, restart: int, marks: 
     ]
     cores = share_of_cores(os.sched_getaffinity(0), count) if options.bind_cores else None
     # With fewer ranks after a restart, the rank to show may no longer exist.
-    shown_rank = options.show_rank if options.show_rank < node.size else 0
+    shown_rank = options.show_rank or 0
+    shown_rank = shown_rank if shown_rank < node.size else 0
     host, port = parse_address(node.meeting)
     with contextlib.closing(ExitNotifier(port, token, node.size, host)) as absence:
         ranks = Ranks(
@@ -206,10 +207,17 @@ def _check_ranks(options: RunOptions, node: Node) -> None:
             "Expected: no more than -n says, and how often ranks may be started again, such as "
             "--max-restarts 10."
         )
+    if options.show_rank is None:
+        return
     if options.show_rank >= node.size:
         raise LaunchError(
             f"--show-rank {options.show_rank}: there is no such rank. Expected: 0 to "
             f"{node.size - 1}."
+        )
+    if options.all_output:
+        raise LaunchError(
+            f"--show-rank {options.show_rank} and --all-output contradict each other. Expected: "
+            "one of them."
         )
 
 

@@ -113,7 +113,7 @@ def _plan(options: RunOptions) -> tuple[list[Host], str]:
     except ValueError as error:
         faults.append(f"--ssh {shown(options.ssh)} cannot be read ({error})")
     size = sum(host.ranks for host in hosts)
-    if hosts and options.show_rank >= size:
+    if hosts and (options.show_rank or 0) >= size:
         faults.append(f"--show-rank {options.show_rank}: expected 0 to {size - 1}")
     if faults:
         raise LaunchError(f"opensmp run: {sentence(faults)}")

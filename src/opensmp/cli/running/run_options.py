@@ -78,8 +78,9 @@ class RunOptions:
         bool, typer.Option("--all-output", "-a", help="Show the output of all ranks.")
     ] = False
     show_rank: Annotated[
-        int, typer.Option(min=0, help="The rank whose output is shown otherwise.")
-    ] = 0
+        int | None,
+        typer.Option(min=0, help="The rank whose output is shown otherwise.", show_default="0"),
+    ] = None
     log_dir: Annotated[
         Path | None,
         typer.Option(help="Write the output of each rank to a file here, in place of an earlier."),

@@ -126,7 +126,7 @@ def simulate(options: SimulateOptions) -> None:
     """Predicts a training step on a cluster that need not be at hand.
 
     Prints the time of a step, its bubble, the memory of each device, and what bounds it; with
-    --search, for the fastest way to run it.
+    --search, for the fastest way to run it. The exit code is 1 if it does not fit.
     """
     if options.target is not None:
         try:

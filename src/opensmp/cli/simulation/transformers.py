@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -81,9 +82,11 @@ def run_of(options: SimulateOptions, **others: Any) -> Run:
 
 
 def print_step(options: SimulateOptions, step: SimulatedStep) -> None:
-    """Prints a step as text or as JSON."""
+    """Prints a step as text or as JSON; if it does not fit, the command fails."""
     # Without wrapping, so that the last line can be copied; the others are short.
     print(json.dumps(step.to_dict()) if options.json else step)
+    if not step.fits:
+        raise typer.Exit(1)
 
 
 def _read(faults: list[str], make: Any) -> Any:

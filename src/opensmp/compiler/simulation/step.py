@@ -138,6 +138,6 @@ class SimulatedStep:
             yield f"{'assumed ' if not number else ' ' * 8} {line}"
         if self.run.tensor_parallel > 1:
             yield "not for smp.init: this library has no tensor parallelism"
-        else:
+        elif self.fits:
             text = repr(self.settings).replace("'", '"')
             yield f"use it: smp.init({text})"

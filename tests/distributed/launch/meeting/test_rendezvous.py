@@ -176,17 +176,27 @@ def test_a_process_of_another_user_is_let_in_only_with_a_token(launch, monkeypat
     assert "it belongs to another user" in str(results[1])
 
 
-def test_without_a_secret_rank_0_says_once_who_can_come(launch, capsys):
+@pytest.mark.parametrize(
+    ("source", "how"),
+    [
+        ("Slurm", "Set the same OPENSMP_RUN_TOKEN in every process, such as by"),
+        ("opensmp run", "Set the same OPENSMP_RUN_TOKEN on every machine, such as by"),
+    ],
+)
+def test_without_a_secret_rank_0_says_once_who_can_come(launch, capsys, source, how):
     place = ("0.0.0.0", launch.meeting[1])
     named = [
-        dataclasses.replace(launch, rank=rank, meeting=place, token="job", has_secret=False)
+        dataclasses.replace(
+            launch, source=source, rank=rank, meeting=place, token="job", has_secret=False
+        )
         for rank in (0, 1)
     ]
     assert [type(result) for result in meet_all(*named)] == [Meeting, Meeting]
     shown = capsys.readouterr().err
     assert shown.count("warns") == 1
     assert "anyone who can reach this machine at port" in shown
-    assert "Set the same OPENSMP_RUN_TOKEN in every process" in shown
+    assert how in shown
+    assert ("srun" in shown) == (source == "Slurm")
     secret = [dataclasses.replace(each, has_secret=True) for each in named]
     here = [dataclasses.replace(each, meeting=launch.meeting) for each in named]
     for both in (secret, here):

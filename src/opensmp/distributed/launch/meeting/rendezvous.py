@@ -262,11 +262,16 @@ def _warn_of_strangers(launch: Launch, listener: socket.socket) -> None:
     if launch.has_secret or (is_loopback(host) and can_tell()):
         return
     who = "any user of this machine" if is_loopback(host) else "anyone who can reach this machine"
+    if launch.source == "opensmp run":
+        how = f"on every machine, such as by `export {TOKEN_VARIABLE}=...` before `opensmp run`"
+    else:
+        how = (
+            f"in every process, such as by `export {TOKEN_VARIABLE}=$(openssl rand -hex 16)` "
+            f"before `srun`, or with `mpirun -x {TOKEN_VARIABLE}`"
+        )
     _warn(
         f"the processes of this run have no secret in common, so that {who} at port {port} can "
-        f"join it or end it. Set the same {TOKEN_VARIABLE} in every process, such as by `export "
-        f"{TOKEN_VARIABLE}=$(openssl rand -hex 16)` before `srun`, or with `mpirun -x "
-        f"{TOKEN_VARIABLE}`."
+        f"join it or end it. Set the same {TOKEN_VARIABLE} {how}."
     )
 
 
