@@ -421,10 +421,10 @@ TABLE = [
     Misuse(
         "batch of unknown size that the microbatches do not divide",
         split(batch(5), input_signature=[tf.TensorSpec([None, 5])]),
-        tf.errors.InvalidArgumentError,
+        errors.StepError,
         "the batch cannot be split into 2 microbatches",
-        "Argument \\'images\\' must have a multiple of 2 entries, received:",
-        "multiple of 2",
+        "argument 'images' has 5 entries, which is not a multiple of 2",
+        "Use a batch size that is a multiple of 2",
     ),
     Misuse(
         "batch of unknown rank",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +53,36 @@ def split_arguments(
             microbatch[name] = part
     splitter.check()
     return result
+
+
+# What the assertion of `_divides` says, as TensorFlow prints it.
+_UNEVEN = re.compile(
+    r"cannot be split into (\d+) microbatches\. Argument \\?'(.*?)\\?' must have a multiple of \d+ "
+    r"entries, received:\]? \[?(\d+)"
+)
+
+
+@contextlib.contextmanager
+def explaining_sizes() -> Iterator[None]:
+    """Context in which a size that was not known before a step ran is refused as others are."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        match = _UNEVEN.search(error.message)
+        if match is None:
+            raise
+        count, name, size = match.groups()
+        fault = f"argument '{name}' has {size} entries, which is not a multiple of {count}"
+        raise StepError(_refusal(int(count), [fault])) from None
+
+
+def _refusal(num_microbatches: int, faults: Sequence[str]) -> str:
+    listed = "\n".join(f"  - {fault}" for fault in faults)
+    return (
+        f"smp.step: the batch cannot be split into {num_microbatches} microbatches:\n{listed}\n"
+        f"Use a batch size that is a multiple of {num_microbatches}, change 'microbatches' in "
+        "smp.init, or name arguments that are not batches in smp.step(non_split_inputs=[...])."
+    )
 
 
 class _FrozenSet(frozenset[Any]):
@@ -100,13 +132,7 @@ class _Splitter:
     def check(self) -> None:
         """Raises one error for all faults; warns if arguments differ in batch size."""
         if self._faults:
-            listed = "\n".join(f"  - {fault}" for fault in self._faults)
-            raise StepError(
-                f"smp.step: the batch cannot be split into {self._num} microbatches:\n{listed}\n"
-                f"Use a batch size that is a multiple of {self._num}, change 'microbatches' in "
-                "smp.init, or name arguments that are not batches in "
-                "smp.step(non_split_inputs=[...])."
-            )
+            raise StepError(_refusal(self._num, self._faults))
         if len(set(self._sizes.values())) > 1:
             _logger.warning(
                 "smp.step: arguments of different size are each split into %d microbatches: %s. "

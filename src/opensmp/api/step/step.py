@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from opensmp import _private
 from opensmp.api.step.function_attributes import FunctionAttributes
-from opensmp.api.step.split import freeze_sets, split_arguments, thaw_sets
+from opensmp.api.step.split import explaining_sizes, freeze_sets, split_arguments, thaw_sets
 from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
 from opensmp.base.garbage import collected_once
 from opensmp.compiler.lowering.sparse_gradients import SameRows
@@ -159,7 +159,7 @@ class Step(FunctionAttributes):
     @tf.autograph.experimental.do_not_convert
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the step on a whole batch."""
-        with recovery.guard():
+        with recovery.guard(), explaining_sizes():
             return self._call(args, kwargs)
 
     @tf.autograph.experimental.do_not_convert
