@@ -9,6 +9,7 @@ from __future__ import annotations
 from keras.src.models.functional import Functional
 
 from opensmp._private.keras.averages import averages_of_own
+from opensmp._private.keras.kept_slots import keep_slots_with
 from opensmp._private.keras.layers import (
     BOOKKEEPING,
     all_layers,

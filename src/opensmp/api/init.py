@@ -38,6 +38,7 @@ from opensmp.distributed.watchdog import (
 from opensmp.errors import AlreadyInitializedError, LaunchError
 from opensmp.execution.emission import finite_checks
 from opensmp.execution.memory.offload_places import check_offload, uses_files
+from opensmp.execution.memory.slot_files import SlotKeeper
 from opensmp.execution.models import hooks
 from opensmp.execution.models.shared_layers import refuse_unwrapped_models
 from opensmp.execution.profiling import peak_memory
@@ -117,6 +118,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _private.clip_with(clipping.clipping(made.mp_group))
     _private.agree_on_finite_with(clipping.agreement_on_finite(made.mp_group))
     _private.shard_with(updates_of(made))
+    _private.keep_slots_with(SlotKeeper.of(made))
     world.set_current(made)
     own = [made.devices[partition] for partition in made.my_partitions]
     progress.say("%s", devices.described(resolved, own, made.size))

@@ -72,7 +72,8 @@ class Config:
             name or pattern of layers; it overrides the partitions, and the last match counts).
         offload: What partitions keep elsewhere while they do not need it, in the memory of the
             host or, for partitions on CPUs, in files: `"none"`, `"residuals"` (what forward passes
-            keep for backward passes), or a dict of these by partition.
+            keep for backward passes), `"optimizer"` (the state of optimizers), `"all"` (both), or a
+            dict of these by partition.
         offload_folder: Existing folder on a disk for these files. They have no names, so that
             nothing is left behind however the process ends.
         wire_dtype: Type in which float32 activations and their gradients travel between processes:

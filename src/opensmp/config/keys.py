@@ -134,7 +134,8 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "offload": Key(
             OffloadKind(),
             "What a partition keeps elsewhere while it does not need it: none; residuals, what "
-            "forward passes keep for backward passes.",
+            "forward passes keep for backward passes; optimizer, the state of optimizers between "
+            "updates; all, both.",
         ),
         "offload_folder": Key(
             FolderKind(),

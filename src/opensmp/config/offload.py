@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 from opensmp.config.kinds import path_of, word_or_json
 from opensmp.config.partition_levels import one_of, pairs, partition_number
 
-NONE, RESIDUALS = "none", "residuals"
+NONE, RESIDUALS, OPTIMIZER, ALL = "none", "residuals", "optimizer", "all"
 
-LEVELS = (NONE, RESIDUALS)
+LEVELS = (NONE, RESIDUALS, OPTIMIZER, ALL)
 """What can be said of the whole model, or of one partition."""
-
-_OF_OPTIMIZERS = ("optimizer", "all")
 
 MOST_RESIDENT = 3
 """Microbatches whose residuals are in memory although they are offloaded: one is used, one is read
@@ -25,17 +23,20 @@ Setting = str | tuple[tuple[int, str], ...]
 class OffloadKind(NamedTuple):
     """A level, or a dict of levels by partition, which becomes sorted pairs."""
 
-    accepted: str = "'none', 'residuals', or a dict of these by partition, such as {0: 'residuals'}"
+    accepted: str = (
+        "'none', 'residuals', 'optimizer', 'all', or a dict of these by partition, such as "
+        "{0: 'residuals'}"
+    )
 
     def check(self, value: Any) -> Setting:
         """See `opensmp.config.kinds.Kind`."""
         if isinstance(value, str):
-            return _level(value)
+            return one_of(value, LEVELS)
         found: dict[int, str] = {}
         for key, level in pairs(value):
             partition = partition_number(key)
             try:
-                found[partition] = _level(level)
+                found[partition] = one_of(level, LEVELS)
             except ValueError as error:
                 raise ValueError(f"partition {partition}: {error}") from None
         if not found:
@@ -80,13 +81,9 @@ def level_of(setting: Setting, partition: int) -> str:
 
 def offloads_residuals(setting: Setting, partition: int) -> bool:
     """Whether a partition keeps its residuals elsewhere."""
-    return level_of(setting, partition) == RESIDUALS
+    return level_of(setting, partition) in (RESIDUALS, ALL)
 
 
-def _level(value: Any) -> str:
-    if isinstance(value, str) and value in _OF_OPTIMIZERS:
-        raise ValueError(
-            "the state of optimizers cannot be offloaded; with several replicas, "
-            "shard_optimizer_state makes it smaller"
-        )
-    return one_of(value, LEVELS)
+def offloads_optimizer(setting: Setting, partition: int) -> bool:
+    """Whether a partition keeps the optimizer's state elsewhere."""
+    return level_of(setting, partition) in (OPTIMIZER, ALL)

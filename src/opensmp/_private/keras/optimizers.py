@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import types
 import weakref
@@ -15,9 +16,15 @@ from keras.src.optimizers import base_optimizer
 from tensorflow.python.distribute import distribute_lib
 
 from opensmp._private.keras.averages import average_what_is_here, overwrite_what_is_here
+from opensmp._private.keras.kept_slots import slot_device, updating
 from opensmp._private.keras.sharded_optimizers import share_updates
-from opensmp._private.keras.shards import is_left_to_another, shards_now
-from opensmp._private.keras.variables import is_elsewhere, know_slot, outside_of_functions
+from opensmp._private.keras.shards import is_left_to_another, is_slot, shards_now
+from opensmp._private.keras.variables import (
+    is_elsewhere,
+    know_slot,
+    outside_of_functions,
+    slots_here,
+)
 from opensmp._private.tensorflow.function_graphs import graphs_around
 from opensmp._private.tensorflow.variable_placement import not_followed, note_assigned
 from opensmp.base import versions
@@ -37,11 +44,12 @@ def place_updates_with_variables() -> None:
 
     def _update(self: Any, var: Any, fn: Any, args: Any, kwargs: Any, group: Any) -> Any:
         with tf.device(var.device):
-            return update(self, var, fn, args, kwargs, group)
+            slots = [*slots_here(var), *([var] if is_slot(var) else [])]  # one of gradients
+            return updating(slots, lambda: update(self, var, fn, args, kwargs, group))
 
     def colocate_vars_with(self: Any, colocate_with_variable: Any) -> Any:
         device = getattr(colocate_with_variable, "device", None)
-        return tf.device(device) if device else colocate(self, colocate_with_variable)
+        return tf.device(slot_device(device)) if device else colocate(self, colocate_with_variable)
 
     extended._update, extended.colocate_vars_with = _update, colocate_vars_with
     extended._smp_placed = True
@@ -70,6 +78,13 @@ def _know_slots() -> None:
         return slot
 
     owner.add_variable_from_reference = add_variable_from_reference
+    reset = owner._backend_reset_gradient_accumulators
+
+    def _backend_reset_gradient_accumulators(self: Any) -> None:
+        sums = [each for each in self._accumulated_gradients if each is not None]
+        updating([each for each in sums if not is_elsewhere(each)], lambda: reset(self))
+
+    owner._backend_reset_gradient_accumulators = _backend_reset_gradient_accumulators
 
 
 def _know_factors() -> None:
@@ -99,7 +114,8 @@ def _know_factors() -> None:
         if variable is None or not self.built:
             return add(self, *args, **kwargs)
         stored = getattr(variable, "_value", variable)
-        with tf.device(getattr(stored, "device", None)):
+        device = getattr(stored, "device", None)
+        with tf.device(slot_device(device) if device else None):
             slot = add(self, *args, **kwargs)
         know_slot(variable, slot)
         return slot
@@ -301,7 +317,7 @@ def _place_averages_and_clipping() -> None:
                 _model_variables_moving_average=[moving],
             )
             with tf.device(variable._value.device):
-                average(one, [variable])
+                updating([moving], functools.partial(average, one, [variable]))
 
     def _clip_gradients(self: Any, grads: Any) -> Any:
         if _clips_together(self):

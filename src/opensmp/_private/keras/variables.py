@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from tensorflow.python.ops import resource_variable_ops
 
+from opensmp._private.keras.kept_slots import keep_now, slot_device
 from opensmp._private.keras.shards import is_left_to_another, mark_slot, set_shard, updater_of
 from opensmp._private.patching import replaced
 from opensmp._private.tensorflow.variable_placement import (
@@ -95,7 +96,8 @@ def move_to(variable: Any, device: str) -> None:
     """
     for slot in _slots(variable):
         if not is_elsewhere(slot):
-            move_to(slot, device)
+            move_to(slot, slot_device(device))
+            keep_now([slot])
     give_memory(variable._value, variable._value.read_value, device, variable.name)
 
 
@@ -164,9 +166,15 @@ def is_kept_here(variable: Any) -> bool:
 _COPY = "_smp_copy"
 
 
+def slots_here(variable: Any) -> list[Any]:
+    """Slots of a Keras variable, or of the `tf.Variable` behind one, with memory here."""
+    return [slot for slot in _slots(variable) if not is_elsewhere(slot)]
+
+
 def _slots(variable: Any) -> list[Any]:
-    """Slots that optimizers created for a Keras variable."""
-    slots = (reference() for reference in getattr(variable._value, SLOTS, ()))
+    """Slots that optimizers created for a Keras variable, or the `tf.Variable` behind one."""
+    stored = getattr(variable, "_value", variable)
+    slots = (reference() for reference in getattr(stored, SLOTS, ()))
     return [slot for slot in slots if slot is not None]
 
 
@@ -240,6 +248,8 @@ def know_slot(reference_variable: Any, slot: Any) -> None:
     if is_elsewhere(reference_variable):
         give_up(slot, getattr(value, ELSEWHERE))
     shed_slot(reference_variable, slot)
+    if not is_elsewhere(slot):
+        keep_now([slot])
 
 
 def shed_slots(variable: Any) -> None:

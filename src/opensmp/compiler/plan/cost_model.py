@@ -19,6 +19,7 @@ from opensmp.compiler.plan.recompute_levels import (
 )
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
+from opensmp.config.offload import offloads_optimizer
 from opensmp.errors import PlanError
 
 _MOST_LISTED = 5
@@ -115,7 +116,8 @@ def evaluate(
     backward = np.bincount(placed, graph.backward_seconds + again.seconds, num_partitions)
     peak = np.zeros(num_partitions, dtype=np.int64)
     resident = settings.resident_of(held)
-    np.add.at(peak, placed, bytes_of_units(graph, resident[placed], again))
+    away = np.array([offloads_optimizer(settings.offload, p) for p in range(num_partitions)])
+    np.add.at(peak, placed, bytes_of_units(graph, resident[placed], again, away[placed]))
     transfer = np.zeros(num_partitions)
     cut_bytes = 0
     for link in links_of(graph, 1):
@@ -198,18 +200,28 @@ def links_of(graph: CoarseGraph, held: int) -> Iterator[Link]:
 
 
 def bytes_of_units(
-    graph: CoarseGraph, held: int | NDArray[np.int64], again: Recomputed
+    graph: CoarseGraph,
+    held: int | NDArray[np.int64],
+    again: Recomputed,
+    away: bool | NDArray[np.bool_] = False,
 ) -> NDArray[np.int64]:
     """Returns the peak memory of each unit, with residuals of `held` microbatches in memory.
 
-    A shared variable counts for its home only.
+    A shared variable counts for its home only. The optimizer's slots of units that are `away` are
+    offloaded.
     """
     kept = graph.parameter_bytes + graph.state_bytes
+    kept = kept - np.where(away, slots_of(graph.state_bytes), 0)
     kept = kept + held * again.kept_bytes + again.passing_bytes
     kept = kept.astype(np.int64)
     for variable in graph.shared:
         kept[variable.units[0]] += variable.parameter_bytes + variable.gradient_bytes
     return kept
+
+
+def slots_of(state_bytes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns the bytes of the optimizer's slots: two thirds of the state, with Adam."""
+    return state_bytes * 2 // 3
 
 
 def seconds_to_move(machine: Machine, num_bytes: int) -> float:

@@ -148,7 +148,13 @@ class PlanSettings:
         if partition is not None:
             return int(self.microbatches_resident(num_partitions)[partition])
         held = self.microbatches_in_flight(num_partitions)
-        return held if self.offload != offloading.RESIDUALS else min(held, offloading.MOST_RESIDENT)
+        is_away = self.offload in (offloading.RESIDUALS, offloading.ALL)
+        return min(held, offloading.MOST_RESIDENT) if is_away else held
+
+    @property
+    def offloads_all_slots(self) -> bool:
+        """Whether all partitions offload the optimizer's state."""
+        return self.offload in (offloading.OPTIMIZER, offloading.ALL)
 
     @classmethod
     def of(

@@ -42,6 +42,7 @@ class Loads(NamedTuple):
         offloaded: Bytes of a microbatch that go to the host and come back.
         memory: Peak memory in bytes.
         held: Most microbatches whose activations are held.
+        offloaded_slots: Bytes of slots that lie in the memory of the host.
     """
 
     weights: NDArray[np.float64]
@@ -54,6 +55,7 @@ class Loads(NamedTuple):
     offloaded: NDArray[np.float64]
     memory: NDArray[np.float64]
     held: NDArray[np.float64]
+    offloaded_slots: NDArray[np.float64]
 
 
 def finished(
@@ -108,4 +110,6 @@ def after_pipeline(
         reduction = np.maximum(reduction - loads.last * (1 - 1 / units), reduction / units)
     shards = run.replicas if run.shard_optimizer_state else 1
     moved = _UPDATE_TRAFFIC * (loads.weights + loads.slots) / shards
-    return reduction, moved / machine.bytes_per_second
+    there = layout.cluster.to_host.reached_bytes_per_second
+    update = moved / machine.bytes_per_second + 2 * loads.offloaded_slots / shards / there
+    return reduction, update

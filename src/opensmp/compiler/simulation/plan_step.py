@@ -26,8 +26,7 @@ from opensmp.compiler.simulation.run import Run
 from opensmp.compiler.simulation.step import SimulatedStep
 from opensmp.compiler.simulation.timing import MOST_OBJECTS, Timing, time_graph
 from opensmp.config.device import FLOAT32
-from opensmp.config.offload import MOST_RESIDENT, offloads_residuals
-from opensmp.config.offload import NONE as NO_OFFLOAD
+from opensmp.config.offload import MOST_RESIDENT, offloads_optimizer, offloads_residuals
 from opensmp.config.pipelines import pipeline_name, row_of
 from opensmp.errors import PlanError
 
@@ -99,9 +98,11 @@ def simulate_plan(
             f"{pipeline_name(run.pipeline)!r}, which is then only the priority of a list schedule: "
             "make the plan for this schedule",
         )
-    if run.offload != NO_OFFLOAD and max(timing.held, default=0) <= MOST_RESIDENT:
+    away = any(offloads_residuals(run.offload, p) for p in range(run.partitions))
+    if away and max(timing.held, default=0) <= MOST_RESIDENT:
         lines += (
-            f"nothing is offloaded: no partition holds more than {MOST_RESIDENT} microbatches",
+            "no residuals are offloaded: no partition holds more than "
+            f"{MOST_RESIDENT} microbatches",
         )
     return replace(step, assumed=lines)
 
@@ -324,6 +325,8 @@ class _Stages:
         held = timing.held.astype(np.float64)
         resident = np.where(away, np.minimum(held, MOST_RESIDENT), held)
         slots = self.slots / (run.replicas if run.shard_optimizer_state else 1)
+        gone = np.array([offloads_optimizer(run.offload, int(p)) for p in self.partition])
+        slots = np.where(gone, 0.0, slots)
         memory = of_partition(self.fixed + slots + resident * self.kept)
         passing = np.zeros(run.partitions)
         np.maximum.at(passing, self.partition, self.whole - self.kept)
@@ -333,6 +336,7 @@ class _Stages:
         return Loads(
             weights=of_partition(self.gradients),
             slots=of_partition(self.slots),
+            offloaded_slots=of_partition(np.where(gone, self.slots, 0.0)),
             last=of_partition(self.seconds[1] + self.seconds[2]),
             layers=np.bincount(
                 self.partition[self.of_unit], self.graph.state_bytes > 0, run.partitions

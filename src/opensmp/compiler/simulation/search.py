@@ -301,7 +301,7 @@ class _Costs:
         back = np.maximum(0.0, going[first] - weights[first])
         zeros = np.zeros(len(home))
         kinds = [segments.parameter_bytes, segments.slot_bytes, backward + weights, segments.layers]
-        kinds += [zeros] * 6  # nothing of which comes after the pipeline
+        kinds += [zeros] * 7  # nothing of which comes after the pipeline
         of_partition = [np.bincount(home, part, run.partitions).astype(float) for part in kinds]
         loads = Loads._make(of_partition)
         after = after_pipeline(run, layout, self._machine, loads)

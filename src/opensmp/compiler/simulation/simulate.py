@@ -22,7 +22,7 @@ from opensmp.compiler.simulation.timing import Timing, time_chain
 from opensmp.compiler.simulation.transformer import Transformer
 from opensmp.config.device import DEVICES
 from opensmp.config.offload import LEVELS as OFFLOADS
-from opensmp.config.offload import MOST_RESIDENT, NONE
+from opensmp.config.offload import MOST_RESIDENT, offloads_optimizer, offloads_residuals
 from opensmp.config.pipelines import row_of
 from opensmp.config.recompute import FULL, LEVELS, SELECTIVE
 from opensmp.errors import PlanError
@@ -189,8 +189,9 @@ def memory_of(run: Run, segments: Segments, held: NDArray[np.int64]) -> NDArray[
     """
     home = home_of(run)
     kept, whole = kept_of(run, segments), segments.kept_bytes
-    resident = held if run.offload == NONE else np.minimum(held, MOST_RESIDENT)
+    resident = np.minimum(held, MOST_RESIDENT) if offloads_residuals(run.offload, 0) else held
     slots = segments.slot_bytes / (run.replicas if run.shard_optimizer_state else 1)
+    slots = slots * (not offloads_optimizer(run.offload, 0))
     bytes_ = segments.parameter_bytes + segments.state_bytes + slots + resident * kept
     found = np.bincount(home, bytes_, run.partitions).astype(np.float64)
     passing = np.zeros(run.partitions)
@@ -221,11 +222,12 @@ def loads_of(
     if run.blocking_transfers:
         sending = sending_of(delays_of(run, segments, layout)).sum(axis=0)
     moved = np.zeros(len(segments))
-    if run.offload != NONE:
+    if offloads_residuals(run.offload, 0):
         moved = np.where(timing.held > MOST_RESIDENT, kept_of(run, segments), 0.0)
     return Loads(
         weights=of_partition(segments.parameter_bytes),
         slots=of_partition(segments.slot_bytes),
+        offloaded_slots=of_partition(segments.slot_bytes * offloads_optimizer(run.offload, 0)),
         last=of_partition(seconds_of(run, segments)[1:].sum(axis=0)),
         layers=of_partition(segments.layers),
         traffic=passes * of_partition(segments.traffic),

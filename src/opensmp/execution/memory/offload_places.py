@@ -36,7 +36,7 @@ def check_offload(config: Config, devices: Sequence[str], own: Sequence[int]) ->
     if on_cpu and config.offload_folder is None:
         faults.append(
             f"offload: partition {on_cpu[0]} is on {devices[on_cpu[0]]}, whose memory is that of "
-            "the host, so that nothing is gained by moving residuals there. Name a folder on a "
+            "the host, so that nothing is gained by moving anything there. Name a folder on a "
             'disk with "offload_folder": "/path/to/folder", or set "offload" to "none"'
         )
     elif on_cpu:

@@ -38,12 +38,9 @@ def told(graph, cap: int, **settings) -> str:
 def test_every_remedy_has_a_figure():
     message = told(heavy(300, 100), 500, pipeline="simple")
     remedies = message.partition("What would help: ")[2].split("; or ")
-    assert len(remedies) == 6
-    for remedy, word in zip(
-        remedies,
-        ("partitions", "microbatch", "recompute=", "offload=", "shard_optimizer_state=", "devices"),
-        strict=True,
-    ):
+    words = ("partitions", "microbatch", "recompute=", "offload='residuals'", "offload='optimizer'")
+    words += ("shard_optimizer_state=", "devices")
+    for remedy, word in zip(remedies, words, strict=True):
         assert word in remedy
         assert re.search(r"\d (B|KiB)", remedy), remedy
 
@@ -57,6 +54,19 @@ def test_shards_of_the_optimizers_state_are_proposed_where_they_help():
     assert "64 replicas" in few
     assert "not enough alone" in few
     assert "shard" not in told(heavy(0, 1000), 500)
+
+
+def test_offloading_of_the_optimizers_state_is_proposed_with_what_is_offloaded_already():
+    message = told(heavy(300, 0), 500)
+    assert "the optimizer's state elsewhere between updates, by offload='optimizer'" in message
+    needed = int(re.search(r"offload='optimizer': (\d+) B per device", message)[1])
+    assert needed == 20 + 600 // 3 + 2  # weights and gradients; a slot rounds down for each unit
+    message = told(heavy(300, 100), 500, pipeline="simple", offload="residuals")
+    assert "offload='all'" in message
+    assert "offload='residuals'" not in message
+    message = told(heavy(300, 100), 100, pipeline="simple", offload="all")
+    assert "offload=" not in message
+    assert "shard_optimizer_state" not in message
 
 
 def test_figure_of_a_remedy_is_what_the_plan_then_needs():

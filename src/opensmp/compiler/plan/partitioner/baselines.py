@@ -146,7 +146,7 @@ def evenly_full_runs(
     Tensors between runs are not counted.
     """
     again = recomputed(graph, settings)
-    lasting = bytes_of_units(graph, 0, again)
+    lasting = bytes_of_units(graph, 0, again, settings.offloads_all_slots)
     kept = again.kept_bytes
     resident = settings.microbatches_resident(num_partitions)
     sizes = lasting[np.newaxis] + resident[:, np.newaxis] * kept[np.newaxis]

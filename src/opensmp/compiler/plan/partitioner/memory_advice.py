@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opensmp.compiler.format import shortened
-from opensmp.compiler.plan.cost_model import evaluate
+from opensmp.compiler.plan.cost_model import evaluate, slots_of
 from opensmp.compiler.plan.partitioner.baselines import evenly_full_runs, simple_runs
 from opensmp.compiler.plan.partitioner.interval_cuts import cut_order
 from opensmp.compiler.plan.partitioner.problem import Score, price
 from opensmp.compiler.plan.partitioner.topological_orders import topological_orders
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph
-from opensmp.config.offload import NONE, RESIDUALS
+from opensmp.config.offload import ALL, NONE, OPTIMIZER, RESIDUALS
 from opensmp.config.recompute import LEVELS
 
 _NUM_ORDERS = 3
@@ -38,7 +38,8 @@ def describe_shortage(
     fullest = int(np.argmax(peaks))
     need = peaks[fullest]
     inside = assignment == fullest
-    lasting = int((graph.parameter_bytes + graph.state_bytes)[inside].sum())
+    away = slots_of(graph.state_bytes) * settings.offloads_all_slots
+    lasting = int((graph.parameter_bytes + graph.state_bytes - away)[inside].sum())
     lasting += sum(
         variable.parameter_bytes + variable.gradient_bytes
         for variable in graph.shared
@@ -52,14 +53,15 @@ def describe_shortage(
         f"The best one needs {_size(need)} in partition {fullest}, {_size(need - cap)} too much: "
         f"{_size(lasting)} for variables, gradients and optimizer state, and "
         f"{_size(need - lasting)} for what {held} microbatches in flight keep and exchange. "
-        f"{_largest(graph, inside, held)}"
+        f"{_largest(graph, inside, held, settings.offloads_all_slots)}"
         f"What would help: {'; or '.join(remedies)}."
     )
 
 
-def _largest(graph: CoarseGraph, inside: NDArray[np.bool_], held: int) -> str:
+def _largest(graph: CoarseGraph, inside: NDArray[np.bool_], held: int, no_slots: bool) -> str:
     """Names the layer of a partition that needs most."""
     each = graph.parameter_bytes + graph.state_bytes + held * graph.residual_bytes
+    each = each - slots_of(graph.state_bytes) * no_slots
     sizes: dict[str, int] = {}
     for unit in np.flatnonzero(inside).tolist():
         name = (graph.layers[unit] if graph.layers else "") or graph.names[unit]
@@ -116,29 +118,37 @@ def _recomputation(
 def _offloading(
     graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
 ) -> Iterator[str]:
-    """Yields how far it helps to offload residuals, unless few microbatches are in flight."""
-    everywhere = replace(settings, offload=RESIDUALS)
-    held = settings.microbatches_held(num_partitions).max()
-    if settings.offload != NONE or not graph.residual_bytes.any():
+    """Yields how far it helps to offload residuals, unless few are in flight, and slots."""
+    if settings.offload not in (NONE, RESIDUALS, OPTIMIZER):
         return
-    if everywhere.microbatches_resident(num_partitions).max() < held:
-        needed = _least_bytes(graph, num_partitions, everywhere)
+    found: list[tuple[str, int, str]] = []
+    held = settings.microbatches_held(num_partitions).max()
+
+    def note(level: str, what: str) -> None:
+        changed = replace(settings, offload=level)
+        found.append((what, _least_bytes(graph, num_partitions, changed), level))
+
+    everywhere = replace(settings, offload=RESIDUALS)
+    helps = everywhere.microbatches_resident(num_partitions).max() < held
+    if settings.offload != RESIDUALS and graph.residual_bytes.any() and helps:
+        both = RESIDUALS if settings.offload == NONE else ALL
+        note(both, "what the forward pass keeps elsewhere until it is needed")
+    if settings.offload != OPTIMIZER and graph.state_bytes.any():
+        both = OPTIMIZER if settings.offload == NONE else ALL
+        note(both, "the optimizer's state elsewhere between updates")
+    for what, needed, level in found:
         enough = "" if needed <= cap else ", which is not enough alone"
-        yield (
-            "moving what the forward pass keeps elsewhere until it is needed, by "
-            f"offload={RESIDUALS!r}: {_size(needed)} per device{enough}"
-        )
+        yield f"moving {what}, by offload={level!r}: {_size(needed)} per device{enough}"
 
 
 def _sharding(
     graph: CoarseGraph, num_partitions: int, settings: PlanSettings, cap: int
 ) -> Iterator[str]:
     """Yields the fewest replicas with which shards of the optimizer's state fit, or how far."""
-    if not graph.state_bytes.any():
+    if not graph.state_bytes.any() or settings.offloads_all_slots:
         return
     for replicas in _REPLICAS:
-        # Two thirds of the state are the slots of Adam, the rest are gradients.
-        slots = (graph.state_bytes * 2 // 3) * (replicas - 1) // replicas
+        slots = slots_of(graph.state_bytes) * (replicas - 1) // replicas
         needed = _least_bytes(
             replace(graph, state_bytes=graph.state_bytes - slots), num_partitions, settings
         )

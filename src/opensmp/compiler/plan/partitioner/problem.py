@@ -162,7 +162,12 @@ def price(graph: CoarseGraph, num_partitions: int, settings: PlanSettings) -> Pr
         num_partitions=min(num_partitions, len(graph)),
         microbatches=microbatches,
         ticks=_whole(seconds, scale),
-        bytes=bytes_of_units(graph, settings.microbatches_in_memory(num_partitions), again),
+        bytes=bytes_of_units(
+            graph,
+            settings.microbatches_in_memory(num_partitions),
+            again,
+            settings.offloads_all_slots,
+        ),
         homes=np.array([link.home for link in links], dtype=np.int64),
         forward_ticks=_whole(forward, scale),
         backward_ticks=_whole(backward, scale),
