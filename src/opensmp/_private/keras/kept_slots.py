@@ -16,8 +16,8 @@ class Keeper(Protocol):
     def device_of_slots(self, device: str) -> str:
         """The device of the slots of variables on a device."""
 
-    def moves(self, device: str) -> bool:
-        """Whether `keep` is to be called for slots on a device."""
+    def moves(self, slot: tf.Variable) -> bool:
+        """Whether `keep` is to be called for a slot after updates."""
 
     def keep(self, slot: tf.Variable) -> None:
         """Moves the value of a slot; called eagerly, also by functions as they run."""
@@ -92,4 +92,4 @@ def _moved(slots: Sequence[Any]) -> list[tf.Variable]:
     if _keeper is None:
         return []
     stored = [getattr(slot, "_value", slot) for slot in slots]
-    return [each for each in stored if each is not None and _keeper.moves(each.device)]
+    return [each for each in stored if each is not None and _keeper.moves(each)]

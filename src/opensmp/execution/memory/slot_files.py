@@ -60,16 +60,16 @@ class SlotKeeper:
             return device
         return re.sub(r"[^:/]+:\d+$", "CPU:0", device)
 
-    def moves(self, device: str) -> bool:
+    def moves(self, slot: tf.Variable) -> bool:
         """See `opensmp._private.keras.kept_slots.Keeper`."""
-        return on_cpu_device(device) and device.endswith(self._devices)
+        is_there = on_cpu_device(slot.device) and slot.device.endswith(self._devices)
+        return is_there and slot.dtype.size in _INTEGER and _size_of(slot) >= LEAST_BYTES
 
     def keep(self, slot: tf.Variable) -> None:
         """Copies the value of a slot into its file, unless it is there, and frees its memory."""
         with tf.device(slot.device):
-            value = slot.value()
-            size = math.prod(value.shape) * value.dtype.size
-            if size < LEAST_BYTES or value.dtype.size not in _INTEGER:
+            value, size = slot.value(), _size_of(slot)
+            if value.shape != slot.shape:  # it has no memory yet
                 return
             known = getattr(slot, _MAPPING, None)
             if known is None or known.size != size:
@@ -130,6 +130,12 @@ class Mapping:
     def free_memory(self) -> None:
         """Lets the system have the memory; it reads from the file what is used again."""
         self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _size_of(slot: tf.Variable) -> int:
+    """Bytes of a slot; 0 if its shape is not known."""
+    shape = slot.shape.as_list() if slot.shape.rank is not None else [0]
+    return math.prod(size or 0 for size in shape) * int(slot.dtype.size)
 
 
 def _bytes_of(value: Any) -> np.ndarray[Any, Any]:
