@@ -9,8 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from opensmp.api.timeline.timeline import Timeline
 from opensmp.api.timeline.record import relative
+from opensmp.api.timeline.timeline import Timeline
 from opensmp.distributed.world import World
 from opensmp.execution.profiling.timestamps import Measurement
 

@@ -20,7 +20,6 @@ from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
 
-
 FIT = "fit"
 """Name of the training steps of Keras."""
 
