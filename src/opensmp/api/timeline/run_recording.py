@@ -74,11 +74,16 @@ class RunRecording:
             self.stop_listening()
 
     def after_steps(
-        self, count: int, seconds: float, examples: int | None, values: Mapping[str, float]
+        self,
+        count: int,
+        seconds: float,
+        examples: int | None,
+        values: Mapping[str, float],
+        traced: bool = False,
     ) -> None:
-        """Takes note of `count` steps that took so long together."""
-        recorded = range(self.step, self.step + count)
-        is_warm = 0 not in recorded and not any(step in self._window for step in recorded)
+        """Takes note of `count` steps that took so long together, perhaps with a trace."""
+        steps = range(self.step, self.step + count)
+        is_warm = not traced and 0 not in steps and not any(each in self._window for each in steps)
         self.step += count
         self._note(count, seconds, examples, values, is_warm)
         if self._scalars is not None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,13 +22,21 @@ from opensmp.training.step_functions import StepFunction
 _MOST_STEPS = 100
 
 
-class RunReport(Watcher):
-    """Writes measurements of a training run into a folder, of which `opensmp report` makes a page.
+class _Count(NamedTuple):
+    """Batches that a model has trained, their rows if they are known, and traces of the step."""
 
-    In `fit` it is a callback. In a loop of your own, call `step` after each training step. It writes
-    losses, times of steps, examples per second, the plan, the peak memory of each partition, the
-    configuration, and the timeline of a few steps: the third step and those after it are traced once
-    more for this, as by `smp.record_timeline`, which takes as long as the first trace.
+    batches: int
+    rows: int | None
+    traces: int
+
+
+class RunReport(Watcher):
+    """Writes measurements of a training run into a folder; `opensmp report` makes a page of them.
+
+    In `fit` it is a callback. In a loop of your own, call `step` after each training step. It
+    writes losses, times of steps, examples per second, the plan, the peak memory of each partition,
+    the configuration, and the timeline of a few steps, from the third one on. For these the step is
+    traced once more, as by `smp.record_timeline`, which takes as long as the first trace.
 
     With several processes all ranks make and use it; each writes a file of its own. Files are only
     appended to, so that a run that is killed leaves what it has measured. Another run in the same
@@ -38,10 +46,10 @@ class RunReport(Watcher):
 
     Args:
         folder: Folder to write to; it is created if missing.
-        timeline_steps: How many steps to measure for the timeline, 0 to 100. Of several, the first is
-            not shown, because TensorFlow prepares its run in it.
-        tensorboard: Whether to write the same numbers for TensorBoard, into the folder `tensorboard`
-            in the folder, and the timeline as a trace for https://ui.perfetto.dev.
+        timeline_steps: How many steps to measure for the timeline, 0 to 100. Of several, the first
+            is not shown, because TensorFlow prepares its run in it.
+        tensorboard: Whether to write the same numbers for TensorBoard, into the folder
+            `tensorboard` in the folder, and the timeline as a trace for https://ui.perfetto.dev.
 
     Raises:
         StepError: An argument is wrong; the message lists all.
@@ -86,8 +94,7 @@ class RunReport(Watcher):
         self._timeline_steps, self._tensorboard = timeline_steps, tensorboard
         self._recording: RunRecording | None = None
         self._since = 0.0
-        self._counted: tuple[int, int | None] = (0, 0)
-        self._is_in_step = False
+        self._before = _Count(0, 0, 0)
 
     # --- in a loop --------------------------------------------------------------------------
 
@@ -161,11 +168,10 @@ class RunReport(Watcher):
     def on_train_begin(self, logs: Any = None) -> None:
         """Begins, or goes on with, the run."""
         self._current()
-        self._counted = self._count()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Measures the step if it is one of those to record."""
-        self._counted = self._count()
+        self._before = self._count()
         self._current().before_step()
         self._since = time.perf_counter()
 
@@ -174,15 +180,15 @@ class RunReport(Watcher):
         seconds = time.perf_counter() - self._since
         recording = self._current()
         recording.stop_listening()
-        count, rows = self._count()
-        steps = 1
-        examples = None
+        before, now = self._before, self._count()
+        steps, examples = 1, None
         if isinstance(getattr(self.model, "train_function", None), StepFunction):
-            steps = count - self._counted[0]
-            before = self._counted[1]
-            examples = None if rows is None or before is None else rows - before
+            steps = now.batches - before.batches
+            if now.rows is not None and before.rows is not None:
+                examples = now.rows - before.rows
         if steps > 0:  # none of a run that goes on where another one ended
-            recording.after_steps(steps, seconds, examples, _numbers(logs or {})[0])
+            values = _numbers(logs or {})[0]
+            recording.after_steps(steps, seconds, examples, values, now.traces != before.traces)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Takes note of the epoch's losses and metrics."""
@@ -197,12 +203,11 @@ class RunReport(Watcher):
         if self._recording is not None:
             self._recording.end(error)
 
-    def _count(self) -> tuple[int, int | None]:
-        """Batches that the model has trained, and their rows."""
+    def _count(self) -> _Count:
         function = getattr(self.model, "train_function", None)
         if isinstance(function, StepFunction):
-            return function.batches, function.rows
-        return 0, None
+            return _Count(function.batches, function.rows, function.tracing_count)
+        return _Count(0, None, 0)
 
 
 def _numbers(values: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:

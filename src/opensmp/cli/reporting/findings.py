@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opensmp.base.message_text import counted
 from opensmp.cli.reporting.measured_step import MeasuredStep, Row, measured_steps, typical
@@ -28,6 +28,7 @@ from opensmp.errors import PlanError, ScheduleError
 
 _GAIN = 0.02  # what is less is not worth a word
 _LEAST_BUBBLE = 0.02
+_SMALL_BUBBLE = 0.1
 _UNEVEN = 1.1
 _STALE = 60.0
 
@@ -64,7 +65,7 @@ class Findings:
     def step_seconds(self) -> float | None:
         """Median duration of a step, without those that were traced or measured."""
         warm = [s for s in self.steps if s.warm] or list(self.steps)
-        weighted = sorted((s.seconds / s.count, s.count) for s in warm)
+        weighted = sorted((s.seconds / s.num_steps, s.num_steps) for s in warm)
         half, total = sum(count for _, count in weighted) / 2, 0.0
         for seconds, count in weighted:
             total += count
@@ -204,29 +205,30 @@ class Findings:
             if odd is not None:
                 yield Sentence(
                     "bad",
-                    f"{name} is {_odd(dict(known)[odd])}, first at step {odd}. "
+                    f"'{name}' is {_odd(dict(known)[odd])}, first at step {odd}. "
                     'smp.init({"check_finite": True}) names the layer and the microbatch.',
                 )
             elif len(known) > 1:
                 first, last = known[0][1], known[-1][1]
                 how = "fell" if last < first else "rose" if last > first else "stayed"
                 level = "good" if last < first else "note"
-                yield Sentence(level, f"{name} {how} from {first:.4g} to {last:.4g}.")
+                yield Sentence(level, f"'{name}' {how} from {first:.4g} to {last:.4g}.")
 
     def _of_bubble(self) -> Iterator[Sentence]:
         if self.num_partitions == 1:
             yield Sentence("note", "There is one partition, so that there is no pipeline.")
             return
-        measured = None
+        parts = []
         if self.step is not None:
-            measured = f"bubble {_percent(self.step.bubble)} measured"
+            parts.append(f"{_percent(self.step.bubble)} measured")
         if not self.alternatives:
-            if measured:
-                yield Sentence("note", f"{measured.capitalize()}. {self._why_not}".strip())
+            if parts:
+                yield Sentence("note", f"Bubble {parts[0]}. {self._why_not}".strip())
             return
         now, *others = self.alternatives
-        text = f"bubble {_percent(now.step.bubble)} simulated with {self.simulated_with} times"
-        parts = [part for part in (measured, text) if part]
+        parts.append(
+            f"{_percent(now.step.bubble)} simulated with the {self.simulated_with} times of passes"
+        )
         more = [a for a in others if "microbatches" in a.settings and a.step.fits]
         gains = [a for a in more if a.step.bubble < now.step.bubble - _LEAST_BUBBLE]
         if gains:
@@ -235,9 +237,8 @@ class Findings:
                 for a in gains
             )
             parts[-1] += f": {would}, of the same size each"
-        sentence = "; ".join(parts) + "."
-        level = "note" if gains else "good" if now.step.bubble < 0.1 else "note"
-        yield Sentence(level, sentence[0].upper() + sentence[1:])
+        level = "good" if now.step.bubble < _SMALL_BUBBLE and not gains else "note"
+        yield Sentence(level, f"Bubble {', '.join(parts)}.")
 
     @property
     def _why_not(self) -> str:
@@ -254,7 +255,7 @@ class Findings:
         if gain > _GAIN:
             yield Sentence(
                 "note",
-                f"pipeline {best.settings['pipeline']!r} would give a bubble of "
+                f"The pipeline {best.settings['pipeline']!r} would give a bubble of "
                 f"{_percent(best.step.bubble)} and steps {_percent(gain)} shorter, with "
                 f"{format_bytes(best.step.peak_bytes)} instead of "
                 f"{format_bytes(now.step.peak_bytes)} in the fullest partition (simulated).",
@@ -305,6 +306,11 @@ class Findings:
 def known_pipeline(findings: Findings) -> bool:
     """Whether the schedule of the run is one that plans know, and not one of a user's own."""
     return findings.run.first.head["config"].get("pipeline") in PIPELINES
+
+
+def whole(value: Any) -> int:
+    """A number of a configuration that was read; 0 if it is none."""
+    return value if isinstance(value, int) else 0
 
 
 def _percent(share: float) -> str:

@@ -69,7 +69,8 @@ def _findings(run: Run) -> Findings:
     from opensmp.cli.reporting.findings import Findings
     from opensmp.compiler.plan.plan import Plan
 
-    plans, faults = {}, []
+    plans: dict[str, Plan] = {}
+    faults = []
     for path in run.plans:
         try:
             plan = Plan.load(path)

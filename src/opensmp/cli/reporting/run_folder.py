@@ -27,7 +27,7 @@ class Steps(NamedTuple):
     """Some steps in a row: number of the last from 1, how many, seconds, examples, last values."""
 
     last: int
-    count: int
+    num_steps: int
     seconds: float
     examples: int | None
     warm: bool
@@ -260,7 +260,7 @@ def _halved(steps: list[Steps]) -> list[Steps]:
     return [
         a._replace(
             last=b.last,
-            count=a.count + b.count,
+            num_steps=a.num_steps + b.num_steps,
             seconds=a.seconds + b.seconds,
             examples=None if None in (a.examples, b.examples) else _sum(a.examples, b.examples),
             warm=a.warm and b.warm,

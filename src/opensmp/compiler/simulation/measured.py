@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def _scaled(
 class Alternative(NamedTuple):
     """Other settings and the simulated step with them; microbatches have the same size."""
 
-    settings: Mapping[str, object]
+    settings: Mapping[str, int | str]
     step: SimulatedStep
 
     @property
@@ -102,7 +102,7 @@ def alternatives(plan: Plan, replicas: int = 1) -> list[Alternative]:
     settings = plan.settings
     num_stages = int(stages(plan.costs, plan.assignment).max(initial=-1)) + 1
     now = settings.microbatches
-    wanted: list[dict[str, object]] = [{}]
+    wanted: list[dict[str, Any]] = [{}]
     wanted += [{"microbatches": now * factor} for factor in (2, 4)]
     if settings.pieces_per_partition == 1 and settings.own is None and now > 1:
         wanted += [
@@ -113,7 +113,7 @@ def alternatives(plan: Plan, replicas: int = 1) -> list[Alternative]:
         ]
     found = []
     for each in wanted:
-        count = int(each.get("microbatches", now))  # type: ignore[call-overload]
+        count = each.get("microbatches", now)
         if each and 3 * num_stages * count > _MOST_PASSES:
             continue
         try:
