@@ -104,7 +104,9 @@ def test_uneven_partitions_are_told_with_what_another_cut_would_give(tmp_path):
 def test_time_of_a_step_leaves_out_those_that_were_traced(tmp_path):
     write_run(tmp_path, planned(2))
     (path,) = tmp_path.glob("*.jsonl")
-    text = path.read_text().replace('"seconds":0.5,"examples":64,"warm":false', '"seconds":99,"examples":64,"warm":false')
+    text = path.read_text().replace(
+        '"seconds":0.5,"examples":64,"warm":false', '"seconds":99,"examples":64,"warm":false'
+    )
     path.write_text(text)
     found = findings(tmp_path)
     assert found.step_seconds == 0.5
