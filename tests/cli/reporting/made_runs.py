@@ -117,7 +117,6 @@ def write_run(
         file.append("memory", {"step": len(losses), "partitions": rows})
         if end is not None:
             file.append("end", {"time": BEGIN + shift + 10, "step": len(losses), "error": end})
-        file.close()
 
 
 NAN = math.nan

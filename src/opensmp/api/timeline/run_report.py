@@ -157,6 +157,8 @@ class RunReport(Watcher):
         """The recording in the current world, which begins with its first use."""
         here = world.current("smp.RunReport")
         if self._recording is None or self._recording.world is not here:
+            if self._recording is not None:  # smp.init was called again
+                self._recording.stop_listening()
             self._recording = RunRecording(
                 self._folder, here, self._timeline_steps, self._tensorboard
             )

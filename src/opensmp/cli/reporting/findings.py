@@ -280,7 +280,8 @@ class Findings:
                 "good", f"The partitions are even: the busiest has {ratio:.2f} x the mean."
             )
             return
-        text = f"Partition {slowest.partition} has {ratio:.2f} x the mean work."
+        where = f" of replica {slowest.replica}" * (len({row.replica for row in busy}) > 1)
+        text = f"Partition {slowest.partition}{where} has {ratio:.2f} x the mean work."
         better = None if plan is None else recut(plan)
         if better is not None and better[1] < (1 - _GAIN) * better[0]:
             text += (
@@ -288,6 +289,8 @@ class Findings:
                 f"take {format_seconds(better[1])} instead of {format_seconds(better[0])} for a "
                 "microbatch."
             )
+        elif better is not None:
+            text += " With the measured times, automatic partitioning finds no faster cut."
         yield Sentence("note", text)
 
     def _of_memory(self) -> Iterator[Sentence]:

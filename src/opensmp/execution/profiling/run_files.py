@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -49,15 +48,12 @@ class RunFile:
     """The file of one rank, to which lines are appended."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._path = path
 
     def append(self, kind: str, values: Mapping[str, Any]) -> None:
         """Appends one line in one write, so that a reader sees whole lines."""
         text = json.dumps({"kind": kind, **values}, separators=(",", ":"), ensure_ascii=False)
         data = (text + "\n").encode("utf-8", "backslashreplace")
-        while data:
-            data = data[os.write(self._file, data) :]
-
-    def close(self) -> None:
-        """Closes the file."""
-        os.close(self._file)
+        with self._path.open("ab", buffering=0) as file:
+            while data:
+                data = data[file.write(data) :]
