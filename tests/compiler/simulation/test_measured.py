@@ -27,6 +27,23 @@ def test_stages_take_as_long_as_was_measured():
     assert after.backward == pytest.approx(before.backward * [1.0, 2.0, 0.5])
 
 
+def test_a_pass_that_was_interrupted_does_not_count():
+    plan = plan_of(chain(4), [0, 0, 1, 1], 2, microbatches=5)
+    events = timed(plan, [1.0, 1.0])
+    slow = [(a, p, 100 * s if a == Action("F", 0, 2) else s) for a, p, s in events]
+    found, _ = with_measured_seconds(plan, slow)
+    assert timed_stages(found).forward == pytest.approx(timed_stages(plan).forward)
+
+
+def test_a_pass_for_the_weights_of_all_microbatches_counts_once():
+    plan = plan_of(chain(4), [0, 0, 1, 1], 2, microbatches=4)
+    events = [e for e in timed(plan, [1.0, 1.0]) if e[0].kind != "W"]
+    joint = [*events, (Action("W", 1, 0), 1, 8.0)]
+    before, after = (with_measured_seconds(plan, each)[0] for each in (events, joint))
+    more = timed_stages(after).backward - timed_stages(before).backward
+    assert more == pytest.approx([0.0, 2.0])
+
+
 def test_measuring_what_was_predicted_changes_nothing():
     plan = plan_of(chain(8), [0, 0, 0, 1, 1, 1, 2, 2], 3)
     found, _ = with_measured_seconds(plan, timed(plan, [1.0] * 3))

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from opensmp.base.message_text import counted
+from opensmp.cli.reporting.markup import duration
 from opensmp.cli.reporting.measured_step import MeasuredStep, Row, measured_steps, typical
 from opensmp.cli.reporting.run_folder import Run, Steps
 from opensmp.compiler.format import format_bytes, format_seconds
@@ -178,7 +179,7 @@ class Findings:
             first = (self.error.strip().splitlines() or [""])[0]
             yield Sentence("bad", f"The run ended after {self._steps} with {first}")
         elif self.state != "finished":
-            silent = format_seconds(self.now - max(r.time for r in self.run.ranks.values()))
+            silent = duration(self.now - max(r.time for r in self.run.ranks.values()))
             level = "note" if self.state == "running" else "bad"
             yield Sentence(
                 level,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from opensmp.cli.reporting.measured_step import Row
+from opensmp.compiler.format import format_seconds
 
 
 def escaped(value: object) -> str:
@@ -18,6 +19,15 @@ def escaped(value: object) -> str:
 def percent(share: float) -> str:
     """A share as text: `"31 %"`."""
     return f"{100 * share:.0f} %"
+
+
+def duration(seconds: float) -> str:
+    """A time of any length: `"12.5 ms"`, `"3 min 20 s"`, `"2 h 5 min"`, `"3 d 4 h"`."""
+    whole = int(seconds)
+    for unit, name, smaller, its in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // smaller} {its}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else format_seconds(seconds)
 
 
 def or_dash(value: Any, shown: Callable[[Any], str]) -> str:

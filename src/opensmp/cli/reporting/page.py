@@ -13,7 +13,7 @@ from typing import Any
 from opensmp.base.message_text import counted
 from opensmp.cli.reporting.charts import line_chart
 from opensmp.cli.reporting.findings import Findings, known_pipeline, whole
-from opensmp.cli.reporting.markup import escaped, or_dash, percent
+from opensmp.cli.reporting.markup import duration, escaped, or_dash, percent
 from opensmp.cli.reporting.tables import alternatives_table, memory_of, partitions_table
 from opensmp.cli.reporting.timelines import measured_timeline, predicted_timeline
 from opensmp.compiler.format import format_bytes, format_count, format_seconds
@@ -81,7 +81,7 @@ def _heading(found: Findings) -> str:
         f"<h1>{escaped(f'Training of {names}' if names else 'Training run')}</h1>\n"
         f"<p>{escaped(', '.join(parts))}</p>\n"
         f'<p class="faint">Run {escaped(found.run.name)}, begun {begun}, {escaped(found.state)} '
-        f"after {counted(found.num_steps, 'step')} and {escaped(format_seconds(lasted))}.</p>"
+        f"after {counted(found.num_steps, 'step')} and {escaped(duration(lasted))}.</p>"
     )
 
 

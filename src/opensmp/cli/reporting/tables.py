@@ -144,7 +144,11 @@ def alternatives_table(found: Findings) -> str:
         rows.append(f"<tr{mark}>{''.join(f'<td>{escaped(cell)}</td>' for cell in cells)}</tr>")
     heads = ("settings", "bubble", "step", "time per microbatch", "fullest partition", "fits")
     titles = "".join(f"<th>{each}</th>" for each in heads)
-    source = "times of the measured step" if found.simulated_with == "measured" else "plan's times"
+    source = (
+        "median times of the measured step's passes"
+        if found.simulated_with == "measured"
+        else "plan's times"
+    )
     why = found.timed_plan[1]
     note = (
         f"Simulated with the {source}; transfers, the update of weights and memory are predicted. "

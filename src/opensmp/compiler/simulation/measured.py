@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -27,7 +28,8 @@ def with_measured_seconds(
 ) -> tuple[Plan | None, str]:
     """Returns a plan whose stages take as long as was measured.
 
-    Within a stage the units keep their proportions.
+    Of the passes of a stage of one kind the median counts, so that one that was interrupted does
+    not matter. Within a stage the units keep their proportions.
 
     Args:
         plan: A plan with costs.
@@ -43,18 +45,20 @@ def with_measured_seconds(
     count = int(stage.max(initial=-1)) + 1
     home = np.zeros(count, dtype=np.int64)
     home[stage] = placed
-    seconds = np.zeros((2, count))
+    passes: dict[tuple[int, str], list[float]] = {}
     microbatches: set[int] = set()
-    seen: dict[int, int] = {}
     for action, partition, duration in timed:
         if action.segment >= count or home[action.segment] != partition:
             return None, "the segments of the step are not those of this plan"
-        seen[action.segment] = partition
         microbatches.add(action.microbatch)
-        seconds[int(action.kind != "F"), action.segment] += duration
-    if len(seen) != count:
+        passes.setdefault((action.segment, action.kind), []).append(duration)
+    if len({segment for segment, _ in passes}) != count:
         return None, "the segments of the step are not those of this plan"
-    seconds /= len(microbatches)
+    seconds = np.zeros((2, count))
+    for (segment, kind), found in passes.items():
+        # A pass for weights may be that of several microbatches.
+        share = len(found) / len(microbatches)
+        seconds[int(kind != "F"), segment] += share * statistics.median(found)
     return (
         replace(
             plan,
