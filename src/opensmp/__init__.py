@@ -54,6 +54,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RankType",
+    "RunReport",
     "SavedModelLayer",
     "SavingError",
     "ScheduleError",

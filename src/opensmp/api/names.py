@@ -31,6 +31,7 @@ from opensmp.api.sharding import shard  # noqa: E402
 from opensmp.api.step.step import step  # noqa: E402
 from opensmp.api.step.step_output import StepOutput  # noqa: E402
 from opensmp.api.timeline.record import record_timeline  # noqa: E402
+from opensmp.api.timeline.run_report import RunReport  # noqa: E402
 from opensmp.api.timeline.timeline import Timeline  # noqa: E402
 from opensmp.base.progress import set_verbosity  # noqa: E402
 from opensmp.compiler.cluster.cluster import Cluster  # noqa: E402

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`, `opensmp run`, `opensmp simulate` and `opensmp doctor`."""
+"""The command line: `opensmp plan`, `run`, `simulate`, `report` and `doctor`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from opensmp.base.versions import NAMES, OWN
 from opensmp.cli.doctor.doctor import doctor
 from opensmp.cli.doctor.software import installed
 from opensmp.cli.plan import plan
+from opensmp.cli.reporting.report import report
 from opensmp.cli.run import run
 from opensmp.cli.simulation.simulate import simulate
 from opensmp.errors import SmpError
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.command("doctor")(doctor)
 app.command("plan")(plan)
 app.command("simulate")(simulate)
+app.command("report")(report)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
 
 

@@ -46,6 +46,8 @@ class StepFunction:
         self._functions: dict[tuple[int | None, bool], Any] = {}
         self._rows_known = True
         self._settings: Settings | None = None
+        self.batches = 0  # that were run
+        self.rows: int | None = 0  # of these; None once it is not known
 
     @property
     def tracing_count(self) -> int:
@@ -97,6 +99,9 @@ class StepFunction:
     def _run(self, data: Any) -> Any:
         here = world.current(f"{self._name}ing a DistributedModel")
         data = _without_optionals(data)
+        rows = num_rows(data)
+        self.batches += 1
+        self.rows = None if rows is None or self.rows is None else self.rows + rows
         meet_at_batch(self._name, data, self._settings_of_batch())
         if self._run_eagerly:
             self._refuse_to_run_eagerly(here)

@@ -23,6 +23,7 @@ from opensmp.training.call_mode import current_mode
 from opensmp.training.callbacks.callbacks import shared_call
 from opensmp.training.callbacks.check_finite import checking_if_asked
 from opensmp.training.callbacks.rank_zero import everywhere
+from opensmp.training.callbacks.watcher import watched
 from opensmp.training.quantize import Quantize
 from opensmp.training.resume.progress import progress_of
 from opensmp.training.resume.resuming import is_resumable, resumable
@@ -112,6 +113,7 @@ class Trainer:
             resumes = name == "fit" and is_resumable(given)
             if name == "fit":
                 stack.enter_context(checking_if_asked(given.get("callbacks")))
+                stack.enter_context(watched(given.get("callbacks")))
             if not is_shared() and not resumes:
                 return run(*args, **kwargs)
             arguments = given

@@ -299,3 +299,17 @@ def test_a_process_that_waits_for_another_is_idle():
     first, second = check_ranks(SLOW_FIRST, 2, args=[patient(0.2)])
     assert first.lines[-1] == "True False True"
     assert second.lines[-1] == "True True False"
+
+
+def test_training_steps_of_keras_are_measured(smp_init):
+    smp_init(TWO_BY_FOUR)
+    model = Net()
+    model.compile("sgd", LOSS)
+    x, y = np.ones([16, 5], "float32"), np.zeros([16], "int32")
+    model.fit(x, y, batch_size=8, verbose=0)
+    with smp.record_timeline() as timeline:
+        model.fit(x, y, batch_size=8, verbose=0)
+    assert [step.name for step in timeline.steps] == ["fit", "fit"]
+    forward = [e.action.microbatch for e in timeline.steps[0].events if e.action.kind == "F"]
+    assert sorted(forward) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert timeline.steps[0].devices == ("/device:CPU:0", "/device:CPU:1")

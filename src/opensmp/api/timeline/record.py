@@ -45,7 +45,7 @@ def record_timeline() -> Iterator[Timeline]:
     def add(measured: Measurement) -> None:
         if not origin:
             origin.append(float(measured.seconds.min()))
-        timeline.append(_relative(measured, len(timeline.steps), origin[0]))
+        timeline.append(relative(measured, len(timeline.steps), origin[0]))
 
     with listening(add):
         yield timeline
@@ -59,7 +59,8 @@ def record_timeline() -> Iterator[Timeline]:
         )
 
 
-def _relative(measured: Measurement, index: int, origin: float) -> StepTimeline:
+def relative(measured: Measurement, index: int, origin: float) -> StepTimeline:
+    """Returns a measured step with times since `origin`."""
     events = [
         Event(index, action, partition, measured.devices[partition], start, end)
         for action, partition, (start, end) in zip(

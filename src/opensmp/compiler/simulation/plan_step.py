@@ -21,6 +21,8 @@ from opensmp.compiler.plan.report.predicted_schedule import passes_of, stages
 from opensmp.compiler.plan.settings import PlanSettings
 from opensmp.compiler.plan.unit_graph import CoarseGraph, Machine
 from opensmp.compiler.schedule.actions import Action, TaskGraph
+from opensmp.compiler.schedule.pipelines import build
+from opensmp.compiler.schedule.simulate import Simulation, simulate
 from opensmp.compiler.simulation.finish import Loads, finished
 from opensmp.compiler.simulation.run import Run
 from opensmp.compiler.simulation.step import SimulatedStep
@@ -146,6 +148,16 @@ def tasks_of(plan: Plan) -> TaskGraph:
     tasks, waits = chain.tasks(run, Layout(cluster, run.partitions, 1))
     seconds = {action: time + waits.get(action, 0.0) for action, time in tasks.seconds.items()}
     return TaskGraph(tasks.device, tasks.needs, seconds, tasks.num_devices)
+
+
+def timed_passes(plan: Plan) -> tuple[TaskGraph, Simulation]:
+    """Returns the passes of a step of a plan and when they run, as `simulate_plan` has them."""
+    run = of_plan(plan, {})
+    layout = Layout(_planned(plan, run), run.partitions, run.replicas)
+    chain = _Stages.of(plan, plan.costs, plan.settings, plan.prediction.recompute)
+    tasks, waits = chain.tasks(run, layout)
+    schedule = build(run.pipeline, tasks, run.active_microbatches)
+    return tasks, simulate(schedule, tasks, waits)
 
 
 def _planned(plan: Plan, run: Run) -> Cluster:

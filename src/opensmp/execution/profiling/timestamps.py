@@ -20,12 +20,15 @@ from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action
 
+FIT = "fit"
+"""Name of the training steps of Keras."""
+
 
 class Measurement(NamedTuple):
     """The times of one run of a stamped step.
 
     Attributes:
-        name: Name of the step's function.
+        name: Name of the step's function, or `FIT`.
         actions: The scheduled actions that run in this process.
         partitions: The partition of each action.
         devices: The device of each partition; an empty string for partitions of other processes,

@@ -23,6 +23,7 @@ from opensmp.execution.emission.pipeline import Pipeline
 from opensmp.execution.models.hooks import run_post_partition_hooks
 from opensmp.execution.multi_process.remote_values import known
 from opensmp.execution.profiling.building import show_microbatch
+from opensmp.execution.profiling.timestamps import FIT, Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
 from opensmp.training.batch.accumulation import Accumulator, sum_over_replicas
 from opensmp.training.batch.batch_split import Split, num_rows
@@ -132,7 +133,8 @@ class _Separate:
     def train_step(self, x: Any, y: Any, sample_weight: Any) -> Any:  # errors have this name
         model, split = self._model, self._split
         traces, self._traces = self._traces, None
-        pipeline = Pipeline(self._world, len(split.parts), joins=True, traces=traces)
+        stamps = Stamps() if has_listeners() else None
+        pipeline = Pipeline(self._world, len(split.parts), stamps, joins=True, traces=traces)
         accumulator = Accumulator(model.trainable_weights)
         sources = [tf_variable(weight) for weight in model.trainable_weights]
         losses, trackers, outputs = [], [], []
@@ -155,6 +157,9 @@ class _Separate:
             gradients, (loss, tracked, joined) = accumulator.finish(
                 pipeline, (loss, tracked, joined)
             )
+        here = self._world
+        if stamps is not None and pipeline.schedule is not None:
+            stamps.deliver(FIT, pipeline.schedule.orders, here.devices, here.my_partitions)
         with tf.init_scope():
             run_post_partition_hooks()
         _private.hand_out_results(tf.compat.v1.get_default_graph())

@@ -22,6 +22,7 @@ from opensmp.base.types import Model
 from opensmp.errors import StepError
 from opensmp.saving.own_weights import own_weights
 from opensmp.training.callbacks.rank_zero import is_leader, run_in_one
+from opensmp.training.callbacks.watcher import Watcher
 from opensmp.training.sync.fit_settings import settings_of
 from opensmp.training.sync.sync import agree_on_chance, in_call, is_shared, meet, meet_to_begin
 
@@ -297,7 +298,7 @@ def _wrapped(callback: Any) -> Any:
 
 def _decides_in_batches(callback: Any) -> bool:
     """Whether a callback may stop training after a batch in one process and not in another."""
-    if type(callback) in _ALIKE or isinstance(callback, (*_WRITERS, OnRankZero)):
+    if type(callback) in _ALIKE or isinstance(callback, (*_WRITERS, OnRankZero, Watcher)):
         return False
     return any(_private.overrides(callback, hook) for hook in _BATCH_HOOKS)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from compiler.plan.hand_made import chain, plan_of
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,6 +23,107 @@ SHAPES = {
         3,
     ),
 }
+
+
+def equal(partitions, **given):
+    """A chain with four layers in each partition, of which every third has a long name."""
+    names = [f"encoder_block_{u}/multi_head_attention" if u % 3 else f"d{u}" for u in range(400)]
+    count = 4 * partitions
+    return plan_of(
+        chain(count, layers=names[:count]), [u // 4 for u in range(count)], partitions, **given
+    )
+
+
+def boxes(figure):
+    """All that is drawn and must not lie on each other: (what, its box in pixels)."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    found = [("title", figure._suptitle.get_window_extent(renderer))]
+    for axes in figure.axes:
+        labels = (*axes.get_xticklabels(), *axes.get_yticklabels(), axes.xaxis.label)
+        for text in (*axes.texts, axes.title, axes._left_title, *labels, axes.yaxis.label):
+            if text.get_text().strip() and text.get_visible():
+                box = text.get_window_extent(renderer)
+                frame = text.get_bbox_patch()
+                box = box if frame is None else frame.get_window_extent(renderer)
+                found.append((text.get_text(), box))
+        if axes.get_legend() is not None:
+            found.append(("legend", axes.get_legend().get_window_extent(renderer)))
+    return found
+
+
+def overlaps(found):
+    return [
+        (first, second)
+        for i, (first, box) in enumerate(found)
+        for second, other in found[i + 1 :]
+        if box.overlaps(other)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("partitions", "microbatches"), [(2, 12), (8, 12), (9, 4), (32, 4), (64, 4), (100, 4)]
+)
+def test_nothing_overlaps_with_few_and_many_partitions(partitions, microbatches):
+    figure = draw_plan(equal(partitions, memory_bytes=2**12, microbatches=microbatches))
+    assert overlaps(boxes(figure)) == []
+
+
+@pytest.mark.parametrize("partitions", [2, 8, 32])
+def test_bars_and_their_values_do_not_overlap(partitions):
+    figure = draw_plan(equal(partitions))
+    boxes(figure)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for axes in figure.axes[1:3]:
+        bars = {id(patch): patch.get_window_extent(renderer) for patch in axes.patches}
+        values = [text.get_window_extent(renderer) for text in axes.texts]
+        assert len(values) == partitions
+        assert not any(bar.overlaps(value) for bar in bars.values() for value in values)
+        rows = sorted({round(bar.y0, 1) for bar in bars.values()})
+        assert len(rows) == partitions
+        tallest = max(bar.height for bar in bars.values())
+        assert all(b - a > tallest for a, b in pairwise(rows))
+
+
+@pytest.mark.parametrize("partitions", [2, 32])
+def test_numbers_of_the_schedule_lie_within_their_passes(partitions):
+    figure = draw_plan(equal(partitions))
+    found = boxes(figure)
+    assert found
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.axes[3]
+    to_pixels = axes.transData
+    passes = [
+        path.get_extents(to_pixels)
+        for collection in axes.collections
+        for path in collection.get_paths()
+    ]
+    assert axes.texts
+    for text in axes.texts:
+        box = text.get_window_extent(renderer)
+        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+        around = [p for p in passes if p.contains(*middle)]
+        assert any(p.x0 <= box.x0 and box.x1 <= p.x1 and box.height <= p.height for p in around)
+
+
+def test_picture_is_no_wider_than_can_be_read():
+    assert draw_plan(equal(2)).get_figwidth() == 13
+    assert draw_plan(equal(32)).get_figwidth() <= 20
+    assert draw_plan(equal(100)).get_figheight() < 40
+
+
+def test_picture_gives_one_value_for_the_time_of_a_step():
+    words = " ".join(text for text, _ in boxes(draw_plan(SHAPES["two"])))
+    figure = draw_plan(SHAPES["two"])
+    assert "step" not in figure._suptitle.get_text()
+    assert words.count("bubble ") == 1
+
+
+def test_picture_without_schedule_is_the_same_above_it():
+    figure = draw_plan(SHAPES["two"], schedule=False)
+    words = " ".join(text for text, _ in boxes(figure))
+    assert "Simulated schedule" not in words
+    assert "Memory at its peak" in words
 
 
 def texts(figure):

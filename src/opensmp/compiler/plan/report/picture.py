@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from matplotlib.colors import to_rgb
@@ -25,9 +26,12 @@ from opensmp.compiler.plan.report.predicted_schedule import PredictedSchedule, p
 _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 _INK, _FAINT = "#222222", "#999999"
 _SMALL, _NORMAL = 7.5, 9.0
+_TINY, _LEAST = 6.5, 4.5  # what is smaller cannot be read, and is left out
+_POINTS = 72  # per inch
 _MOST_NAMED = 2
-_MOST_BANDS = 10
+_MOST_BANDS = 10  # with names of tensors and the word "partition"
 _LABELLED_ROWS = 32
+_MOST_ROWS = 64  # with the value beside each bar
 
 Axes = Any
 
@@ -41,29 +45,44 @@ class PlanFigure(Figure):
         return buffer.getvalue()
 
 
-def draw_plan(plan: Plan, path: str | os.PathLike[str] | None = None) -> Figure:
-    """Draws a plan.
+def draw_plan(
+    plan: Plan, path: str | os.PathLike[str] | None = None, *, schedule: bool = True
+) -> Figure:
+    """Draws a plan, with or without its predicted schedule.
 
     From top to bottom: the layers as bars of their time, in the band of their partition, with arcs
     for tensors between layers and labels for the tensors that cross each cut; the time and the
     memory of each partition; the predicted schedule.
     """
     layers = condense(plan)
-    times = predict_schedule(plan)
     rows = plan.num_partitions
-    width = max(13.0, 1.0 * len(layers.bands))
-    heights = (3.0, 2.0, max(1.0, 0.33 * rows + 0.4))
+    width = min(max(13.0, 0.5 * len(layers.bands)), 20.0)
+    heights = [3.0, _height(rows, 0.17, 2.0)]
+    if schedule:
+        heights.append(_height(rows, 0.33 if rows <= 16 else 0.2, 1.0))
     engine = ConstrainedLayoutEngine(hspace=0.05, h_pad=0.1)
     figure = PlanFigure(figsize=(width, sum(heights) + 3.3), layout=engine)
-    grid = figure.add_gridspec(3, 2, height_ratios=heights)
+    grid = figure.add_gridspec(len(heights), 2, height_ratios=heights)
     figure.suptitle(_title(plan), fontsize=11, color=_INK, x=0.01, ha="left")
     _draw_layers(figure.add_subplot(grid[0, :]), plan, layers)
     _draw_times(figure.add_subplot(grid[1, 0]), plan)
     _draw_memory(figure.add_subplot(grid[1, 1]), plan)
-    _draw_schedule(figure.add_subplot(grid[2, :]), plan, times)
+    if schedule:
+        _draw_schedule(figure.add_subplot(grid[2, :]), plan, predict_schedule(plan))
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def _height(rows: int, each: float, least: float) -> float:
+    """Inches of a plot with a row for each partition; rows without labels may be thin."""
+    return max(least, each * min(rows, _MOST_ROWS) + 0.5)
+
+
+def row_labels(axes: Axes, num_rows: int) -> None:
+    """Numbers the rows, of many only some."""
+    every = -(-num_rows // _LABELLED_ROWS)
+    axes.set_yticks(range(0, num_rows, every))
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
@@ -90,9 +109,8 @@ def _title(plan: Plan) -> str:
     prediction = plan.prediction
     return (
         f"{plan.model} over {counted(plan.num_partitions, 'partition')} · {plan.settings}\n"
-        f"predicted step {format_seconds(prediction.step_seconds)} · peak memory "
-        f"{format_bytes(max(prediction.peak_bytes))} · slowest stage {prediction.balance:.2f} x "
-        f"the mean"
+        f"peak memory {format_bytes(max(prediction.peak_bytes))} · slowest stage "
+        f"{prediction.balance:.2f} x the mean"
     )
 
 
@@ -111,12 +129,12 @@ def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
     """Draws bands of width one, with bars below the base line and arcs above it."""
     place = _places(layers)
     longest = max((node.seconds for node in layers.nodes), default=0.0) or 1.0
+    room = _room(axes, layers)
     for index, band in enumerate(layers.bands):
         axes.axvspan(index, index + 1, color=tint(band.partition, 0.18), lw=0, zorder=0)
-        stage = (
-            f"partition {band.partition}" if band.nodes else f"partition {band.partition}: empty"
-        )
-        axes.text(index + 0.5, 1.62, stage, ha="center", va="top", fontsize=_NORMAL, color=_INK)
+        if room >= _NORMAL:
+            stage = _band_text(band, len(layers.bands))
+            axes.text(index + 0.5, 1.62, stage, ha="center", va="top", fontsize=_NORMAL, color=_INK)
         width = 0.62 * _spacing(band)
         for node in band.nodes:
             height = 0.8 * layers.nodes[node].seconds / longest
@@ -126,10 +144,30 @@ def _draw_layers(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
     _draw_cuts(axes, plan, layers)
     axes.set_xlim(0, len(layers.bands))
     axes.set_ylim(-0.9, 1.66)
-    names = [(place[i], node.name) for i, node in enumerate(layers.nodes)]
-    axes.set_xticks([x for x, _ in names], [name for _, name in names], rotation=90)
     axes.set_yticks([-0.8, 0], [format_seconds(longest), "0"])
-    plain(axes, "Layers: time of one microbatch (bars), what is read from where (arcs)")
+    title = "Layers: time of one microbatch (bars), what is read from where (arcs)"
+    if len(layers.bands) > _MOST_BANDS:
+        title += "; numbers at the top are partitions" * (room >= _NORMAL)
+    plain(axes, title)
+    names = [(place[i], node.name) for i, node in enumerate(layers.nodes)]
+    spacing = min((b - a for (a, _), (b, _) in pairwise(sorted(names))), default=1.0)
+    size = min(_SMALL, 0.8 * room * spacing)
+    if size >= _LEAST:
+        axes.set_xticks([x for x, _ in names], [name for _, name in names], rotation=90)
+        axes.tick_params(axis="x", labelsize=size)
+    else:
+        axes.set_xticks([])
+
+
+def _room(axes: Axes, layers: LayerGraph) -> float:
+    """Points that a band is wide."""
+    return float(0.9 * _POINTS * axes.figure.get_figwidth() / max(1, len(layers.bands)))
+
+
+def _band_text(band: Band, num_bands: int) -> str:
+    if num_bands > _MOST_BANDS:
+        return str(band.partition)
+    return f"partition {band.partition}" + ": empty" * (not band.nodes)
 
 
 def _places(layers: LayerGraph) -> dict[int, float]:
@@ -170,18 +208,21 @@ def _draw_arcs(axes: Axes, layers: LayerGraph, place: dict[int, float]) -> None:
 def _draw_cuts(axes: Axes, plan: Plan, layers: LayerGraph) -> None:
     """Labels each border with the tensors that cross it."""
     bands = layers.bands
+    many = len(bands) > _MOST_BANDS
+    show = not many or _room(axes, layers) >= 2 * _TINY
     one_each = [band.partition for band in bands] == list(range(plan.num_partitions))
     for index in range(1, len(bands)):
         axes.axvline(index, color="white", lw=2, zorder=1)
         text = _passing_text(plan, index - 1) if one_each else _arcs_text(layers, index)
-        if text:
+        if text and show:
             axes.text(
                 index,
                 1.42,
                 text,
                 ha="center",
                 va="top",
-                fontsize=6.5,
+                rotation=90 if many else 0,
+                fontsize=_TINY,
                 color=_INK,
                 zorder=6,
                 bbox={"boxstyle": "round,pad=0.25", "fc": "white", "ec": _FAINT, "lw": 0.5},
@@ -262,15 +303,15 @@ def _stacked(
             )
             base[row] += value
     longest = max(base) or 1.0
-    for row in rows:
+    for row in rows if len(rows) <= _MOST_ROWS else ():
         axes.text(base[row] + 0.01 * longest, row, shown(base[row]), va="center", fontsize=_SMALL)
     if limit is not None and limit <= 3 * longest:
         axes.axvline(limit, color=_INK, lw=1, ls="--")
-        axes.text(limit, -0.62, f"limit {shown(limit)} ", ha="right", va="center", fontsize=_SMALL)
+        axes.text(limit, -0.7, f"limit {shown(limit)} ", ha="right", va="center", fontsize=_SMALL)
         longest = max(longest, limit)
     axes.set_xlim(0, 1.14 * longest)
-    axes.set_ylim(len(rows) - 0.4, -0.9)
-    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
+    axes.set_ylim(len(rows) - 0.4, -0.9 - 0.02 * len(rows))
+    row_labels(axes, len(rows))
     axes.set_ylabel("partition", fontsize=_SMALL)
     axes.set_xticks([])
     axes.spines["bottom"].set_visible(False)
@@ -326,7 +367,7 @@ def draw_bars(axes: Axes, bars: Sequence[Bar], num_partitions: int, makespan: fl
     rows = range(num_partitions)
     axes.set_xlim(0, makespan)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_yticks(list(rows), [str(row) for row in rows] if len(rows) <= _LABELLED_ROWS else "")
+    row_labels(axes, len(rows))
     axes.set_ylabel("partition", fontsize=_SMALL)
 
 

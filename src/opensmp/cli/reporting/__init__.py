@@ -1,0 +1,1 @@
+"""`opensmp report`: a page of what a run has written into a folder."""
