@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTAL
 
 def blocks(*languages):
     """Pairs of the place of a block and its text, for all pages."""
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         for found in BLOCK.finditer(text):
             if found[2] in languages:
@@ -49,5 +49,6 @@ def test_manifests_parse():
 
 
 def test_every_page_is_in_the_navigation():
-    named = set(re.findall(r"[\w-]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
-    assert {page.name for page in DOCS.glob("*.md")} == named
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", navigation))
+    assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} == named

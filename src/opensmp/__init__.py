@@ -62,6 +62,7 @@ __all__ = [
     "StepOutput",
     "Timeline",
     "TraceError",
+    "Tuned",
     "allgather",
     "allreduce",
     "barrier",
@@ -105,6 +106,7 @@ __all__ = [
     "step",
     "tp_rank",
     "tp_size",
+    "tune",
 ]
 
 

@@ -22,7 +22,8 @@ from opensmp.api.decorators.pretrained import pretrained_weights  # noqa: E402
 from opensmp.api.decorators.scope import scope  # noqa: E402
 from opensmp.api.init import init, shutdown  # noqa: E402
 from opensmp.api.io import load_model, save_model  # noqa: E402
-from opensmp.api.memory_report import MemoryReport, memory_report  # noqa: E402
+from opensmp.api.measurement.memory_report import MemoryReport, memory_report  # noqa: E402
+from opensmp.api.measurement.tune import Tuned, tune  # noqa: E402
 from opensmp.api.model.local_variables import local_variables  # noqa: E402
 from opensmp.api.model.model import DistributedModel  # noqa: E402
 from opensmp.api.model.model_parts import as_part as _as_part  # noqa: E402
@@ -123,6 +124,7 @@ __all__ = [
     "StepOutput",
     "Timeline",
     "TraceError",
+    "Tuned",
     "allgather",
     "allreduce",
     "barrier",
@@ -166,4 +168,5 @@ __all__ = [
     "step",
     "tp_rank",
     "tp_size",
+    "tune",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`, `opensmp run`, `opensmp simulate` and `opensmp doctor`."""
+"""The command line: `opensmp plan`, `run`, `tune`, `simulate` and `doctor`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from opensmp.cli.doctor.software import installed
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
 from opensmp.cli.simulation.simulate import simulate
+from opensmp.cli.tuning.tune import tune
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command("doctor")(doctor)
 app.command("plan")(plan)
 app.command("simulate")(simulate)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("tune", context_settings={"allow_interspersed_args": False})(tune)
 
 
 def _print_versions(asked: bool) -> None:
