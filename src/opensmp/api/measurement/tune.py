@@ -70,6 +70,9 @@ class Tuned:
         """
         Path(os.fspath(path)).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
 
+    def __repr__(self) -> str:
+        return f"Tuned({self.config}, {1e3 * self.seconds:.3g} ms a step)"
+
     def __str__(self) -> str:
         best = min(self.outcomes, key=lambda outcome: outcome.seconds)
         console = Console(width=_WIDTH, color_system=None, force_jupyter=False)
