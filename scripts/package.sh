@@ -19,13 +19,14 @@ trap 'rm -rf "$folder"' EXIT
 "$python" -m venv "$folder/empty"
 "$folder/empty/bin/python" -m pip install --quiet "$folder"/dist/*.whl
 # From another folder: mypy must find the installed package, not the sources.
-mypy="$PWD/$python"
+tools="$PWD/$python"
 types="$PWD/scripts/types_from_outside.py"
 cd "$folder"
 cp "$types" user.py
-"$mypy" -m mypy --strict --config-file= --python-executable empty/bin/python user.py
+"$tools" -m mypy --strict --config-file= --python-executable empty/bin/python user.py
 empty/bin/opensmp --version
 empty/bin/opensmp run --help >/dev/null
+empty/bin/opensmp example digits | "$tools" -c "import ast, sys; ast.parse(sys.stdin.read())"
 if empty/bin/python -c "import opensmp; opensmp.init" 2>import.log; then
   echo "without TensorFlow, opensmp.init must be an ImportError" >&2
   exit 1

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`, `run`, `tune`, `simulate` and `doctor`."""
+"""The command line: `opensmp plan`, `run`, `tune`, `simulate`, `doctor` and `example`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from opensmp.cli.doctor.doctor import doctor
 from opensmp.cli.doctor.software import installed
 from opensmp.cli.plan import plan
 from opensmp.cli.run import run
+from opensmp.cli.running.examples.example import example
 from opensmp.cli.simulation.simulate import simulate
 from opensmp.cli.tuning.tune import tune
 from opensmp.errors import SmpError
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("doctor")(doctor)
+app.command("example")(example)
 app.command("plan")(plan)
 app.command("simulate")(simulate)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
