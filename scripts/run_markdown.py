@@ -3,14 +3,17 @@
     python scripts/run_markdown.py docs/tutorial.md docs/step.md
 
 Blocks fenced with ```python are run, in the order of the page; a fragment that cannot run
-on its own is fenced with ```py, which looks the same on the site. Line numbers in a
-traceback are those of the page. The exit status is that of the first page that fails.
+on its own is fenced with ```py, which looks the same on the site. A page with the comment
+<!-- opensmp run -n 4 --> is run by that command. Line numbers in a traceback are those of the
+page. The exit status is that of the first page that fails.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,7 @@ import time
 from pathlib import Path
 
 FENCE = "```"
+LAUNCHED = re.compile(r"^<!-- opensmp (run .*) -->$", re.MULTILINE)
 
 
 def program_of(markdown: str, page: str = "page") -> str:
@@ -49,7 +53,10 @@ def program_of(markdown: str, page: str = "page") -> str:
 
 def run_page(page: Path, timeout_seconds: float) -> int:
     """Runs a page in a directory of its own; 0 if all went well."""
-    program = program_of(page.read_text(encoding="utf-8"), str(page))
+    text = page.read_text(encoding="utf-8")
+    program = program_of(text, str(page))
+    launched = LAUNCHED.search(text)
+    launcher = ["-m", "opensmp", *shlex.split(launched[1])] if launched else []
     if not program.strip():
         print(f"{page}: no code to run", flush=True)
         return 0
@@ -60,7 +67,7 @@ def run_page(page: Path, timeout_seconds: float) -> int:
         script.write_text(program, encoding="utf-8")
         try:
             status = subprocess.run(
-                [sys.executable, str(script)],
+                [sys.executable, *launcher, str(script)],
                 cwd=folder,
                 env={"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ},
                 timeout=timeout_seconds,

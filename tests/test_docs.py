@@ -14,7 +14,7 @@ BLOCK = re.compile(r"^( *)```(\w+)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTAL
 
 def blocks(*languages):
     """Pairs of the place of a block and its text, for all pages."""
-    for page in sorted(DOCS.glob("*.md")):
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         for found in BLOCK.finditer(text):
             if found[2] in languages:
@@ -49,5 +49,19 @@ def test_manifests_parse():
 
 
 def test_every_page_is_in_the_navigation():
-    named = set(re.findall(r"[\w-]+\.md", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")))
-    assert {page.name for page in DOCS.glob("*.md")} == named
+    navigation = (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/-]+\.md", navigation))
+    assert {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")} == named
+
+
+def test_issue_forms_are_complete():
+    yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
+    folder = DOCS.parent / ".github" / "ISSUE_TEMPLATE"
+    forms = [path for path in sorted(folder.glob("*.yml")) if path.name != "config.yml"]
+    assert len(forms) == 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys()
+        fields = [field["id"] for field in form["body"]]
+        assert len(set(fields)) == len(fields)
+        assert all(field["attributes"]["label"] for field in form["body"])

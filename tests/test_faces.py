@@ -115,6 +115,9 @@ print(smp.step.__name__, "tensorflow" in sys.modules, set(smp.__all__) - vars(sm
         names = {name for name in imported if not name.startswith("_")}
         assert names - {"annotations", "require_tensorflow"} == set(opensmp.__all__)
 
+    def test_type_checkers_are_told_the_same_names(self):
+        assert importlib.import_module("opensmp.api.names").__all__ == opensmp.__all__
+
     def test_no_module_hides_a_name(self):
         """Python makes a module that is imported an attribute of its package."""
         modules = {module.name for module in pkgutil.iter_modules(opensmp.__path__)}

@@ -63,6 +63,7 @@ __all__ = [
     "StepOutput",
     "Timeline",
     "TraceError",
+    "Tuned",
     "allgather",
     "allreduce",
     "barrier",
@@ -106,6 +107,7 @@ __all__ = [
     "step",
     "tp_rank",
     "tp_size",
+    "tune",
 ]
 
 

@@ -335,3 +335,24 @@ for device in world.current().devices:
 """
     )
     assert out.split("\n") == ["CPU:0 4.0", "CPU:1 16.0"]
+
+
+def test_an_equal_configuration_is_another_one():
+    out = output_of(
+        """
+import keras, numpy as np
+import opensmp as smp
+from opensmp.distributed import world
+smp.init({"partitions": 2})
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4), keras.layers.Dense(2)])
+model = smp.DistributedModel.from_keras(model)
+x = np.ones((2, 4), "float32")
+before = np.array(model(x))
+first = model.plan
+smp.shutdown()
+smp.init({"partitions": 2})
+same = (before == np.array(model(x))).all()
+print(same, model.plan is not first, model._smp_partitions.is_done(world.current()))
+"""
+    )
+    assert out.splitlines()[-1] == "True True True"

@@ -75,6 +75,7 @@ from opensmp._private.keras.trainer import (
     global_seed,
     global_seed_state,
     initial_epoch,
+    kept_seeds,
     overrides,
     pass_over_epoch,
     rows_count,

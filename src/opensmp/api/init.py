@@ -42,6 +42,7 @@ from opensmp.execution.memory.slot_files import SlotKeeper
 from opensmp.execution.models import hooks
 from opensmp.execution.models.shared_layers import refuse_unwrapped_models
 from opensmp.execution.profiling import peak_memory
+from opensmp.execution.profiling.tuning import step_times, trial
 
 _logger = logging.getLogger("opensmp")
 
@@ -49,7 +50,7 @@ _logger = logging.getLogger("opensmp")
 _LOCAL_KEYS = ("devices", "plan", "offload_folder")
 
 
-def init(config: Mapping[str, Any] | None = None) -> None:
+def init(config: Mapping[str, Any] | str | os.PathLike[str] | None = None) -> None:
     """Resolves the configuration, creates this process's devices and joins the other processes.
 
     In a process started by a launcher, such as `opensmp run`, `mpirun` or `torchrun`, it is
@@ -67,7 +68,8 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     Running on GPUs has not been tested yet.
 
     Args:
-        config: Keys and values as listed in `opensmp.config.Config`; all are optional.
+        config: Keys and values as listed in `opensmp.config.Config`; all are optional. Or the path
+            of a JSON file with them, such as `opensmp tune` writes.
 
     Raises:
         ConfigError: The configuration is invalid; the message lists all faults, and nothing was
@@ -93,11 +95,13 @@ def init(config: Mapping[str, Any] | None = None) -> None:
             "smp.init was called a second time. Expected: one call per process. Received first: "
             f"{first}. Remove one of the two calls, or call smp.shutdown() before the second one."
         )
+    tried = trial.current(os.environ)
     launch = launchers.detect(os.environ)
     progress.start(launch.rank)
     num_gpus = devices.count_gpus()
     resolved = Config.resolve(
         config,
+        tried=None if tried is None else tried.changes,
         flags=_flags(os.environ),
         environ=os.environ,
         default_partitions=(num_gpus or 1) if launch.size == 1 else 1,
@@ -110,7 +114,10 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _private.follow_accumulators()
     if launch.size == 1:
         _private.call_functions_by(
-            lambda function, work: root_cause.call(lambda: finite_checks.call(work), again=True)
+            lambda function, work: step_times.call(
+                function,
+                lambda: root_cause.call(lambda: finite_checks.call(work), again=True),
+            )
         )
     refuse_unwrapped_models()
     if resolved.horovod:
@@ -120,6 +127,7 @@ def init(config: Mapping[str, Any] | None = None) -> None:
     _private.shard_with(updates_of(made))
     _private.keep_slots_with(SlotKeeper.of(made))
     world.set_current(made)
+    step_times.start(tried)
     own = [made.devices[partition] for partition in made.my_partitions]
     progress.say("%s", devices.described(resolved, own, made.size))
     _logger.debug("initialised: %s; partitions on %s", resolved, ", ".join(made.devices))
@@ -200,9 +208,12 @@ def _recover(launch: Launch, watch: monitor.Watch) -> None:
     watch.hear = made.hear
     recovery.install(made)
     _private.call_functions_by(
-        lambda function, work: made.call(
+        lambda function, work: step_times.call(
             function,
-            lambda: root_cause.call(lambda: finite_checks.call(work), again=False),
+            lambda: made.call(
+                function,
+                lambda: root_cause.call(lambda: finite_checks.call(work), again=False),
+            ),
         )
     )
 

@@ -22,7 +22,8 @@ from opensmp.api.decorators.pretrained import pretrained_weights  # noqa: E402
 from opensmp.api.decorators.scope import scope  # noqa: E402
 from opensmp.api.init import init, shutdown  # noqa: E402
 from opensmp.api.io import load_model, save_model  # noqa: E402
-from opensmp.api.memory_report import MemoryReport, memory_report  # noqa: E402
+from opensmp.api.measurement.memory_report import MemoryReport, memory_report  # noqa: E402
+from opensmp.api.measurement.tune import Tuned, tune  # noqa: E402
 from opensmp.api.model.local_variables import local_variables  # noqa: E402
 from opensmp.api.model.model import DistributedModel  # noqa: E402
 from opensmp.api.model.model_parts import as_part as _as_part  # noqa: E402
@@ -86,3 +87,87 @@ from opensmp.saving.models.saved_model_layer import SavedModelLayer  # noqa: E40
 from opensmp.training.callbacks.callbacks import OnRankZero  # noqa: E402
 from opensmp.training.callbacks.check_finite import CheckFinite  # noqa: E402
 from opensmp.training.resume.preemption import CheckpointOnPreemption, checkpoint_on_preemption  # noqa: E402
+
+# As `opensmp.__all__`, which cannot be read from here without a circle: type checkers take for
+# public what is listed where it is imported.
+__all__ = [
+    "DP_GROUP",
+    "MP_GROUP",
+    "PP_GROUP",
+    "RDP_GROUP",
+    "TP_GROUP",
+    "WORLD",
+    "AlreadyInitializedError",
+    "CheckFinite",
+    "CheckpointError",
+    "CheckpointManager",
+    "CheckpointOnPreemption",
+    "Cluster",
+    "CommGroup",
+    "CommunicationError",
+    "Config",
+    "ConfigError",
+    "DistributedModel",
+    "LaunchError",
+    "MemoryReport",
+    "NonFiniteError",
+    "NotInitializedError",
+    "OnRankZero",
+    "PartitionError",
+    "Plan",
+    "PlanError",
+    "RankType",
+    "SavedModelLayer",
+    "SavingError",
+    "ScheduleError",
+    "SmpError",
+    "StepError",
+    "StepOutput",
+    "Timeline",
+    "TraceError",
+    "Tuned",
+    "allgather",
+    "allreduce",
+    "barrier",
+    "broadcast",
+    "broadcast_variables",
+    "checkpoint_on_preemption",
+    "clip_by_global_norm",
+    "distributed_dataset",
+    "dp_barrier",
+    "dp_rank",
+    "dp_size",
+    "get_dp_group",
+    "get_mp_group",
+    "init",
+    "is_initialized",
+    "load_model",
+    "local_rank",
+    "local_size",
+    "local_variables",
+    "memory_report",
+    "mp_barrier",
+    "mp_rank",
+    "mp_size",
+    "partition",
+    "pp_rank",
+    "pp_size",
+    "pretrained_weights",
+    "rank",
+    "rdp_rank",
+    "rdp_size",
+    "record_timeline",
+    "recv_from",
+    "register_post_partition_hook",
+    "save_model",
+    "scope",
+    "send",
+    "set_verbosity",
+    "shard",
+    "shutdown",
+    "size",
+    "step",
+    "tp_rank",
+    "tp_size",
+    "tune",
+]

@@ -34,7 +34,11 @@ class _Stderr(logging.Handler):
     """Prints to whatever is stderr at that time, where the program has no handlers of its own."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _is_configured() or (record.levelno < logging.WARNING and _state.rank):
+        if (
+            _state.is_muted
+            or _is_configured()
+            or (record.levelno < logging.WARNING and _state.rank)
+        ):
             return
         text = f"opensmp {record.levelname.lower()}: {self.format(record)}"
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or None
@@ -54,6 +58,7 @@ class _State:
         self.phases: list[str] = []
         self.line: Any = None
         self.task: Any = None
+        self.is_muted = False
 
 
 _state = _State()
@@ -130,7 +135,7 @@ def _is_configured() -> bool:
 
 def say(text: str, *values: Any) -> None:
     """Logs a line of level INFO; without any set level or handlers, it is printed all the same."""
-    if _state.rank:
+    if _state.rank or _state.is_muted:
         return
     if _state.level is not None or _logger.level or _is_configured():
         _logger.info(text, *values)
@@ -140,6 +145,16 @@ def say(text: str, *values: Any) -> None:
             _logger.name, logging.INFO, __file__, 0, text, values, exc_info=None
         )
         _handler.handle(record)
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Context whose lines are not printed, because what they tell of is only tried."""
+    before, _state.is_muted = _state.is_muted, True
+    try:
+        yield
+    finally:
+        _state.is_muted = before
 
 
 # ------------------------------------------------------------------------------- status line

@@ -1,4 +1,4 @@
-"""The command line: `opensmp plan`, `run`, `simulate`, `report` and `doctor`."""
+"""The command line: `opensmp plan`, `run`, `tune`, `simulate`, `report`, `doctor`, `example`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from opensmp.cli.doctor.software import installed
 from opensmp.cli.plan import plan
 from opensmp.cli.reporting.report import report
 from opensmp.cli.run import run
+from opensmp.cli.running.examples.example import example
 from opensmp.cli.simulation.simulate import simulate
+from opensmp.cli.tuning.tune import tune
 from opensmp.errors import SmpError
 
 app = typer.Typer(
@@ -26,10 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,  # whose tables cut the names of options at 80 columns
 )
 app.command("doctor")(doctor)
+app.command("example")(example)
 app.command("plan")(plan)
 app.command("simulate")(simulate)
 app.command("report")(report)
 app.command("run", context_settings={"allow_interspersed_args": False})(run)
+app.command("tune", context_settings={"allow_interspersed_args": False})(tune)
 
 
 def _print_versions(asked: bool) -> None:

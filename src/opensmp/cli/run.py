@@ -26,6 +26,7 @@ from opensmp.cli.running.run_options import RunOptions
 from opensmp.compiler.schedule.own_schedule import check_file
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
 from opensmp.config.keys import KEYS
+from opensmp.config.sources import from_file
 from opensmp.distributed import world
 from opensmp.distributed.launch import horovod_finder
 from opensmp.distributed.launch.environment import parse_address
@@ -33,7 +34,7 @@ from opensmp.distributed.launch.exit_notice import ExitNotifier
 from opensmp.distributed.launch.init_markers import clear_marks, read_marks
 from opensmp.distributed.launch.launch import LONGEST_JOIN_SECONDS
 from opensmp.distributed.launch.meeting import rendezvous
-from opensmp.errors import LaunchError
+from opensmp.errors import ConfigError, LaunchError
 
 # Large tensors are allocated and freed in every step. If glibc returns the memory to the system
 # each time, getting it back costs more than the transfer of the message.
@@ -57,6 +58,10 @@ def run(options: RunOptions) -> None:
     Options come before the script; what comes after it belongs to the script. If a rank
     fails, all ranks are ended, its error is printed last, and its exit code is returned.
     """
+    if options.config is not None:
+        with checking():
+            flags = {**read_config(options.config, "opensmp run"), **options.flags}
+        options = replace(options, flags=flags)
     if options.hosts is not None:
         raise typer.Exit(run_on_hosts(options))
     with checking():
@@ -71,7 +76,7 @@ def run_here(options: RunOptions, node: Node, restart: int = 0) -> None:
     """
     with checking():
         check_flags(options.flags, node.size, os.environ)
-        _check_files(options.script, options.module, options.log_dir)
+        check_script(options.script, options.module, options.log_dir)
         _check_seconds(options.join_seconds, options.idle_seconds)
         _check_ranks(options, node)
     restarts = Restarts(
@@ -139,6 +144,15 @@ def _run_once(options: RunOptions, node: Node, count: int, restart: int, marks: 
         return ranks.run()
 
 
+def read_config(path: Path, command: str) -> dict[str, Any]:
+    """The keys in a configuration file; relative paths in it are those of the current directory."""
+    faults: list[str] = []
+    given = {each.key: each.value for each in from_file(path, faults)}
+    if faults:
+        raise ConfigError(f"{command} --config: {sentence(faults)}")
+    return given
+
+
 def _command(options: RunOptions) -> list[str]:
     """The command line of a rank."""
     # Run as a file, not as a module: importing an opensmp module would import TensorFlow before the
@@ -175,7 +189,9 @@ def _check_plans(paths: Sequence[str]) -> None:
         )
 
 
-def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
+def check_script(
+    script: str, module: bool, log_dir: Path | None, name: str = "opensmp run"
+) -> None:
     """Reports faults of the script and log paths that would make every rank fail."""
     faults = []
     path = Path(script)
@@ -195,7 +211,7 @@ def _check_files(script: str, module: bool, log_dir: Path | None) -> None:
                 f"--log-dir {shown(str(log_dir))} cannot be made or is no directory ({reason})"
             )
     if faults:
-        raise LaunchError(f"opensmp run: {sentence(faults)}")
+        raise LaunchError(f"{name}: {sentence(faults)}")
 
 
 def _check_ranks(options: RunOptions, node: Node) -> None:

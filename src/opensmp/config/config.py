@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from opensmp.config import device as device_setting
@@ -17,7 +18,13 @@ from opensmp.config.faults import (
 )
 from opensmp.config.pipelines import DEFAULT_PIPELINE, OwnPipeline
 from opensmp.config.recompute import NONE, Setting, as_dict
-from opensmp.config.sources import Given, from_dict, from_service, from_variables
+from opensmp.config.sources import (
+    Given,
+    from_dict,
+    from_explicit,
+    from_service,
+    from_variables,
+)
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,9 @@ class Config:
     @classmethod
     def resolve(
         cls,
-        explicit: Mapping[str, Any] | None = None,
+        explicit: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         *,
+        tried: Mapping[str, Any] | None = None,
         flags: Mapping[str, Any] | None = None,
         environ: Mapping[str, str] | None = None,
         default_partitions: int = 1,
@@ -148,7 +156,8 @@ class Config:
         must be valid as well.
 
         Args:
-            explicit: The dict given to `smp.init`.
+            explicit: The dict given to `smp.init`, or the path of a JSON file with one.
+            tried: Values that `opensmp tune` tries in place of all others.
             flags: Values of a launcher's flags; None means that the flag was not given.
             environ: The environment, such as `os.environ`; None means an empty one.
             default_partitions: Number of partitions if neither a source nor `devices` determines
@@ -170,7 +179,8 @@ class Config:
         merged: dict[str, Given] = {}
         broken: set[str] = set()
         layers = (
-            from_dict(explicit, "smp.init dict", faults),
+            from_dict(tried, "opensmp tune", faults),
+            from_explicit(explicit, faults),
             from_dict(
                 {key: value for key, value in (flags or {}).items() if value is not None},
                 "flag",
@@ -203,6 +213,16 @@ class Config:
     def given(self) -> frozenset[str]:
         """The keys that a source has named; none of a configuration that was made directly."""
         return self._given
+
+    def changed(self, **changes: Any) -> Config:
+        """Returns the configuration with other values, which count as given.
+
+        Raises:
+            ConfigError: A value is invalid, or contradicts another.
+        """
+        made = replace(self, **changes)
+        object.__setattr__(made, "_given", self._given | changes.keys())
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Returns all keys and values in a form that JSON and `smp.init` accept.

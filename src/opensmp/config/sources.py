@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,8 +18,13 @@ LAUNCHER_PREFIX = "OPENSMP_RUN_"
 IDLE_VARIABLE = "OPENSMP_IDLE_SECONDS"
 """Seconds that a run of several processes may be idle; not a configuration key."""
 
+TRIAL_VARIABLE = "OPENSMP_TRIAL"
+"""What `opensmp tune` tells a script that it measures; not a configuration key."""
+
 SERVICE_VARIABLE = "SM_HP_MP_PARAMETERS"
 """The variable in which training services pass all keys as one JSON object."""
+
+_MOST_CHARACTERS = 1_000_000  # of a configuration file
 
 ALIASES: Mapping[str, str] = {"pipeline_parallel_degree": "partitions"}
 """Maps alternative names to the canonical keys."""
@@ -39,6 +45,29 @@ class Given(NamedTuple):
 
     def __str__(self) -> str:
         return f"{message_text.plain(self.name)} ({self.source}): received {shown(self.value)}"
+
+
+def from_explicit(given: Any, faults: list[str]) -> list[Given]:
+    """Returns the values that `smp.init` was given: as a dict, or as the path of a JSON file."""
+    if isinstance(given, str | os.PathLike):
+        return from_file(given, faults)
+    return from_dict(given, "smp.init dict", faults)
+
+
+def from_file(path: str | os.PathLike[str], faults: list[str]) -> list[Given]:
+    """Returns the values in a JSON file, such as `opensmp tune` writes."""
+    named = shown(str(path))
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = parse_json(file.read(_MOST_CHARACTERS))
+    except (OSError, ValueError) as error:  # not there, or no text
+        reason = getattr(error, "strerror", None) or error
+        faults.append(
+            f"configuration file {named}: it cannot be read ({reason}); accepted: a file with a "
+            'JSON object such as {"partitions": 2, "microbatches": 4}'
+        )
+        return []
+    return from_dict(values, f"file {message_text.shown(str(path))}", faults)
 
 
 def from_dict(values: Any, source: str, faults: list[str]) -> list[Given]:
@@ -66,7 +95,7 @@ def from_variables(environ: Mapping[str, str]) -> list[Given]:
         for variable, text in sorted(environ.items())
         if variable.startswith(ENVIRONMENT_PREFIX)
         and not variable.startswith(LAUNCHER_PREFIX)
-        and variable not in (IDLE_VARIABLE, progress.VARIABLE)
+        and variable not in (IDLE_VARIABLE, TRIAL_VARIABLE, progress.VARIABLE)
         and text.strip()
     ]
 

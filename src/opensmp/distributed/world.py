@@ -145,9 +145,11 @@ def _ways_out(size: int, partitions: int) -> str:
     return f"choose {' or '.join(divisors)} partitions, or start {' or '.join(multiples)} processes"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class World:
     """The settings, devices, rank and groups of a process after `smp.init`.
+
+    Two worlds differ even if all of this is equal: what was compiled in one is stale in the other.
 
     Attributes:
         config: The configuration.

@@ -12,11 +12,19 @@ from opensmp.compiler.trace.trace import TracedGraph
 
 
 class Prepared(NamedTuple):
-    """A model, traced and planned for a call signature; `homes` maps variable ids to partitions."""
+    """A model, traced and planned for a call signature.
+
+    Attributes:
+        traced: The trace of the call.
+        plan: Its plan.
+        homes: Maps variable ids to partitions.
+        trace_rows: Traces the same call with another number of rows; None if that cannot be done.
+    """
 
     traced: TracedGraph
     plan: Plan
     homes: Mapping[int, int]
+    trace_rows: Callable[[int], TracedGraph] | None = None
 
 
 Prepare = Callable[[tuple[Any, ...], Mapping[str, Any]], Prepared]

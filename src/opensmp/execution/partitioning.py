@@ -128,7 +128,36 @@ class Partitioning:
                 restores.release(model)
         if is_first and config.partitions > 1:
             say("model '%s': %s, in %s", self._name, _described(plan), clock)
-        return Prepared(traced, plan, self._homes)
+        return Prepared(traced, plan, self._homes, self._with_other_rows(args, kwargs))
+
+    def _with_other_rows(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Callable[[int], TracedGraph] | None:
+        """The function `trace_rows` of a call; None for sparse and ragged tensors."""
+        leaves = tf.nest.flatten((args, dict(kwargs)))
+        if any(tf.is_tensor(leaf) and not isinstance(leaf, tf.Tensor) for leaf in leaves):
+            return None
+        specs = tf.nest.map_structure(_spec, (args, dict(kwargs)))
+        return functools.partial(self._trace_rows, specs)
+
+    def _trace_rows(self, specs: Any, rows: int) -> TracedGraph:
+        """Traces a call with another number of rows for its costs: nothing is planned or placed."""
+        leaves = tf.nest.flatten(specs)
+        shapes = [leaf.shape for leaf in leaves if isinstance(leaf, tf.TensorSpec)]
+        given = next((shape[0] for shape in shapes if shape.rank), None)
+
+        def placeholder(leaf: Any) -> Any:
+            if not isinstance(leaf, tf.TensorSpec):
+                return leaf
+            shape = leaf.shape
+            if shape.rank and shape[0] == given:
+                shape = [rows, *shape[1:]]
+            return tf.compat.v1.placeholder(leaf.dtype, shape)
+
+        with _private.new_graph("other_rows").as_default():
+            args, kwargs = tf.nest.map_structure(placeholder, specs)
+        with _private.lifted(), _private.own_pending_variables(), calls_left():
+            return self._trace(args, kwargs)
 
     def _make_equal(self, variables: list[Any], world: World) -> None:
         """Copies the values of new variables from the first replica to the others."""

@@ -30,6 +30,11 @@ from opensmp.training.resume.resuming import is_resumable, resumable
 from opensmp.training.step_functions import StepFunction
 from opensmp.training.sync.sync import is_shared
 
+_like = functools.partial(
+    functools.wraps, assigned=[name for name in functools.WRAPPER_ASSIGNMENTS if name != "__doc__"]
+)
+"""Decorator: gives a method the signature of one of Keras, which may have lost its docstring."""
+
 
 class Trainer:
     """The methods of Keras' trainer that a partitioned model overrides.
@@ -48,19 +53,19 @@ class Trainer:
         """Ignored; Keras sets it for each new layer."""
 
     @everywhere
-    @functools.wraps(keras.Model.fit)
+    @_like(keras.Model.fit)
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Like `keras.Model.fit`; all processes call it with the same data."""
         return self._smp_share("fit", super().fit, args, kwargs)  # type: ignore[misc]
 
     @everywhere
-    @functools.wraps(keras.Model.evaluate)
+    @_like(keras.Model.evaluate)
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Like `keras.Model.evaluate`; all processes call it with the same data."""
         return self._smp_share("evaluate", super().evaluate, args, kwargs)  # type: ignore[misc]
 
     @everywhere
-    @functools.wraps(keras.Model.predict)
+    @_like(keras.Model.predict)
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Like `keras.Model.predict`; all processes call it with the same data and get all rows."""
         return self._smp_share("predict", super().predict, args, kwargs)  # type: ignore[misc]

@@ -237,3 +237,19 @@ def test_backup_path(tmp_path):
     compiled_model().fit(np.ones((2, 2)), np.ones((2, 1)), callbacks=[backup], verbose=0)
     assert _private.backup_path(backup) == str(tmp_path / "backup" / "latest.weights.h5")
     assert (tmp_path / "backup" / "latest.weights.h5").exists()
+
+
+def test_kept_seeds():
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(5)
+    with _private.kept_seeds():
+        drawn = tf.compat.v1.random.get_seed(None)
+        keras.random.uniform([])
+        assert _private.global_seed_state() is not None
+    assert _private.global_seed_state() is None
+    assert tf.compat.v1.random.get_seed(None) == drawn
+    keras.random.uniform([])
+    known = _private.global_seed_state().numpy()
+    with _private.kept_seeds():
+        pass
+    np.testing.assert_array_equal(_private.global_seed_state().numpy(), known)

@@ -154,6 +154,26 @@ def global_seed() -> int | None:
 
 
 @contextlib.contextmanager
+def kept_seeds() -> Iterator[None]:
+    """Context after which unseeded random operations draw what they would have drawn without it.
+
+    TensorFlow counts the eager ones with a generator of its own, and Keras makes its global
+    generator at the first use; neither can be read or set by public functions.
+    """
+    here = context.context()
+    generator = here._rng  # None without tf.random.set_seed
+    state = None if generator is None else generator.getstate()
+    known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
+    try:
+        yield
+    finally:
+        if generator is not None:
+            generator.setstate(state)
+        if known is None:
+            global_state.set_global_attribute(_GLOBAL_SEED_GENERATOR, None)
+
+
+@contextlib.contextmanager
 def arrays_shuffled_by(shuffle: Callable[[Any], Any]) -> Iterator[None]:
     """Context in which `shuffle(indices)` shuffles the array data that Keras feeds to `fit`.
 

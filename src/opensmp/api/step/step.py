@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import inspect
 import types
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
 import keras
 import numpy as np
@@ -19,6 +18,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.api.step.function_attributes import FunctionAttributes
 from opensmp.api.step.split import explaining_sizes, freeze_sets, split_arguments, thaw_sets
+from opensmp.api.step.step_arguments import check_arguments
 from opensmp.api.step.step_output import Returned, Stacked, StepOutput, returns_terms
 from opensmp.base.garbage import collected_once
 from opensmp.compiler.lowering.sparse_gradients import SameRows
@@ -38,6 +38,40 @@ from opensmp.execution.multi_process.remote_values import note_step
 from opensmp.execution.profiling.building import building, show_microbatch
 from opensmp.execution.profiling.timestamps import Stamps, has_listeners
 from opensmp.execution.warm_up import warming_up
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+Owner = TypeVar("Owner")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _not_converted(function: F) -> F:
+    """Keeps AutoGraph out of a function, and its types."""
+    result: F = tf.autograph.experimental.do_not_convert(function)
+    return result
+
+
+@overload
+def step(function: Callable[P, Any]) -> Step[P]: ...
+
+
+@overload
+def step(
+    *,
+    non_split_inputs: Sequence[str] | None = None,
+    input_split_axes: Mapping[str, int] | None = None,
+    **tf_function_arguments: Any,
+) -> Callable[[Callable[P, Any]], Step[P]]: ...
+
+
+@overload
+def step(
+    function: Callable[P, Any],
+    *,
+    non_split_inputs: Sequence[str] | None = None,
+    input_split_axes: Mapping[str, int] | None = None,
+    **tf_function_arguments: Any,
+) -> Step[P]: ...
 
 
 def step(
@@ -111,7 +145,7 @@ class _Compiled:
     schedule: Schedule | None = None
 
 
-class Step(FunctionAttributes):
+class Step(FunctionAttributes, Generic[P]):
     """A function decorated with `smp.step`; it has the attributes of a `tf.function`."""
 
     def __init__(
@@ -121,7 +155,7 @@ class Step(FunctionAttributes):
         input_split_axes: Mapping[str, int],
         tf_function_arguments: Mapping[str, Any],
     ) -> None:
-        _check(function, non_split_inputs, input_split_axes, tf_function_arguments)
+        check_arguments(function, non_split_inputs, input_split_axes, tf_function_arguments)
         functools.update_wrapper(self, function)
         # tf.function would unwrap an object that has __wrapped__ and call the inner function.
         del self.__dict__["__wrapped__"]
@@ -132,10 +166,18 @@ class Step(FunctionAttributes):
         self._tf_function_arguments = dict(tf_function_arguments)
         self._compiled = _Compiled(inspect.signature(function))
         self._of_objects: dict[int, tuple[Any, _Compiled]] = {}
-        self._bind: Callable[[], Step] = lambda: self
+        self._bind: Callable[[], Step[P]] = lambda: self
 
     def __repr__(self) -> str:
         return f"smp.step({getattr(self, '__name__', self.python_function)!r})"
+
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> Step[P]: ...
+
+    @overload
+    def __get__(
+        self: Step[Concatenate[Owner, Q]], instance: Owner, owner: type | None = None
+    ) -> Step[Q]: ...
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Binds the step to an object as a method; the compiled functions live as long as it."""
@@ -156,8 +198,8 @@ class Step(FunctionAttributes):
         bound._bind = lambda: self.__get__(reference())
         return bound
 
-    @tf.autograph.experimental.do_not_convert
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    @_not_converted
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """Runs the step on a whole batch."""
         with recovery.guard(), explaining_sizes():
             return self._call(args, kwargs)
@@ -386,60 +428,3 @@ def _are_gradients(leaves: Sequence[Any]) -> bool:
         isinstance(leaf, (tf.Tensor, tf.IndexedSlices)) and leaf.dtype.is_floating
         for leaf in leaves
     )
-
-
-def _check(
-    function: Callable[..., Any],
-    non_split_inputs: Sequence[str],
-    input_split_axes: Mapping[str, int],
-    tf_function_arguments: Mapping[str, Any],
-) -> None:
-    """Validates the arguments of the decorator; raises one `StepError` for all faults."""
-    faults = []
-    if not callable(function):
-        raise StepError(
-            f"smp.step: expected a function to decorate, received {function!r}. Write @smp.step "
-            "above a function, or @smp.step(...) with keyword arguments only."
-        )
-    if isinstance(non_split_inputs, str):
-        faults.append(
-            f"non_split_inputs must be a list of argument names, received the string "
-            f"{non_split_inputs!r}; write [{non_split_inputs!r}]"
-        )
-        non_split_inputs = ()
-    if not isinstance(input_split_axes, Mapping):
-        faults.append(
-            "input_split_axes must be a dict from argument names to axes, such as "
-            f'{{"images": 1}}, received {input_split_axes!r}'
-        )
-        input_split_axes = {}
-    parameters = inspect.signature(function).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option, names in (
-        ("non_split_inputs", non_split_inputs),
-        ("input_split_axes", input_split_axes),
-    ):
-        for name in names:
-            if name not in parameters and not takes_any:
-                near = difflib.get_close_matches(str(name), parameters, n=1, cutoff=0.0)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                faults.append(
-                    f"{option} names {name!r}, but the function's arguments are "
-                    f"{list(parameters)}{hint}"
-                )
-    for name, axis in input_split_axes.items():
-        if isinstance(axis, bool) or not isinstance(axis, int):
-            faults.append(f"input_split_axes[{name!r}] must be an integer, received {axis!r}")
-        if name in non_split_inputs:
-            faults.append(
-                f"{name!r} is in non_split_inputs and in input_split_axes; name it in one of them"
-            )
-    known = [p for p in inspect.signature(tf.function).parameters if p != "func"]
-    for name in tf_function_arguments:
-        if name not in known:
-            options = ["non_split_inputs", "input_split_axes", *known]
-            near = difflib.get_close_matches(name, options, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            faults.append(f"unknown argument {name!r}; accepted: {', '.join(options)}{hint}")
-    if faults:
-        raise StepError("smp.step:\n" + "\n".join(f"  - {fault}" for fault in faults))

@@ -73,6 +73,13 @@ class RunOptions:
     module: Annotated[
         bool, typer.Option("-m", "--module", help="SCRIPT is the name of a module.")
     ] = False
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.json",
+            help="Keys of the configuration, as `opensmp tune` writes them; options come first.",
+        ),
+    ] = None
     flags: Mapping[str, Any]
     all_output: Annotated[
         bool, typer.Option("--all-output", "-a", help="Show the output of all ranks.")

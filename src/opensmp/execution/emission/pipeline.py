@@ -69,8 +69,8 @@ from opensmp.execution.memory.recompute_choice import RecomputeChoice
 from opensmp.execution.multi_process.distribute import Traced, on_several_machines, partition_step
 from opensmp.execution.multi_process.remote_gradient import OwnedBy
 from opensmp.execution.multi_process.send_recv import without_bridges
-from opensmp.execution.profiling.advice import warn_of_one_microbatch
 from opensmp.execution.profiling.timestamps import Stamps
+from opensmp.execution.profiling.tuning.step_times import training_was_traced
 
 
 class Pipeline:
@@ -169,7 +169,7 @@ class Pipeline:
         call = Structure.of((args, dict(kwargs)))
         ordinal, self._calls = self._calls, self._calls + 1
         key = self._key(model, call, ordinal)
-        traced, plan, homes = self._traces.prepared(key, model, lambda: prepare(args, kwargs))
+        traced, plan, homes, _ = self._traces.prepared(key, model, lambda: prepare(args, kwargs))
         self._homes.update(homes)
         values = self._leaf_values(traced, call, ordinal)
         program = self._program(key, traced, plan, values, kwargs.get("training"))
@@ -391,7 +391,7 @@ class Pipeline:
         if not graph.device and not self._may_be_empty:
             raise nothing_to_run(bool(self._emitted.tasks))
         if any(action.kind == "B" for action in graph.device):
-            warn_of_one_microbatch(self._world, self._traces.calls)
+            training_was_traced(self._world, self._traces.calls)
         config = self._world.config
         far = on_several_machines(self._world)
         self.schedule = build(config.pipeline, graph, config.active_microbatches, hides_latency=far)

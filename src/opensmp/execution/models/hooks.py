@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from opensmp.errors import StepError
@@ -59,6 +60,17 @@ def run_post_partition_hooks() -> None:
     """Calls the pending hooks in order of registration, each once."""
     while _waiting:
         _waiting.pop(0)()
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """Context in which the pending hooks wait, whatever is partitioned."""
+    waiting = list(_waiting)
+    _waiting.clear()
+    try:
+        yield
+    finally:
+        _waiting[:] = [*waiting, *_waiting]
 
 
 def clear() -> None:

@@ -27,13 +27,15 @@ _finder.install()
 _keras2.install()
 
 
-def __getattr__(name: str) -> Any:
-    # Asked for at every access: names that are added to opensmp later are here as well. This
-    # holds for __all__ too, so that `from smp import *` gives what opensmp gives.
-    # __path__ is left out, or submodules would be imported a second time under this name.
-    if name != "__path__" and hasattr(_opensmp, name):
-        return getattr(_opensmp, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a module __getattr__ would make type checkers accept any name
+
+    def __getattr__(name: str) -> Any:
+        # Asked for at every access: names that are added to opensmp later are here as well. This
+        # holds for __all__ too, so that `from smp import *` gives what opensmp gives.
+        # __path__ is left out, or submodules would be imported a second time under this name.
+        if name != "__path__" and hasattr(_opensmp, name):
+            return getattr(_opensmp, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

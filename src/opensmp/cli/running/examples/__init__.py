@@ -1,0 +1,1 @@
+"""Example programs, which come with the package."""

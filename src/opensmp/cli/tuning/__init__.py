@@ -1,0 +1,1 @@
+"""Finds the best settings of a run by measuring a few training steps of each."""

@@ -1,0 +1,1 @@
+"""What `opensmp tune` and `smp.tune` have in common: candidates, and measured steps."""
