@@ -1,7 +1,8 @@
 """All-reduce, gather and broadcast of tensors, eagerly and inside graphs.
 
-Uses TensorFlow's `CollectiveReduceV2` on the host of each process. In a graph, a reduce depends on
-its own tensor only, so that it overlaps with the other work of the graph.
+In functions, sums of processes of one machine go through its memory, see `shared_sums`. All others
+use TensorFlow's `CollectiveReduceV2` on the host of each process. In a graph, a reduce depends on
+its own tensors only, so that it overlaps with the other work of the graph.
 
 Keys pair the reduces of different processes, see `opensmp.distributed.collectives.keys`. A key
 stands for a group, a dtype, a shape and the number of the use in its function: the first sum of a
@@ -23,11 +24,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.base.types import Tensor
 from opensmp.distributed.collectives.chunks import CHUNK_BYTES, chunk_sizes
 from opensmp.distributed.collectives.gather import gather_by_rank
 from opensmp.distributed.collectives.keys import instance_of_shape, registry
 from opensmp.distributed.launch import cluster
+from opensmp.distributed.transport import shared_sums
 from opensmp.distributed.watchdog import recovery
 from opensmp.distributed.watchdog.traced_calls import noted
 from opensmp.errors import CommunicationError
@@ -80,11 +83,16 @@ def all_reduce(
         return [_divided(tensor, 1 if mean else None) for tensor in tensors]
     check_summable(tensors, name)
     with _call(name, members, tensors) as call:
-        parcels = [_parcel(tensor, len(members) if mean else None) for tensor in tensors]
+        divisor = len(members) if mean else None
+        parcels = [_parcel(tensor, divisor) for tensor in tensors]
         results: list[Tensor] = []
         for bucket in _buckets([parcel.tensor for parcel in parcels]):
-            results += _reduce_bucket(bucket, call)
-        return [parcel.unpack(t) for parcel, t in zip(parcels, results, strict=True)]
+            unpack = [parcel.unpack for parcel in parcels[len(results) :][: len(bucket)]]
+            totals = _reduce_in_memory(bucket, call)
+            if totals is None:
+                totals = _reduce_bucket(bucket, call)
+            results += [to(total) for to, total in zip(unpack, totals, strict=True)]
+        return results
 
 
 def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
@@ -173,6 +181,27 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
             buckets.append([tensor])
             filled = BUCKET_BYTES if size is None else size
     return buckets
+
+
+def _reduce_in_memory(bucket: list[Tensor], call: _Call) -> list[Tensor] | None:
+    """In functions, sums through the shared memory of a machine; None if that is not possible.
+
+    Loops and branches may run in an order of their own, or not at all.
+    """
+    sums = shared_sums.current()
+    if sums is None or tf.executing_eagerly():
+        return None
+    if not _private.is_of_function(tf.compat.v1.get_default_graph()):
+        return None
+    if not sums.can_sum(bucket, call.members):
+        return None
+    looks = [(tensor.dtype.name, tensor.shape.as_list()) for tensor in bucket]
+    kind = f"shared sum for {call.name} of {looks}"
+    key = repr((kind, call.members, _number((kind, call.members))))
+    totals = sums.sum_up(bucket, call.members, key)
+    if totals is not None:
+        call.note(totals[0])
+    return totals
 
 
 def _reduce_bucket(bucket: list[Tensor], call: _Call) -> list[Tensor]:
