@@ -55,10 +55,14 @@ _lock = threading.Lock()
 
 
 class _Parcel(NamedTuple):
-    """A tensor in a dtype that collectives can sum, and the inverse conversion."""
+    """A tensor in a dtype that collectives can sum, and the inverse conversion.
+
+    `divisor` is what the conversion divides by, if it does nothing else; None otherwise.
+    """
 
     tensor: Tensor
     unpack: Callable[[Tensor], Tensor]
+    divisor: int | None = None
 
 
 def all_reduce(
@@ -87,11 +91,15 @@ def all_reduce(
         parcels = [_parcel(tensor, divisor) for tensor in tensors]
         results: list[Tensor] = []
         for bucket in _buckets([parcel.tensor for parcel in parcels]):
-            unpack = [parcel.unpack for parcel in parcels[len(results) :][: len(bucket)]]
-            totals = _reduce_in_memory(bucket, call)
+            own = parcels[len(results) :][: len(bucket)]
+            divisors = {parcel.divisor for parcel in own}
+            divided = divisors.pop() if len(divisors) == 1 else None
+            totals = _reduce_in_memory(bucket, call, divided)
             if totals is None:
-                totals = _reduce_bucket(bucket, call)
-            results += [to(total) for to, total in zip(unpack, totals, strict=True)]
+                totals, divided = _reduce_bucket(bucket, call), None
+            if divided is None:
+                totals = [parcel.unpack(t) for parcel, t in zip(own, totals, strict=True)]
+            results += totals
         return results
 
 
@@ -183,10 +191,13 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
     return buckets
 
 
-def _reduce_in_memory(bucket: list[Tensor], call: _Call) -> list[Tensor] | None:
+def _reduce_in_memory(
+    bucket: list[Tensor], call: _Call, divisor: int | None
+) -> list[Tensor] | None:
     """In functions, sums through the shared memory of a machine; None if that is not possible.
 
-    Loops and branches may run in an order of their own, or not at all.
+    Divides the sums, too, while they are in the cache. Loops and branches may run in an order of
+    their own, or not at all.
     """
     sums = shared_sums.current()
     if sums is None or tf.executing_eagerly():
@@ -198,7 +209,7 @@ def _reduce_in_memory(bucket: list[Tensor], call: _Call) -> list[Tensor] | None:
     looks = [(tensor.dtype.name, tensor.shape.as_list()) for tensor in bucket]
     kind = f"shared sum for {call.name} of {looks}"
     key = repr((kind, call.members, _number((kind, call.members))))
-    totals = sums.sum_up(bucket, call.members, key)
+    totals = sums.sum_up(bucket, call.members, key, divisor)
     if totals is not None:
         call.note(totals[0])
     return totals
@@ -315,7 +326,8 @@ def _token(group: int, instance: int) -> Tensor:
 def _parcel(tensor: Tensor, divisor: int | None) -> _Parcel:
     dtype = tensor.dtype
     if dtype in _AS_THEY_ARE:
-        return _Parcel(tensor, lambda total: _divided(total, divisor))
+        fused = divisor if dtype.is_floating else None
+        return _Parcel(tensor, lambda total: _divided(total, divisor), fused)
     if dtype in _WIDER:
         wide = tf.cast(tensor, _WIDER[dtype])
         if divisor is None:

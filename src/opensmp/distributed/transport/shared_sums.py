@@ -77,9 +77,9 @@ class SharedSums:
         )
 
     def sum_up(
-        self, tensors: Sequence[Tensor], members: Sequence[int], key: str
+        self, tensors: Sequence[Tensor], members: Sequence[int], key: str, divisor: int | None
     ) -> list[Tensor] | None:
-        """Inserts the sums of a bucket; None if there is no memory left.
+        """Inserts the sums of a bucket, divided by `divisor`; None if there is no memory left.
 
         All processes of the group do so in a function with the same `key`.
         """
@@ -89,7 +89,7 @@ class SharedSums:
             return None
         with tf.init_scope(), tf.device(self._device):
             places = self._places(region, tensors, sizes, len(members))
-            bucket = self._bucket(tensors, members.index(self._rank), len(members))
+            bucket = self._bucket(tensors, members.index(self._rank), len(members), divisor)
         return self._inserted(tensors, members, region, places, bucket)
 
     def _inserted(
@@ -152,19 +152,21 @@ class SharedSums:
         """The memory of each process for each tensor, shape `[1, elements]`."""
         if region.number not in self._views:
             self._views[region.number] = self._arena.view(region)
-        memory, offset, places = self._views[region.number], 0, []
-        for _ in range(count):
-            places.append([])
+        memory, offset = self._views[region.number], 0
+        places: list[list[Tensor]] = [[] for _ in range(count)]
+        for each in places:
             for tensor, size in zip(tensors, sizes, strict=True):
                 part = memory[offset : offset + _num_bytes(tensor)]
-                places[-1].append(in_place(part.view(tensor.dtype.as_numpy_dtype).reshape(1, -1)))
+                each.append(in_place(part.view(tensor.dtype.as_numpy_dtype).reshape(1, -1)))
                 offset += size
         return places
 
-    def _bucket(self, tensors: Sequence[Tensor], me: int, count: int) -> _Bucket:
+    def _bucket(
+        self, tensors: Sequence[Tensor], me: int, count: int, divisor: int | None
+    ) -> _Bucket:
         shapes = [tuple(tensor.shape.as_list()) for tensor in tensors]
         dtype = tensors[0].dtype
-        key = (dtype, tuple(shapes), me, count)
+        key = (dtype, tuple(shapes), me, count, divisor)
         if key not in self._functions:
             word = [
                 tf.TensorSpec(self._arrivals.counters.shape, tf.int64),
@@ -177,7 +179,7 @@ class SharedSums:
             rows = [tf.TensorSpec([1, math.prod(shape)], dtype) for shape in shapes]
             self._functions[key] = _Bucket(
                 _function(self._ready(me), word),
-                _function(self._add(shapes, me), [*word, run, *own, *rows * (count - 1)]),
+                _function(self._add(shapes, me, divisor), [*word, run, *own, *rows * (count - 1)]),
             )
         return self._functions[key]
 
@@ -193,7 +195,9 @@ class SharedSums:
 
         return ready
 
-    def _add(self, shapes: Sequence[tuple[int, ...]], me: int) -> Callable[..., Any]:
+    def _add(
+        self, shapes: Sequence[tuple[int, ...]], me: int, divisor: int | None
+    ) -> Callable[..., Any]:
         def add(
             counters: Tensor,
             positions: Tensor,
@@ -214,7 +218,7 @@ class SharedSums:
                 total = terms[0] + terms[1]
                 for term in terms[2:]:
                     total += term
-                sums.append(total)
+                sums.append(total if divisor is None else total / tf.cast(divisor, total.dtype))
             return [tf.minimum(came, run), *sums]
 
         return add
