@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
+from hosts.program import plain_losses
 from machines import Machines, machines_or_skip
 from patience import patient
 from processes import environ_of_tests
@@ -29,6 +32,46 @@ if restart == "0":
     sys.exit(3)
 """
 
+# Two replicas, each on a machine; before the fourth step of the first run they stand still.
+TRAINING = """
+import json, os, time
+import keras, numpy as np, tensorflow as tf
+import opensmp as smp
+from hosts.program import ROWS, WIDTH, data, net
+smp.init({"microbatches": 4})
+model = smp.DistributedModel.from_keras(net(WIDTH, 2))
+x, y = data(WIDTH)
+count = ROWS // smp.dp_size()
+own = slice(smp.dp_rank() * count, (smp.dp_rank() + 1) * count)
+loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+optimizer = keras.optimizers.SGD(0.5)
+
+@smp.step
+def forward_backward(x, y):
+    with tf.GradientTape() as tape:
+        loss = loss_of(y, model(x, training=True))
+    return tape.gradient(loss, model.trainable_variables), loss
+
+@tf.function
+def train(x, y):
+    gradients, loss = forward_backward(x, y)
+    gradients = [smp.allreduce(gradient.accumulate()) for gradient in gradients]
+    optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    return smp.allreduce(loss.reduce_mean())
+
+checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer)
+manager = smp.CheckpointManager(checkpoint, "saved", max_to_keep=2)
+manager.restore()
+is_first = os.environ["OPENSMP_RUN_RESTART"] == "0"
+while (step := int(optimizer.iterations)) < 6:
+    if is_first and step == 3:
+        print("STARTED", flush=True)
+        time.sleep(300)
+    loss = float(train(tf.constant(x[own]), tf.constant(y[own])))
+    manager.save()
+    print("LOSS", json.dumps([step, smp.size(), loss]), flush=True)
+"""
+
 
 def start(
     machines: Machines, node: int, *more: Any, count: int = 1, secret: str = "x"
@@ -41,8 +84,11 @@ def start(
     return machines.start(node, command, environ, own_pids=True)
 
 
-def start_all(machines: Machines, counts: Sequence[int], *more: Any) -> list[subprocess.Popen[str]]:
-    (machines.folder / "s.py").write_text(WAITING)
+def start_all(
+    machines: Machines, counts: Sequence[int], *more: Any, script: str = WAITING
+) -> list[subprocess.Popen[str]]:
+    """Starts the script on all machines, and waits until it stands still there."""
+    (machines.folder / "s.py").write_text(script)
     found = [start(machines, node, *more, count=count) for node, count in enumerate(counts)]
     for process, count in zip(found, counts, strict=True):
         lines = ""
@@ -137,6 +183,17 @@ def test_machines_with_other_numbers_of_ranks_are_told_so():
         outputs = [output(process) for process in processes]
     text = "machine 1 has -n 2, machine 0 has -n 1; expected the same on all machines"
     assert all(text in each for each in outputs), outputs
+
+
+def test_training_goes_on_from_the_last_checkpoint_when_a_machine_is_gone():
+    with machines_or_skip(2) as machines:
+        first, second = start_all(machines, [1, 1], "--min-nodes", 1, script=TRAINING)
+        kill(second)
+        text = output(first)
+    assert first.returncode == 0, text
+    found = [json.loads(line[9:]) for line in text.splitlines() if line.startswith("[0] LOSS ")]
+    assert [each[:2] for each in found] == [[step, 1] for step in (3, 4, 5)], text
+    np.testing.assert_allclose([each[2] for each in found], plain_losses(6, 4, 2)[3:], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
