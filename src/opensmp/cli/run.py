@@ -21,7 +21,8 @@ from opensmp.cli.options import checking, command, key_option
 from opensmp.cli.running.node import Node
 from opensmp.cli.running.over_ssh import run_on_hosts
 from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
-from opensmp.cli.running.restarts import Restarts, known_layout
+from opensmp.cli.running.regroup import WAIT_SECONDS, Gathering, regroup
+from opensmp.cli.running.restarts import Restarts, known_layout, makes_whole_replicas
 from opensmp.cli.running.run_options import RunOptions
 from opensmp.compiler.schedule.own_schedule import check_file
 from opensmp.config import IDLE_VARIABLE, LAUNCHER_PREFIX, Config
@@ -96,7 +97,28 @@ def run_here(options: RunOptions, node: Node, restart: int = 0) -> None:
             outcome = _run_once(options, here, restarts.size, restart + restarts.number, marks)
             if not restarts.again(outcome, read_marks(marks)):
                 break
+            if options.min_nodes is not None:
+                group = regroup(_gathering(options, node), restart + restarts.number)
+                if group is None:
+                    break
+                node = replace(node, first_rank=group.first_rank, size=group.size)
+                restarts.number = group.restart - restart
     raise typer.Exit(outcome.exit_code)
+
+
+def _gathering(options: RunOptions, node: Node) -> Gathering:
+    assert node.meeting is not None
+    layout = known_layout(options.flags)
+    return Gathering(
+        node_rank=options.node_rank,
+        nodes=node.size // options.processes,
+        least=options.min_nodes or 1,
+        processes=options.processes,
+        meeting=node.meeting,
+        secret=node.secret or "",
+        seconds=options.join_seconds or WAIT_SECONDS,
+        fits=lambda size: makes_whole_replicas(size, layout),
+    )
 
 
 def _run_once(options: RunOptions, node: Node, count: int, restart: int, marks: str) -> RunResult:

@@ -114,7 +114,7 @@ def test_no_python_runs_for_what_is_there_already():
     ends = TwoEnds(np.zeros(LARGE, "float32"))
     (inbox,) = ends.transports[1]._inboxes.values()
     ends.send(1, np.ones(LARGE, "float32"))
-    with inbox._changed:  # whoever asked would wait for ever
+    with inbox.arrivals._changed:  # whoever asked would wait for ever
         thread, results = in_thread(ends.receive, 1)
         thread.join(60)
         assert not thread.is_alive()
@@ -161,7 +161,7 @@ def test_who_waits_long_uses_hardly_any_processor_time():
 
 def test_who_asks_beside_one_who_has_waited_long_is_looked_for_as_often_as_alone():
     ends = TwoEnds(np.zeros([2], "float32"), np.zeros([3], "float32"))
-    (inbox,) = ends.transports[1]._inboxes.values()
+    (inbox,) = (each.arrivals for each in ends.transports[1]._inboxes.values())
     with inbox._changed:  # so that the thread does not look
         inbox._ask(0, 1)
         alone = inbox._sleep()

@@ -156,7 +156,7 @@ def _of_devices(
                 "devices", f"GPU:{each['index']} computes wrong numbers", "have the device tested"
             )
     if len(gpus) > 1 and build["cuda"]:
-        yield ok("nccl", "part of this TensorFlow; several GPUs reduce gradients with it")
+        yield ok("nccl", "part of this TensorFlow; opensmp sums up gradients on the host")
     elif len(gpus) > 1:
         yield warning(
             "nccl", "not part of this TensorFlow, though there are several GPUs", _GPU_BUILD

@@ -38,7 +38,23 @@ class Node:
     def of(cls, options: RunOptions, environ: Mapping[str, str]) -> Node:
         """The place that the options say; raises an error with all faults."""
         faults = []
-        if options.nnodes == 1 and options.node_rank == 0 and options.master is None:
+        least = options.min_nodes
+        if least is not None and (least > options.nnodes or options.nnodes == 1):
+            faults.append(
+                f"--min-nodes {least} with --nnodes {options.nnodes}; expected several machines, "
+                "and no more than --nnodes says"
+            )
+        if least is not None and not options.max_restarts:
+            faults.append(
+                f"--min-nodes {least} without --max-restarts; expected how often ranks may be "
+                "started again, such as --max-restarts 10"
+            )
+        if least is not None and not environ.get(_TOKEN):
+            faults.append(
+                f"--min-nodes {least} without a secret; set {_TOKEN} to the same secret on all "
+                "machines"
+            )
+        if options.nnodes == 1 and options.node_rank == 0 and options.master is None and not faults:
             return cls(0, options.processes)
         if options.node_rank >= options.nnodes:
             faults.append(
@@ -46,13 +62,13 @@ class Node:
                 f"{options.nnodes - 1}"
             )
         meeting = None
-        if options.master is None:
+        if options.master is None and options.nnodes + options.node_rank > 1:
             faults.append(
                 f"--nnodes {options.nnodes} without --master; expected the name of machine 0, as "
                 f"the others reach it, and a free port on it, such as --master "
                 f"{os.uname().nodename}:{DEFAULT_PORT}, the same on all machines"
             )
-        else:
+        elif options.master is not None:
             try:
                 host, port = parse_address(options.master)
                 meeting = address(host, port)
@@ -66,7 +82,7 @@ class Node:
         if options.min_procs is not None:
             faults.append(
                 "--min-procs counts ranks of one machine, and is not possible with --nnodes; leave "
-                "it out, so that all are started again"
+                "it out, so that all are started again, or give --min-nodes"
             )
         if faults:
             raise LaunchError(f"opensmp run: {sentence(faults)}")

@@ -92,6 +92,8 @@ def _plan(options: RunOptions) -> tuple[list[Host], str]:
         faults.append("--hosts starts all machines from here; leave out --nnodes and --node-rank")
     if options.min_procs is not None:
         faults.append("--min-procs counts ranks of one machine; leave it out with --hosts")
+    if options.min_nodes is not None:
+        faults.append("--min-nodes is for --nnodes; leave it out with --hosts")
     try:
         assert options.hosts is not None
         hosts = parse_hosts(options.hosts, options.processes)

@@ -78,14 +78,20 @@ class Restarts:
         """Largest number of ranks up to `most` that makes up whole replicas; None if none."""
         layout = next(iter(marks.values()), self._layout)
         for size in range(most, (self._least or 1) - 1, -1):
-            if layout is None:
+            if makes_whole_replicas(size, layout):
                 return size
-            try:
-                world.replica_size(size, layout.partitions, layout.processes_per_replica)
-            except ConfigError:
-                continue
-            return size
         return None
+
+
+def makes_whole_replicas(size: int, layout: Layout | None) -> bool:
+    """Whether so many ranks make up whole replicas of the model; True if its layout is unknown."""
+    if layout is None:
+        return True
+    try:
+        world.replica_size(size, layout.partitions, layout.processes_per_replica)
+    except ConfigError:
+        return False
+    return True
 
 
 def known_layout(flags: Mapping[str, Any]) -> Layout | None:

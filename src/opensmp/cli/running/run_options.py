@@ -109,6 +109,15 @@ class RunOptions:
             "system or without a machine, but with K at least.",
         ),
     ] = None
+    min_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            help="With --nnodes and --max-restarts: go on with the machines that are left where "
+            "some are gone, but with K at least. Machine 0 must stay.",
+        ),
+    ] = None
     bind_cores: Annotated[
         bool, typer.Option("--bind-cores", help="Give each rank cores of its own.")
     ] = False

@@ -1,7 +1,8 @@
 """All-reduce, gather and broadcast of tensors, eagerly and inside graphs.
 
-Uses TensorFlow's `CollectiveReduceV2` on the host of each process. In a graph, a reduce depends on
-its own tensor only, so that it overlaps with the other work of the graph.
+In functions, sums of processes of one machine go through its memory, see `shared_sums`. All others
+use TensorFlow's `CollectiveReduceV2` on the host of each process. In a graph, a reduce depends on
+its own tensors only, so that it overlaps with the other work of the graph.
 
 Keys pair the reduces of different processes, see `opensmp.distributed.collectives.keys`. A key
 stands for a group, a dtype, a shape and the number of the use in its function: the first sum of a
@@ -23,11 +24,13 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from opensmp import _private
 from opensmp.base.types import Tensor
 from opensmp.distributed.collectives.chunks import CHUNK_BYTES, chunk_sizes
 from opensmp.distributed.collectives.gather import gather_by_rank
 from opensmp.distributed.collectives.keys import instance_of_shape, registry
 from opensmp.distributed.launch import cluster
+from opensmp.distributed.transport import shared_sums
 from opensmp.distributed.watchdog import recovery
 from opensmp.distributed.watchdog.traced_calls import noted
 from opensmp.errors import CommunicationError
@@ -52,10 +55,14 @@ _lock = threading.Lock()
 
 
 class _Parcel(NamedTuple):
-    """A tensor in a dtype that collectives can sum, and the inverse conversion."""
+    """A tensor in a dtype that collectives can sum, and the inverse conversion.
+
+    `divisor` is what the conversion divides by, if it does nothing else; None otherwise.
+    """
 
     tensor: Tensor
     unpack: Callable[[Tensor], Tensor]
+    divisor: int | None = None
 
 
 def all_reduce(
@@ -80,11 +87,20 @@ def all_reduce(
         return [_divided(tensor, 1 if mean else None) for tensor in tensors]
     check_summable(tensors, name)
     with _call(name, members, tensors) as call:
-        parcels = [_parcel(tensor, len(members) if mean else None) for tensor in tensors]
+        divisor = len(members) if mean else None
+        parcels = [_parcel(tensor, divisor) for tensor in tensors]
         results: list[Tensor] = []
         for bucket in _buckets([parcel.tensor for parcel in parcels]):
-            results += _reduce_bucket(bucket, call)
-        return [parcel.unpack(t) for parcel, t in zip(parcels, results, strict=True)]
+            own = parcels[len(results) :][: len(bucket)]
+            divisors = {parcel.divisor for parcel in own}
+            divided = divisors.pop() if len(divisors) == 1 else None
+            totals = _reduce_in_memory(bucket, call, divided)
+            if totals is None:
+                totals, divided = _reduce_bucket(bucket, call), None
+            if divided is None:
+                totals = [parcel.unpack(t) for parcel, t in zip(own, totals, strict=True)]
+            results += totals
+        return results
 
 
 def gather_rows(tensor: Tensor, ranks: Sequence[int], *, name: str = "a gather") -> Tensor:
@@ -173,6 +189,30 @@ def _buckets(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
             buckets.append([tensor])
             filled = BUCKET_BYTES if size is None else size
     return buckets
+
+
+def _reduce_in_memory(
+    bucket: list[Tensor], call: _Call, divisor: int | None
+) -> list[Tensor] | None:
+    """In functions, sums through the shared memory of a machine; None if that is not possible.
+
+    Divides the sums, too, while they are in the cache. Loops and branches may run in an order of
+    their own, or not at all.
+    """
+    sums = shared_sums.current()
+    if sums is None or tf.executing_eagerly():
+        return None
+    if not _private.is_of_function(tf.compat.v1.get_default_graph()):
+        return None
+    if not sums.can_sum(bucket, call.members):
+        return None
+    looks = [(tensor.dtype.name, tensor.shape.as_list()) for tensor in bucket]
+    kind = f"shared sum for {call.name} of {looks}"
+    key = repr((kind, call.members, _number((kind, call.members))))
+    totals = sums.sum_up(bucket, call.members, key, divisor)
+    if totals is not None:
+        call.note(totals[0])
+    return totals
 
 
 def _reduce_bucket(bucket: list[Tensor], call: _Call) -> list[Tensor]:
@@ -286,7 +326,8 @@ def _token(group: int, instance: int) -> Tensor:
 def _parcel(tensor: Tensor, divisor: int | None) -> _Parcel:
     dtype = tensor.dtype
     if dtype in _AS_THEY_ARE:
-        return _Parcel(tensor, lambda total: _divided(total, divisor))
+        fused = divisor if dtype.is_floating else None
+        return _Parcel(tensor, lambda total: _divided(total, divisor), fused)
     if dtype in _WIDER:
         wide = tf.cast(tensor, _WIDER[dtype])
         if divisor is None:
