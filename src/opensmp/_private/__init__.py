@@ -154,9 +154,12 @@ from opensmp._private.tensorflow.cluster import (
     renew_collectives,
 )
 from opensmp._private.tensorflow.flop_registry import registered_flops
-from opensmp._private.tensorflow.function_calls import call_functions_by
+from opensmp._private.tensorflow.function_calls import (
+    CallAttributes,
+    call_functions_by,
+    end_search_for_references,
+)
 from opensmp._private.tensorflow.function_graphs import (
-    FUNCTION_TO_COME,
     add_control_input,
     at_end_of_trace,
     automatic_control_dependencies,
@@ -179,7 +182,6 @@ from opensmp._private.tensorflow.function_graphs import (
     note_body,
     read_nothing,
     replace_input,
-    set_called_function,
     set_control_inputs,
     strip_attributes,
     tag_of,

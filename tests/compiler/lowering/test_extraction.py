@@ -139,3 +139,36 @@ class TestExtractor:
         tanh = next(op for op in function.graph.get_operations() if op.type == "Tanh")
         assert not any(name.startswith("_smp") for name in tanh.node_def.attr)
         assert types(function).count("Tanh") == 1
+
+    def test_equal_constants_are_one(self):
+        def call(x):
+            same = [tf.constant([2.0, 2.0, 2.0]) for _ in range(3)]
+            other = [tf.constant([3.0, 3.0, 3.0]), tf.constant([2, 2, 2])]
+            return x * same[0] + same[1] - same[2] * other[0] + tf.cast(other[1], x.dtype)
+
+        graph = traced(call, X)
+        function = extractor(graph).function("f", graph.inputs, graph.outputs)
+        assert types(function).count("Const") == 3
+        np.testing.assert_array_equal(function(X)[0], X * 2.0 + 2.0 - 6.0 + 2.0)
+
+    def test_constants_that_are_results_stay(self):
+        graph = traced(lambda x: (tf.constant(2.0), tf.constant(2.0), x * tf.constant(2.0)), X)
+        fetches = [by_type(graph, "Mul").outputs[0]]
+        fetches += [op.outputs[0] for op in graph.operations if op.type == "Const"]
+        assert len(fetches) == 4
+        results = extractor(graph).function("f", graph.inputs, fetches)(X)
+        np.testing.assert_array_equal(results[0], 2.0 * X)
+        assert [float(value) for value in results[1:]] == [2.0, 2.0, 2.0]
+
+    def test_constants_that_others_wait_for_are_waited_for_as_one(self):
+        def call(x):
+            waits = [tf.raw_ops.Neg(x=tf.constant(1.0)) for _ in range(2)]
+            consts = [t.op.inputs[0] for t in waits]
+            with tf.control_dependencies(consts):
+                return tf.raw_ops.Neg(x=x) + waits[0] + waits[1]
+
+        graph = traced(call, X)
+        control = frozenset(graph.operations)
+        function = extractor(graph).function("f", graph.inputs, graph.outputs, control=control)
+        np.testing.assert_array_equal(function(X)[0], -X - 2.0)
+        assert types(function).count("Const") == 1

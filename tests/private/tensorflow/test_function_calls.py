@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import tensorflow as tf
 
@@ -53,3 +59,75 @@ def test_call_functions_by__lets_errors_and_methods_through(called):
     with pytest.raises(tf.errors.InvalidArgumentError):
         Owner().method(tf.constant(5))
     assert len(called) == 2
+
+
+def calls_of(function):
+    return _private.CallAttributes(function, _private.call_attributes(), "NoSuchGradient")
+
+
+def test_call_attributes_make_calls_that_compute_what_the_function_does():
+    inner = tf.function(lambda x, y: (x + 1.0, y * 2)).get_concrete_function(
+        tf.TensorSpec([2]), tf.TensorSpec([], tf.int32)
+    )
+
+    @tf.function
+    def caller(x, y):
+        attributes = calls_of(inner)
+        first = attributes.call(inner, [x, y], "mine")
+        second = attributes.call(inner, first.outputs, "mine")
+        assert [first.name, second.name] == ["mine", "mine_1"]
+        assert first.outputs[0].shape.rank is None  # nothing is inferred from the body
+        assert first.get_attr("_gradient_op_type") == b"NoSuchGradient"
+        return list(second.outputs)
+
+    x, y = caller(tf.constant([1.0, 2.0]), tf.constant(3))
+    assert (x.numpy().tolist(), int(y)) == ([3.0, 4.0], 12)
+
+
+def test_call_attributes_leave_shapes_to_tensorflow_where_the_function_does_not_know_them():
+    inner = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([None, 3]))
+
+    @tf.function
+    def caller(x):
+        (result,) = calls_of(inner).call(inner, [x], "mine").outputs
+        assert result.shape == [5, 3]
+        return result
+
+    assert caller(tf.zeros([5, 3])).numpy().sum() == 15.0
+
+
+def test_end_search_for_references():
+    """TensorFlow logs for how many nodes it has the answer: none unless it is given one."""
+    program = """
+        import sys
+        import tensorflow as tf
+        from opensmp import _private
+
+        @tf.function(experimental_attributes={"_noinline": True})
+        def inner(x):
+            return tf.sin(x) + 1.0
+
+        @tf.function
+        def outer(x):
+            first = inner(x)
+            if sys.argv[1] == "end":
+                _private.end_search_for_references(first.op)
+            return inner(first)
+
+        print(float(outer(tf.constant(0.0))))
+    """
+    found = []
+    for given in ("leave", "end"):
+        ran = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), given],
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "xla_cluster_util=1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=True,
+        )
+        assert float(ran.stdout) == pytest.approx(1.841471)
+        counts = re.findall(r"RefVariables\(\) found (\d+) nodes", ran.stderr)
+        found.append(max(map(int, counts)))
+    assert found[0] == 0
+    assert found[1] >= 2  # both calls

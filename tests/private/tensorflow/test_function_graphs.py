@@ -326,19 +326,6 @@ def test_note_body():
     assert list(graph._smp_bodies.values()) == [inner]
 
 
-def test_set_called_function():
-    inner = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([2]))
-
-    @tf.function
-    def caller(x):
-        called = tf.raw_ops.PartitionedCall(args=[x], Tout=[x.dtype], f=_private.FUNCTION_TO_COME)
-        assert called[0].shape.rank is None  # nothing is inferred from the body
-        _private.set_called_function(called[0].op, inner)
-        return called[0]
-
-    assert caller(tf.constant([1.0, 2.0])).numpy().tolist() == [2.0, 3.0]
-
-
 def doubled(x):
     return tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, 2.0 * y), [0, x])[1]
 

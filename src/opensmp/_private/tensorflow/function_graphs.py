@@ -66,20 +66,6 @@ def note_body(graph: Any, function: ConcreteFunction) -> None:
     getattr(graph, _BODIES)[function.name] = function
 
 
-FUNCTION_TO_COME = "opensmp_function_to_come"
-"""Name of no function: what a call has until `set_called_function`."""
-
-
-def set_called_function(op: Op, function: ConcreteFunction) -> None:
-    """Sets the function that an operation calls, which was created with `FUNCTION_TO_COME`.
-
-    TensorFlow infers the shapes of a call's results from the body of the function, for each call
-    anew. This leaves them unknown, and takes none of that time.
-    """
-    function.add_to_graph(op.graph)
-    op._set_func_attr("f", function.name)
-
-
 def forget_bodies(graph: Any) -> None:
     """Frees the graphs of the functions noted with `note_body`, and of those called by these.
 

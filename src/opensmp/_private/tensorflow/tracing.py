@@ -76,15 +76,21 @@ def call_attributes(one_thread: bool = False) -> dict[str, Any]:
             off.
     """
     attributes = dict(context.context().function_call_options.as_attrs())
-    config = tf.compat.v1.ConfigProto.FromString(attributes["config_proto"])
+    attributes["config_proto"] = _config_of_call(attributes["config_proto"], one_thread)
+    if one_thread:
+        attributes["executor_type"] = "SINGLE_THREADED_EXECUTOR"
+    return attributes
+
+
+@functools.cache
+def _config_of_call(serialized: bytes, one_thread: bool) -> bytes:
+    config = tf.compat.v1.ConfigProto.FromString(serialized)
     rewrites = config.graph_options.rewrite_options
     if rewrites.meta_optimizer_iterations == type(rewrites).DEFAULT_NUM_ITERS:
         rewrites.meta_optimizer_iterations = type(rewrites).ONE
     if one_thread:
         rewrites.memory_optimization = type(rewrites).NO_MEM_OPT
-        attributes["executor_type"] = "SINGLE_THREADED_EXECUTOR"
-    attributes["config_proto"] = config.SerializeToString()
-    return attributes
+    return bytes(config.SerializeToString())
 
 
 _conditions: list[Callable[[], bool]] = []

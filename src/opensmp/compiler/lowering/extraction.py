@@ -40,6 +40,34 @@ def _control_inputs(op: Op) -> list[Op]:
     return sorted(inputs, key=lambda other: other.name) if len(inputs) > 1 else inputs
 
 
+def _without_equal_constants(nodes: Sequence[Any], fetched: Collection[str]) -> list[Any]:
+    """NodeDefs of which equal constants are one; those in `fetched` stay.
+
+    Gradients bring a constant for each shape that they name, and so most operations of a backward
+    pass. TensorFlow makes them one as well, but only after it has copied the function for each call
+    and several times over.
+    """
+    first: dict[bytes, str] = {}
+    instead: dict[str, str] = {}
+    kept = []
+    for node in nodes:
+        if node.op == "Const" and not node.input and node.name not in fetched:
+            name, node.name = node.name, ""
+            known = first.setdefault(node.SerializeToString(deterministic=True), name)
+            node.name = name
+            if known != name:
+                instead[name] = known
+                continue
+        kept.append(node)
+    for node in kept:
+        for i, text in enumerate(node.input):
+            mark, name = ("^", text[1:]) if text.startswith("^") else ("", text)
+            name, colon, output = name.partition(":")
+            if name in instead:
+                node.input[i] = mark + instead[name] + colon + output
+    return kept
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """A part of a graph that can be pasted into other graphs.
@@ -188,25 +216,28 @@ class Extractor:
             for t in op.inputs
             if id(t) in stop or t.op not in members
         }
-        graph_def = self._graph_def(operations)
+        fetched = {t.op.name for t in fetches} | {op.name for op in must_run}
+        graph_def = self._graph_def(operations, fetched)
         has_state = any(map(_private.is_stateful, operations))
         return Part(graph_def, tuple(feeds), tuple(fetches), outside, self._captures, has_state)
 
-    def _graph_def(self, operations: Sequence[Op]) -> Any:
+    def _graph_def(self, operations: Sequence[Op], fetched: Collection[str]) -> Any:
         """Returns a GraphDef of the operations with all functions that they run."""
         self._refresh()
         part = tf.compat.v1.GraphDef()
         part.versions.CopyFrom(self._graph.graph_def_versions)
         names = {op.name for op in operations}
-        wanted: list[str] = []
+        nodes = []
         for op in operations:
-            node = part.node.add()
+            node = tf.compat.v1.NodeDef()
             node.CopyFrom(self._nodes[op.name])
             _private.strip_attributes(node)
             kept = [i for i in node.input if not i.startswith("^") or i[1:] in names]
             del node.input[:]
             node.input.extend(kept)
-            wanted.extend(_private.functions_of(node))
+            nodes.append(node)
+        part.node.extend(_without_equal_constants(nodes, fetched))
+        wanted = [name for node in part.node for name in _private.functions_of(node)]
         added: set[str] = set()
         while wanted:
             function = wanted.pop()

@@ -179,7 +179,7 @@ def _upstream(output: Tensor) -> int:
 
 
 def port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
-    """Identity that records `position` in `asked` when a gradient flows through it.
+    """Bridge that records `position` in `asked` when a gradient flows through it.
 
     A tape passes zeros for outputs that the loss does not depend on. Recording tells these zeros
     from real gradients, so that unconnected gradients stay None.
@@ -189,9 +189,7 @@ def port(tensor: Tensor, asked: set[int], position: int) -> Tensor:
         asked.add(position)
         return [upstream]
 
-    with _private.stop_recording():
-        passed = tf.identity(tensor)
-    return _private.with_gradient([passed], [tensor], gradient)[0]
+    return _private.with_gradient([tensor], [tensor], gradient)[0]
 
 
 def _required_gradients(

@@ -70,6 +70,19 @@ def py_function_of(function: ConcreteFunction) -> str | None:
     return _py_functions[function]
 
 
+_attributes: weakref.WeakKeyDictionary[
+    ConcreteFunction, dict[tuple[Any, ...], _private.CallAttributes]
+] = weakref.WeakKeyDictionary()
+
+
+def _attributes_of(function: ConcreteFunction, one_thread: bool) -> _private.CallAttributes:
+    settings = _private.call_attributes(one_thread)
+    made, key = _attributes.setdefault(function, {}), tuple(settings.values())
+    if key not in made:
+        made[key] = _private.CallAttributes(function, settings, SECOND_ORDER)
+    return made[key]
+
+
 def emit_call(
     function: ConcreteFunction, args: Sequence[Tensor], name: str, one_thread: bool = False
 ) -> tuple[Op, list[Tensor]]:
@@ -80,28 +93,13 @@ def emit_call(
     instead. With `one_thread` it runs in a single thread: if a partition has one core, several only
     evict each other's data from the cache. Ignored for control flow, which does not support it.
     """
-    outputs = function.outputs
     graph = tf.compat.v1.get_default_graph()
     _private.note_body(graph, function)
-    # With fully defined shapes, there is nothing that TensorFlow's inference would add to them.
-    is_known = all(t.shape.is_fully_defined() for t in outputs)
-    with graph.gradient_override_map({"PartitionedCall": SECOND_ORDER}):
-        results = tf.raw_ops.PartitionedCall(
-            args=[*args, *function.captured_inputs],
-            Tout=[t.dtype for t in outputs],
-            f=_private.FUNCTION_TO_COME if is_known else function,
-            name=name,
-            **_private.call_attributes(one_thread and not has_control_flow(function)),
-        )
-    if isinstance(results, tf.Operation) or not results:  # functions with side effects only
-        call, results = graph.get_operations()[-1], []
-    else:
-        results = list(results) if isinstance(results, (list, tuple)) else [results]
-        call = results[0].op
-    if is_known:
-        _private.set_called_function(call, function)
+    attributes = _attributes_of(function, one_thread and not has_control_flow(function))
+    call = attributes.call(function, [*args, *function.captured_inputs], name)
+    results = list(call.outputs)
     setattr(call, PY_FUNCTION, py_function_of(function))
-    for result, output in zip(results, outputs, strict=True):
+    for result, output in zip(results, function.outputs, strict=True):
         result.set_shape(output.shape)
         _private.copy_handle_data(output, result)
     return call, results

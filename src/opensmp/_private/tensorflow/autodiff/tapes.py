@@ -59,8 +59,7 @@ def with_gradient(
     def of_all(*upstream: Any) -> list[Any]:
         return [None] * len(results) + list(gradient(*upstream[: len(results)]))
 
-    with graph.gradient_override_map({"IdentityN": _BRIDGE}):
-        passed = tf.raw_ops.IdentityN(input=tensors, name="smp_bridge")
+    passed = _bridge(graph, tensors).outputs
     for source, target in zip(tensors, passed, strict=True):
         copy_handle_data(source, target)
     if not hasattr(graph, _GRADIENTS):
@@ -70,6 +69,20 @@ def with_gradient(
     # would create zeros, in each microbatch.
     record.record_operation(_BRIDGE, passed[: len(results)], tensors, of_all)
     return list(passed[: len(results)])
+
+
+def _bridge(graph: Any, tensors: Sequence[Tensor]) -> Op:
+    """An `IdentityN` whose gradient is that of a bridge; no tape records it.
+
+    It is created without `tf.raw_ops`, whose checks of each tensor take most of its time.
+    """
+    types = tf.compat.v1.AttrValue.ListValue(type=[t.dtype.as_datatype_enum for t in tensors])
+    attributes = {
+        "T": tf.compat.v1.AttrValue(list=types),
+        "_gradient_op_type": tf.compat.v1.AttrValue(s=_BRIDGE.encode()),
+    }
+    op: Op = graph._create_op_internal("IdentityN", tensors, name="smp_bridge", attrs=attributes)
+    return op
 
 
 @tf.RegisterGradient(_BRIDGE)
