@@ -48,7 +48,7 @@ from keras import layers
 
 import ablation
 import baselines
-from opensmp.cli.dry_run import build_model, dry_trace
+from opensmp.cli.models.dry_run import build_model, dry_trace
 from opensmp.compiler.plan.coarsening import units
 from opensmp.compiler.plan.coarsening.coarsen import MAX_UNITS, coarsen
 from opensmp.compiler.plan.cost_model import Prediction, evaluate

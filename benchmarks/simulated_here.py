@@ -56,7 +56,7 @@ def predict(workload: str, microbatches: int) -> dict[str, float]:
     import tensorflow as tf
 
     import overlap
-    from opensmp.cli.dry_run import build_model, dry_trace
+    from opensmp.cli.models.dry_run import build_model, dry_trace
     from opensmp.compiler.cluster.cluster import Cluster
     from opensmp.compiler.cluster.links import Link
     from opensmp.compiler.plan.coarsening.coarsen import coarsen

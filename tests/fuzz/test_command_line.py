@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from opensmp.base.sizes import parse_bytes
 from opensmp.cli import app
-from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.models.inputs import input_specs, parse_input
+from opensmp.cli.models.target import load_target, parse_arguments
 from opensmp.cli.running import process_group
 from opensmp.cli.running.process_group import RunResult
-from opensmp.cli.target import load_target, parse_arguments
 from opensmp.errors import SmpError
 
 # `opensmp.cli` also has functions of these names.

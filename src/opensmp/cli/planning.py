@@ -16,7 +16,7 @@ from opensmp import _private
 from opensmp.base.divisors import nearest_divisors
 from opensmp.base.message_text import counted, sentence, shown
 from opensmp.base.sizes import parse_bytes
-from opensmp.cli.dry_run import (
+from opensmp.cli.models.dry_run import (
     build_model,
     checked_model,
     dry_trace,
@@ -24,10 +24,10 @@ from opensmp.cli.dry_run import (
     hide_gpus,
     symbolic_inputs,
 )
-from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.models.inputs import input_specs, parse_input
+from opensmp.cli.models.target import load_target, parse_arguments
 from opensmp.cli.options import checking
 from opensmp.cli.plan import CARRIED, REFUSED, PlanOptions
-from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.cluster.machine import assumptions, machine_of
 from opensmp.compiler.costs.precision import precision_of
 from opensmp.compiler.format import format_seconds

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from opensmp.api.memory_report import memory_report
+from opensmp.api.measurement.memory_report import memory_report
 from opensmp.api.timeline.run_scalars import RunScalars
 from opensmp.base.versions import OWN
 from opensmp.config.pipelines import pipeline_name

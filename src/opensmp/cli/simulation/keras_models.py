@@ -7,7 +7,7 @@ from dataclasses import replace
 import keras
 
 from opensmp.base.message_text import sentence
-from opensmp.cli.dry_run import (
+from opensmp.cli.models.dry_run import (
     build_model,
     checked_model,
     dry_trace,
@@ -15,11 +15,11 @@ from opensmp.cli.dry_run import (
     hide_gpus,
     symbolic_inputs,
 )
-from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.models.inputs import input_specs, parse_input
+from opensmp.cli.models.target import load_target, parse_arguments
 from opensmp.cli.options import checking
 from opensmp.cli.simulation.simulate import SimulateOptions
 from opensmp.cli.simulation.transformers import cluster_of, print_step, run_of
-from opensmp.cli.target import load_target, parse_arguments
 from opensmp.compiler.cluster.cluster import Cluster
 from opensmp.compiler.costs.precision import precision_of
 from opensmp.compiler.plan.coarsening.coarsen import coarsen

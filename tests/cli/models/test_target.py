@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from opensmp.base.message_text import shown
-from opensmp.cli.target import load_target, parse_arguments
+from opensmp.cli.models.target import load_target, parse_arguments
 from opensmp.errors import PlanError
 
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from opensmp.base.message_text import shown
-from opensmp.cli.inputs import input_specs, parse_input
+from opensmp.cli.models.inputs import input_specs, parse_input
 from opensmp.errors import PlanError
 
 

@@ -1,0 +1,1 @@
+"""The models that commands load: their files, factories and inputs."""
