@@ -135,3 +135,34 @@ def test_host_that_cannot_be_reached_is_named():
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     assert done.returncode == 255
     assert "opensmp run: nowhere ended with exit code 255, as sh -c" in done.stderr
+
+
+def test_master_that_no_name_server_knows_is_an_error_at_once(tmp_path):
+    (tmp_path / "s.py").write_text("print('STARTED')")
+    command = [*RUN, "--nnodes", "2", "--master", "no-such-machine.invalid:29400"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "s.py")],
+        env=environ_of_tests({"OPENSMP_RUN_TOKEN": "x"}),
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
+    )
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "--master: there is no machine 'no-such-machine.invalid'" in said
+    assert "STARTED" not in done.stdout
+
+
+def test_machines_with_other_numbers_of_ranks_are_told_which_option():
+    with machines_or_skip(2) as machines:
+        processes = []
+        for node, count in ((0, 1), (1, 2)):
+            command = [*RUN, "-n", count, "--nnodes", 2, "--node-rank", node, "-a"]
+            command += ["--master", f"{machines.names[0]}:29400", PROGRAM, CONFIG, STEPS]
+            environ = environ_of_tests({"OPENSMP_RUN_TOKEN": "x"})
+            processes.append(machines.start(node, command, environ))
+        output, _ = processes[0].communicate(timeout=patient(100))
+        for process in processes[1:]:
+            process.kill()
+    assert processes[0].returncode
+    assert "Give opensmp run the same -n and --nnodes on all machines." in output

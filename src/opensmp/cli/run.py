@@ -18,7 +18,7 @@ import typer
 
 from opensmp.base.message_text import sentence, shown
 from opensmp.cli.options import checking, command, key_option
-from opensmp.cli.running.node import Node
+from opensmp.cli.running.node import Node, check_name
 from opensmp.cli.running.over_ssh import run_on_hosts
 from opensmp.cli.running.process_group import GRACE_SECONDS, Ranks, RunResult
 from opensmp.cli.running.regroup import WAIT_SECONDS, Gathering, regroup
@@ -80,6 +80,8 @@ def run_here(options: RunOptions, node: Node, restart: int = 0) -> None:
         check_script(options.script, options.module, options.log_dir)
         _check_seconds(options.join_seconds, options.idle_seconds)
         _check_ranks(options, node)
+        if node.meeting is not None:
+            check_name(node.meeting)
     restarts = Restarts(
         options.max_restarts, options.processes, options.min_procs, known_layout(options.flags)
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +17,7 @@ from opensmp.errors import LaunchError
 DEFAULT_PORT = 29400
 """Port of rank 0 on which the others meet it, if none is given; as torchrun's."""
 
+_NAME_SECONDS, _NAME_PAUSE_SECONDS = 5.0, 0.5
 _TOKEN = f"{LAUNCHER_PREFIX}TOKEN"
 
 
@@ -92,6 +95,28 @@ class Node:
     def token_of(self, restart: int) -> str:
         """What the ranks of a run show each other; other restarts have another one."""
         return f"{self.secret}-{restart}" if self.secret else ""
+
+
+def check_name(meeting: str) -> None:
+    """Raises an error if no address is known for the host of rank 0, after a few tries.
+
+    A name server may know a machine a little later than that machine starts.
+    """
+    host, _ = parse_address(meeting)
+    end = time.monotonic() + _NAME_SECONDS
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() > end:
+                raise LaunchError(
+                    f"opensmp run: --master: there is no machine {shown(host)}, as far as this one "
+                    f"({os.uname().nodename}) knows ({error}). Expected: a name that is in "
+                    "/etc/hosts or known to the name server, or an address"
+                ) from None
+            time.sleep(_NAME_PAUSE_SECONDS)
+        else:
+            return
 
 
 def address(host: str, port: int) -> str:

@@ -206,7 +206,10 @@ class _Host:
             with contextlib.suppress(OSError):
                 channel.send({"kind": "refused", "text": fault})
             channel.close()
-            self._refuse_all(f"The processes do not fit together: {fault}.")
+            same = ""
+            if size != launch.size and launch.source == "opensmp run":
+                same = " Give opensmp run the same -n and --nnodes on all machines."
+            self._refuse_all(f"The processes do not fit together: {fault}.{same}")
         with contextlib.suppress(OSError):  # `gather` notices if it is gone
             channel.send({"kind": "welcome"})
         self._reception.watch(channel)
