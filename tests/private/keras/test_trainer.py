@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import output_of
 
 from opensmp import _private
 
@@ -253,3 +254,16 @@ def test_kept_seeds():
     with _private.kept_seeds():
         pass
     np.testing.assert_array_equal(_private.global_seed_state().numpy(), known)
+
+
+def test_kept_seeds_where_none_was_set():
+    out = output_of(
+        """
+import tensorflow as tf
+from opensmp import _private
+with _private.kept_seeds():
+    tf.random.set_seed(1)
+print("kept")
+"""
+    )
+    assert out == "kept"

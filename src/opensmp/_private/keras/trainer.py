@@ -161,7 +161,7 @@ def kept_seeds() -> Iterator[None]:
     generator at the first use; neither can be read or set by public functions.
     """
     here = context.context()
-    generator = here._rng  # None without tf.random.set_seed
+    generator = getattr(here, "_rng", None)  # there is none before tf.random.set_seed
     state = None if generator is None else generator.getstate()
     known = global_state.get_global_attribute(_GLOBAL_SEED_GENERATOR)
     try:
