@@ -15,8 +15,9 @@ rows: 1 is as many times as long as there is more of it.
 What changes of the start were expected to give, of 4 blocks and 64 microbatches, and what was found
 on a busy machine:
 
-- The search of XLA for reference types ended: 30 % of the first run, by `perf`. Found: it is gone
-  from the profile, and the first run fell by about a quarter.
+- The search of XLA for reference types ended: 30 % of the first run, by `perf`. Found: a quarter of
+  it, but functions with a mark that ends the search cannot be used in a dataset or a SavedModel, so
+  it stays.
 - Equal constants are one: a tenth of the first run. Found: no more than the noise.
 - Prepared attributes of calls, and no inference of their shapes: no number was expected. Found: a
   quarter of the trace.

@@ -157,7 +157,6 @@ from opensmp._private.tensorflow.flop_registry import registered_flops
 from opensmp._private.tensorflow.function_calls import (
     CallAttributes,
     call_functions_by,
-    end_search_for_references,
 )
 from opensmp._private.tensorflow.function_graphs import (
     add_control_input,

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-import textwrap
-
 import pytest
 import tensorflow as tf
 
@@ -94,40 +88,3 @@ def test_call_attributes_leave_shapes_to_tensorflow_where_the_function_does_not_
         return result
 
     assert caller(tf.zeros([5, 3])).numpy().sum() == 15.0
-
-
-def test_end_search_for_references():
-    """TensorFlow logs for how many nodes it has the answer: none unless it is given one."""
-    program = """
-        import sys
-        import tensorflow as tf
-        from opensmp import _private
-
-        @tf.function(experimental_attributes={"_noinline": True})
-        def inner(x):
-            return tf.sin(x) + 1.0
-
-        @tf.function
-        def outer(x):
-            first = inner(x)
-            if sys.argv[1] == "end":
-                _private.end_search_for_references(first.op)
-            return inner(first)
-
-        print(float(outer(tf.constant(0.0))))
-    """
-    found = []
-    for given in ("leave", "end"):
-        ran = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(program), given],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "0", "TF_CPP_VMODULE": "xla_cluster_util=1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        assert float(ran.stdout) == pytest.approx(1.841471)
-        counts = re.findall(r"RefVariables\(\) found (\d+) nodes", ran.stderr)
-        found.append(max(map(int, counts)))
-    assert found[0] == 0
-    assert found[1] >= 2  # both calls

@@ -79,20 +79,3 @@ class CallAttributes:
             function.add_to_graph(graph)
         op: Op = graph._create_op_internal("PartitionedCall", args, name=name, attrs=self._values)
         return op
-
-
-_REFERENCES = "_opensmp_references"
-
-
-def end_search_for_references(op: Op) -> None:
-    """Lets TensorFlow take an operation, and all that depend on it, for users of reference types.
-
-    For the compiler XLA, TensorFlow looks in the functions that a graph calls for the reference
-    types of TensorFlow 1, and copies each function for each call, twice. It does not look behind
-    an operation for which it has an answer, such as one with the name of an operation that returns
-    a reference among its attributes. Only parts of the graph that XLA compiles depend on the
-    answer: their variables are locked for longer, which makes no difference to a step.
-    """
-    value = _AttrValue()
-    value.func.name = "VariableV2"
-    op._set_attr(_REFERENCES, value)

@@ -104,8 +104,6 @@ def add_schedule_edges(
 ) -> int:
     """Adds control edges that make each device follow its order; returns the number of edges added.
 
-    All calls of a device then depend on its first one, see `_private.end_search_for_references`.
-
     Only those between tasks of `partitions`; None for all.
 
     Raises:
@@ -120,8 +118,6 @@ def add_schedule_edges(
     ]
     for partition in here:
         pairs.extend(itertools.pairwise(schedule.orders[partition]))
-        for action in schedule.orders[partition][:1]:
-            _private.end_search_for_references(tasks[action].first)
     for before, after in pairs:
         _private.add_control_input(tasks[after].first, tasks[before].last)
     return len(pairs)
