@@ -78,17 +78,6 @@ def test_a_schedule_becomes_control_edges_on_each_device(graph):
     assert before == {"0F0": [], "0F1": ["task_0F0"], "1F0": ["task_1F1"], "1F1": []}
 
 
-def test_all_calls_of_a_device_depend_on_one_that_ends_the_search_for_references(graph):
-    tasks = {t.action: t for t in (task("0F0", 0), task("0F1", 0), task("1F0", 1), task("1F1", 1))}
-    orders = tuple(tuple(map(Action.parse, row)) for row in (["0F0", "0F1"], ["1F1", "1F0"], []))
-    add_schedule_edges(Schedule("by hand", orders), tasks, {0, 2})
-    marked = [a.text for a, t in tasks.items() if "_opensmp_references" in t.first.node_def.attr]
-    assert marked == ["0F0"]
-    add_schedule_edges(Schedule("by hand", orders), tasks)
-    marked = [a.text for a, t in tasks.items() if "_opensmp_references" in t.first.node_def.attr]
-    assert marked == ["0F0", "1F1"]
-
-
 def test_releases_become_control_edges_between_devices(graph):
     tasks = {t.action: t for t in (task("0F0", 0), task("0F1", 0), task("1F0", 1))}
     schedule = Schedule(
