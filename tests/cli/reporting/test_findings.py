@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -99,6 +100,19 @@ def test_uneven_partitions_are_told_with_what_another_cut_would_give(tmp_path):
     text = words(findings(tmp_path))
     assert "Partition 0 has 1.50 x the mean work" in text
     assert '"optimize": "speed"' in text
+
+
+def test_a_pass_that_was_interrupted_once_is_no_work(tmp_path):
+    write_run(tmp_path, planned(4))
+    found = findings(tmp_path)
+    step = found.step
+    row, last = step.rows[1], max(e.end for e in step.events)
+    first = next(e for e in step.events if e.row == row and e.action.kind == "B")
+    events = tuple(e._replace(end=e.end + last) if e is first else e for e in step.events)
+    disturbed = dataclasses.replace(step, events=events)
+    assert disturbed.busy_seconds(row) > step.busy_seconds(row) + 0.9 * last
+    assert disturbed.work_seconds(row) == pytest.approx(step.work_seconds(row))
+    assert step.work_seconds(row) == pytest.approx(step.busy_seconds(row))
 
 
 def test_time_of_a_step_leaves_out_those_that_were_traced(tmp_path):

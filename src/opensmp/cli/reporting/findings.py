@@ -272,7 +272,7 @@ class Findings:
         step, plan = self.step, self.timed_plan[0]
         if step is None or len(step.rows) < 2:
             return
-        busy = {row: step.busy_seconds(row) for row in step.rows}
+        busy = {row: step.work_seconds(row) for row in step.rows}
         mean = statistics.fmean(busy.values())
         slowest = max(busy, key=lambda row: busy[row])
         ratio = busy[slowest] / mean if mean else 1.0

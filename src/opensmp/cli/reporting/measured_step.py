@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -56,6 +57,18 @@ class MeasuredStep:
     def busy_seconds(self, row: Row) -> float:
         """Busy time of a partition."""
         return math.fsum(event.seconds for event in self.events if event.row == row)
+
+    def work_seconds(self, row: Row) -> float:
+        """Busy time of a partition if each of its passes took the median of its kind.
+
+        A pass that the system interrupted once does not count as work.
+        """
+        passes: dict[tuple[str, int], list[float]] = {}
+        for event in self.events:
+            if event.row == row:
+                kind = (event.action.kind, event.action.segment)
+                passes.setdefault(kind, []).append(event.seconds)
+        return math.fsum(len(each) * statistics.median(each) for each in passes.values())
 
     @property
     def bubble(self) -> float:

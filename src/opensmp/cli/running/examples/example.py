@@ -54,6 +54,11 @@ def example(
     chosen = EXAMPLES[name]
     if output is None:
         print(_text(chosen.files[0]), end="")
+        others = " and ".join(chosen.files[1:])
+        typer.echo(
+            f"opensmp example: it imports {others}; `opensmp example {name} --output .` writes all",
+            err=True,
+        )
         return
     if not output.is_dir():
         raise _refused(f"--output {shown(str(output))}: there is no such directory. Make it first.")
