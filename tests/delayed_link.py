@@ -1,9 +1,10 @@
-"""Joins network namespaces with a delay, by TUN devices: what a network of some length does.
+"""Joins network namespaces by TUN devices: what a network of some length and width does.
 
     python delayed_link.py FILE NAMESPACE...
 
-FILE has the seconds that a packet takes in one direction, as a native double, and may change
-meanwhile. Namespace number i gets the device `tun0`. Ends with its standard input.
+FILE has two native doubles that may change meanwhile: the seconds that a packet takes in one
+direction, and how many bytes a second go to each namespace, where 0 is no limit. Namespace number i
+gets the device `tun0`. Ends with its standard input.
 """
 
 from __future__ import annotations
@@ -45,14 +46,18 @@ def target_of(packet: bytes) -> int:
 class Direction:
     """The packets on their way to one namespace."""
 
-    def __init__(self, device: int, delay: memoryview) -> None:
-        self._device, self._delay = device, delay
+    def __init__(self, device: int, link: memoryview) -> None:
+        self._device, self._link = device, link
+        self._free = 0.0  # when the last packet has been sent
         self._queue: collections.deque[tuple[float, bytes]] = collections.deque()
         self._changed = threading.Condition()
 
     def put(self, packet: bytes) -> None:
         with self._changed:
-            self._queue.append((time.monotonic() + self._delay[0], packet))
+            delay, rate = self._link
+            self._free = max(self._free, time.monotonic())
+            self._free += len(packet) / rate if rate else 0.0
+            self._queue.append((self._free + delay, packet))
             self._changed.notify()
 
     def deliver(self) -> None:
@@ -77,8 +82,8 @@ def main(path: str, *namespaces: str) -> None:
         thread.start()
         thread.join()
     with open(path, "r+b") as file:
-        delay = memoryview(mmap.mmap(file.fileno(), 8)).cast("d")
-    ways = [Direction(device, delay) for device in devices]
+        link = memoryview(mmap.mmap(file.fileno(), 16)).cast("d")
+    ways = [Direction(device, link) for device in devices]
 
     def read(device: int) -> None:
         while True:

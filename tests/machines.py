@@ -42,6 +42,7 @@ class Machines:
         count: Number of machines.
         delay_seconds: What a packet takes in one direction; None for a cable without a delay, which
             can be taken out.
+        bytes_per_second: What goes to a machine at most, with a delay, which may be 0.
         version: Version of the addresses, 4 or 6; with 6 there are no others.
         alike: Whether all machines have the same host name.
         loopback_names: Whether the name of each machine means 127.0.1.1 on itself, as on Debian.
@@ -51,6 +52,7 @@ class Machines:
         self,
         count: int = 2,
         delay_seconds: float | None = None,
+        bytes_per_second: float = 0.0,
         version: int = 4,
         alike: bool = False,
         loopback_names: bool = False,
@@ -63,6 +65,7 @@ class Machines:
         prefix = "10.79.0." if version == 4 else "fd79::"
         self.addresses = [f"{prefix}{number + 1}" for number in range(count)]
         self._delay_seconds, self._version = delay_seconds, version
+        self._bytes_per_second = bytes_per_second
         self._loopback_names = loopback_names
         self._ends = contextlib.ExitStack()
         self._started: list[subprocess.Popen[str]] = []
@@ -176,7 +179,7 @@ class Machines:
             self._address(number, card)
 
     def _link(self, ends: contextlib.ExitStack, seconds: float) -> None:
-        self.delay_file.write_bytes(struct.pack("d", seconds))
+        self.delay_file.write_bytes(struct.pack("dd", seconds, self._bytes_per_second))
         link = subprocess.Popen(
             [sys.executable, LINK, self.delay_file, *self._spaces],
             stdin=subprocess.PIPE,

@@ -35,11 +35,11 @@ def data(width: int) -> tuple[Any, Any]:
     return x, generator.integers(0, 4, ROWS)
 
 
-def plain_losses(steps: int, microbatches: int, layers: int = 3) -> list[float]:
+def plain_losses(steps: int, microbatches: int, layers: int = 3, width: int = WIDTH) -> list[float]:
     """Losses of plain Keras, over the same microbatches."""
     import tensorflow as tf
 
-    model, (x, y) = net(WIDTH, layers), data(WIDTH)
+    model, (x, y) = net(width, layers), data(width)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.SGD(0.5)
     losses = []
@@ -64,9 +64,10 @@ def main(config: dict[str, Any], steps: int, seconds: float = 0.0) -> None:
 
     import opensmp as smp
 
+    width = config.pop("width", WIDTH)
     smp.init(config)
-    model = smp.DistributedModel.from_keras(net(WIDTH, config.get("partitions", 1) + 1))
-    x, y = data(WIDTH)
+    model = smp.DistributedModel.from_keras(net(width, config.get("partitions", 1) + 1))
+    x, y = data(width)
     own = slice(smp.dp_rank() * ROWS // smp.dp_size(), (smp.dp_rank() + 1) * ROWS // smp.dp_size())
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.SGD(0.5)
@@ -84,14 +85,20 @@ def main(config: dict[str, Any], steps: int, seconds: float = 0.0) -> None:
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return smp.allreduce(loss.reduce_mean())
 
-    losses = []
+    losses, times = [], []
     for step in range(steps):
+        began = time.monotonic()
         losses.append(float(train(tf.constant(x[own]), tf.constant(y[own]))))
+        times.append(time.monotonic() - began)
         if step == 1 and smp.rank() == 0:
             print("READY", flush=True)
         time.sleep(seconds / steps)
     place = {"local": [smp.local_rank(), smp.local_size()], "group": smp.get_mp_group()}
-    print("RESULT", json.dumps({"rank": smp.rank(), "losses": losses, **place}), flush=True)
+    print(
+        "RESULT",
+        json.dumps({"rank": smp.rank(), "losses": losses, "times": times, **place}),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -92,10 +92,10 @@ def results(processes: Sequence[Popen[str]]) -> list[dict[str, Any]]:
 
 
 def trains_as_plain_keras(
-    found: Sequence[Mapping[str, Any]], parts: int, layers: int, steps: int = STEPS
+    found: Sequence[Mapping[str, Any]], parts: int, layers: int, steps: int = STEPS, width: int = 8
 ) -> None:
     """Checks the losses of all ranks; `parts` are the microbatches of all replicas together."""
-    expected = plain_losses(steps, parts, layers)
+    expected = plain_losses(steps, parts, layers, width)
     for result in found:
         np.testing.assert_allclose(result["losses"], expected, rtol=2e-6)
 
@@ -114,6 +114,16 @@ def test_pipeline_over_machines_whose_names_mean_their_loopback():
         found = results(start(machines, [0, 1], {"partitions": 2}))
     trains_as_plain_keras(found, MICROBATCHES, layers=3)
     assert [each["local"] for each in found] == [[0, 1], [0, 1]]
+
+
+def test_replicas_over_a_link_of_100_megabits():
+    """Their gradients of 8 MiB take most of a second, in each step."""
+    rate, width = 100e6 / 8, 1024
+    with machines_or_skip(2, delay_seconds=0.0, bytes_per_second=rate) as machines:
+        found = results(start(machines, [0, 1], {"partitions": 1, "width": width}))
+    trains_as_plain_keras(found, 2 * MICROBATCHES, layers=2, width=width)
+    for each in found:
+        assert min(each["times"]) > 0.9 * 2 * width * width * 4 / rate
 
 
 def test_replicas_over_machines_that_have_only_ipv6():
