@@ -164,6 +164,16 @@ def test_numbers_of_threads_are_read_after_the_fork():
     assert many == threads(30, fresh=True)
 
 
+@pytest.fixture
+def own_servers(monkeypatch):
+    """Servers that no other test has started for an environment of its own."""
+    monkeypatch.setattr(forks, "_servers", [])
+    yield
+    for server in forks._servers:
+        server._end()
+
+
+@pytest.mark.usefixtures("own_servers")
 def test_of_many_ranks_the_last_ones_are_started():
     script = "import sys; print('tensorflow' in sys.modules)\n"
     lines = [result.lines for result in check_ranks(script, forks.SERVERS + 1, fresh=False)]

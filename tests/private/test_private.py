@@ -19,6 +19,7 @@ AMONG_THEMSELVES = {
     "average_what_is_here",
     "give_memory",
     "is_slot",
+    "keep_now",
     "know_slot",
     "make_unreadable",
     "mark_slot",
@@ -30,6 +31,9 @@ AMONG_THEMSELVES = {
     "share_averages",
     "share_updates",
     "shed_slot",
+    "slot_device",
+    "slots_here",
+    "updating",
 }
 
 

@@ -117,6 +117,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "RankType",
+    "RunReport",
     "SavedModelLayer",
     "SavingError",
     "ScheduleError",
