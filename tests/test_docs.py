@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -46,6 +47,22 @@ def test_manifests_parse():
     yaml = pytest.importorskip("yaml", reason="PyYAML comes with the extra docs")
     kinds = {yaml.safe_load(text)["kind"] for _, text in blocks("yaml")}
     assert {"TFJob", "JobSet"} <= kinds
+
+
+INSTRUCTIONS = {"FROM", "COPY", "RUN", "WORKDIR", "ENTRYPOINT", "CMD", "ENV", "EXPOSE", "ARG"}
+
+
+def test_container_files_have_known_instructions_and_their_commands_are_lists():
+    found = list(blocks("dockerfile"))
+    assert found
+    for place, text in found:
+        lines = re.sub(r"\\\n", " ", text).splitlines()
+        pairs = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+        assert pairs[0][0] == "FROM", place
+        assert {name for name, _ in pairs} <= INSTRUCTIONS, place
+        commands = [json.loads(rest) for name, rest in pairs if name in ("ENTRYPOINT", "CMD")]
+        assert commands, place
+        assert all(isinstance(word, str) for each in commands for word in each), place
 
 
 def test_every_page_is_in_the_navigation():
