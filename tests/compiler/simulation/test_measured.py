@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from compiler.plan.hand_made import chain, plan_of
 
@@ -42,6 +44,22 @@ def test_a_pass_for_the_weights_of_all_microbatches_counts_once():
     before, after = (with_measured_seconds(plan, each)[0] for each in (events, joint))
     more = timed_stages(after).backward - timed_stages(before).backward
     assert more == pytest.approx([0.0, 2.0])
+
+
+def test_a_hand_over_that_was_measured_is_the_latency_of_transfers():
+    """The plan's is for cores of any speed: it would be most of a step of short passes."""
+    plan = plan_of(chain(4), [0, 0, 1, 1], 2, microbatches=4)
+    slow = dataclasses.replace(plan.settings.machine, transfer_seconds=50.0)
+    plan = dataclasses.replace(
+        plan, settings=dataclasses.replace(plan.settings, machine=slow), make_graph=None
+    )
+    events = timed(plan, [1.0, 1.0])
+    bubbles = []
+    for seconds in (None, 80.0, 1.0, 0.0):
+        found, _ = with_measured_seconds(plan, events, seconds)
+        bubbles.append(found.simulate().bubble)
+    assert bubbles[0] == bubbles[1]
+    assert bubbles[1] > bubbles[2] > bubbles[3]
 
 
 def test_measuring_what_was_predicted_changes_nothing():

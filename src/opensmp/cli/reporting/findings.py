@@ -129,7 +129,7 @@ class Findings:
 
     @cached_property
     def timed_plan(self) -> tuple[Plan | None, str]:
-        """The plan with measured times of passes; or None, and why."""
+        """The plan with measured times of passes and hand-overs; or None, and why."""
         if self.plan is None:
             return None, f"the run has {counted(len(self.plans), 'plan')}" if self.plans else ""
         if self.step is None:
@@ -142,7 +142,9 @@ class Findings:
             for event in self.step.events
             if event.row.replica == first
         ]
-        return with_measured_seconds(self.plan, timed)
+        gaps = None if self.predicted is None else self.step.handovers(self.predicted[0].needs)
+        each = [seconds for _, seconds in gaps or ()]
+        return with_measured_seconds(self.plan, timed, statistics.median(each) if each else None)
 
     @cached_property
     def alternatives(self) -> Sequence[Alternative]:

@@ -84,10 +84,22 @@ class MeasuredStep:
 
         This is what transfers and the start of actions take. None if the step has other actions.
         """
+        gaps = self.handovers(needs)
+        if gaps is None:
+            return None
+        found = dict.fromkeys(self.rows, 0.0)
+        for row, seconds in gaps:
+            found[row] += seconds
+        return found
+
+    def handovers(
+        self, needs: Mapping[Action, frozenset[Action]]
+    ) -> Sequence[tuple[Row, float]] | None:
+        """For each action that needs results of other partitions: how long it idled with them."""
         if len(self.calls) != 1:
             return None
         ended = {(event.row.replica, event.action): event for event in self.events}
-        found = dict.fromkeys(self.rows, 0.0)
+        found: list[tuple[Row, float]] = []
         free = dict.fromkeys(self.rows, 0.0)
         for event in self.events:
             row = event.row
@@ -100,7 +112,7 @@ class MeasuredStep:
             ]
             if any(other.row != row for other in before):
                 ready = max(free[row], max(other.end for other in before))
-                found[row] += max(0.0, event.start - ready)
+                found.append((row, max(0.0, event.start - ready)))
             free[row] = max(free[row], event.end)
         return found
 

@@ -145,13 +145,14 @@ def alternatives_table(found: Findings) -> str:
     heads = ("settings", "bubble", "step", "time per microbatch", "fullest partition", "fits")
     titles = "".join(f"<th>{each}</th>" for each in heads)
     source = (
-        "median times of the measured step's passes"
+        "median times of the measured step's passes and hand-overs"
         if found.simulated_with == "measured"
         else "plan's times"
     )
     why = found.timed_plan[1]
     note = (
-        f"Simulated with the {source}; transfers, the update of weights and memory are predicted. "
+        f"Simulated with the {source}; the update of weights, memory and what a link carries a "
+        "second are predicted. "
         "Microbatches have the same size, so that twice as many are a batch twice as large; in a "
         "batch of the same size each has fewer rows, and the bubble is the same if it takes as "
         "much less time."

@@ -24,7 +24,7 @@ _MOST_PASSES = 6_000
 
 
 def with_measured_seconds(
-    plan: Plan, timed: Iterable[tuple[Action, int, float]]
+    plan: Plan, timed: Iterable[tuple[Action, int, float]], transfer_seconds: float | None = None
 ) -> tuple[Plan | None, str]:
     """Returns a plan whose stages take as long as was measured.
 
@@ -34,6 +34,8 @@ def with_measured_seconds(
     Args:
         plan: A plan with costs.
         timed: The actions of a step, each with its partition and its seconds.
+        transfer_seconds: What a hand-over between partitions took; the plan's latency counts if it
+            is less, or not known.
 
     Returns:
         The plan, or None and why there is none.
@@ -59,9 +61,14 @@ def with_measured_seconds(
         # A pass for weights may be that of several microbatches.
         share = len(found) / len(microbatches)
         seconds[int(kind != "F"), segment] += share * statistics.median(found)
+    machine = plan.settings.machine
+    if transfer_seconds is not None:
+        latency = min(machine.transfer_seconds, transfer_seconds)
+        machine = replace(machine, transfer_seconds=latency)
     return (
         replace(
             plan,
+            settings=replace(plan.settings, machine=machine),
             graph=replace(
                 graph,
                 forward_seconds=_scaled(graph.forward_seconds, stage, seconds[0]),
