@@ -172,6 +172,9 @@ def read_config(path: Path, command: str) -> dict[str, Any]:
     """The keys in a configuration file; relative paths in it are those of the current directory."""
     faults: list[str] = []
     given = {each.key: each.value for each in from_file(path, faults)}
+    unknown = [key for key in given if key not in KEYS]
+    if unknown and not faults:
+        Config.resolve(str(path))  # names the file, and accepts the keys of other libraries
     if faults:
         raise ConfigError(f"{command} --config: {sentence(faults)}")
     return given

@@ -192,7 +192,7 @@ def test_a_gradient_may_be_taken_twice(reads, tmp_path):
 def test_too_few_microbatches_are_told(reads, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="opensmp"):
         trained("drawing", "none", offload="residuals", offload_folder=tmp_path)
-    assert "hold 2 microbatches at most at once" in caplog.text
+    assert "hold the residuals of 2 microbatches at most at once" in caplog.text
     assert reads == {"written": 0, "read": 0}
 
 

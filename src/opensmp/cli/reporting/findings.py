@@ -179,7 +179,7 @@ class Findings:
     def _of_end(self) -> Iterator[Sentence]:
         if self.error:
             first = (self.error.strip().splitlines() or [""])[0]
-            yield Sentence("bad", f"The run ended after {self._steps} with {first}")
+            yield Sentence("bad", f"The run ended after {self._steps} with {first.rstrip(': ')}")
         elif self.state != "finished":
             silent = duration(self.now - max(r.time for r in self.run.ranks.values()))
             level = "note" if self.state == "running" else "bad"

@@ -93,8 +93,9 @@ def _reason(text: str, code: int | None, steps: int, seconds: float) -> str:
         return f"stopped after {seconds:.0f} s; give more --seconds"
     if code == 0:
         return (
-            f"the script ended before {counted(steps + WARM_STEPS + 1, 'training step')} of one "
-            "kind; give fewer --steps, or more data"
+            f"the script ended before {counted(steps + WARM_STEPS + 1, 'training step')}: {steps} "
+            f"that are measured after {WARM_STEPS + 1} to warm up, all by one model's fit or one "
+            "smp.step function. If it trains, give fewer --steps, or more data"
         )
     lines = [_PREFIX.sub("", line) for line in text.splitlines() if line.strip()]
     first = max((i for i, line in enumerate(lines) if _ERROR.match(line)), default=len(lines) - 1)

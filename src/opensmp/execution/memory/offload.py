@@ -24,7 +24,7 @@ import tensorflow as tf
 from opensmp import _private
 from opensmp.base.types import Op, Tensor
 from opensmp.compiler.schedule.actions import Action, Schedule
-from opensmp.config.offload import MOST_RESIDENT, offloads_residuals
+from opensmp.config.offload import ALL, MOST_RESIDENT, offloads_residuals
 from opensmp.distributed.world import World
 from opensmp.execution.emission.task_graph import Task, live_operations
 from opensmp.execution.memory.offload_places import on_cpu_device, spill_file
@@ -167,11 +167,12 @@ class Offload:
         most = max(held_by([tasks[action] for action in order]) for order in chosen)
         if most <= MOST_RESIDENT:
             _logger.warning(
-                "offload: the partitions hold %d microbatches at most at once, of which none is "
-                "offloaded: only from %d on, some of them can wait elsewhere. More partitions, or "
-                'the pipeline \'simple\', hold more; or set "offload" to "none".',
+                "offload: the partitions hold the residuals of %d microbatches at most at once, of "
+                "which none is offloaded: only from %d on, some of them can wait elsewhere. More "
+                "partitions, or the pipeline 'simple', hold more; or set \"offload\" to %s.",
                 most,
                 MOST_RESIDENT + 1,
+                '"optimizer"' if setting == ALL else '"none"',
             )
 
     def _offload(
