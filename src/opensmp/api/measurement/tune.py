@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -34,6 +33,7 @@ from opensmp.execution.profiling.tuning.trial import (
     Candidate,
     Measured,
     Outcome,
+    save_settings,
     settings,
 )
 
@@ -68,7 +68,7 @@ class Tuned:
             # the next run: smp.init("tuned.json")
             ```
         """
-        Path(os.fspath(path)).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        save_settings(self.config, Path(os.fspath(path)))
 
     def __repr__(self) -> str:
         return f"Tuned({self.config}, {1e3 * self.seconds:.3g} ms a step)"

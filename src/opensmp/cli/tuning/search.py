@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from opensmp.cli.tuning.trials import Script, run_trial
 from opensmp.cli.tuning.tune import TuneOptions
 from opensmp.errors import LaunchError
 from opensmp.execution.profiling.tuning.report import table
-from opensmp.execution.profiling.tuning.trial import Candidate, Outcome, settings
+from opensmp.execution.profiling.tuning.trial import Candidate, Outcome, save_settings, settings
 
 _ENOUGH_SECONDS = 1.0  # that a further candidate is worth starting
 
@@ -28,9 +27,7 @@ def search(options: TuneOptions) -> None:
             _print(console, f"{outcome.changes}: {outcome.error}")
     if outcomes[0].measured and outcomes[0].measured.note:
         _print(console, f"No predictions: {outcomes[0].measured.note}.")
-    options.output.write_text(
-        json.dumps(settings(best.measured), indent=2) + "\n", encoding="utf-8"
-    )
+    save_settings(settings(best.measured), options.output)
     _print(
         console,
         f'best settings: {options.output}. Use them by smp.init("{options.output}") in the '

@@ -1,9 +1,9 @@
 """Memory shared by all processes of a run on one machine, in regions that are found by key.
 
 Processes trace functions at different times and a different number of times, so that they cannot
-meet to lay out memory. Instead, whoever needs a region first makes it, under a lock of the file,
-in a table that all of them read. A region lasts as long as the processes, and keeps its meaning, as
-the keys of collectives do.
+meet to lay out memory. Instead, the first process that needs a region adds it, under a lock of the
+file, to a table that all of them read. A region lasts as long as the processes, and keeps its
+meaning, as the keys of collectives do.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Keeps the optimizer's state of partitions elsewhere: in files, or in the memory of the host.
 
-A slot of a partition on a CPU lies in a part of a file that is mapped into memory. The system reads
-from the file what an update asks for, and takes back the memory of the rest when something else
-needs it. TensorFlow's updates write their results into memory of their own, from which they are
-copied into the file, one variable after another. A slot of a partition on an accelerator is a
+A slot of a partition on a CPU lies in a file of its own that is mapped into memory. The system
+reads from the file what an update asks for, and takes back the memory of the rest when something
+else needs it. TensorFlow's updates write their results into memory of their own, from which they
+are copied into the file, one variable after another. A slot of a partition on an accelerator is a
 variable of the host, as in ZeRO-Offload (Ren et al., "ZeRO-Offload: Democratizing Billion-Scale
 Model Training", USENIX ATC 2021).
 """
@@ -14,16 +14,17 @@ import math
 import mmap
 import os
 import re
-import tempfile
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from opensmp.config.offload import offloads_optimizer
+from opensmp.distributed.transport.arrivals import in_place
 from opensmp.distributed.world import World
 from opensmp.errors import StepError
 from opensmp.execution.memory.offload_places import on_cpu_device
+from opensmp.execution.memory.spill_file import nameless_file
 
 LEAST_BYTES = 1 << 20
 """Smaller slots stay in memory."""
@@ -77,10 +78,7 @@ class SlotKeeper:
                 setattr(slot, _MAPPING, known)
             if not known.holds(value):
                 known.write(value)
-                del value
                 slot.assign(known.tensor(slot.shape, slot.dtype))
-            else:
-                del value
         known.free_memory()
 
 
@@ -97,8 +95,7 @@ class Mapping:
 
     def __init__(self, folder: str, size: int) -> None:
         self.size = size
-        descriptor, path = tempfile.mkstemp(dir=folder, prefix="opensmp-")
-        os.unlink(path)
+        descriptor = nameless_file(folder)
         try:
             # What has no room would end the process when it is written to.
             os.posix_fallocate(descriptor, 0, size)
@@ -124,8 +121,7 @@ class Mapping:
     def tensor(self, shape: Any, dtype: Any) -> Any:
         """A tensor whose memory is the file; the mapping exists as long as it does."""
         integers = self._bytes.view(_INTEGER[dtype.size].as_numpy_dtype)
-        found = tf.experimental.dlpack.from_dlpack(integers.__dlpack__())
-        return tf.reshape(tf.bitcast(found, dtype), shape)
+        return tf.reshape(tf.bitcast(in_place(integers), dtype), shape)
 
     def free_memory(self) -> None:
         """Lets the system have the memory; it reads from the file what is used again."""

@@ -36,6 +36,13 @@ class Block(NamedTuple):
     size: int
 
 
+def nameless_file(folder: str) -> int:
+    """Creates a file that the system deletes when nothing has it open or mapped any more."""
+    descriptor, path = tempfile.mkstemp(dir=folder, prefix="opensmp-")
+    os.unlink(path)
+    return descriptor
+
+
 class SpillFile:
     """A file in a folder, which the system deletes when this process ends, however it ends.
 
@@ -45,8 +52,7 @@ class SpillFile:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._descriptor, path = tempfile.mkstemp(dir=folder, prefix="opensmp-")
-        os.unlink(path)
+        self._descriptor = nameless_file(folder)
         self._free: list[Block] = []  # by offset, none adjacent
         self._size = 0
         self._lock = threading.Lock()

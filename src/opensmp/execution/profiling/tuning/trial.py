@@ -78,10 +78,7 @@ class Measured(NamedTuple):
     def write(self, path: str) -> None:
         """Writes the file, whole or not at all."""
         values = {**self._asdict(), "candidates": [each._asdict() for each in self.candidates]}
-        text = json.dumps(values, default=lambda value: None)  # such as a function
-        part = Path(f"{path}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        _write(Path(path), json.dumps(values, default=lambda value: None))  # such as a function
 
     @classmethod
     def read(cls, path: str) -> Measured | None:
@@ -126,6 +123,20 @@ class Outcome(NamedTuple):
         """The settings that differ from those of the script."""
         items = self.candidate.changes.items()
         return ", ".join(f"{_SHORT.get(key, key)}={value}" for key, value in items)
+
+
+def save_settings(found: Mapping[str, Any], path: Path) -> None:
+    """Writes settings to a file for `smp.init`, whole or not at all."""
+    _write(path, json.dumps(found, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():  # such as /dev/stdout
+        path.write_text(text, encoding="utf-8")
+        return
+    part = Path(f"{path}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
 
 
 def settings(best: Measured) -> dict[str, Any]:
